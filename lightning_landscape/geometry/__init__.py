@@ -1,0 +1,1 @@
+"""The science: losses, curvature, sharpness, slices.  Knows torch and numpy only."""

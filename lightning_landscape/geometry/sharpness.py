@@ -1,0 +1,96 @@
+"""How much the loss rises near the weights, and how it curves along a direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.vectors import Vector, inner, norm
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """A rise of the loss.
+
+    Attributes:
+        value: the rise, in units of the loss.
+        definition: what was measured, with its radius.
+        displacement: where the loss was evaluated, name -> tensor; empty where there are many.
+    """
+
+    value: float
+    definition: str
+    displacement: dict[str, Tensor]
+
+
+def sam_sharpness(
+    objective: Objective,
+    rho: float | None = None,
+    adaptive: bool = False,
+    eta: float = 0.0,
+) -> Sharpness:
+    r"""The rise of the loss after one ascent step of length ``rho``, as in SAM and ASAM.
+
+    .. math:: S = L(w + e) - L(w), \quad e = \rho \frac{g}{\|g\|_2}
+       \quad\text{or, adaptive,}\quad e = \rho \frac{T^2 g}{\|T g\|_2}, \; T = |w| + \eta
+
+    To second order the plain one is ``rho ||g|| + rho^2/2 g'Hg/||g||^2``: while training goes on
+    it is mostly the gradient's norm.  Log :func:`curvature_along` the gradient beside it.
+
+    Args:
+        objective: the loss.
+        rho: radius, in units of the weights; ``None`` is .05, adaptive .5 (a relative radius).
+        adaptive: scale the step to each weight.  With ``eta=0`` the value does not change when a
+            layer of a ReLU network is scaled up and the next one down.
+        eta: added to ``|w|``, so that weights at zero move too.
+
+    Returns:
+        A :class:`Sharpness`; 0 where the gradient is exactly 0; NaN where it is not finite.
+
+    Raises:
+        ValueError: ``rho`` not above 0, ``eta`` below 0.
+
+    Cost: one gradient and two forwards, less what the objective knows already.
+
+    Source: Foret et al., ICLR 2021, eq. 2; Kwon et al., ICML 2021, eq. 9.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+        >>> loss = Objective(lambda: (w**2).sum() / 2, {"w": w})
+        >>> round(sam_sharpness(loss, rho=0.1).value, 6)  # .1 * 5 + .1^2 / 2
+        0.505
+    """
+    radius = (0.5 if adaptive else 0.05) if rho is None else rho
+    if not 0.0 < radius < float("inf"):
+        raise ValueError(f"rho={rho!r}: expected a finite number > 0")
+    if not eta >= 0.0:
+        raise ValueError(f"eta={eta!r}: expected a number >= 0")
+    gradient = objective.gradient()
+    if adaptive:
+        scale = {n: p.detach().abs().to(gradient[n]) + eta for n, p in objective.params.items()}
+        length = norm({n: scale[n] * g for n, g in gradient.items()})
+        step = {n: scale[n] ** 2 * g for n, g in gradient.items()}
+    else:
+        length, step = norm(gradient), gradient
+    if length == 0.0:
+        displacement = {n: torch.zeros_like(g) for n, g in gradient.items()}
+    else:
+        displacement = {n: radius / length * s for n, s in step.items()}
+    rise = float(objective.loss_at(displacement) - objective.loss())
+    kind = f"ASAM (eta {eta:g})" if adaptive else "SAM"
+    return Sharpness(rise, f"{kind}, one ascent step, rho {radius:g}", displacement)
+
+
+def curvature_along(objective: Objective, direction: Vector) -> float:
+    """``d'Hd / d'd``: the second derivative of the loss along ``direction`` at unit length.
+
+    It lies between the smallest and the largest eigenvalue.  NaN where the direction is zero.
+    Cost: one HVP.
+    """
+    squared = inner(direction, direction)
+    if squared == 0.0:
+        return float("nan")
+    return inner(objective.hvp(direction), direction) / squared

@@ -1,0 +1,168 @@
+"""The loss on a line or a plane through the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.vectors import Vector, inner, norm
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Losses on a grid around the weights.
+
+    Attributes:
+        coordinates: ``(x,)`` for a line, ``(x, y)`` for a plane; float64, in units of the
+            direction vectors.  0 is where the weights are.
+        losses: a line ``(len(x),)``; a plane ``(len(y), len(x))``, the row is y.
+        center_loss: the loss at the weights.
+        metadata: where the slice came from, plain values only; ``norms`` holds the Euclidean
+            length of each direction, ``cosine`` the cosine between two.
+    """
+
+    coordinates: tuple[NDArray[np.float64], ...]
+    losses: NDArray[np.float64]
+    center_loss: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = tuple(len(axis) for axis in reversed(self.coordinates))
+        if len(self.coordinates) not in (1, 2) or self.losses.shape != expected:
+            raise ValueError(
+                f"losses have shape {self.losses.shape} with {len(self.coordinates)} coordinate "
+                f"axes of lengths {[len(axis) for axis in self.coordinates]}: expected "
+                f"(len(x),) for a line or (len(y), len(x)) for a plane"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.npz`` file that :meth:`load` (and plain ``numpy.load``) reads."""
+        axes = dict(zip("xy", self.coordinates, strict=False))
+        np.savez_compressed(
+            path,
+            allow_pickle=False,
+            losses=self.losses,
+            center_loss=np.float64(self.center_loss),
+            metadata=np.array(json.dumps(self.metadata)),
+            **axes,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Slice:
+        """Read what :meth:`save` wrote.  Nothing is unpickled.
+
+        Raises:
+            ValueError: the file is not a slice.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
+                metadata = json.loads(str(file["metadata"]))
+                losses = file["losses"].astype(np.float64)
+                return cls(axes, losses, float(file["center_loss"]), metadata)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged archive raises any of a dozen types
+            raise ValueError(f"path={str(path)!r}: not a saved Slice ({error})") from error
+
+
+def line_slice(
+    objective: Objective,
+    direction: Vector,
+    span: Span = (-1.0, 1.0),
+    resolution: int = 21,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Slice:
+    r"""``L(w + x d)`` for ``resolution`` values of x, evenly spaced over ``span``.
+
+    Args:
+        objective: the loss.
+        direction: ``d``; its length sets the unit of the axis.
+        span: the first and the last x.
+        resolution: points, at least 2; an odd number puts one at the weights of a symmetric span.
+        metadata: kept in the result.
+
+    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> loss = Objective(lambda: (w**2).sum() / 2, {"w": w})
+        >>> line_slice(loss, {"w": torch.tensor([1.0, 0.0])}, resolution=3).losses.tolist()
+        [0.5, 0.0, 0.5]
+    """
+    x = _axis("span", span, "resolution", resolution)
+    center = float(objective.loss())
+    losses = _losses(objective, [direction], [(float(a),) for a in x], center)
+    facts = {"norms": [norm(direction)]}
+    return Slice((x,), losses, center, {**facts, **(metadata or {})})
+
+
+def plane_slice(
+    objective: Objective,
+    direction_x: Vector,
+    direction_y: Vector,
+    span: Span | tuple[Span, Span] = (-1.0, 1.0),
+    resolution: int | tuple[int, int] = 15,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Slice:
+    r"""``L(w + x d_x + y d_y)`` on a grid.
+
+    Args:
+        objective: the loss.
+        direction_x: ``d_x``, the horizontal axis.
+        direction_y: ``d_y``, the vertical axis.
+        span: ``(first, last)`` for both axes, or ``((x0, x1), (y0, y1))``.
+        resolution: points along both axes, or ``(along x, along y)``.
+        metadata: kept in the result.
+
+    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+    """
+    span_x, span_y = span if isinstance(span[0], Sequence) else (span, span)
+    size_x, size_y = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+    x = _axis("span", span_x, "resolution", size_x)  # type: ignore[arg-type]
+    y = _axis("span", span_y, "resolution", size_y)  # type: ignore[arg-type]
+    center = float(objective.loss())
+    grid = [(float(a), float(b)) for b in y for a in x]
+    losses = _losses(objective, [direction_x, direction_y], grid, center)
+    lengths = [norm(direction_x), norm(direction_y)]
+    product = lengths[0] * lengths[1]
+    facts = {
+        "norms": lengths,
+        "cosine": inner(direction_x, direction_y) / product if product else 0.0,
+    }
+    return Slice((x, y), losses.reshape(size_y, size_x), center, {**facts, **(metadata or {})})
+
+
+def _losses(
+    objective: Objective,
+    directions: Sequence[Vector],
+    points: Sequence[tuple[float, ...]],
+    center: float,
+) -> NDArray[np.float64]:
+    """The losses at ``points``; the one at the weights themselves is known already."""
+    elsewhere = [point for point in points if any(point)]
+    measured = iter(objective.losses_at(directions, elsewhere).tolist() if elsewhere else [])
+    return np.array([next(measured) if any(point) else center for point in points])
+
+
+def _axis(span_name: str, span: Span, size_name: str, size: int) -> NDArray[np.float64]:
+    if len(span) != 2 or not np.isfinite(span).all() or not span[0] < span[1]:
+        raise ValueError(f"{span_name}={span!r}: expected two finite numbers, the smaller first")
+    if size != int(size) or size < 2:
+        raise ValueError(f"{size_name}={size!r}: expected an integer >= 2")
+    axis = np.linspace(span[0], span[1], int(size))
+    # A symmetric span with an odd resolution meets the weights exactly.
+    axis[np.abs(axis) < 1e-12 * (span[1] - span[0])] = 0.0
+    return axis

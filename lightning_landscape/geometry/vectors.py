@@ -1,0 +1,118 @@
+"""Vectors in weight space: a mapping from parameter name to a tensor of that parameter's shape.
+
+A missing name means zero.  Algorithms that do linear algebra on many vectors (Lanczos) lay them out
+flat, with :class:`Layout`, and hand mappings back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Vector = Mapping[str, Tensor]
+
+
+def inner(a: Vector, b: Vector) -> float:
+    """Inner product ``sum_i a_i b_i`` over the names that both hold."""
+    total = 0.0
+    for name in a.keys() & b.keys():
+        dtype = working_dtype(a[name].dtype)
+        total += float(torch.dot(a[name].flatten().to(dtype), b[name].flatten().to(dtype)))
+    return total
+
+
+def norm(a: Vector) -> float:
+    """Euclidean norm over all entries."""
+    return math.sqrt(inner(a, a))
+
+
+def scaled(a: Vector, factor: float) -> dict[str, Tensor]:
+    """``factor * a``."""
+    return {name: tensor * factor for name, tensor in a.items()}
+
+
+def seed_from(generator: torch.Generator | None) -> int:
+    """One integer drawn from ``generator``; 0 without one, so that a call can be repeated."""
+    if generator is None:
+        return 0
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def random_vector(params: Vector, seed: int) -> dict[str, Tensor]:
+    """Independent standard normal entries, drawn per name.
+
+    Each tensor comes from a CPU generator seeded by (seed, name): the draw depends neither on the
+    order of the parameters nor on the device, nor does it touch any global random state.
+    """
+    return {name: _normal(name, tensor, seed) for name, tensor in params.items()}
+
+
+def _normal(name: str, like: Tensor, seed: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    draw = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    return draw.to(device=like.device, dtype=working_dtype(like.dtype))
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type vectors are computed in: float64 stays, everything narrower becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Layout:
+    """One flat tensor per vector: the parameters' entries one after the other."""
+
+    def __init__(self, params: Vector) -> None:
+        self.shapes = {name: tensor.shape for name, tensor in params.items()}
+        self.sizes = {name: tensor.numel() for name, tensor in params.items()}
+        self.size = sum(self.sizes.values())
+        first = next(iter(params.values()))
+        self.device = first.device
+        self.dtype = (
+            torch.float64
+            if any(tensor.dtype == torch.float64 for tensor in params.values())
+            else torch.float32
+        )
+
+    def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
+        """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor."""
+        unknown = vector.keys() - self.shapes.keys()
+        if unknown:
+            raise ValueError(
+                f"vector names {sorted(unknown)} that the parameters do not have: "
+                f"expected names among {_few(self.shapes)}"
+            )
+        flat = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        for name, piece in zip(
+            self.sizes, torch.split(flat, list(self.sizes.values())), strict=True
+        ):
+            if name not in vector:
+                continue
+            value = vector[name]
+            if not isinstance(value, Tensor):
+                piece.fill_(value)
+                continue
+            if value.shape != self.shapes[name]:
+                raise ValueError(
+                    f"vector[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
+                    f"shape {tuple(self.shapes[name])}"
+                )
+            piece.copy_(value.detach().reshape(-1))
+        return flat
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """The mapping name -> view of ``flat`` in the parameter's shape."""
+        pieces = torch.split(flat, list(self.sizes.values()))
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+
+def _few(names: Mapping[str, object]) -> str:
+    shown = list(names)[:4]
+    return f"{shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
