@@ -21,6 +21,10 @@ Matvec = Callable[[Tensor], Tensor]
 _EXTRA_VECTORS = 2
 _EXTRA_SHARE = 0.3
 
+# A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
+# passes the residual test first.  A few products more, on a cold start only, bring the top one up.
+_COLD_PRODUCTS = 8
+
 
 class HessianLike(Protocol):
     """What the solver asks of an objective."""
@@ -158,6 +162,7 @@ def _lanczos(
     """
     first = starts[0] if starts else random_start(0)
     size = first.numel()
+    fewest = 0 if starts else min(_COLD_PRODUCTS, max_products, size)
     basis = _Rows(size, first)
     images = _Rows(size, first)
     projected = torch.zeros(0, 0, dtype=torch.float64)
@@ -188,7 +193,7 @@ def _lanczos(
             residuals = torch.linalg.vector_norm(defects, dim=1).double().cpu()
             bound = tol * float(values.abs().max())
             converged = bool((residuals <= bound).all())
-            if converged or len(basis) >= min(max_products, size):
+            if (converged and len(basis) >= fewest) or len(basis) >= min(max_products, size):
                 break
             worst = int(residuals.argmax())
             if grow(defects[worst]):
@@ -232,6 +237,7 @@ def _power(
             attempt += 1
             vector = _orthonormal(random_start(k + attempt), previous)
         value, residual, stalled, last_length = float("nan"), float("inf"), 0, 0.0
+        fewest = 0 if index < len(starts) else products + _COLD_PRODUCTS
         budget = max_products - (k - 1 - index)  # at least one product for each that follows
         while products < budget:
             image = matvec(vector)
@@ -241,15 +247,19 @@ def _power(
             value = float(vector @ image)
             length = float(torch.linalg.vector_norm(image))
             deflated = image - previous.T @ (previous @ image)
+            last_residual = residual
             residual = float(torch.linalg.vector_norm(deflated - value * vector))
             magnitude = max(magnitude, abs(value))
-            if residual <= tol * magnitude:
-                if value >= -shift / 2 or shift >= magnitude:
+            # A residual that grows again is a larger eigenvalue on its way up.
+            if residual <= tol * magnitude and residual <= last_residual:
+                if value < 0.0 and shift < magnitude:
+                    # A negative eigenvalue has the largest magnitude: lift all above zero.
+                    shift, fewest = magnitude, products + _COLD_PRODUCTS
+                    fresh = _orthonormal(random_start(k + products), previous)
+                    vector, residual = (vector if fresh is None else fresh), float("inf")
+                    continue
+                if products >= fewest:
                     break
-                # The eigenvalue of largest magnitude is negative: lift the spectrum above zero.
-                shift, vector = magnitude, _orthonormal(random_start(k + products), previous)
-                assert vector is not None
-                continue
             stalled = stalled + 1 if abs(length - last_length) <= 1e-3 * length else 0
             last_length = length
             if stalled >= 5 and shift < length:

@@ -377,7 +377,8 @@ class Objective:
             raise OtherRankError("another process failed while computing its share")
         if unsupported_ranks:
             raise fault if fault is not None else _NoDoubleBackward("on another process")
-        return carried[:-3] / weight
+        mean: Tensor = carried[:-3] / weight
+        return mean
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """One flat tensor; gradients of sparse embeddings are made dense."""

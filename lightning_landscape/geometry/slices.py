@@ -131,8 +131,8 @@ def plane_slice(
     """
     span_x, span_y = span if isinstance(span[0], Sequence) else (span, span)
     size_x, size_y = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-    x = _axis("span", span_x, "resolution", size_x)  # type: ignore[arg-type]
-    y = _axis("span", span_y, "resolution", size_y)  # type: ignore[arg-type]
+    x = _axis("span", span_x, "resolution", size_x)
+    y = _axis("span", span_y, "resolution", size_y)
     center = float(objective.loss())
     grid = [(float(a), float(b)) for b in y for a in x]
     losses = _losses(objective, [direction_x, direction_y], grid, center)

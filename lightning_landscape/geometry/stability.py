@@ -4,26 +4,27 @@ Every optimizer treated here moves a parameter by a linear recurrence in its gra
 
     w <- (1 - shrink) w - P^-1 (direct g + buffered m),    m <- momentum m + g,
 
-once everything that drifts slowly (P, the learning rate, NAdam's schedule, RAdam's rectification) is
-held at its current value. With g = H w, the first oscillation that fails to die out as H grows is the
-one of period two, w <- -w: no other root can reach the unit circle first, because the imaginary part
-of the transfer function keeps one sign on each half of it. This holds whatever mixture of learning
-rates and momenta the groups have, so one symmetric eigenvalue problem covers them all. Putting
+once everything that drifts slowly is held at its current value: P, the learning rate, NAdam's
+schedule, RAdam's rectification.  As H in g = H w grows, the first motion that fails to die out has
+period two, w <- -w: no other root can be first to the unit circle, because the imaginary part of
+the transfer function keeps one sign on each half of it.  That holds for any mixture of learning
+rates and momenta among the groups, so one symmetric eigenvalue problem covers them all.  Putting
 w <- -w into the recurrence gives the effective step
 
     S = 2 / (2 - shrink) * (direct + buffered / (1 + momentum)) P^-1
 
-and the run is stable while lambda_max(S^1/2 (H + wd) S^1/2) / 2 < 1.
-
-What vanishes on the momentum's own time scale (Adam's 1 - beta1^t, SGD's first buffer) is taken at
-its limit: a recurrence that changes as fast as it responds has no edge.
+and stability while lambda_max(S^1/2 (H + wd) S^1/2) / 2 < 1.  What vanishes on the momentum's own
+time scale (Adam's 1 - beta1^t, SGD's first buffer) is taken at its limit: a recurrence that changes
+as fast as it responds has no edge.
 
 References:
     Cohen et al. 2021, "Gradient descent on neural networks typically occurs at the edge of
-    stability" (SGD, momentum, Nesterov); Cohen et al. 2022, "Adaptive gradient methods at the edge of
-    stability" (Adam and kin); Long & Bartlett 2024, "Sharpness-aware minimization and the edge of
-    stability" (SAM).
+    stability": SGD, momentum, Nesterov.  Cohen et al. 2022, "Adaptive gradient methods at the edge
+    of stability": Adam and kin.  Long & Bartlett 2024, "Sharpness-aware minimization and the edge
+    of stability": SAM.
 """
+
+from __future__ import annotations
 
 import inspect
 import math
@@ -33,11 +34,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-# Parameters whose thresholds agree to this share one edge. AdamW with weight decay on some groups only
-# has thresholds a few 1e-5 apart; the exact edge always lies between the smallest and the largest.
+# Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
+# has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
 _AGREE = 1e-3
 
 
@@ -48,18 +48,18 @@ class StabilityEdge:
     The ratio is ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``; 1 is the edge, and a run at 1 is healthy.
 
     Attributes:
-        scale: S per name, a float or a tensor of the parameter's shape, in units of w per unit of g.
-            0.0: the parameter does not move. Empty when no edge is known.
-        weight_decay: Coupled weight decay per name, to be added to H *before* scaling. 0.0 where there
-            is none or where it is decoupled, which ``scale`` accounts for. Empty when no edge is known.
-        edge: The threshold as one number, when all of ``params`` share it to 0.1 % (the smallest is
-            given), else None. SGD and kin: on ``lambda_max(H)``, coupled weight decay subtracted.
-            Adaptive: on ``lambda_max(P^-1/2 (H + wd) P^-1/2)``, coupled weight decay inside; to 0.1 %
-            that eigenvalue is ``ratio * edge``.
-        note: One sentence: what the edge is, or why there is none.
-        preconditioner: P per name for the parameters that an adaptive optimizer moves, without the
-            learning rate; empty for SGD and kin.
-        maximize: The optimizer climbs: use the Hessian of -L.
+        scale: S per name, a number or a tensor of the parameter's shape, in units of w per unit of
+            g.  0.0: the parameter does not move.  Empty when no edge is known.
+        weight_decay: coupled weight decay per name, to be added to H *before* scaling.  0.0 where
+            there is none or where it is decoupled (``scale`` holds that).  Empty as ``scale``.
+        edge: the threshold as one number when all groups share it to 0.1 % (the smallest is given),
+            else None.  SGD and kin: on ``lambda_max(H)``, weight decay already subtracted.
+            Adaptive: on ``lambda_max(P^-1/2 (H + wd) P^-1/2)``, coupled weight decay inside.
+        note: one sentence: what the edge is, or why there is none.
+        preconditioner: P per name for adaptive optimizers, without the learning rate; infinite
+            where a parameter does not move, so that ``P^-1/2`` leaves it out.  Empty for SGD and
+            kin; beside SGD and kin only the adaptive names, and then ``edge`` is None.
+        maximize: the optimizer climbs: use the Hessian of -L.
     """
 
     scale: dict[str, Tensor | float]
@@ -72,42 +72,48 @@ class StabilityEdge:
 
 def stability_edge(
     optimizers: object,
-    params: Mapping[str, Parameter],
+    params: Mapping[str, Tensor],
     gradient_norm: float | Tensor | None = None,
 ) -> StabilityEdge:
-    """Reads from the optimizers how much curvature they can bear at this moment.
+    r"""Reads from the optimizers how much curvature they can bear at this moment.
 
-    With b the momentum (beta1), lr the learning rate and wd the weight decay, S times P is
+    With b the momentum (beta1), d the dampening and wd the weight decay:
 
-    ========================  =================================================================
-    SGD, momentum, Nesterov   lr, lr (1 - dampening) / (1 + b), lr (1 + 2b) / (1 + b);  P = 1
-    Adam, AMSGrad             lr (1 - b) / (1 + b);  P = sqrt(nu / (1 - beta2^t)) + eps
-    RAdam                     Adam's times the rectification;  P = (sqrt(nu) + eps) / sqrt(1 - beta2^t)
-    NAdam                     lr (1 - mu_t + mu_t+1 (1 - b) / (1 + b));  Adam's P
-    RMSprop                   lr / (1 + momentum);  P = sqrt(nu [- mean^2]) + eps
-    decoupled weight decay    any of these times 2 / (2 - lr wd)
-    ========================  =================================================================
+    ====================== =================================== ===================================
+    optimizer              S P                                 P
+    ====================== =================================== ===================================
+    SGD                    lr                                  1
+    SGD, momentum          lr (1 - d) / (1 + b)                1
+    SGD, Nesterov          lr (1 + 2b) / (1 + b)               1
+    Adam, AdamW, AMSGrad   lr (1 - b) / (1 + b)                sqrt(nu / (1 - beta2^t)) + eps
+    NAdam                  lr (1 - mu_t                        as Adam
+                           + mu_t+1 (1 - b) / (1 + b))
+    RAdam                  Adam's times the rectification      (sqrt(nu) + eps) / sqrt(1 - beta2^t)
+    RMSprop                lr / (1 + b)                        sqrt(nu [- mean^2]) + eps
+    decoupled wd           any of these times 2 / (2 - lr wd)
+    ====================== =================================== ===================================
 
-    so that 2 / S, the familiar form, is 2 / lr for SGD and 38 / lr for Adam with beta1 = 0.9. NAdam's
-    mu_t = b (1 - 0.96^(t momentum_decay) / 2) is taken at the current step t: by default it needs
-    some 25,000 steps to reach b, and until then the edge moves from 3.5 / lr to 13.6 / lr. SAM over
-    SGD and kin of edge e has the edge 2e / (1 + sqrt(1 + 4 rho e / ||g||)); for e = 2 / lr that is
-    Long & Bartlett's (||g|| / 2 rho)(sqrt(1 + 8 rho / (lr ||g||)) - 1).
+    so that 2 / (S P) is the familiar 2 / lr for SGD and 38 / lr for Adam at beta1 = 0.9.  NAdam's
+    mu_t = b (1 - 0.96^(t momentum_decay) / 2) is taken at the current t: with the defaults it needs
+    25,000 steps to reach b, while the threshold moves from 3.5 / lr to 13.6 / lr.  SAM over SGD and
+    kin of edge e has the edge 2e / (1 + sqrt(1 + 4 rho e / ||g||)), which at e = 2 / lr is Long &
+    Bartlett's (||g|| / 2 rho)(sqrt(1 + 8 rho / (lr ||g||)) - 1).
 
     Args:
-        optimizers: A torch optimizer or a sequence of them, also as wrapped by Lightning. Known are the
-            classes above, their subclasses that keep ``step``, and two-step SAM (``base_optimizer``
-            and a ``rho`` in its groups). Optimizers that hold none of ``params`` do not matter.
-        params: Name -> parameter, those that the Hessian is taken over, matched by identity. One that
-            no optimizer holds, or that an adaptive optimizer has not stepped while it did step others
-            (no gradient so far), does not move: its scale is 0.0.
-        gradient_norm: ||g||_2 of the loss, needed for SAM only.
+        optimizers: a torch optimizer or a sequence of them, also as wrapped by Lightning.  Known
+            are the classes above, their subclasses that keep ``step``, and two-step SAM (a
+            ``base_optimizer``, and ``rho`` in the groups).  One that holds none of ``params`` does
+            not matter.
+        params: name -> parameter, those that the Hessian is taken over, matched by identity.  One
+            that no optimizer holds does not move: scale 0.0.  Nor does one without state in an
+            adaptive optimizer that has stepped others (it never had a gradient).
+        gradient_norm: ||g||_2 of the loss, for SAM only.
 
     Returns:
-        The edge. When none is known ``scale`` is empty and ``note`` says why.
+        The edge.  Where none is known ``scale`` is empty and ``note`` says why.
 
     Raises:
-        TypeError: If something in ``optimizers`` is not an optimizer.
+        TypeError: for something that is not an optimizer.
 
     Cost: no gradient; one pass over the second moments of adaptive optimizers.
 
@@ -123,10 +129,8 @@ def stability_edge(
             return _fold(owners, params)
         if any(owner is not sam for owner, _ in owners.values()):
             raise _NoEdge("SAM beside another optimizer has no known stability edge.")
-        # SAM rewrites the gradient and lets its base optimizer step.
         base = {name: (sam.base_optimizer, group) for name, (_, group) in owners.items()}
-        rules = [(group["rho"], group.get("adaptive", False)) for _, group in owners.values()]
-        return _sharpness_aware(_fold(base, params), rules, gradient_norm)
+        return _sharpness_aware(_fold(base, params), list(owners.values()), gradient_norm)
     except _NoEdge as reason:
         return StabilityEdge({}, {}, None, str(reason), {}, False)
 
@@ -143,14 +147,11 @@ class _Update(NamedTuple):
     momentum: float
     preconditioner: Tensor | None = None
 
-    def step(self, shrink: float) -> float:
-        """S P: what a gradient of alternating sign moves the parameter by."""
-        return 2 / (2 - shrink) * (self.direct + self.buffered / (1 + self.momentum))
-
 
 _Group = dict[str, Any]
 _State = Mapping[str, Any]
-_Owners = dict[str, tuple[Any, _Group]]
+_Owner = tuple[Any, _Group]  # an optimizer and one of its groups
+_Rule = Callable[[_Group, _State], _Update]
 
 
 def _sgd(group: _Group, state: _State) -> _Update:
@@ -164,31 +165,28 @@ def _sgd(group: _Group, state: _State) -> _Update:
 def _adam(group: _Group, state: _State) -> _Update:
     b1, b2 = (float(beta) for beta in group["betas"])
     nu = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    correction = 1 - b2 ** float(state["step"])
-    p = (nu / correction).sqrt() + float(group["eps"])
+    p = (nu / (1 - b2 ** float(state["step"]))).sqrt() + float(group["eps"])
     return _Update(0.0, float(group["lr"]) * (1 - b1), b1, p)
 
 
 def _nadam(group: _Group, state: _State) -> _Update:
-    adam, lr, b1 = _adam(group, state), float(group["lr"]), float(group["betas"][0])
+    adam, t = _adam(group, state), float(state["step"])
     now, following = (
-        b1 * (1 - 0.5 * 0.96 ** (t * float(group["momentum_decay"])))
-        for t in (float(state["step"]), float(state["step"]) + 1)
+        adam.momentum * (1 - 0.5 * 0.96 ** (step * float(group["momentum_decay"])))
+        for step in (t, t + 1)
     )
-    return adam._replace(direct=lr * (1 - now), buffered=following * adam.buffered)
+    return adam._replace(direct=float(group["lr"]) * (1 - now), buffered=following * adam.buffered)
 
 
 def _radam(group: _Group, state: _State) -> _Update:
-    t, b2 = float(state["step"]), float(group["betas"][1])
-    correction = 1 - b2**t
-    limit = 2 / (1 - b2) - 1
+    (b1, b2), t = (float(beta) for beta in group["betas"]), float(state["step"])
+    correction, limit = 1 - b2**t, 2 / (1 - b2) - 1
     rho = limit - 2 * t * b2**t / correction
     if rho <= 5:
-        raise _NoEdge(f"RAdam has no stability edge before it rectifies (rho_t = {rho:.2g} <= 5).")
+        raise _NoEdge(f"RAdam has no stability edge before it rectifies (rho_t {rho:.2g} <= 5).")
     rectification = math.sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
     # Unlike Adam, RAdam adds eps before it corrects the bias.
     p = (state["exp_avg_sq"].sqrt() + float(group["eps"])) / math.sqrt(correction)
-    b1 = float(group["betas"][0])
     return _Update(0.0, float(group["lr"]) * rectification * (1 - b1), b1, p)
 
 
@@ -196,115 +194,114 @@ def _rmsprop(group: _Group, state: _State) -> _Update:
     nu = state["square_avg"]
     if group["centered"]:
         nu = nu - state["grad_avg"].square()
-    # The buffer holds g / P, not g: the same thing while P stands still.
+    # The buffer holds g / P instead of g: the same while P stands still.
     p = nu.sqrt() + float(group["eps"])
     return _Update(0.0, float(group["lr"]), float(group["momentum"]), p)
 
 
-_RULES: dict[type, tuple[Callable[[_Group, _State], _Update], str | None]] = {
+# With the state entry that says whether a parameter has been stepped, where the rule needs it.
+_RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
     SGD: (_sgd, None),
     Adam: (_adam, "exp_avg_sq"),
     AdamW: (_adam, "exp_avg_sq"),
     NAdam: (_nadam, "exp_avg_sq"),
     RAdam: (_radam, "exp_avg_sq"),
     RMSprop: (_rmsprop, "square_avg"),
-}  # and the state without which an adaptive optimizer has not stepped
+}
 
 
-def _rule(optimizer: object) -> tuple[Callable[[_Group, _State], _Update], str | None]:
-    kind = type(optimizer)
-    for known in kind.__mro__:
-        if known in _RULES:
-            # torch wraps `step` on whichever class is instantiated first: compare what is inside.
-            steps = (inspect.unwrap(cls.step) for cls in (cast(Any, kind), cast(Any, known)))
-            if next(steps) is next(steps):
-                return _RULES[known]
-            break
-    raise _NoEdge(f"{kind.__name__} has no known stability edge: the ratio is not available.")
+def _update(optimizer: Any, group: _Group, param: Parameter) -> _Update | None:
+    """The recurrence of ``param``; None when it is not being stepped."""
+    known = next((cls for cls in type(optimizer).__mro__ if cls in _RULES), None)
+    # torch wraps `step` on whichever class is instantiated first: compare what is inside.
+    if known is None or _step_of(type(optimizer)) is not _step_of(known):
+        name = _kind(optimizer)
+        raise _NoEdge(f"{name} has no known stability edge: the ratio is not available.")
+    rule, evidence = _RULES[known]
+    # `get`, because reading a missing entry of `state` would create it.
+    state = optimizer.state.get(param, {})
+    if evidence is None or evidence in state:
+        return rule(group, state)
+    if any(evidence in other for other in optimizer.state.values()):
+        return None
+    raise _NoEdge(f"{_kind(optimizer)} has no state yet: no step taken, or only skipped ones.")
 
 
-def _fold(owners: _Owners, params: Mapping[str, Parameter]) -> StabilityEdge:
-    """Reads every parameter's S, weight decay and threshold, and whether they share one."""
+def _fold(owners: Mapping[str, _Owner], params: Mapping[str, Tensor]) -> StabilityEdge:
+    """Every parameter's S and weight decay, and the threshold that they may share."""
     scale: dict[str, Tensor | float] = dict.fromkeys(params, 0.0)
     weight_decay = dict.fromkeys(params, 0.0)
     preconditioner: dict[str, Tensor] = {}
-    thresholds: list[float] = []  # of the parameters that move
+    thresholds: dict[str, float] = {}  # of the parameters that move
     for name, (optimizer, group) in owners.items():
-        update, decay, decoupled = _update(optimizer, group, params[name])
-        if update is None:
+        update = _update(optimizer, group, params[name])
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        if update is None or lr == 0:
             continue
-        shrink = float(group["lr"]) * decay if decoupled else 0.0
-        coupled = 0.0 if decoupled else decay
-        if shrink >= 2 or update.momentum >= 1:
-            culprit = "weight decay" if shrink >= 2 else f"momentum {update.momentum:g}"
-            raise _NoEdge(f"{_kind(optimizer)} diverges at any curvature: {culprit} is too large.")
-        step, p = update.step(shrink), update.preconditioner
-        if step == 0:
-            continue
+        direct, buffered, momentum, p = update
+        decoupled = bool(group.get("decoupled_weight_decay"))
+        shrink = lr * decay if decoupled else 0.0
+        if shrink >= 2 or momentum >= 1:
+            culprit = f"momentum {momentum:g}" if shrink < 2 else f"lr * weight decay {shrink:g}"
+            raise _NoEdge(f"{_kind(optimizer)} diverges at any curvature: {culprit}.")
+        step = 2 / (2 - shrink) * (direct + buffered / (1 + momentum))
         scale[name] = step if p is None else step / p
         if not (step > 0 and bool(torch.as_tensor(scale[name]).isfinite().all())):
             raise _NoEdge(f"{_kind(optimizer)} takes no finite step downhill for {name!r}.")
-        weight_decay[name] = coupled
-        thresholds.append(2 / step - (coupled if p is None else 0.0))
+        weight_decay[name] = 0.0 if decoupled else decay
+        thresholds[name] = 2 / step - (weight_decay[name] if p is None else 0.0)
         if p is not None:
             preconditioner[name] = p
 
     kinds = " and ".join(sorted({_kind(optimizer) for optimizer, _ in owners.values()}))
-    climbs = {bool(group.get("maximize", False)) for _, group in owners.values()}
+    climbs = {bool(group.get("maximize")) for _, group in owners.values()}
     if not thresholds:
-        raise _NoEdge(f"{kinds} has no stability edge while its learning rate is 0.")
+        raise _NoEdge(f"{kinds} has no stability edge while the learning rate is 0.")
     if len(climbs) > 1:
-        raise _NoEdge(f"{kinds} climbs for some parameters and descends for others: no edge.")
-    edge, note = None, f"{kinds}: no single edge, only the ratio, because "
-    if len(thresholds) < len(params):
-        note += f"{len(params) - len(thresholds)} of {len(params)} parameters do not move."
-    elif 0 < len(preconditioner) < len(params):
-        note += "adaptive and plain optimizers step together."
-    elif max(thresholds) - min(thresholds) > _AGREE * abs(min(thresholds)):
-        note += f"thresholds run from {min(thresholds):.4g} to {max(thresholds):.4g}."
+        raise _NoEdge(f"{kinds} has no known edge: some parameters climb while others descend.")
+
+    low, high = min(thresholds.values()), max(thresholds.values())
+    edge = None
+    if 0 < len(preconditioner) < len(thresholds):
+        why = "adaptive and plain optimizers step together"
+    elif high - low > _AGREE * abs(low):
+        why = f"the groups' thresholds run from {low:.4g} to {high:.4g}"
+    elif not preconditioner and len(thresholds) < len(params):
+        why = f"{len(params) - len(thresholds)} of {len(params)} parameters do not move"
     else:
-        edge = min(thresholds)
-        matrix = "preconditioned Hessian" if preconditioner else "Hessian"
-        note = f"{kinds}: the edge is a threshold on the top eigenvalue of the {matrix}."
+        edge = low
+    if preconditioner and len(preconditioner) == len(thresholds):
+        for name in params.keys() - thresholds.keys():
+            preconditioner[name] = torch.full_like(params[name], math.inf, requires_grad=False)
+    matrix = "preconditioned Hessian" if preconditioner else "Hessian"
+    note = (
+        f"{kinds}: no single edge, only the ratio, because {why}."
+        if edge is None
+        else f"{kinds}: the edge is a threshold on the top eigenvalue of the {matrix}."
+    )
     return StabilityEdge(scale, weight_decay, edge, note, preconditioner, climbs.pop())
 
 
-def _update(optimizer: Any, group: _Group, param: Parameter) -> tuple[_Update | None, float, bool]:
-    """One parameter's recurrence (None: it is not stepped), weight decay, and whether decoupled."""
-    rule, needs = _rule(optimizer)
-    decay = float(group["weight_decay"]), bool(group.get("decoupled_weight_decay", False))
-    if needs is None:
-        return rule(group, {}), *decay
-    # `get`, because reading a missing entry of `state` creates it.
-    state = optimizer.state.get(param, {})
-    if needs in state:
-        return rule(group, state), *decay
-    if any(needs in other for other in optimizer.state.values()):
-        return None, *decay
-    raise _NoEdge(f"{_kind(optimizer)} has no state yet: no step taken, or only skipped ones.")
-
-
 def _sharpness_aware(
-    base: StabilityEdge, rules: list[tuple[float, bool]], gradient_norm: float | Tensor | None
+    base: StabilityEdge, owners: Sequence[_Owner], gradient_norm: float | Tensor | None
 ) -> StabilityEdge:
-    """SAM's edge. On a quadratic it descends g + rho H g / ||g||, so its base optimizer meets the
-    curvature h + rho h^2 / ||g||; the edge is where that reaches the base's edge. With the H^2, S
-    cannot be folded unless all of the Hessian is scaled alike."""
+    """SAM's edge.  On a quadratic it descends g + rho H g / ||g||, so that its base optimizer meets
+    the curvature h + rho h^2 / ||g||; h is the edge where that is the base's edge.  The square of H
+    does not fold into S unless all of H is scaled alike."""
     if base.edge is None or base.edge <= 0 or base.preconditioner or base.maximize:
-        raise _NoEdge("SAM's stability edge is known over plain descent by SGD with one edge only.")
-    rho, adaptive = rules[0]
-    if adaptive or any(rule != rules[0] for rule in rules):
-        raise _NoEdge("SAM's stability edge is known for one rho and adaptive=False only.")
+        raise _NoEdge("SAM has a known stability edge over SGD only, downhill, with one edge.")
+    settings = {(float(group["rho"]), bool(group.get("adaptive"))) for _, group in owners}
+    rho, adaptive = settings.pop()
+    if adaptive or settings:
+        raise _NoEdge("SAM has a known stability edge for a single rho and adaptive=False only.")
     if gradient_norm is None or not 0 < float(gradient_norm) < math.inf:
         raise _NoEdge(f"SAM's stability edge needs a gradient norm > 0, got {gradient_norm}.")
-    root = math.sqrt(1 + 4 * float(rho) * base.edge / float(gradient_norm))
-    edge = 2 * base.edge / (1 + root)
+    edge = 2 * base.edge / (1 + math.sqrt(1 + 4 * rho * base.edge / float(gradient_norm)))
     return replace(
         base,
         scale={name: 2 / (edge + decay) for name, decay in base.weight_decay.items()},
         edge=edge,
-        note="SAM: the edge is a threshold on the top eigenvalue of the Hessian "
-        "at this gradient norm.",
+        note=base.note.replace(":", " under SAM: at this gradient norm", 1),
     )
 
 
@@ -312,31 +309,31 @@ def _unwrapped(optimizers: object) -> Iterator[Any]:
     """The torch optimizers inside, each once."""
     seen = set()
     for item in optimizers if isinstance(optimizers, Sequence) else (optimizers,):
-        # Lightning's wrapper passes for the class it wraps, so its attribute is asked first. A public
-        # `optimizer` on a real Optimizer is another matter: Lookahead steps differently.
-        inner = getattr(item, "_optimizer", None)
-        if inner is None and not isinstance(item, Optimizer):
-            inner = getattr(item, "optimizer", None)
-        optimizer = item if inner is None else inner
+        optimizer = item
+        # Lightning's wrapper only forwards, and passes for the class it wraps.  Any other Optimizer
+        # with an `optimizer` inside may step differently, as Lookahead does.
+        while (inner := getattr(optimizer, "optimizer", None)) is not None and (
+            not isinstance(optimizer, Optimizer) or getattr(optimizer, "_optimizer", None) is inner
+        ):
+            optimizer = inner
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(
-                f"stability_edge(optimizers={optimizers!r}): expected a torch optimizer or a "
-                f"sequence of them, got {type(item).__name__}"
+                f"stability_edge(optimizers=...): expected torch optimizers, got {item!r}"
             )
         if id(optimizer) not in seen:
             seen.add(id(optimizer))
             yield optimizer
 
 
-def _owners(optimizers: Iterator[Any], params: Mapping[str, Parameter]) -> _Owners:
-    """Which optimizer and group steps which name."""
-    held: dict[int, tuple[Any, _Group]] = {}
+def _owners(optimizers: Iterator[Any], params: Mapping[str, Tensor]) -> dict[str, _Owner]:
+    """Which optimizer and group step which name."""
     wanted = {id(param) for param in params.values()}
+    held: dict[int, _Owner] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for key in wanted.intersection(map(id, group["params"])):
                 if key in held:
-                    raise _NoEdge("A parameter is stepped by two optimizers: no edge is known.")
+                    raise _NoEdge("Two optimizers step the same parameter: no edge is known.")
                 held[key] = optimizer, group
     if not held:
         raise _NoEdge("No optimizer holds any of these parameters.")
@@ -345,6 +342,10 @@ def _owners(optimizers: Iterator[Any], params: Mapping[str, Parameter]) -> _Owne
 
 def _is_sam(optimizer: Any) -> bool:
     return hasattr(optimizer, "base_optimizer") and all("rho" in g for g in optimizer.param_groups)
+
+
+def _step_of(cls: type) -> object:
+    return inspect.unwrap(cast(Any, cls).step)
 
 
 def _kind(optimizer: object) -> str:

@@ -1,0 +1,189 @@
+"""Stop, or warn, when a measured quantity crosses a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_landscape.callbacks.monitor import Monitor, check_choice
+
+
+class SharpnessEarlyStopping(pl.Callback):
+    """Stop training when a quantity measured by another callback crosses a threshold.
+
+    It decides inside the measurement, once for each new value: where it stands in the list of
+    callbacks does not matter, and a value is never counted twice.  A value that is NaN or infinite
+    stops at once.
+
+    Args:
+        monitor: a key that a monitor in the same Trainer logs, e.g. ``"hessian/edge_ratio"``.
+        threshold: the value to compare with, in units of that key.
+        stop_when: ``"above"``: too sharp.  ``"below"``: flat enough; needs ``min_steps``, because
+            many runs begin flat.
+        patience: how many measurements in a row must be beyond the threshold; measurements, not
+            steps.
+        min_steps: measurements before this step are not counted.
+        action: ``"stop"`` the run, or only ``"warn"``, once for each crossing.
+
+    Attributes:
+        stopped_step: the step of the measurement that stopped the run (or was warned of), else
+            ``None``.
+        stopping_reason: why, in one sentence, else ``""``.
+        wait_count: measurements in a row beyond the threshold so far.
+
+    The Trainer's ``min_epochs`` and ``min_steps`` come first: until they are met nothing is
+    stopped, and then the latest measurement counts.  Under ``fast_dev_run`` nothing is stopped.
+
+    Raises:
+        ValueError: an argument out of its range.
+        MisconfigurationException: no callback in the Trainer logs ``monitor``.
+
+    Example::
+
+        stopper = SharpnessEarlyStopping("hessian/edge_ratio", threshold=1.5)
+        trainer = Trainer(callbacks=[HessianMonitor(), stopper])
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        threshold: float,
+        stop_when: Literal["above", "below"] = "above",
+        patience: int = 3,
+        min_steps: int = 0,
+        action: Literal["stop", "warn"] = "stop",
+    ) -> None:
+        super().__init__()
+        said = "SharpnessEarlyStopping"
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(
+                f"{said}(monitor={monitor!r}): expected a key such as 'hessian/top_eigenvalue'"
+            )
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+            raise TypeError(f"{said}(threshold={threshold!r}): expected a number")
+        if not math.isfinite(threshold):
+            raise ValueError(f"{said}(threshold={threshold!r}): expected a finite number")
+        check_choice(said, "stop_when", stop_when, ("above", "below"))
+        check_choice(said, "action", action, ("stop", "warn"))
+        for argument, value, least in (("patience", patience, 1), ("min_steps", min_steps, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{said}({argument}={value!r}): expected an integer >= {least}")
+        if stop_when == "below" and min_steps == 0:
+            raise ValueError(
+                f"{said}(stop_when='below', min_steps=0): many runs begin flat; pass the step from "
+                f"which a small value means something, e.g. min_steps=1000"
+            )
+        self.monitor = monitor
+        self.threshold = float(threshold)
+        self.stop_when: Literal["above", "below"] = stop_when
+        self.patience = patience
+        self.min_steps = min_steps
+        self.action: Literal["stop", "warn"] = action
+        self.wait_count = 0
+        self.stopped_step: int | None = None
+        self.stopping_reason = ""
+        self._pending: tuple[int, str] | None = None  # decided, but the Trainer must go on yet
+        self._warned = False  # of the crossing that is going on
+        self._missing_said = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the callback that logs the key."""
+        if stage != "fit":
+            return
+        monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+        owner = next((m for m in monitors if self.monitor in m.keys), None)
+        if owner is None:
+            available = sorted(key for m in monitors for key in m.keys)
+            raise MisconfigurationException(
+                f"SharpnessEarlyStopping(monitor={self.monitor!r}): no callback of this Trainer "
+                f"logs that; "
+                + (f"available: {available}" if available else "add a HessianMonitor, say")
+            )
+        if self not in owner.listeners:
+            owner.listeners.append(self)
+
+    def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        """A new measurement, on every process: count it, and act."""
+        if self.monitor not in row:
+            if not self._missing_said:
+                self._missing_said = True
+                rank_zero_warn(
+                    f"SharpnessEarlyStopping: a measurement came without {self.monitor!r}; such "
+                    f"measurements are not counted"
+                )
+            return
+        step, value = int(row["step"]), float(row[self.monitor])
+        reason = self._judge(step, value)
+        # All processes measured the same; should one differ, any acts for all and none waits.
+        if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            self._act(trainer, step, reason or f"{self.monitor} crossed on another process")
+        else:
+            self._pending, self._warned = None, False
+
+    def _judge(self, step: int, value: float) -> str | None:
+        """Count one value; the reason to act, or None."""
+        if not math.isfinite(value):
+            return f"{self.monitor} is {value} at step {step}"
+        beyond = value > self.threshold if self.stop_when == "above" else value < self.threshold
+        if not beyond or step < self.min_steps:
+            self.wait_count = 0
+            return None
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return None
+        return (
+            f"{self.monitor} = {value:.4g} at step {step}, {self.stop_when} {self.threshold:g} for "
+            f"{self.wait_count} measurement{'s' if self.wait_count > 1 else ''} in a row"
+        )
+
+    def _act(self, trainer: Trainer, step: int, reason: str) -> None:
+        if self.action == "warn":
+            if not self._warned:
+                self._warned = True
+                self.stopped_step, self.stopping_reason = step, reason
+                rank_zero_warn(f"SharpnessEarlyStopping: {reason}")
+            return
+        self._pending = (step, reason)
+        self._stop_if_allowed(trainer)
+
+    def _stop_if_allowed(self, trainer: Trainer) -> None:
+        """Lightning remembers a stop for ever, so it is asked for only when it may be granted."""
+        if self._pending is None or getattr(trainer, "fast_dev_run", False):
+            return
+        if not trainer.fit_loop._can_stop_early:
+            return
+        self.stopped_step, self.stopping_reason = self._pending
+        self._pending = None
+        trainer.should_stop = True
+        rank_zero_info(f"SharpnessEarlyStopping: training stops, {self.stopping_reason}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Here a Trainer's minimum may just have been met."""
+        self._stop_if_allowed(trainer)
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes several of these by what they watch."""
+        return self._generate_state_key(
+            monitor=self.monitor, threshold=self.threshold, stop_when=self.stop_when
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "wait_count": self.wait_count,
+            "stopped_step": self.stopped_step,
+            "stopping_reason": self.stopping_reason,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.wait_count = state_dict["wait_count"]
+        self.stopped_step = state_dict["stopped_step"]
+        self.stopping_reason = state_dict["stopping_reason"]

@@ -1,0 +1,327 @@
+"""What all measuring callbacks share: their common arguments, their history, their hooks."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
+
+from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.schedule import Schedule
+from lightning_landscape.training.session import Measured, Round, Session
+
+if TYPE_CHECKING:
+    from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
+    from lightning_landscape.geometry.objective import Engine
+    from lightning_landscape.training.records import Recorder
+
+_HISTORY_ROWS = 10_000
+
+
+class Monitor(pl.Callback):
+    """Base of the measuring callbacks.
+
+    A subclass says what it logs (:attr:`tags`) and how it is measured (:meth:`measure`); the rest,
+    when, on which data, isolated, from which budget, and where the values go, is here and in
+    :class:`~lightning_landscape.training.session.Session`.
+    """
+
+    kind: ClassVar[str] = ""  # first part of the keys
+    draws: ClassVar[bool] = False  # makes pictures: measured after the scalars, owed one at the end
+
+    def __init__(
+        self,
+        *,
+        every_n_train_steps: int | None = 100,
+        every_n_epochs: int | None = None,
+        max_overhead: float | None = 0.05,
+        probe: Any = None,
+        probe_samples: int = 512,
+        probe_mode: ProbeMode = "train",
+        loss_fn: UserLoss | None = None,
+        loss_reduction: Reduction = "mean",
+        parameters: str | Sequence[str] | None = None,
+        engine: Engine = "auto",
+        name: str | None = None,
+        prog_bar: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__()
+        said = type(self).__name__
+        _check_count(said, "every_n_train_steps", every_n_train_steps)
+        _check_count(said, "every_n_epochs", every_n_epochs)
+        if every_n_train_steps is None and every_n_epochs is None:
+            raise ValueError(
+                f"{said}(every_n_train_steps=None, every_n_epochs=None): expected an integer >= 1 "
+                f"for at least one of them"
+            )
+        if max_overhead is not None and not 0.0 < max_overhead < math.inf:
+            raise ValueError(
+                f"{said}(max_overhead={max_overhead!r}): expected a share of the training time "
+                f"above 0, e.g. 0.05, or None for the exact schedule"
+            )
+        check_choice(said, "probe_mode", probe_mode, ("train", "eval"))
+        check_choice(said, "loss_reduction", loss_reduction, ("mean", "sum"))
+        check_choice(said, "engine", engine, ("auto", "double_backward", "finite_difference"))
+        _check_count(said, "probe_samples", probe_samples)
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(
+                f"{said}(loss_fn={loss_fn!r}): expected a function (pl_module, batch) -> loss"
+            )
+        if name is not None and (not isinstance(name, str) or not name or "/" in name):
+            raise ValueError(f"{said}(name={name!r}): expected a word without '/', or None")
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_epochs = every_n_epochs
+        self.max_overhead = max_overhead
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.probe_mode: ProbeMode = probe_mode
+        self.loss_fn = loss_fn
+        self.loss_reduction: Reduction = loss_reduction
+        self.parameters = [parameters] if isinstance(parameters, str) else parameters
+        self.engine: Engine = engine
+        self.name = name
+        self.prog_bar = prog_bar
+        self.verbose = verbose
+
+        self.schedule = Schedule(every_n_train_steps, every_n_epochs)
+        self.probe_in_use: Probe = None  # type: ignore[assignment]  # set by the session
+        self.listeners: list[SharpnessEarlyStopping] = []
+        self.measured = self.skipped = self.failed = self.faults = 0
+        self.seconds_spent = 0.0
+        self.last_seconds: float | None = None
+        self.last_measured_step: int | None = None
+        self.disabled = False
+        self.resumed = False
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_HISTORY_ROWS)
+        self._kept_probe: dict[str, str] | None = None
+        self._said: set[str] = set()
+        self._session: Session | None = None
+
+    # -- what a subclass says ------------------------------------------------------------------
+
+    tags: tuple[str, ...] = ()  # scalars it may log, without the prefix
+
+    @property
+    def charts(self) -> dict[str, list[Any]]:
+        """TensorBoard custom-scalars charts: title -> ``["Multiline", [tag patterns]]``."""
+        return {}
+
+    @property
+    def forwards(self) -> int:
+        """About how many forwards of the probe one measurement costs."""
+        return 0
+
+    def measure(self, this_round: Round) -> Measured:
+        """Measure now.  Runs isolated: whatever it does to the module is undone."""
+        raise NotImplementedError
+
+    # -- names and records ---------------------------------------------------------------------
+
+    @property
+    def prefix(self) -> str:
+        """``kind`` or ``kind/name``: the first part of every key."""
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
+    def key(self, tag: str) -> str:
+        """The full key of a tag, e.g. ``hessian/top_eigenvalue``."""
+        return f"{self.prefix}/{tag}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all scalars this callback may log."""
+        return [self.key(tag) for tag in self.tags]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One plain dict a measurement, oldest first, the last 10,000: ready for pandas.
+
+        Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
+        on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log
+        directory.
+        """
+        return list(self._rows)
+
+    def remember(self, row: dict[str, Any]) -> None:
+        """Add a row to the history."""
+        self._rows.append(row)
+        self.measured += 1
+        self.last_measured_step = row["step"]
+
+    @property
+    def loss_key(self) -> tuple[Any, ...]:
+        """Callbacks with the same key measure the same loss over the same parameters."""
+        return (
+            id(self.probe_in_use),
+            self.probe_mode,
+            self.loss_fn,
+            self.loss_reduction,
+            self.engine,
+            None if self.parameters is None else tuple(self.parameters),
+        )
+
+    def say_once(self, message: str) -> None:
+        """Warn on rank zero, the same message only once a run."""
+        if message not in self._said:
+            self._said.add(message)
+            rank_zero_warn(f"{self.prefix}: {message}")
+
+    # -- the probe over checkpoints ------------------------------------------------------------
+
+    def keep_probe(self, recorder: Recorder, trainer: Trainer) -> None:
+        """Write a captured probe beside the logs, once, so that a resumed run can go on with it."""
+        probe = self.probe_in_use
+        if not probe.captured or getattr(trainer, "fast_dev_run", False):
+            return
+        if probe.file is None:
+            name = f"probe-{probe.samples}-rank{trainer.global_rank}.pt"
+            probe.file = str(recorder.folder / name)
+            recorder.share(name, probe.save)
+        self._kept_probe = {"file": probe.file, "hash": probe.fingerprint()}
+
+    def restore_probe(self, recorder: Recorder, trainer: Trainer) -> None:
+        """After a resume: the probe of the run before, or a new series, which is said."""
+        if self._kept_probe is None:
+            return
+        probe, kept = self.probe_in_use, self._kept_probe
+        path = Path(kept["file"])
+        # Checkpoints hold the path of rank zero.
+        name = path.name.replace("rank0", f"rank{trainer.global_rank}")
+        places = [path.parent, recorder.folder]
+        if trainer.ckpt_path:
+            places += [above / path.parent.name for above in Path(trainer.ckpt_path).parents[:3]]
+        to_device = partial(move_data_to_device, device=trainer.strategy.root_device)
+        problem = "its file is missing"
+        for place in places:
+            if not (place / name).is_file():
+                continue
+            try:
+                probe.restore(place / name, to_device)
+            except Exception as error:  # a damaged file raises any of a dozen types
+                problem = f"its file cannot be read ({error})"
+                continue
+            if trainer.global_rank == 0 and probe.fingerprint() != kept["hash"]:
+                problem = "its file holds other data"
+                probe.forget()
+                continue
+            probe.file = str(place / name)
+            return
+        self.say_once(
+            f"the probe of the run before could not be used: {problem} (looked for {name}); a new "
+            f"series starts on a new probe"
+        )
+        self._kept_probe = None
+        self.schedule.last_step = None
+
+    # -- Lightning's hooks: the first of our callbacks leads -----------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the arguments against the Trainer; the first of our callbacks opens the session."""
+        if stage != "fit":
+            return
+        monitors = _monitors(trainer)
+        twins = [m for m in monitors if m.prefix == self.prefix]
+        if len(twins) > 1:
+            raise MisconfigurationException(
+                f"{len(twins)} callbacks would log under {self.prefix!r}: give each but one of "
+                f"them another name=..."
+            )
+        if self.loss_fn is None and not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: {type(pl_module).__name__} optimises manually, so its "
+                f"training_step cannot be called to measure a loss (it would step the optimizer). "
+                f"Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)"
+            )
+        if self._leads(trainer):
+            self._session = Session(trainer, monitors)
+
+    def _leads(self, trainer: Trainer) -> bool:
+        return _monitors(trainer)[0] is self
+
+    def _led(self, trainer: Trainer) -> Session | None:
+        return self._session if self._leads(trainer) else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if session := self._led(trainer):
+            session.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if session := self._led(trainer):
+            session.on_train_batch_start(trainer, batch, batch_idx)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if session := self._led(trainer):
+            session.on_train_batch_end(trainer, pl_module, outputs, batch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if session := self._led(trainer):
+            session.on_validation_start(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if session := self._led(trainer):
+            session.on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the session: a callback that is kept or pickled holds no run."""
+        if stage == "fit":
+            self._session = None
+
+    # -- checkpoints: small, plain values ------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes two callbacks of one class by their ``name``."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to continue the same series."""
+        return {
+            "last_step": self.schedule.last_step,
+            "measured": self.measured,
+            "skipped": self.skipped,
+            "probe": None if self._kept_probe is None else dict(self._kept_probe),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the series of the run that wrote the checkpoint."""
+        self.schedule.last_step = state_dict["last_step"]
+        self.measured = state_dict["measured"]
+        self.skipped = state_dict["skipped"]
+        self._kept_probe = state_dict["probe"]
+        self.resumed = True
+
+
+def _monitors(trainer: Trainer) -> list[Monitor]:
+    return [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+
+
+def check_choice(said: str, argument: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = " or ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{said}({argument}={value!r}): expected {choices}")
+
+
+def _check_count(said: str, argument: str, value: object) -> None:
+    if value is None and argument != "probe_samples":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{said}({argument}={value!r}): expected an integer >= 1")

@@ -1,0 +1,70 @@
+"""The usual callbacks in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
+from lightning_landscape.callbacks.hessian import HessianMonitor
+from lightning_landscape.callbacks.landscape import LandscapeMonitor
+from lightning_landscape.callbacks.sharpness import SharpnessMonitor
+from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.probe import Probe
+
+
+def landscape_callbacks(
+    *,
+    every_n_train_steps: int | None = 100,
+    every_n_epochs: int | None = None,
+    max_overhead: float | None = 0.05,
+    probe: Any = None,
+    probe_samples: int = 512,
+    probe_mode: ProbeMode = "train",
+    loss_fn: UserLoss | None = None,
+    loss_reduction: Reduction = "mean",
+    stop_above: float | None = None,
+    patience: int = 3,
+) -> list[pl.Callback]:
+    """``HessianMonitor``, ``SharpnessMonitor`` and ``LandscapeMonitor`` on one probe.
+
+    Args:
+        every_n_train_steps: steps between measurements; ``None``: epochs only.
+        every_n_epochs: measure also at the last batch of every n-th epoch.
+        max_overhead: the share of the training time that all of them together may take; ``None``:
+            the exact schedule, whatever it costs.
+        probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
+        probe_samples: how many examples to keep, over all processes.
+        probe_mode: ``"train"`` or ``"eval"``.
+        loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
+        loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.
+        stop_above: stop the run when ``hessian/edge_ratio`` is above this at ``patience``
+            measurements in a row; ``None``: never.
+        patience: see ``stop_above``.
+
+    Example::
+
+        trainer = Trainer(callbacks=landscape_callbacks())
+    """
+    shared = probe if isinstance(probe, Probe) else Probe(probe, probe_samples)
+    common: dict[str, Any] = {
+        "every_n_train_steps": every_n_train_steps,
+        "every_n_epochs": every_n_epochs,
+        "max_overhead": max_overhead,
+        "probe": shared,
+        "probe_samples": probe_samples,
+        "probe_mode": probe_mode,
+        "loss_fn": loss_fn,
+        "loss_reduction": loss_reduction,
+    }
+    callbacks: list[pl.Callback] = [
+        HessianMonitor(**common),
+        SharpnessMonitor(**common),
+        LandscapeMonitor(**common),
+    ]
+    if stop_above is not None:
+        callbacks.append(
+            SharpnessEarlyStopping("hessian/edge_ratio", stop_above, patience=patience)
+        )
+    return callbacks

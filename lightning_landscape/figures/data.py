@@ -1,0 +1,74 @@
+"""Reads a slice: is it one, and how far does each loss lie above the loss at the weights?"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+# Losses that differ by less than this share of the loss differ by float32 rounding.
+ROUNDING = 1e-6
+# Far beyond float32, and matplotlib's arithmetic on axes overflows not far above.
+HUGE = 1e100
+
+
+def check_slice(call: str, slice: Slice, axes: int) -> None:
+    """Refuses what is not a slice with the given number of coordinate axes."""
+    if not all(hasattr(slice, name) for name in ("coordinates", "losses", "center_loss")):
+        maker = "line_slice" if axes == 1 else "plane_slice"
+        raise TypeError(f"{call}: got {slice!r:.80}; expected a Slice, as {maker} returns")
+    if len(slice.coordinates) != axes:
+        other = "plane_figure" if axes == 1 else "line_figure"
+        raise ValueError(
+            f"{call}: got a slice with {len(slice.coordinates)} coordinate axes, expected {axes}; "
+            f"pass it to {other} instead"
+        )
+    shape = tuple(len(axis) for axis in reversed(slice.coordinates))
+    if np.shape(slice.losses) != shape or 0 in shape:
+        raise ValueError(
+            f"{call}: got losses of shape {np.shape(slice.losses)} on coordinates that make "
+            f"{shape}; pass one loss a point, at least one point, rows along y"
+        )
+    for axis in slice.coordinates:
+        if not (np.isfinite(axis).all() and (np.diff(axis) > 0).all()):
+            raise ValueError(
+                f"{call}: got coordinates {np.array2string(np.asarray(axis), threshold=6)}; pass "
+                "finite ones in rising order"
+            )
+
+
+def losses_of(slice: Slice) -> NDArray[Any]:
+    """Returns the losses as float64, nan where they are not finite or too large for a chart."""
+    losses = np.asarray(slice.losses, dtype=np.float64)
+    return np.where(np.abs(losses) < HUGE, losses, np.nan)
+
+
+def center_of(slice: Slice) -> float:
+    """Returns the loss at the weights, nan where it is not finite or too large for a chart."""
+    center = float(slice.center_loss)
+    return center if abs(center) < HUGE else math.nan
+
+
+def centred(slice: Slice) -> tuple[NDArray[Any], float]:
+    """Returns the losses minus the loss at the weights, and what was subtracted.
+
+    Where the loss at the weights is not finite the lowest finite loss stands in for it (0 if there
+    is none), so that the surroundings can still be seen.
+    """
+    losses, reference = losses_of(slice), center_of(slice)
+    if math.isnan(reference):
+        finite = losses[np.isfinite(losses)]
+        reference = float(finite.min()) if finite.size else 0.0
+    return losses - reference, reference
+
+
+def sizes(difference: NDArray[Any]) -> NDArray[Any]:
+    """Returns how large the finite differences other than zero are, as a flat array."""
+    size: NDArray[Any] = np.abs(difference[np.isfinite(difference)])
+    return size[size > 0]

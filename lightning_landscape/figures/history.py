@@ -1,0 +1,194 @@
+"""An eigenvalue over training steps, with the edge of stability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    SMALL,
+    TEXT,
+    draw_grid,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    write_across,
+    write_header,
+)
+from lightning_landscape.figures.words import TIMES, listed, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+CURVE, EDGE = COLORS[0], COLORS[1]
+
+
+@in_house_style
+def eigenvalue_figure(
+    history: Sequence[Mapping[str, Any]], *, edge: bool = True, name: str | None = None
+) -> Figure:
+    """Draws the top eigenvalue over training steps beside the optimizer's edge of stability.
+
+    Where the rows hold a preconditioned eigenvalue (adaptive optimizers) that one is drawn, because
+    it is what the edge applies to. The band is the residual, as far as it is wide enough to be
+    seen. A row without a finite eigenvalue leaves a gap and a cross at the foot of the chart. The
+    axis is logarithmic if the values are positive and span more than two decades.
+
+    Args:
+        history: rows such as ``{"step": 120, "hessian/top_eigenvalue": 9.6, "hessian/edge": 10.0}``
+            in any order, like ``HessianMonitor.history``. A row may lack keys.
+        edge: draw the edge.
+        name: the ``name`` of a second monitor, whose keys are ``hessian/<name>/...``.
+
+    Returns:
+        A figure of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``history`` is not a sequence of mappings.
+    """
+    rows = _as_rows(history)
+    prefix = "hessian/" if name is None else f"hessian/{name}/"
+    plain, preconditioned = f"{prefix}top_eigenvalue", f"{prefix}preconditioned_eigenvalue"
+    key = preconditioned if np.isfinite(_column(rows, preconditioned)).any() else plain
+    rows = sorted((row for row in rows if key in row), key=lambda row: float(row["step"]))
+    steps, values = _column(rows, "step"), _column(rows, key)
+    edges = _column(rows, f"{prefix}edge" if edge else "")
+    # The residual is that of the plain Hessian.
+    residuals = _column(rows, f"{prefix}residual" if key == plain else "")
+
+    figure = new_figure(height=3.2)
+    axes = figure.add_axes((0.145, 0.14, 0.825, 0.64))
+    _set_axes(axes, np.concatenate([values, edges]))
+    if np.isfinite(values).any():
+        _draw_curve(axes, steps, values, "-", CURVE)
+    else:
+        write_across(axes, "no finite eigenvalue" if rows else "no eigenvalue measured")
+    band = _draw_band(axes, steps, values, residuals)
+    if np.isfinite(edges).any():
+        _draw_curve(axes, steps, edges, "--", EDGE)
+        _label_edge(axes, steps, values, edges)
+    absent = ~np.isfinite(values)
+    if absent.any():
+        axes.plot(
+            steps[absent], np.full(absent.sum(), 0.04), "x", color=CURVE, markersize=6,
+            markeredgewidth=1.6, transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
+    title = "Top Hessian eigenvalue" if key == plain else "Top preconditioned eigenvalue"
+    remarks = listed(
+        "band: ± residual" if band else "", f"{TIMES} not finite" if absent.any() else ""
+    )
+    write_header(
+        figure,
+        title if name is None else f"{title} ({name})",
+        [_last_words(rows, values, prefix), remarks],
+    )
+    return figure
+
+
+def _as_rows(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the rows that have a step."""
+    good = isinstance(history, Sequence) and not isinstance(history, str)
+    if not good or not all(isinstance(row, Mapping) for row in history):
+        raise TypeError(
+            f"eigenvalue_figure(history={history!r:.80}): expected a list of dicts, such as "
+            "HessianMonitor.history"
+        )
+    return [row for row in history if row.get("step") is not None]
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[Any]:
+    """Returns one value a row, nan where there is none."""
+    found = (row.get(key) for row in rows)
+    return np.array([math.nan if value is None else float(value) for value in found], dtype=float)
+
+
+def _set_axes(axes: Axes, shown: NDArray[Any]) -> None:
+    """Chooses the axes and leaves room for the words above the edge and the crosses at the foot."""
+    shown = shown[np.isfinite(shown)]
+    draw_grid(axes)
+    if not shown.size:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    elif shown.min() > 0 and shown.max() > 100 * shown.min():
+        set_ticks(axes, axes.xaxis, bins=6)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(shown.min() / 2, shown.max() * 3)
+    else:
+        set_ticks(axes, axes.xaxis, axes.yaxis, bins=6)
+        low, high = min(0.0, float(shown.min())), max(0.0, float(shown.max()))
+        room = (high - low) or 1.0
+        axes.set_ylim(low - 0.08 * room, high + 0.18 * room)
+    if shown.size:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def _draw_curve(
+    axes: Axes, steps: NDArray[Any], values: NDArray[Any], dashes: str, color: str
+) -> None:
+    """Draws a curve with gaps."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    # A line through one point between two gaps is nothing to see: such points get a dot.
+    gap = np.isnan(np.concatenate([[np.nan], values, [np.nan]]))
+    dots = np.flatnonzero((gap[:-2] & gap[2:]) | (dashes == "-" and len(steps) <= 40))
+    axes.plot(steps, values, dashes, color=color, marker="o", markersize=4, markevery=dots.tolist())
+
+
+def _draw_band(
+    axes: Axes, steps: NDArray[Any], values: NDArray[Any], residuals: NDArray[Any]
+) -> bool:
+    """Draws eigenvalue +- residual; says whether it is wide enough to be seen."""
+    usable = np.isfinite(values) & np.isfinite(residuals)
+    low, high = values[usable] - residuals[usable], values[usable] + residuals[usable]
+    to_points = axes.transData.transform
+    zeros = np.zeros_like(low)
+    with np.errstate(invalid="ignore"):
+        width = to_points(np.stack([zeros, high], 1)) - to_points(np.stack([zeros, low], 1))
+    # The line itself is 1.8 points wide, which is 3.5 pixels.
+    if not (np.nan_to_num(width[:, 1], nan=np.inf) > 4).any():
+        return False
+    band = np.where(usable, residuals, np.nan)
+    axes.fill_between(steps, values - band, values + band, color=CURVE, alpha=0.25, linewidth=0)
+    return True
+
+
+def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> None:
+    """Writes the edge's value at the end of its line that the eigenvalue keeps away from."""
+    known = np.flatnonzero(np.isfinite(edges))
+    ends = [(known[0], "left"), (known[-1], "right")]
+    to_chart = axes.transScale.transform
+    distance = []
+    for index, _ in ends:
+        pair = to_chart([(steps[index], values[index]), (steps[index], edges[index])])[:, 1]
+        distance.append(abs(pair[0] - pair[1]) if np.isfinite(pair).all() else 0.0)
+    index, side = ends[int(np.argmax(distance))]
+    above = not values[index] > edges[index]
+    axes.annotate(
+        f"edge of stability {number(edges[index])}", (steps[index], edges[index]),
+        xytext=(0, 3 if above else -4), textcoords="offset points", ha=side,
+        va="bottom" if above else "top", color=EDGE, fontsize=SMALL, fontweight="bold",
+        path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def _last_words(rows: Sequence[Mapping[str, Any]], values: NDArray[Any], prefix: str) -> str:
+    """Returns 'step 120: 9.6, 0.96 of the edge' for the last finite eigenvalue."""
+    finite = np.flatnonzero(np.isfinite(values))
+    if not finite.size:
+        return ""
+    row = rows[finite[-1]]
+    words = f"step {row['step']}: {number(values[finite[-1]])}"
+    ratio = row.get(f"{prefix}edge_ratio")
+    if ratio is not None and math.isfinite(ratio):
+        words += f", {ratio:.2f} of the edge"
+    return words

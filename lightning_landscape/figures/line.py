@@ -1,0 +1,253 @@
+"""Lines of losses as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    GREY,
+    HEADER,
+    PITCH,
+    SMALL,
+    TEXT,
+    draw_grid,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    write_header,
+)
+from lightning_landscape.figures.data import center_of, centred, check_slice, losses_of, sizes
+from lightning_landscape.figures.scale import OUTLIER, ColorScale
+from lightning_landscape.figures.words import (
+    TIMES,
+    axis_label,
+    direction_names,
+    direction_norms,
+    directions_line,
+    listed,
+    normalization_words,
+    number,
+    probe_words,
+    step_and_loss,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+
+
+@in_house_style
+def line_figure(slices: Slice | Sequence[Slice], *, scale: ColorScale | None = None) -> Figure:
+    """Draws one or several 1-D slices in one chart; the dot is where the weights are.
+
+    Without ``scale`` the chart shows the loss itself on a linear axis, the shape that a reader
+    knows. With ``scale`` it shows the loss minus the loss at the weights on the symmetric
+    logarithmic axis of that scale: the same axis in every frame of a film, though the differences
+    grow by orders of magnitude. Points beyond the axis are marked by a triangle at its end with the
+    words "> limit", points without a finite loss by a cross.
+
+    Args:
+        slices: one slice with one coordinate axis, or several (directions, or steps).
+        scale: the scale of all frames of a film. None: from these slices alone.
+
+    Returns:
+        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``slices`` is neither a slice nor a sequence of slices.
+        ValueError: if there is none, one is not a line, or its coordinates and losses do not fit.
+    """
+    lines = _as_lines(slices)
+    curves, centers = [losses_of(line) for line in lines], [center_of(line) for line in lines]
+    if scale is None:
+        low, high = _robust_limits(lines)
+    else:
+        curves = [centred(line)[0] for line in lines]
+        centers = [center - center for center in centers]
+        low, high = -scale.limit, scale.limit
+
+    title, small = _header(lines)
+    entries = len(lines) if len(lines) > 1 else 0
+    # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
+    legend = HEADER + PITCH * (len(small) + 1)
+    top = legend + PITCH * entries + 0.08
+    figure = new_figure(height=top + 2.5)
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.175, 0.43 / height, 0.795, 1 - (top + 0.43) / height))
+    axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
+    _set_loss_axis(axes, scale, low, high)
+    if not all(np.isfinite(centers)):
+        # There the lowest loss has been subtracted.
+        axes.set_ylabel("loss" if scale is None else "loss difference")
+    if not any(np.isfinite(curve).any() for curve in curves):
+        axes.set_yticks([])
+    for index, (line, curve, center) in enumerate(zip(lines, curves, centers, strict=True)):
+        color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+        x = np.asarray(line.coordinates[0], dtype=np.float64)
+        axes.plot(x, curve, color=color, linestyle=dashes, label=_name(index, lines))
+        axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
+        _mark_outside(axes, x, curve, low, high, color)
+    axes.set_xlim(*_span(lines))
+    axes.set_xlabel(_shared_axis_label(lines), fontsize=TEXT, labelpad=2)
+    write_header(figure, title, [*small, _remark(np.concatenate(curves), low, high)])
+    if entries:
+        figure.legend(
+            loc="upper left", bbox_to_anchor=(0.03, 1 - legend / height), fontsize=SMALL,
+            borderpad=0, borderaxespad=0, labelspacing=0.3, handlelength=2.8, handletextpad=0.5,
+        )  # fmt: skip
+    return figure
+
+
+def _as_lines(slices: Slice | Sequence[Slice]) -> list[Slice]:
+    """Returns the slices as a checked list."""
+    lines: list[Slice]
+    if hasattr(slices, "losses"):
+        lines = [cast("Slice", slices)]
+    elif isinstance(slices, Sequence) and not isinstance(slices, str):
+        lines = list(slices)
+    else:
+        raise TypeError(
+            f"line_figure(slices={slices!r:.80}): expected a Slice, as line_slice returns, or a "
+            "list of them"
+        )
+    if not lines:
+        raise ValueError("line_figure(slices=[]): expected at least one slice")
+    for index, line in enumerate(lines):
+        check_slice(f"line_figure(slices=...), slice {index}", line, axes=1)
+    return lines
+
+
+def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
+    """Returns the range of the losses, less an end that blew up."""
+    lows, highs = [], []
+    for line in lines:
+        difference, reference = centred(line)
+        finite = difference[np.isfinite(difference)]
+        size = sizes(difference)
+        # Rounding alone must not fill the chart.
+        least = 1e-4 * abs(reference) or 1e-4
+        bound = max(OUTLIER * float(np.median(size)) if size.size else 0.0, least)
+        lows.append(reference + max(float(finite.min(initial=0.0)), -bound))
+        highs.append(reference + min(float(finite.max(initial=0.0)), bound))
+        lows[-1], highs[-1] = min(lows[-1], reference - least), max(highs[-1], reference + least)
+    margin = 0.06 * (max(highs) - min(lows))
+    return min(lows) - margin, max(highs) + margin
+
+
+def _set_loss_axis(axes: Axes, scale: ColorScale | None, low: float, high: float) -> None:
+    """Sets the loss axis: linear, or the symmetric logarithm of the scale."""
+    if scale is None:
+        set_ticks(axes, axes.xaxis, axes.yaxis)
+        axes.set_ylabel("loss", fontsize=TEXT, labelpad=1)
+    else:
+        axes.set_yscale("symlog", linthresh=scale.linthresh, linscale=0.5, base=10)
+        axes.set_yticks(scale.ticks(), labels=[number(tick) for tick in scale.ticks()])
+        axes.minorticks_off()
+        axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=1)
+        set_ticks(axes, axes.xaxis)
+        axes.set_ylabel("loss minus loss at dot", fontsize=TEXT, labelpad=1)
+    axes.set_ylim(low, high)
+    draw_grid(axes)
+
+
+def _mark_outside(
+    axes: Axes, x: NDArray[Any], curve: NDArray[Any], low: float, high: float, color: Any
+) -> None:
+    """Marks at the border the points that the chart cannot show."""
+    above, below, absent = curve > high, curve < low, np.isnan(curve)
+    for where, border, marker in ((above, 0.97, "^"), (below, 0.03, "v"), (absent, 0.97, "x")):
+        if where.any():
+            axes.plot(
+                x[where], np.full(where.sum(), border), marker, color=color, markersize=6,
+                markeredgewidth=1.6, transform=axes.get_xaxis_transform(), zorder=6,
+            )  # fmt: skip
+
+
+def _span(lines: Sequence[Slice]) -> tuple[float, float]:
+    """Returns the limits of the coordinate axis."""
+    low = min(float(line.coordinates[0][0]) for line in lines)
+    high = max(float(line.coordinates[0][-1]) for line in lines)
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _name(index: int, lines: Sequence[Slice]) -> str:
+    """Returns what tells a line from the others: step, direction, probe, length of a unit."""
+    line = lines[index]
+    name = listed(
+        f"step {_step(line)}" if _differ(lines, _step) else "",
+        _direction(line) if _differ(lines, _direction) else "",
+        _probe(line) if _differ(lines, _probe) else "",
+    )
+    return axis_label(name or f"slice {index + 1}", _norm(line) if _differ(lines, _norm) else None)
+
+
+def _shared_axis_label(lines: Sequence[Slice]) -> str:
+    """Returns the name of the coordinate as far as all lines agree on it."""
+    if _differ(lines, _direction):
+        return "along the direction"
+    norm = None if _differ(lines, _norm) else _norm(lines[0])
+    return axis_label(_direction(lines[0]), norm)
+
+
+def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
+    """Returns title and small lines, without what differs between the slices."""
+    first = lines[0].metadata
+    if _differ(lines, _step):
+        title = "Loss along a line, by step"
+    elif _differ(lines, lambda line: str(line.center_loss)):
+        title = "Loss along a line" if first.get("step") is None else f"step {first['step']}"
+    else:
+        title = step_and_loss(first, lines[0].center_loss)
+    words = {
+        (directions_line(line.metadata, 1), normalization_words(line.metadata), _probe(line))
+        for line in lines
+    }
+    # For each of the three: what all slices say, or nothing.
+    directions, kind, probe = (
+        told.pop() if len(told) == 1 else "" for told in map(set, zip(*words, strict=True))
+    )
+    return title, [line for line in (directions, listed(kind, probe)) if line]
+
+
+def _differ(lines: Sequence[Slice], what: Callable[[Slice], Any]) -> bool:
+    """Says whether the lines disagree on something."""
+    return len({what(line) for line in lines}) > 1
+
+
+def _direction(line: Slice) -> str:
+    return direction_names(line.metadata, 1)[0]
+
+
+def _norm(line: Slice) -> float | None:
+    return direction_norms(line.metadata, 1)[0]
+
+
+def _probe(line: Slice) -> str:
+    return probe_words(line.metadata)
+
+
+def _step(line: Slice) -> Any:
+    return line.metadata.get("step", "?")
+
+
+def _remark(losses: NDArray[Any], low: float, high: float) -> str:
+    """Says what the triangles and crosses of the chart mean."""
+    finite = losses[np.isfinite(losses)]
+    remarks = []
+    if finite.size and finite.max() > high:
+        remarks.append(f"▲ > {number(high)}, up to {number(float(finite.max()))}")
+    if finite.size and finite.min() < low:
+        remarks.append(f"▼ < {number(low)}, down to {number(float(finite.min()))}")
+    if finite.size < losses.size:
+        remarks.append(f"{TIMES} not finite")
+    return listed(*remarks)

@@ -1,0 +1,188 @@
+"""A plane of losses as a coloured map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.colors import LinearSegmentedColormap
+
+from lightning_landscape.figures.canvas import (
+    GREY,
+    INK,
+    SMALL,
+    TEXT,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    shortened,
+    write_across,
+    write_header,
+)
+from lightning_landscape.figures.data import ROUNDING, center_of, centred, check_slice
+from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.figures.words import (
+    axis_label,
+    direction_names,
+    direction_norms,
+    directions_line,
+    listed,
+    normalization_words,
+    number,
+    probe_words,
+    step_and_loss,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+# Lightness rises evenly from end to end (CIELAB 15 to 96), so lower ground is darker in grey and
+# for every kind of colour blindness; the hue turns from blue to orange where the loss is that of
+# the weights. A diverging map with a light middle would show a pit and a peak as the same grey.
+GROUND = LinearSegmentedColormap.from_list(
+    "ground", ["#0b2454", "#2a5599", "#7f8290", "#e0a15a", "#fff4cf"]
+)
+# Beyond this ratio of the sides a map true to scale is a strip that shows nothing.
+MAX_ASPECT = 2.5
+
+
+@in_house_style
+def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
+    """Draws a 2-D slice: colour is the loss minus the loss at the weights.
+
+    Dark blue lies below the weights, light orange above, contour lines carry the difference, the
+    cross is where the weights are. Cells without a finite loss are hatched. A unit of length is the
+    same along both axes in weight space where the norms of the directions are known and the map
+    would not become a narrow strip; otherwise the picture says "not to scale".
+
+    Args:
+        slice: a slice with two coordinate axes; ``losses[j, i]`` belongs to ``(x[i], y[j])``.
+        scale: the colour scale, shared by all frames of a film. None: from this slice alone.
+
+    Returns:
+        A figure of 4.0 x 4.4 inches at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``slice`` is not a slice.
+        ValueError: if it is not a plane, or its coordinates and losses do not fit together.
+    """
+    check_slice("plane_figure(slice=...)", slice, axes=2)
+    scale = ColorScale.for_one(slice) if scale is None else scale
+    x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
+    difference, reference = centred(slice)
+    ground = np.ma.masked_invalid(difference)
+
+    figure = new_figure(height=4.4)
+    axes = figure.add_axes((0.155, 0.11, 0.625, 0.645))
+    # Masked cells are transparent: what shows through is the hatched sheet below.
+    axes.patch.set(hatch="////", edgecolor=GREY)
+    mesh = axes.pcolormesh(_edges(x), _edges(y), ground, cmap=GROUND, norm=scale.norm())
+    _draw_contours(axes, x, y, ground, scale)
+    _mark_center(axes)
+    axes.set_xlim(*_edges(x)[[0, -1]])
+    axes.set_ylim(*_edges(y)[[0, -1]])
+
+    names, norms = direction_names(slice.metadata, 2), direction_norms(slice.metadata, 2)
+    set_ticks(axes, axes.xaxis, axes.yaxis)
+    axes.set_xlabel(axis_label(shortened(names[0], 20), norms[0]), fontsize=TEXT, labelpad=2)
+    axes.set_ylabel(axis_label(shortened(names[1], 20), norms[1]), fontsize=TEXT, labelpad=0)
+    to_scale = _set_aspect(axes, norms)
+    _draw_colorbar(figure, mesh, ground, scale)
+
+    remarks = [] if to_scale else ["not to scale"]
+    if abs(cosine := slice.metadata.get("cosine") or 0.0) > 0.1:
+        remarks.append(f"axes at cosine {number(cosine, 2)}")
+    if ground.count() < ground.size:
+        remarks.append("hatched: not finite")
+    if not ground.count():
+        write_across(axes, "no finite loss")
+    elif abs(ground).max() <= ROUNDING * abs(reference):
+        remarks.append("flat")
+    what = "loss at the cross" if np.isfinite(center_of(slice)) else "the lowest loss"
+    write_header(
+        figure,
+        step_and_loss(slice.metadata, slice.center_loss),
+        [
+            directions_line(slice.metadata, 2),
+            listed(normalization_words(slice.metadata), probe_words(slice.metadata)),
+            f"colour: loss minus {what}",
+            listed(*remarks),
+        ],
+    )
+    return figure
+
+
+def _edges(centers: NDArray[Any]) -> NDArray[Any]:
+    """Returns the borders of cells with these centres, one more than there are centres."""
+    if len(centers) == 1:
+        return np.array([centers[0] - 0.5, centers[0] + 0.5])
+    middle = (centers[1:] + centers[:-1]) / 2
+    first, last = 2 * centers[0] - middle[0], 2 * centers[-1] - middle[-1]
+    return np.concatenate([[first], middle, [last]])
+
+
+def _draw_contours(
+    axes: Axes, x: NDArray[Any], y: NDArray[Any], ground: np.ma.MaskedArray[Any, Any],
+    scale: ColorScale,
+) -> None:  # fmt: skip
+    """Draws labelled lines of equal loss at round numbers, at most seven."""
+    if min(ground.shape) < 2 or not ground.count():
+        return
+    low, high = float(ground.min()), float(ground.max())
+    powers = 10.0 ** np.arange(np.floor(np.log10(scale.linthresh)), np.log10(scale.limit) + 1)
+    steps = np.sort(np.concatenate([powers, 3 * powers]))
+    # Nearer to zero the lines would crowd around the cross.
+    steps = steps[steps >= scale.linthresh]
+    levels = [level for level in [*-steps[::-1], *steps] if low < level < high]
+    levels = levels[:: max(1, -(-len(levels) // 7))]
+    if not levels:
+        return
+    lines = axes.contour(
+        x, y, ground, levels=levels, linewidths=0.9, linestyles="-",
+        colors=["white" if level < 0 else INK for level in levels],
+    )  # fmt: skip
+    for label in axes.clabel(lines, fontsize=8.5, fmt=number, inline_spacing=2):
+        label.set_color(INK)
+        label.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
+
+
+def _mark_center(axes: Axes) -> None:
+    """Marks the weights with a cross that shows on dark and on light ground."""
+    for color, width in (("white", 4.5), (INK, 2.0)):
+        axes.plot(
+            [0.0], [0.0], "+", color=color, markersize=11, markeredgewidth=width, zorder=5,
+            scalex=False, scaley=False,
+        )  # fmt: skip
+
+
+def _set_aspect(axes: Axes, norms: list[float | None]) -> bool:
+    """Gives both axes the same unit in weight space if that leaves a picture; says whether."""
+    width, height = (abs(np.subtract(*limits)) for limits in (axes.get_xlim(), axes.get_ylim()))
+    if norms[0] is None or norms[1] is None:
+        return False
+    ratio = (height * norms[1]) / (width * norms[0])
+    if not 1 / MAX_ASPECT <= ratio <= MAX_ASPECT:
+        return False
+    axes.set_aspect(norms[1] / norms[0])
+    return True
+
+
+def _draw_colorbar(
+    figure: Figure, mesh: Any, ground: np.ma.MaskedArray[Any, Any], scale: ColorScale
+) -> None:
+    """Draws the colour bar, whose ends say so when something lies beyond them."""
+    bar = figure.colorbar(mesh, cax=figure.add_axes((0.795, 0.11, 0.03, 0.645)))
+    ticks = scale.ticks()
+    labels = [number(tick) for tick in ticks]
+    if ground.count() and ground.max() > scale.limit:
+        labels[-1] = f"> {labels[-1]}"
+    if ground.count() and ground.min() < -scale.limit:
+        labels[0] = f"< {labels[0]}"
+    bar.set_ticks(ticks, labels=labels)
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=SMALL, length=3, pad=2)

@@ -1,0 +1,90 @@
+"""The words of a picture, from whatever the metadata of a slice knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_landscape.figures.canvas import shortened
+
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Returns a short number with a real minus sign, which is not lost when the picture shrinks.
+
+    Example:
+        >>> number(0.00012), number(-2.0), number(1234567.0), number(float("nan"))
+        ('1.2e-4', '−2', '1.23e6', 'nan')
+    """
+    if value == 0 or not math.isfinite(value):
+        text = "0" if value == 0 else str(abs(float(value)))
+    else:
+        mantissa, exponent = f"{abs(value):.{digits - 1}e}".split("e")
+        if -4 < int(exponent) < 5:
+            text = f"{float(mantissa) * 10 ** int(exponent):.{max(digits - 1 - int(exponent), 0)}f}"
+        else:
+            text = mantissa
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        text += "" if -4 < int(exponent) < 5 else f"e{int(exponent)}"
+    return f"{MINUS}{text}" if value < 0 else text
+
+
+def step_and_loss(metadata: Mapping[str, Any], center_loss: float) -> str:
+    """Returns 'step 120, loss 0.53', as far as known."""
+    step, loss = metadata.get("step"), f"loss {number(center_loss)}"
+    return loss if step is None else f"step {step}, {loss}"
+
+
+def direction_names(metadata: Mapping[str, Any], count: int) -> list[str]:
+    """Returns the names of the directions, 'direction 1' where unknown."""
+    known = [str(name) for name in metadata.get("directions") or ()][:count]
+    return known + [f"direction {index + 1}" for index in range(len(known), count)]
+
+
+def direction_norms(metadata: Mapping[str, Any], count: int) -> list[float | None]:
+    """Returns the length of each direction in weight space, None where unknown or not a length."""
+    norms = [None if norm is None else float(norm) for norm in metadata.get("norms") or ()][:count]
+    norms += [None] * (count - len(norms))
+    return [norm if norm is not None and 0 < norm < math.inf else None for norm in norms]
+
+
+def axis_label(name: str, norm: float | None) -> str:
+    """Returns 'random (1 = norm 3.2)'."""
+    label = shortened(name, 28)
+    return label if norm is None else f"{label} (1 = norm {number(norm, 2)})"
+
+
+def directions_line(metadata: Mapping[str, Any], count: int) -> str:
+    """Returns 'random (fixed) × gradient (taken anew)': may this be laid on the last picture?"""
+    if not metadata.get("directions"):
+        return ""
+    names = [shortened(name, 18) for name in direction_names(metadata, count)]
+    states = ["fixed" if flag else "taken anew" for flag in metadata.get("fixed") or ()][:count]
+    if len(states) == count and len(set(states)) > 1:
+        names = [f"{name} ({state})" for name, state in zip(names, states, strict=True)]
+    line = f" {TIMES} ".join(names)
+    return f"{line} ({states[0]})" if len(states) == count and len(set(states)) == 1 else line
+
+
+def normalization_words(metadata: Mapping[str, Any]) -> str:
+    """Returns 'filter-normalised'."""
+    if "normalization" not in metadata:
+        return ""
+    kind = metadata["normalization"]
+    return "not normalised" if kind in (None, "", "none") else f"{kind}-normalised"
+
+
+def probe_words(metadata: Mapping[str, Any]) -> str:
+    """Returns '512 examples in train mode'."""
+    samples, mode = metadata.get("probe_samples"), metadata.get("probe_mode")
+    words = [] if samples is None else [f"{samples} examples"]
+    if mode is not None:
+        words.append(f"in {mode} mode" if words else f"{mode} mode")
+    return " ".join(words)
+
+
+def listed(*parts: str) -> str:
+    """Returns the parts that are not empty, with commas."""
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,96 @@
+"""How far the curvature is from what the optimizer can bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_landscape.geometry.eigen import EigenResult, HessianLike, top_eigenvalues
+from lightning_landscape.geometry.stability import StabilityEdge
+from lightning_landscape.geometry.vectors import Vector
+
+
+@dataclass(frozen=True)
+class EdgeRatio:
+    """The ratio, and the eigenvalue problem that gave it where one had to be solved.
+
+    Attributes:
+        ratio: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``; 1 is the edge.
+        solved: the eigenvalues of that matrix; ``None`` where the plain ones were enough.
+    """
+
+    ratio: float
+    solved: EigenResult | None
+
+
+def edge_ratio(
+    objective: HessianLike,
+    edge: StabilityEdge,
+    plain: EigenResult,
+    *,
+    init: EigenResult | None = None,
+    method: Literal["lanczos", "power"] = "lanczos",
+    tol: float = 1e-2,
+    max_hvps: int = 50,
+) -> EdgeRatio:
+    r"""``lambda_max(S^1/2 (H + wd) S^1/2) / 2`` for the effective step ``S`` of the optimizer.
+
+    Args:
+        objective: the loss, or anything with ``params`` and ``hvp``.
+        edge: what :func:`stability_edge` found; its ``scale`` must not be empty.
+        plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
+        init: the last ``solved``, for a warm start.
+        method: as in :func:`top_eigenvalues`, like ``tol`` and ``max_hvps``.
+
+    Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.
+
+    Raises:
+        ValueError: no edge is known.
+    """
+    if not edge.scale:
+        raise ValueError(f"edge has no scale: {edge.note}")
+    uniform = _common_number(edge.scale)
+    decay = _common_number(edge.weight_decay)
+    if uniform is not None and decay is not None and not edge.maximize:
+        return EdgeRatio(uniform * (float(plain.eigenvalues[0]) + decay) / 2, None)
+    solved = top_eigenvalues(
+        _Descended(objective, edge),
+        method=method,
+        tol=tol,
+        max_hvps=max_hvps,
+        init=init,
+        preconditioner={name: _inverse(scale) for name, scale in edge.scale.items()},
+    )
+    return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved)
+
+
+class _Descended:
+    """The Hessian of what the optimizer descends: with weight decay, of -L when it climbs."""
+
+    def __init__(self, objective: HessianLike, edge: StabilityEdge) -> None:
+        self.params = objective.params
+        self._objective = objective
+        self._decay = edge.weight_decay
+        self._sign = -1.0 if edge.maximize else 1.0
+
+    def hvp(self, vector: Vector) -> Mapping[str, Tensor]:
+        product = self._objective.hvp(vector)
+        return {
+            name: self._sign * tensor + self._decay.get(name, 0.0) * vector[name]
+            for name, tensor in product.items()
+        }
+
+
+def _common_number(values: Mapping[str, Tensor | float]) -> float | None:
+    distinct = {value for value in values.values() if not isinstance(value, Tensor)}
+    tensors = any(isinstance(value, Tensor) for value in values.values())
+    return distinct.pop() if len(distinct) == 1 and not tensors else None
+
+
+def _inverse(scale: Tensor | float) -> Tensor | float:
+    if isinstance(scale, Tensor):
+        return scale.reciprocal()
+    return 1.0 / scale if scale > 0.0 else float("inf")

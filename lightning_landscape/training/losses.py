@@ -1,0 +1,74 @@
+"""The loss that a callback measures: the module's own ``training_step``, or a given function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from lightning_landscape.geometry.objective import LossFn
+from lightning_landscape.training.isolation import Isolation
+from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch
+
+UserLoss = Callable[[LightningModule, Any], Tensor]
+ProbeMode = Literal["train", "eval"]
+Reduction = Literal["mean", "sum"]
+
+
+def probe_terms(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    isolation: Isolation,
+    probe: Probe,
+    *,
+    mode: ProbeMode,
+    loss_fn: UserLoss | None,
+    reduction: Reduction,
+    total: int,
+) -> list[tuple[float, LossFn]]:
+    """``(examples, loss)`` for each batch of the probe, for an ``Objective``.
+
+    With ``reduction="sum"`` each loss is a sum over its examples, and so is the objective's: it
+    equals what one batch with all ``total`` examples would give.
+    """
+
+    def term(position: int, held: ProbeBatch) -> LossFn:
+        scale = total / held.size if reduction == "sum" else 1.0
+        # Other batches and other processes get other dropout masks, the same at each evaluation.
+        index = position * trainer.world_size + trainer.global_rank
+
+        def loss() -> Tensor:
+            with (
+                isolation.evaluation(index, mode=mode),
+                trainer.precision_plugin.train_step_context(),
+            ):
+                # A fresh copy: training_step may edit its batch in place.
+                batch = clone_batch(held.batch)
+                if loss_fn is not None:
+                    value = loss_fn(pl_module, batch)
+                else:
+                    value = _training_loss(pl_module, batch, held.index)
+            return value * scale if scale != 1.0 else value
+
+        return loss
+
+    return [(float(held.size), term(i, held)) for i, held in enumerate(probe.batches)]
+
+
+def _training_loss(pl_module: LightningModule, batch: Any, index: int) -> Tensor:
+    # Called directly: through the strategy's wrapper (DDP) training would silently diverge.
+    step = pl_module.training_step
+    if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+        output = step(batch, index)
+    else:
+        output = step(batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"training_step returned {type(output).__name__} for a probe batch: expected a loss "
+            f"tensor or a dict with 'loss'; pass loss_fn=lambda pl_module, batch: ... otherwise"
+        )
+    return loss

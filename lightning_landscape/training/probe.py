@@ -1,0 +1,181 @@
+"""The fixed set of examples on which the loss is measured."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_landscape.training.random_state import RandomState
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeBatch:
+    """One batch as ``training_step`` gets it, on the device, with its index and example count."""
+
+    batch: Any
+    index: int
+    size: int
+
+
+class Probe:
+    """Batches that are kept for the whole run, so that its numbers can be compared.
+
+    Args:
+        source: ``None``: the training batches that pass by are kept, until there are ``samples``
+            examples.  A ``DataLoader``: its first batches, until there are ``samples`` examples.
+            A list: a list of batches, all of them.  Anything else, a tuple or a dict say: one
+            batch.
+        samples: examples wanted, over all processes.  Fewer bias eigenvalues upwards.
+
+    One object may be given to several callbacks; without one, callbacks that ask for the same
+    number of samples share what is kept.
+    """
+
+    def __init__(self, source: Any = None, samples: int = 512) -> None:
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples={samples!r}: expected an integer >= 1")
+        self.source = source
+        self.samples = samples
+        self.batches: list[ProbeBatch] = []
+        self.complete = False
+        self.file: str | None = None  # where it was written
+
+    @property
+    def captured(self) -> bool:
+        """Whether the batches come from training, not from the user."""
+        return self.source is None
+
+    @property
+    def size(self) -> int:
+        """Examples held by this process."""
+        return sum(batch.size for batch in self.batches)
+
+    def offer(self, batch: Any, index: int, count: Callable[[int], int]) -> None:
+        """Keep a copy of a training batch; ``count`` adds up examples over processes."""
+        if self.complete:
+            return
+        self.batches.append(ProbeBatch(clone_batch(batch), index, batch_size(batch)))
+        if count(self.size) >= self.samples:
+            self.complete = True
+
+    def load(self, prepare: Callable[[Any], Any]) -> None:
+        """Read the batches that the user gave; ``prepare`` moves one to the device."""
+        state = RandomState()  # iterating a DataLoader draws a seed from the global state
+        try:
+            for index, batch in enumerate(_batches_of(self.source)):
+                ready = clone_batch(prepare(batch))
+                self.batches.append(ProbeBatch(ready, index, batch_size(ready)))
+                if isinstance(self.source, DataLoader) and self.size >= self.samples:
+                    break
+        finally:
+            state.restore()
+        if not self.batches:
+            raise ValueError(f"probe={type(self.source).__name__}: it holds no batch")
+        self.complete = True
+
+    def forget(self) -> None:
+        """Start again without batches."""
+        self.batches, self.complete = [], False
+
+    def fingerprint(self) -> str:
+        """A hash of all tensors in the batches."""
+        digest = hashlib.sha256()
+        for held in self.batches:
+            for tensor in _tensors_in(held.batch):
+                content = tensor.detach().cpu().contiguous()
+                digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
+                digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the batches to ``path``.
+
+        Raises:
+            ValueError: they hold objects that a load with ``weights_only=True`` refuses.
+        """
+        rows = [{"batch": b.batch, "index": b.index, "size": b.size} for b in self.batches]
+        torch.save(rows, path)
+        try:
+            torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # pickle, zip and torch raise many kinds
+            path.unlink()
+            raise ValueError(f"the probe's batches cannot be read back safely: {error}") from error
+
+    def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
+        """Read back what :meth:`save` wrote."""
+        rows = torch.load(path, weights_only=True, map_location="cpu")
+        self.batches = [ProbeBatch(prepare(r["batch"]), r["index"], r["size"]) for r in rows]
+        self.complete = True
+
+
+def _batches_of(source: Any) -> Iterator[Any]:
+    if isinstance(source, (list, DataLoader, Iterator)):
+        yield from source
+    else:
+        yield source
+
+
+def clone_batch(batch: Any) -> Any:
+    """A copy of ``batch`` that shares no tensor with it; other leaves are shared."""
+    return _map_tensors(batch, lambda tensor: tensor.detach().clone())
+
+
+def batch_size(batch: Any) -> int:
+    """The number of examples: the length of the first tensor with a dimension, as in Lightning.
+
+    Objects with a ``num_graphs`` or ``batch_size`` attribute say it themselves; 1 where nothing
+    tells.
+    """
+    for name in ("num_graphs", "batch_size"):
+        stated = getattr(batch, name, None)
+        if isinstance(stated, int) and not isinstance(stated, bool):
+            return max(stated, 1)
+    for tensor in _tensors_in(batch):
+        if tensor.ndim > 0 and len(tensor) > 0:
+            return len(tensor)
+    return 1
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map_tensors(batch, note)
+    yield from found
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` rebuilt with ``function`` applied to its tensors, whatever they sit in."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        mapped = {key: _map_tensors(item, function) for key, item in value.items()}
+        if not isinstance(value, MutableMapping) or type(value) is dict:
+            return mapped
+        rebuilt = copy.copy(value)  # OrderedDict, BatchEncoding, ...: keep what else they hold
+        rebuilt.update(mapped)
+        return rebuilt
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_tensors(item, function) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        record: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            item = _map_tensors(getattr(value, field.name), function)
+            object.__setattr__(record, field.name, item)
+        return record
+    if hasattr(value, "__dict__") and hasattr(value, "to"):
+        return copy.deepcopy(value)  # a graph library's batch, which Lightning moves with .to()
+    return value

@@ -1,0 +1,168 @@
+"""Where measured values go: loggers, ``callback_metrics``, files beside the logs."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+HISTORY_FILE = "history.jsonl"
+FOLDER = "landscape"  # pictures, slices and the probe, inside the log directory
+
+# Custom scalars match tags by regular expressions from the start, hence the closing "$".
+_LAYOUT_TAG = b"custom_scalars__config__"
+
+
+class Recorder:
+    """Writes for all callbacks of one run; a logger or a disk that fails never fails the run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._complaints: set[str] = set()
+        directory = trainer.log_dir  # a collective call: on every rank, here and now
+        self.log_dir = Path(directory if isinstance(directory, str) else trainer.default_root_dir)
+        self._writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+        self._fresh = True
+
+    @property
+    def folder(self) -> Path:
+        """``<log_dir>/landscape``."""
+        return self.log_dir / FOLDER
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """To every logger, labelled ``step``."""
+        self._each_logger(lambda logger: logger.log_metrics(dict(values), step=step))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """To loggers that take text (TensorBoard)."""
+
+        def add(logger: Any) -> None:
+            if hasattr(logger.experiment, "add_text"):
+                logger.experiment.add_text(tag, text, global_step=step)
+
+        if self._writes:
+            self._each_logger(add)
+
+    def row(self, row: Mapping[str, Any], *, continued: bool) -> None:
+        """Append one row to ``history.jsonl``; a new run does not add to an old one's file."""
+        if not self._writes:
+            return
+        path = self.log_dir / HISTORY_FILE
+
+        def write() -> None:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            if self._fresh and not continued and path.exists():
+                _set_aside(path)
+            self._fresh = False
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+        self._guarded(HISTORY_FILE, write)
+
+    def file(self, name: str, write: Callable[[Path], None]) -> None:
+        """``write(path)`` into the folder beside the logs, on rank zero."""
+        if self._writes:
+            self.share(name, write)
+
+    def share(self, name: str, write: Callable[[Path], None]) -> None:
+        """``write(path)`` into the folder beside the logs, on this rank."""
+
+        def into_folder() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+
+        self._guarded(name, into_folder)
+
+    def picture(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        """To TensorBoard; as a PNG beside the logs where no logger takes images."""
+        if not self._writes:
+            return
+        shown: list[str] = []
+
+        def add(logger: Any) -> None:
+            if hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image(tag, image, global_step=step, dataformats="HWC")
+                shown.append(tag)
+
+        self._each_logger(add)
+        if not shown:
+            from matplotlib.image import imsave
+
+            name = f"{tag.replace('/', '-')}-step{step:08d}.png"
+            self.file(name, lambda path: imsave(path, image))
+
+    def layout(self, charts: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """One custom-scalars page per TensorBoard writer, unless the user made one."""
+
+        def add(logger: Any) -> None:
+            writer = logger.experiment
+            if not hasattr(writer, "add_custom_scalars"):
+                return
+            writer.flush()
+            if any(_LAYOUT_TAG in path.read_bytes() for path in _event_files(writer)):
+                rank_zero_warn(
+                    "this TensorBoard run has a custom-scalars layout already, which allows no "
+                    "second one: the chart of the eigenvalue and its edge is left out"
+                )
+                return
+            writer.add_custom_scalars(charts)
+
+        if self._writes:
+            self._each_logger(add)
+
+    def metrics(
+        self, pl_module: LightningModule, values: Mapping[str, float], prog_bar: bool
+    ) -> None:
+        """To ``trainer.callback_metrics``, on every rank.
+
+        Not to the loggers: Lightning would repeat the last value there at every step.
+        """
+        for key, value in values.items():
+            pl_module.log(
+                key,
+                torch.tensor(value, dtype=torch.float32, device=pl_module.device),
+                logger=False,
+                on_step=True,
+                on_epoch=False,
+                prog_bar=prog_bar,
+            )
+
+    def _each_logger(self, action: Callable[[Any], object]) -> None:
+        for logger in self._trainer.loggers:
+            self._guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
+
+    def _guarded(self, what: str, write: Callable[[], object]) -> bool:
+        try:
+            write()
+        except Exception as error:  # whatever a logger or a disk raises: the run goes on
+            if what not in self._complaints:
+                self._complaints.add(what)
+                warnings.warn(
+                    f"{what} could not be written ({type(error).__name__}: {error}); training and "
+                    f"measuring go on",
+                    stacklevel=2,
+                )
+            return False
+        return True
+
+
+def _event_files(writer: Any) -> list[Path]:
+    folder = getattr(writer, "log_dir", None)
+    return list(Path(folder).glob("events.out.tfevents.*")) if folder else []
+
+
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(older)

@@ -1,0 +1,504 @@
+"""One run's measuring: which callback measures when, on which probe, from one budget.
+
+The first of our callbacks in a Trainer's list leads: it opens the session in ``setup`` and its
+hooks drive it.  All callbacks that are due at a step measure in one round, inside one isolation,
+so that they share what is computed.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.objective import Objective, OtherRankError
+from lightning_landscape.training.isolation import Isolation, isolated
+from lightning_landscape.training.losses import probe_terms
+from lightning_landscape.training.probe import Probe, batch_size
+from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.schedule import Budget
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_landscape.callbacks.monitor import Monitor
+
+# After this many faults in a row a callback stops measuring; the run never stops for them.
+_FAULTS_ALLOWED = 3
+
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Measured:
+    """What one callback found in one round.
+
+    Attributes:
+        values: scalars under their full keys; logged everywhere.
+        facts: plain values that only the history keeps.
+        pictures: tag -> a function that draws it.
+        files: file name -> a function that writes it.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+class Round:
+    """One round of measurements at one step: what the callbacks work with."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        isolation: Isolation,
+        session: Session,
+        step: int,
+    ) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.step = step
+        self._isolation = isolation
+        self._session = session
+        self._objectives: dict[Any, Objective] = {}
+        self._eigen: dict[Any, EigenResult] = {}
+
+    def objective(self, monitor: Monitor) -> Objective:
+        """The loss on the callback's probe; shared between callbacks that mean the same one."""
+        key = monitor.loss_key
+        if key not in self._objectives:
+            self._objectives[key] = self._build(monitor)
+        return self._objectives[key]
+
+    def _build(self, monitor: Monitor) -> Objective:
+        probe = monitor.probe_in_use
+        terms = probe_terms(
+            self.trainer,
+            self.pl_module,
+            self._isolation,
+            probe,
+            mode=monitor.probe_mode,
+            loss_fn=monitor.loss_fn,
+            reduction=monitor.loss_reduction,
+            total=self.probe_size(monitor),
+        )
+        objective = Objective(
+            terms,
+            measured_parameters(self.trainer, self.pl_module, monitor.parameters),
+            engine=monitor.engine,
+            reduce=self._session.reducer(self.trainer),
+            check_deterministic=False,
+        )
+        if monitor.loss_key not in self._session.checked:
+            self._session.checked.add(monitor.loss_key)
+            _warn_if_noisy(objective, monitor)
+        return objective
+
+    def top_eigenvalues(self, monitor: Monitor, k: int, **settings: Any) -> EigenResult:
+        """At least ``k`` eigenvalues, taken over from another callback of this round if it can."""
+        known = self._eigen.get(monitor.loss_key)
+        if known is None or len(known.eigenvalues) < k:
+            known = top_eigenvalues(self.objective(monitor), k, **settings)
+            self._eigen[monitor.loss_key] = known
+        return known
+
+    @property
+    def train_batch_size(self) -> int:
+        """Examples in this process's last training batch."""
+        return self._session.train_batch_size
+
+    def probe_size(self, monitor: Monitor) -> int:
+        """Examples in the callback's probe, over all processes."""
+        return self._session.probe_size(self.trainer, monitor.probe_in_use)
+
+    @property
+    def work(self) -> int:
+        """What was computed so far, in forwards of the probe (a gradient is 3, an HVP 6)."""
+        return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in self._objectives.values())
+
+
+class Session:
+    """The measuring side of one ``fit``."""
+
+    def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+        self.monitors = sorted(monitors, key=lambda monitor: monitor.draws)  # scalars first
+        given = [m.max_overhead for m in monitors if m.max_overhead is not None]
+        self.budget = Budget(min(given) if given else None)
+        self.checked: set[Any] = set()
+        self.train_batch_size = 1
+        self._probe_sizes: dict[int, int] = {}
+        self._recorder = Recorder(trainer)
+        self._forward_seconds: float | None = None
+        self._stepped = -1  # trainer.global_step at the last batch that stepped
+        self._layout_written = False
+        self._assign_probes()
+
+    # -- hooks, called by the leading callback -------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the probes that were given or, on resuming, kept; start the clock."""
+        self._stepped = trainer.global_step
+
+        def prepare(batch: Any) -> Any:
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+        for monitor in self.monitors:
+            probe = monitor.probe_in_use
+            if probe.complete:
+                continue
+            if probe.captured:
+                monitor.restore_probe(self._recorder, trainer)
+            else:
+                probe.load(prepare)
+        self.budget.start()
+
+    def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Keep the batch where a probe still wants it, before ``training_step`` can edit it."""
+        for probe in self._captured_probes():
+            probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any
+    ) -> None:
+        """Measure, if the optimizer has stepped and somebody is due."""
+        loop = trainer.fit_loop
+        if pl_module.automatic_optimization and not outputs:
+            self._drop_last_batch()  # training_step gave no loss for it
+        if trainer.is_last_batch:
+            self._complete_probes()
+        stepped = trainer.global_step != self._stepped
+        if loop._should_accumulate() or not stepped or getattr(loop, "_skip_backward", False):
+            return
+        self._stepped = trainer.global_step
+        self.train_batch_size = batch_size(batch)
+        # The label under which Lightning logs the training loss of the weights as they are now:
+        # its own counter moves on after this hook.
+        step, epoch = loop.epoch_loop._batches_that_stepped + 1, trainer.current_epoch
+        due = [
+            monitor
+            for monitor in self.monitors
+            if monitor.probe_in_use.complete
+            and not monitor.disabled
+            and monitor.schedule.due(step, epoch, trainer.is_last_batch)
+        ]
+        if due:
+            self._run(trainer, pl_module, due, step)
+
+    def on_validation_start(self, trainer: Trainer) -> None:
+        """The capture ends here at the latest."""
+        if not trainer.sanity_checking:
+            self._complete_probes()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One picture in any case from those that draw; then say what was done."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._complete_probes()
+        last = [
+            monitor
+            for monitor in self.monitors
+            if monitor.draws
+            and monitor.probe_in_use.complete
+            and not monitor.disabled
+            and monitor.last_measured_step != step
+        ]
+        if last and step > 0:
+            self._measure(trainer, pl_module, last, step, final=True)
+        rank_zero_info(self.closing_line())
+
+    # -- a round -------------------------------------------------------------------------------
+
+    def _run(
+        self, trainer: Trainer, pl_module: LightningModule, due: list[Monitor], step: int
+    ) -> None:
+        if self._forward_seconds is None and all(m.draws for m in due) and self._limited(due):
+            self._time_a_forward(trainer, pl_module, due[0], step)
+        # Rank zero holds the clock; the others follow, or they would wait for one another.
+        names = [m.prefix for m in self._affordable(due)]
+        names = trainer.strategy.broadcast(names)
+        chosen = [m for m in due if m.prefix in names]
+        for monitor in due:
+            monitor.schedule.last_step = step
+            monitor.skipped += monitor not in chosen
+        if chosen:
+            self._measure(trainer, pl_module, chosen, step)
+
+    def _affordable(self, due: list[Monitor]) -> list[Monitor]:
+        """Those whose predicted cost the budget allows, beside the pictures owed at the end."""
+        owed = sum(self._predicted(m) for m in self.monitors if m.draws and not m.disabled)
+        chosen, cost = [], owed if self._limited(self.monitors) else 0.0
+        for monitor in due:
+            first_scalars = not monitor.draws and not monitor.measured
+            predicted = self._predicted(monitor)
+            if (
+                monitor.max_overhead is None
+                or first_scalars
+                or self.budget.affords(cost + predicted)
+            ):
+                chosen.append(monitor)
+                cost += predicted
+        return chosen
+
+    def _limited(self, monitors: Sequence[Monitor]) -> bool:
+        return any(m.max_overhead is not None for m in monitors)
+
+    def _predicted(self, monitor: Monitor) -> float:
+        """Seconds that the next measurement takes: as the last one, or from its forwards."""
+        if monitor.last_seconds is not None:
+            return monitor.last_seconds
+        return monitor.forwards * (self._forward_seconds or 0.0)
+
+    def _time_a_forward(
+        self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, step: int
+    ) -> None:
+        started = self._clock(pl_module)
+        with isolated(trainer, pl_module) as isolation:
+            this_round = Round(trainer, pl_module, isolation, self, step)
+            if not self._attempt(trainer, monitor, lambda: this_round.objective(monitor).loss()):
+                return
+        elapsed = self._clock(pl_module) - started
+        self._forward_seconds = elapsed / max(this_round.work, 1)
+        self.budget.charge(elapsed)
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        monitors: Sequence[Monitor],
+        step: int,
+        final: bool = False,
+    ) -> None:
+        """Measure inside an isolation; write and draw after it, with the run's own loggers."""
+        begun = self._clock(pl_module)
+        found: list[tuple[Monitor, Measured, float]] = []
+        with isolated(trainer, pl_module) as isolation:
+            this_round = Round(trainer, pl_module, isolation, self, step)
+            for monitor in monitors:
+                started = self._clock(pl_module)
+                measured = self._attempt(trainer, monitor, partial(monitor.measure, this_round))
+                if measured is not None:
+                    found.append((monitor, measured, self._clock(pl_module) - started))
+            if self._forward_seconds is None:
+                elapsed = self._clock(pl_module) - begun
+                self._forward_seconds = elapsed / max(this_round.work, 1)
+        for monitor, measured, seconds in found:
+            started = self._clock(pl_module)
+            self._record(trainer, pl_module, monitor, measured, step, final)
+            monitor.last_seconds = seconds + self._clock(pl_module) - started
+            monitor.seconds_spent += monitor.last_seconds
+        self.budget.charge(self._clock(pl_module) - begun)
+
+    def _attempt(
+        self, trainer: Trainer, monitor: Monitor, compute: Callable[[], _Result]
+    ) -> _Result | None:
+        """``compute()``, or None after a fault here or on another process."""
+        fault: Exception | None = None
+        try:
+            result = compute()
+        except Exception as error:  # any fault of the user's loss, of a solver or of a device
+            fault = error
+        if self.total(trainer, int(fault is None)) == trainer.world_size:
+            monitor.faults = 0
+            return result
+        self._fault(monitor, fault or OtherRankError("it failed on another process"))
+        return None
+
+    def _record(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        monitor: Monitor,
+        measured: Measured,
+        step: int,
+        final: bool,
+    ) -> None:
+        row = {
+            "step": step,
+            "epoch": trainer.current_epoch,
+            **measured.values,
+            "probe_samples": self.probe_size(trainer, monitor.probe_in_use),
+            "probe_mode": monitor.probe_mode,
+            **measured.facts,
+        }
+        if not monitor.measured:
+            monitor.keep_probe(self._recorder, trainer)
+        self._recorder.row(row, continued=bool(monitor.history) or monitor.resumed)
+        monitor.remember(row)
+        if measured.values:
+            self._recorder.scalars(measured.values, step)
+            if not final:  # Lightning forbids `self.log` when training has ended
+                self._recorder.metrics(pl_module, measured.values, monitor.prog_bar)
+        self._write_layout()
+        for name, write in measured.files.items():
+            self._recorder.file(name, write)
+        if trainer.is_global_zero:
+            self._draw(measured.pictures, step)
+        if not final:
+            for listener in monitor.listeners:
+                listener.on_record(trainer, row)
+
+    def _draw(self, pictures: Mapping[str, Callable[[], Figure]], step: int) -> None:
+        for tag, draw in pictures.items():
+            from lightning_landscape.figures import figure_to_image
+
+            self._recorder.picture(tag, figure_to_image(draw()), step)
+
+    def _write_layout(self) -> None:
+        if not self._layout_written:
+            self._layout_written = True
+            charts = {title: chart for m in self.monitors for title, chart in m.charts.items()}
+            if charts:
+                self._recorder.layout({"landscape": charts})
+
+    def _fault(self, monitor: Monitor, error: Exception) -> None:
+        monitor.faults += 1
+        monitor.failed += 1
+        disabled = monitor.faults >= _FAULTS_ALLOWED
+        ending = (
+            f"it failed {monitor.faults} times in a row and measures no more; training goes on"
+            if disabled
+            else "training goes on, and so does measuring"
+        )
+        monitor.disabled = disabled
+        rank_zero_warn(f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}")
+
+    # -- probes --------------------------------------------------------------------------------
+
+    def _assign_probes(self) -> None:
+        """One probe per source: captured ones are shared by the number of samples wanted."""
+        shared: dict[Any, Probe] = {}
+        for monitor in self.monitors:
+            if monitor.probe_in_use is not None and monitor.probe_in_use.complete:
+                continue  # a second fit goes on with the same data
+            if isinstance(monitor.probe, Probe):
+                monitor.probe_in_use = monitor.probe
+                continue
+            key = (None, monitor.probe_samples) if monitor.probe is None else id(monitor.probe)
+            if key not in shared:
+                shared[key] = Probe(monitor.probe, monitor.probe_samples)
+            monitor.probe_in_use = shared[key]
+
+    def _captured_probes(self) -> list[Probe]:
+        probes = {id(m.probe_in_use): m.probe_in_use for m in self.monitors}
+        return [p for p in probes.values() if p.captured and not p.complete]
+
+    def _complete_probes(self) -> None:
+        for probe in self._captured_probes():
+            probe.complete = bool(probe.batches)
+
+    def _drop_last_batch(self) -> None:
+        for probe in self._captured_probes():
+            if probe.batches:
+                probe.batches.pop()
+
+    # -- small things --------------------------------------------------------------------------
+
+    def reducer(self, trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+        """Sums over processes; None with one process."""
+        if trainer.world_size == 1:
+            return None
+
+        def reduce(tensor: Tensor) -> Tensor:
+            total: Tensor = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+            return total
+
+        return reduce
+
+    def total(self, trainer: Trainer, count: int) -> int:
+        """``count`` added up over processes."""
+        reduce = self.reducer(trainer)
+        if reduce is None:
+            return count
+        tensor = torch.tensor(float(count), device=trainer.strategy.root_device)
+        return int(reduce(tensor).item())
+
+    def probe_size(self, trainer: Trainer, probe: Probe) -> int:
+        """Examples of a complete probe, over all processes."""
+        if id(probe) not in self._probe_sizes:
+            self._probe_sizes[id(probe)] = self.total(trainer, probe.size)
+        return self._probe_sizes[id(probe)]
+
+    @staticmethod
+    def _clock(pl_module: LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
+
+    def closing_line(self) -> str:
+        """What was measured, skipped and spent, in one line."""
+        counts = ", ".join(f"{m.prefix} {m.measured}" for m in self.monitors)
+        skipped = sum(m.skipped for m in self.monitors)
+        failed = sum(m.failed for m in self.monitors)
+        share = 100 * self.budget.share
+        line = (
+            f"lightning_landscape: measured {counts} times in {self.budget.spent:.1f} s, "
+            f"{share:.1f} % of the {self.budget.trained:.1f} s spent training"
+        )
+        if skipped:
+            line += f"; skipped {skipped} to stay within max_overhead={self.budget.max_overhead}"
+        return line + (f"; {failed} failed" if failed else "")
+
+
+def measured_parameters(
+    trainer: Trainer, pl_module: LightningModule, patterns: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """The trainable parameters that an optimizer holds, of those the ones that ``patterns`` name.
+
+    Raises:
+        ValueError: no parameter is left.
+    """
+    held = {
+        id(parameter)
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    trained: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in pl_module.named_parameters()
+        if parameter.requires_grad and id(parameter) in held
+    }
+    if patterns is None:
+        return trained
+    chosen = {
+        name: parameter
+        for name, parameter in trained.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not chosen:
+        raise ValueError(
+            f"parameters={list(patterns)!r} matches none of the trained parameters: expected glob "
+            f"patterns over names such as {list(trained)[:4]}"
+        )
+    return chosen
+
+
+def _warn_if_noisy(objective: Objective, monitor: Monitor) -> None:
+    """Said once a run: the loss varies from call to call in spite of the isolation."""
+    first, again = objective.loss(), objective.losses_at([], [()])[0]
+    if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
+        rank_zero_warn(
+            f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
+            f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or keeps a "
+            f"state outside the module, and every value here carries that noise"
+        )
+
+
+def _told(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)
+    where = f", {Path(place[-1].filename).name} line {place[-1].lineno}" if place else ""
+    return f"{type(error).__name__}: {error}{where}"
