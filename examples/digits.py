@@ -9,8 +9,8 @@ Two runs of full-batch gradient descent on scikit-learn's handwritten digits.
 2. ``stop``: the same run again, ended by ``SharpnessEarlyStopping`` once three measurements in a
    row are above 90 % of the edge.
 
-Every callback gets ``max_overhead=None``: the exact schedule, so that the picture is complete.  In a
-run of your own leave that out, and measuring takes at most 5 % of the training time.
+Every callback gets ``max_overhead=None``: the exact schedule, so that the picture is complete.  In
+a run of your own leave that out, and measuring takes at most 5 % of the training time.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ _RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
 }
 
 
-def _update(optimizer: Any, group: _Group, param: Parameter) -> _Update | None:
+def _update(optimizer: Any, group: _Group, param: Tensor) -> _Update | None:
     """The recurrence of ``param``; None when it is not being stepped."""
     known = next((cls for cls in type(optimizer).__mro__ if cls in _RULES), None)
     # torch wraps `step` on whichever class is instantiated first: compare what is inside.
