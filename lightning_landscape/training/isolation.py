@@ -62,12 +62,14 @@ def isolated(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Ite
     in the user's code write to.  Optimizers, schedulers and scalers are never touched.
     """
     random_state = RandomState()
-    isolation = Isolation(pl_module, seed)
     try:
         with _silenced(trainer, pl_module):
-            yield isolation
+            isolation = Isolation(pl_module, seed)
+            try:
+                yield isolation
+            finally:
+                isolation.restore()
     finally:
-        isolation.restore()
         random_state.restore()
 
 

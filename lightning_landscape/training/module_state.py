@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,38 +42,32 @@ class ModuleState:
 
         # Tensors that a module names directly: replaced by copies for each evaluation.
         self._slots: list[tuple[dict[str, Any], str, Tensor]] = []
-        self._containers: list[_Restore] = []
-        self._originals: dict[int, tuple[Tensor, Tensor]] = {}
-        seen: set[int] = set()
         for m, attributes in self._attributes:
-            for key, value in attributes.items():
-                if _is_plain_tensor(value) and _storage(value) not in owned:
-                    self._slots.append((m.__dict__, key, value))
-            for key, buffer in m._buffers.items():
-                if buffer is not None and _is_plain_tensor(buffer):
-                    self._slots.append((m._buffers, key, buffer))
-            for container in _containers_in(attributes.values(), seen):
-                self._containers.append(_restorer(container))
-        for _, _, tensor in self._slots:
-            self._originals.setdefault(id(tensor), (tensor, tensor.detach().clone()))
-        self._inner = self._tensors_in_containers(owned)
+            buffers: dict[str, Any] = m._buffers
+            for holder, items in ((m.__dict__, attributes), (buffers, dict(buffers))):
+                for key, value in items.items():
+                    if _is_own_tensor(value, owned):
+                        self._slots.append((holder, key, value))
+        direct = {id(tensor): tensor for _, _, tensor in self._slots}
+        self._originals = [(tensor, tensor.detach().clone()) for tensor in direct.values()]
+
+        # Containers and generators are put back; tensors in containers get their contents back.
+        seen: set[int] = set()
+        held: list[Any] = []
+        for _, attributes in self._attributes:
+            held += _containers_in(attributes.values(), seen)
+        self._containers = [_restorer(container) for container in held]
+        inner = {
+            id(value): value
+            for container in held
+            for value in _elements(container)
+            if _is_own_tensor(value, owned) and id(value) not in direct
+        }
+        self._inner = [(t, t.detach().clone(), t._version) for t in inner.values()]
+
         for parameter, _ in self._gradients:
             # What a loss does to .grad then happens to others than the run's own.
             parameter.grad = None
-
-    def _tensors_in_containers(self, owned: set[int]) -> list[tuple[Tensor, Tensor, int]]:
-        found: dict[int, Tensor] = {}
-        for _, attributes in self._attributes:
-            for container in _containers_in(attributes.values(), set()):
-                values = container.values() if isinstance(container, dict) else container
-                for value in values:
-                    if _is_plain_tensor(value) and _storage(value) not in owned:
-                        found.setdefault(id(value), value)
-        return [
-            (tensor, tensor.detach().clone(), tensor._version)
-            for key, tensor in found.items()
-            if key not in self._originals
-        ]
 
     def set_mode(self, training: bool | None) -> None:
         """Put all submodules in train or eval mode; ``None``: the modes they train in."""
@@ -110,12 +104,13 @@ class ModuleState:
             parameter.requires_grad_(requires_grad)
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
-        for tensor, content in self._originals.values():
+        for tensor, content in self._originals:
             _overwrite(tensor, content)
 
 
-def _is_plain_tensor(value: object) -> bool:
-    return type(value) is Tensor or type(value) is nn.Buffer
+def _is_own_tensor(value: object, owned: set[int]) -> bool:
+    """A tensor to copy: not a parameter, nor a view of one, which must go on moving with it."""
+    return type(value) in (Tensor, nn.Buffer) and _storage(cast(Tensor, value)) not in owned
 
 
 def _storage(tensor: Tensor) -> int:
@@ -142,10 +137,14 @@ def _containers_in(values: Iterable[object], seen: set[int]) -> Iterator[Any]:
             yield value
         elif isinstance(value, (*_CONTAINERS, tuple)):
             seen.add(id(value))
-            inside = value.values() if isinstance(value, dict) else value
-            if not isinstance(value, tuple):
-                yield value
-            yield from _containers_in(list(inside), seen)
+            yield value
+            yield from _containers_in(_elements(value), seen)
+
+
+def _elements(container: object) -> list[Any]:
+    if isinstance(container, dict):
+        return list(container.values())
+    return list(container) if isinstance(container, (*_CONTAINERS, tuple)) else []
 
 
 def _restorer(value: Any) -> _Restore:
@@ -181,6 +180,8 @@ def _restorer(value: Any) -> _Restore:
             value.update(members)
 
         return restore_set
+    if isinstance(value, tuple):
+        return lambda: None
     elements = list(value)
 
     def restore_sequence() -> None:

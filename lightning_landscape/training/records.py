@@ -47,8 +47,9 @@ class Recorder:
         """To loggers that take text (TensorBoard)."""
 
         def add(logger: Any) -> None:
-            if hasattr(logger.experiment, "add_text"):
-                logger.experiment.add_text(tag, text, global_step=step)
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_text"):
+                writer.add_text(tag, text, global_step=step)
 
         if self._writes:
             self._each_logger(add)
@@ -90,8 +91,9 @@ class Recorder:
         shown: list[str] = []
 
         def add(logger: Any) -> None:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image(tag, image, global_step=step, dataformats="HWC")
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_image"):
+                writer.add_image(tag, image, global_step=step, dataformats="HWC")
                 shown.append(tag)
 
         self._each_logger(add)
@@ -105,7 +107,7 @@ class Recorder:
         """One custom-scalars page per TensorBoard writer, unless the user made one."""
 
         def add(logger: Any) -> None:
-            writer = logger.experiment
+            writer: Any = getattr(logger, "experiment", None)
             if not hasattr(writer, "add_custom_scalars"):
                 return
             writer.flush()

@@ -7,9 +7,10 @@ so that they share what is computed.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -266,9 +267,10 @@ class Session:
         self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, step: int
     ) -> None:
         started = self._clock(pl_module)
-        with isolated(trainer, pl_module) as isolation:
-            this_round = Round(trainer, pl_module, isolation, self, step)
-            if not self._attempt(trainer, monitor, lambda: this_round.objective(monitor).loss()):
+        with self._isolated(trainer, pl_module, [monitor], step) as this_round:
+            if this_round is None or not self._attempt(
+                trainer, monitor, lambda: this_round.objective(monitor).loss()
+            ):
                 return
         elapsed = self._clock(pl_module) - started
         self._forward_seconds = elapsed / max(this_round.work, 1)
@@ -285,8 +287,9 @@ class Session:
         """Measure inside an isolation; write and draw after it, with the run's own loggers."""
         begun = self._clock(pl_module)
         found: list[tuple[Monitor, Measured, float]] = []
-        with isolated(trainer, pl_module) as isolation:
-            this_round = Round(trainer, pl_module, isolation, self, step)
+        with self._isolated(trainer, pl_module, monitors, step) as this_round:
+            if this_round is None:
+                return
             for monitor in monitors:
                 started = self._clock(pl_module)
                 measured = self._attempt(trainer, monitor, partial(monitor.measure, this_round))
@@ -301,6 +304,21 @@ class Session:
             monitor.last_seconds = seconds + self._clock(pl_module) - started
             monitor.seconds_spent += monitor.last_seconds
         self.budget.charge(self._clock(pl_module) - begun)
+
+    @contextlib.contextmanager
+    def _isolated(
+        self, trainer: Trainer, pl_module: LightningModule, monitors: Sequence[Monitor], step: int
+    ) -> Iterator[Round | None]:
+        """A round inside an isolation; None where not even that could be set up."""
+        with contextlib.ExitStack() as stack:
+            try:
+                isolation = stack.enter_context(isolated(trainer, pl_module))
+            except Exception as error:  # nothing was changed yet, and the run goes on
+                for monitor in monitors:
+                    self._fault(monitor, error)
+                yield None
+                return
+            yield Round(trainer, pl_module, isolation, self, step)
 
     def _attempt(
         self, trainer: Trainer, monitor: Monitor, compute: Callable[[], _Result]
