@@ -52,8 +52,8 @@ class Objective:
         check_deterministic: evaluate the loss twice the first time and refuse one that varies.
 
     The weights are where they were after every call, also after one that raised: they are copied
-    back, bit for bit.  The kept graph is dropped when the weights have been moved, by this object
-    or, noticed through the tensors' version counters, by anyone else.
+    back, bit for bit.  What is kept for the next call (graph, loss, gradient) is dropped when the
+    weights have been moved, by this object or by anyone else.
 
     Raises:
         TypeError: a loss that is not a tensor; a complex parameter.
@@ -95,6 +95,7 @@ class Objective:
         self._unchecked = check_deterministic
         self._list = list(self.params.values())
         self._sizes = [p.numel() for p in self._list]
+        self._size = sum(self._sizes)
         self._dtype = (
             torch.float64 if any(p.dtype == torch.float64 for p in self._list) else torch.float32
         )
@@ -103,11 +104,11 @@ class Objective:
         self._sum_dtype = torch.float32 if self._device.type == "mps" else torch.float64
         self._cudnn = True
         self._forward_needs_grad = False
-        self._base: list[Tensor] | None = None
         self._graphs: list[tuple[float, list[Tensor]]] | None = None
         self._loss: Tensor | None = None
         self._gradient: Tensor | None = None
-        self._versions = self._current_versions()
+        self._versions: tuple[int, ...] = ()
+        self._norms: Tensor | None = None
 
     # -- the four things one can ask -----------------------------------------------------------
 
@@ -115,15 +116,15 @@ class Objective:
         """``L(w)``, a 0-dimensional float64 tensor.  Cost: one forward, nothing if known."""
         self._begin()
         if self._loss is None:
-            self._loss = self._mean_over_ranks(self._local_loss, 1)[0]
-        return self._loss
+            self._loss = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
+        return self._loss.clone()
 
     def gradient(self) -> dict[str, Tensor]:
         """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known."""
         self._begin()
         if self._gradient is None:
-            self._gradient = self._mean_over_ranks(self._local_gradient, sum(self._sizes))
-        return self._named(self._gradient)
+            self._gradient = self._mean_over_ranks(self._local_gradient, self._size, self._dtype)
+        return self._named(self._gradient.clone())
 
     def hvp(self, vector: Vector) -> dict[str, Tensor]:
         """``H v`` with the Hessian ``H`` at ``w``.
@@ -166,14 +167,14 @@ class Objective:
         moves = [self._pieces(direction) for direction in directions]
 
         def local() -> Tensor:
-            losses = []
+            losses = torch.zeros(len(points), dtype=self._sum_dtype, device=self._device)
             with self._displaceable() as move_to:
-                for point in points:
+                for i, point in enumerate(points):
                     move_to(moves, point)
-                    losses.append(self._local_loss())
-            return torch.cat(losses)
+                    losses[i] = self._local_loss()[0]
+            return losses
 
-        return self._mean_over_ranks(local, len(points))
+        return self._mean_over_ranks(local, len(points), self._sum_dtype)
 
     def gradient_at(self, displacement: Vector) -> dict[str, Tensor]:
         """``dL/dw`` at ``w + displacement``.  Cost: one gradient."""
@@ -185,7 +186,32 @@ class Objective:
                 move_to([pieces], (1.0,))
                 return self._local_gradient()
 
-        return self._named(self._mean_over_ranks(local, sum(self._sizes)))
+        return self._named(self._mean_over_ranks(local, self._size, self._dtype))
+
+    def batch_mean(self, quantity: Callable[[Objective], float]) -> float:
+        """The mean over batches, by weight, of ``quantity(objective)`` of each batch alone.
+
+        Over processes too.  Each ``objective`` belongs to one process: ``quantity`` may take
+        decisions that differ from batch to batch.
+        """
+        self._begin()
+        self.release()  # quantity may move the weights
+
+        def local() -> Tensor:
+            total = torch.zeros(1, dtype=self._sum_dtype, device=self._device)
+            batches = []
+            for weight, fn in self._terms:
+                batch = Objective(fn, self.params, engine=self.engine, check_deterministic=False)
+                batch._cudnn, batch._forward_needs_grad = self._cudnn, self._forward_needs_grad
+                batches.append(batch)
+                total += weight * quantity(batch)
+            # One evaluation on every batch is one of the whole loss.
+            self.forwards += max(batch.forwards for batch in batches)
+            self.gradients += max(batch.gradients for batch in batches)
+            self.hvps += max(batch.hvps for batch in batches)
+            return total
+
+        return float(self._mean_over_ranks(local, 1)[0])
 
     def release(self) -> None:
         """Drop the kept graph, and with it the memory of one forward and backward per batch."""
@@ -226,19 +252,24 @@ class Objective:
                     allow_unused=True,
                     materialize_grads=True,
                 )
+        if create_graph and _holds_an_error(gradient):
+            raise _NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 
     def _local_gradient(self) -> Tensor:
         self.gradients += 1
-        total = torch.zeros(sum(self._sizes), dtype=self._dtype, device=self._device)
+        total = torch.zeros(self._size, dtype=self._dtype, device=self._device)
         for weight, fn in self._terms:
             total += weight * self._flat(self._differentiate(fn, create_graph=False)[1])
         return total
 
     def _double_backward_hvp(self, pieces: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        size = sum(self._sizes)
+
+        def local() -> Tensor:
+            return self._local_hvp(pieces)
+
         try:
-            return self._named(self._mean_over_ranks(lambda: self._local_hvp(pieces), size))
+            return self._named(self._mean_over_ranks(local, self._size, self._dtype))
         except _NoDoubleBackward:
             # cuDNN's recurrent layers have none.  Without cuDNN convolutions are slower, hence
             # only now; tried whatever the message says, so that all processes do the same.
@@ -246,12 +277,12 @@ class Objective:
                 raise
         self.release()
         self._cudnn = False
-        return self._named(self._mean_over_ranks(lambda: self._local_hvp(pieces), size))
+        return self._named(self._mean_over_ranks(local, self._size, self._dtype))
 
     def _local_hvp(self, pieces: Sequence[Tensor | None]) -> Tensor:
         if self._graphs is None:
             self._graphs = self._build_graphs()
-        total = torch.zeros(sum(self._sizes), dtype=self._dtype, device=self._device)
+        total = torch.zeros(self._size, dtype=self._dtype, device=self._device)
         for weight, gradient in self._graphs:
             # Parameters in which the loss is linear have a gradient without a graph: no curvature.
             curved = [
@@ -305,13 +336,12 @@ class Objective:
     def _displaceable(self) -> Iterator[Callable[..., None]]:
         """Gives ``move_to(directions, coefficients)``; copies the weights back in the end.
 
-        Copying back, not subtracting: ``(w + d) - d`` is not ``w`` in floating point.
+        Copying back, not subtracting: ``(w + d) - d`` is not ``w`` in floating point.  And from a
+        copy taken now: an older one might undo training that went unnoticed.
         """
         self.release()  # its saved tensors are the weights about to be overwritten
-        if self._base is None:
-            self._base = [p.detach().clone() for p in self._list]
         live = [p.detach() for p in self._list]
-        base = self._base
+        base = [p.clone() for p in live]
 
         def move_to(moves: Sequence[Sequence[Tensor | None]], point: Sequence[float]) -> None:
             torch._foreach_copy_(live, base)
@@ -333,27 +363,32 @@ class Objective:
 
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""
-        if self._current_versions() != self._versions:
-            self._base = self._graphs = self._loss = self._gradient = None
-            self._versions = self._current_versions()
+        # Fused optimizers and writes through ``.data`` leave the version counters as they were.
+        norms = torch.stack(
+            [n.to(self._device) for n in torch._foreach_norm(self._list, 2, dtype=self._sum_dtype)]
+        )
+        versions = self._current_versions()
+        if versions != self._versions or not torch.equal(norms, self._norms):
+            self._graphs = self._loss = self._gradient = None
+        self._versions, self._norms = versions, norms
         if not self._unchecked:
             return
-        self._unchecked = False
-        first = self._mean_over_ranks(self._local_loss, 1)[0]
-        again = self._mean_over_ranks(self._local_loss, 1)[0]
+        first = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
+        again = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
         if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
-            self._unchecked = True
             raise ValueError(
                 f"loss_fn is not deterministic: two evaluations at the same weights gave "
                 f"{float(first):.7g} and {float(again):.7g}; seed its random numbers inside "
                 f"loss_fn, use model.eval(), or pass check_deterministic=False"
             )
-        self._loss = first
+        self._unchecked, self._loss = False, first
 
     # -- flat tensors, processes ---------------------------------------------------------------
 
-    def _mean_over_ranks(self, compute: Callable[[], Tensor], size: int) -> Tensor:
-        """``sum over processes of compute() / sum of weights``.
+    def _mean_over_ranks(
+        self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype
+    ) -> Tensor:
+        """``sum over processes of compute() / sum of weights``; ``compute`` gives ``(size,)``.
 
         The one reduction carries the sum, the weight and what went wrong, so that no process
         waits for one that failed and all take the same way out.
@@ -364,7 +399,7 @@ class Objective:
         try:
             total = compute()
         except Exception as error:  # every process must reach the reduction below
-            fault, total = error, torch.zeros(size, dtype=torch.float64, device=self._device)
+            fault, total = error, torch.zeros(size, dtype=dtype, device=self._device)
         unsupported = isinstance(fault, _NoDoubleBackward)
         status = [self._weight if fault is None else 0.0, float(unsupported)]
         status.append(float(fault is not None and not unsupported))

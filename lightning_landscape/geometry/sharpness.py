@@ -19,11 +19,13 @@ class Sharpness:
         value: the rise, in units of the loss.
         definition: what was measured, with its radius.
         displacement: where the loss was evaluated, name -> tensor; empty where there are many.
+        note: why ``value`` is NaN, where the definition says why; else empty.
     """
 
     value: float
     definition: str
     displacement: dict[str, Tensor]
+    note: str = ""
 
 
 def sam_sharpness(

@@ -51,11 +51,24 @@ def random_vector(params: Vector, seed: int) -> dict[str, Tensor]:
     return {name: _normal(name, tensor, seed) for name, tensor in params.items()}
 
 
+def random_signs(params: Vector, seed: int) -> dict[str, Tensor]:
+    """Independent entries of 1 or -1 (Rademacher), drawn per name like :func:`random_vector`."""
+    return {name: _signs(name, tensor, seed) for name, tensor in params.items()}
+
+
 def _normal(name: str, like: Tensor, seed: int) -> Tensor:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    draw = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    draw = torch.randn(like.shape, generator=_generator(name, seed), dtype=torch.float32)
     return draw.to(device=like.device, dtype=working_dtype(like.dtype))
+
+
+def _signs(name: str, like: Tensor, seed: int) -> Tensor:
+    bits = torch.randint(2, like.shape, generator=_generator(name, seed), dtype=torch.int8)
+    return (2 * bits - 1).to(device=like.device, dtype=working_dtype(like.dtype))
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

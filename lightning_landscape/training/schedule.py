@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 
@@ -56,8 +57,11 @@ class Budget:
         """Seconds spent per second of training."""
         return self.spent / self.trained if self.trained > 0 else 0.0
 
+    @property
+    def earned(self) -> float:
+        """Seconds that training has paid for so far; infinite without a limit."""
+        return math.inf if self.max_overhead is None else self.max_overhead * self.trained
+
     def affords(self, seconds: float) -> bool:
         """Whether a measurement of ``seconds`` keeps within the limit."""
-        if self.max_overhead is None:
-            return True
-        return self.spent + seconds <= self.max_overhead * self.trained
+        return self.spent + seconds <= self.earned

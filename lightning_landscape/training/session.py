@@ -231,7 +231,7 @@ class Session:
         # Rank zero holds the clock; the others follow, or they would wait for one another.
         names = [m.prefix for m in self._affordable(due)]
         names = trainer.strategy.broadcast(names)
-        chosen = [m for m in due if m.prefix in names]
+        chosen = [m for m in due if m.prefix in names]  # scalars before pictures
         for monitor in due:
             monitor.schedule.last_step = step
             monitor.skipped += monitor not in chosen
@@ -240,28 +240,32 @@ class Session:
 
     def _affordable(self, due: list[Monitor]) -> list[Monitor]:
         """Those whose predicted cost the budget allows, beside the pictures owed at the end."""
-        owed = sum(self._predicted(m) for m in self.monitors if m.draws and not m.disabled)
-        chosen, cost = [], owed if self._limited(self.monitors) else 0.0
-        for monitor in due:
-            first_scalars = not monitor.draws and not monitor.measured
-            predicted = self._predicted(monitor)
-            if (
-                monitor.max_overhead is None
-                or first_scalars
-                or self.budget.affords(cost + predicted)
-            ):
+        exact = [m for m in due if m.max_overhead is None]
+        limited = [m for m in due if m.max_overhead is not None]
+        # Scalars go together, or cheap ones would starve a dearer one for ever.
+        scalars = [m for m in limited if not m.draws]
+        owed = [m for m in self.monitors if m.draws and m.max_overhead and not m.disabled]
+        # Put aside for those pictures, but not more than half: scalars come first.
+        reserve = min(sum(self._predicted(m) or 0.0 for m in owed), 0.5 * self.budget.earned)
+        cost = reserve + sum(self._predicted(m) or 0.0 for m in scalars)
+        if not self.budget.affords(cost):
+            return exact + [m for m in scalars if not m.measured]
+        chosen = exact + scalars
+        for monitor in limited:
+            price = self._predicted(monitor)
+            if monitor.draws and price is not None and self.budget.affords(cost + price):
+                cost += price
                 chosen.append(monitor)
-                cost += predicted
         return chosen
 
     def _limited(self, monitors: Sequence[Monitor]) -> bool:
         return any(m.max_overhead is not None for m in monitors)
 
-    def _predicted(self, monitor: Monitor) -> float:
+    def _predicted(self, monitor: Monitor) -> float | None:
         """Seconds that the next measurement takes: as the last one, or from its forwards."""
         if monitor.last_seconds is not None:
             return monitor.last_seconds
-        return monitor.forwards * (self._forward_seconds or 0.0)
+        return None if self._forward_seconds is None else monitor.forwards * self._forward_seconds
 
     def _time_a_forward(
         self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, step: int

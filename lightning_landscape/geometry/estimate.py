@@ -1,0 +1,75 @@
+"""Means of random samples, with standard errors that hold for few samples too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
+
+# Two standard errors of a normal distribution hold this share of it.
+_TWO_SIGMA = math.erf(math.sqrt(2.0))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of random samples.
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error, widened by Student's t: ``value +- 2 stderr`` covers the truth
+            about 95 % of the time however few the samples, where these are roughly normal.
+        samples: how many it is the mean of.
+        hvps: products with the Hessian that were made, for this and whatever shares them.
+    """
+
+    value: float
+    stderr: float
+    samples: int
+    hvps: int
+
+
+def mean_and_stderr(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over dimension 0 and its standard error, widened by :func:`student_factor`."""
+    count = len(samples)
+    deviation = samples.std(dim=0, unbiased=True)
+    return samples.mean(dim=0), student_factor(count) * deviation / math.sqrt(count)
+
+
+@lru_cache
+def student_factor(samples: int) -> float:
+    r"""What widens a standard error from ``samples`` samples so that two of it cover 95.45 %.
+
+    Half the quantile of Student's t: 6.98 for 2 samples, 1.43 for 5, 1.16 for 10, 1.05 for 30.
+
+    Source: Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    freedom = samples - 1
+    low, high = 0.0, math.pi / 2  # angles whose tangent is t / sqrt(freedom)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _student_share(middle, freedom) < _TWO_SIGMA:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan(low) / 2
+
+
+def _student_share(angle: float, freedom: int) -> float:
+    """The share of Student's t within ``+- sqrt(freedom) tan(angle)``."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for power in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine**2 * power / (power + 1)
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total
+
+
+def check_samples(samples: int) -> None:
+    """Refuse what gives no standard error."""
+    if samples != int(samples) or samples < 2:
+        raise ValueError(
+            f"samples={samples!r}: expected an integer >= 2, as one sample has no standard error"
+        )

@@ -1,0 +1,133 @@
+"""Trace and Frobenius norm of the Hessian, of the whole and of its blocks, from random products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lightning_landscape.geometry.blocks import members
+from lightning_landscape.geometry.eigen import HessianLike
+from lightning_landscape.geometry.estimate import Estimate, check_samples, mean_and_stderr
+from lightning_landscape.geometry.vectors import inner, random_signs, seed_from
+
+
+@dataclass(frozen=True)
+class TraceEstimate(Estimate):
+    """The trace, and what the same products tell besides.
+
+    Attributes:
+        frobenius: ``||H||_F``, the root of the sum of the squared eigenvalues.
+        blocks: the trace of each diagonal block; they sum to ``value`` when every parameter is in
+            one.
+    """
+
+    frobenius: Estimate
+    blocks: dict[str, Estimate]
+
+
+def hessian_trace(
+    objective: HessianLike,
+    samples: int = 30,
+    *,
+    blocks: Mapping[str, str] | None = None,
+    generator: torch.Generator | None = None,
+) -> TraceEstimate:
+    r"""The trace of the Hessian, of each of its blocks, and its Frobenius norm (Hutchinson).
+
+    .. math:: tr(H) = E[v'Hv], \quad tr(H_{bb}) = E[v_b'(Hv)_b], \quad \|H\|_F^2 = E[\|Hv\|^2],
+       \quad v_i = \pm 1
+
+    With signs for ``v`` the diagonal of ``H`` adds no noise.
+
+    Args:
+        objective: the loss, or anything with ``params`` and ``hvp``.
+        samples: products to average over, at least 2.  30 give the trace of a small network to
+            3 to 4 %; the error falls as the square root.
+        blocks: parameter name -> block; names that are missing belong to none.  Default: one block
+            per module, :func:`module_blocks`.
+        generator: seeds the signs; the same signs every time without one, so that a change from
+            one call to the next is a change of the Hessian.
+
+    Returns:
+        A :class:`TraceEstimate`.  ``value +- 2 stderr`` covers the truth about 95 % of the time;
+        less where a few directions carry the Hessian and the samples are skewed (at 5 samples of
+        a Hessian of rank one: about 85 %).
+
+    Raises:
+        ValueError: fewer than 2 samples, or a block for a name that is no trainable parameter.
+
+    Cost: one HVP, about 2 gradients, per sample; the norm and the blocks are free.
+
+    Source: Hutchinson 1989; Yao et al., PyHessian, 2020, section 3.
+
+    Example:
+        >>> from lightning_landscape.geometry.objective import Objective
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> loss = Objective(lambda: (torch.tensor([2.0, 4.0, -1.0]) * w**2).sum() / 2, {"w": w})
+        >>> found = hessian_trace(loss, samples=5)  # a diagonal Hessian leaves no error
+        >>> found.value, found.stderr, round(found.frobenius.value**2, 4)
+        (5.0, 0.0, 21.0)
+    """
+    check_samples(samples)
+    params = objective.params
+    groups = members(params, blocks)
+    seed = seed_from(generator)
+    rows = []
+    for index in range(int(samples)):
+        signs = random_signs(params, seed + index)
+        product = objective.hvp(signs)
+        parts = [inner({n: signs[n] for n in names}, product) for names in groups.values()]
+        rows.append([inner(signs, product), inner(product, product), *parts])
+    means, errors = mean_and_stderr(torch.tensor(rows, dtype=torch.float64))
+    trace, square, *traces = [
+        Estimate(value, error, len(rows), len(rows))
+        for value, error in zip(means.tolist(), errors.tolist(), strict=True)
+    ]
+    return TraceEstimate(
+        trace.value,
+        trace.stderr,
+        trace.samples,
+        trace.hvps,
+        frobenius=_root(square),
+        blocks=dict(zip(groups, traces, strict=True)),
+    )
+
+
+def hessian_frobenius(
+    objective: HessianLike, samples: int = 30, *, generator: torch.Generator | None = None
+) -> Estimate:
+    r"""The Frobenius norm of the Hessian, ``||H||_F = sqrt(E ||Hv||^2)`` over random signs ``v``.
+
+    Args:
+        objective: the loss, or anything with ``params`` and ``hvp``.
+        samples: products to average over, at least 2.
+        generator: seeds the signs; the same signs every time without one.
+
+    Returns:
+        An :class:`Estimate`; ``stderr`` is that of the mean square over ``2 ||H||_F`` (the delta
+        method).  Where no eigenvalue is negative, ``trace^2 / frobenius^2`` counts the directions
+        that carry the curvature.
+
+    Raises:
+        ValueError: fewer than 2 samples.
+
+    Cost: one HVP per sample; nothing beside :func:`hessian_trace`, whose ``frobenius`` it is.
+
+    Example:
+        >>> from lightning_landscape.geometry.objective import Objective
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> loss = Objective(lambda: 1.5 * w[0] ** 2 - 2 * w[1] ** 2, {"w": w})
+        >>> hessian_frobenius(loss, samples=3).value
+        5.0
+    """
+    return hessian_trace(objective, samples, generator=generator).frobenius
+
+
+def _root(square: Estimate) -> Estimate:
+    """The square root, with its standard error to first order."""
+    value = math.sqrt(square.value)
+    stderr = square.stderr / (2 * value) if value != 0.0 else 0.0
+    return Estimate(value, stderr, square.samples, square.hvps)
