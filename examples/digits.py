@@ -16,8 +16,8 @@ a run of your own leave that out, and measuring takes at most 5 % of the trainin
 from __future__ import annotations
 
 import argparse
-import logging
 import time
+import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, default=Path("runs/digits"))
     parser.add_argument("--picture", type=Path, help="write the picture of the README here")
     arguments = parser.parse_args()
-    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", ".*number of training batches.*|.*LeafSpec.*")
 
     # max_overhead=None: measure exactly on schedule, whatever it costs, for complete pictures.
     exactly = {"max_overhead": None}
@@ -173,7 +173,7 @@ def draw(trainer: pl.Trainer, hessian: HessianMonitor, path: Path) -> None:
     for picture in pictures:
         sheet.paste(picture, (left, (height - picture.height) // 2))
         left += picture.width
-    sheet.quantize(64).save(path, optimize=True)
+    sheet.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"\nWrote {path}")
 
 

@@ -168,7 +168,7 @@ class HessianMonitor(Monitor):
             init=_usable(self._last, objective),
         )
         self._last = result if math.isfinite(result.eigenvalues[0]) else None
-        if not result.converged:
+        if not result.converged and math.isfinite(result.eigenvalues[0]):
             self.say_once(
                 f"the eigenvalue solver stopped at max_hvps={self.max_hvps} with residual "
                 f"{float(result.residuals[0]):.3g}, so the value may be too low by about that; "

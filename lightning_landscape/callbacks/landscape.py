@@ -247,16 +247,17 @@ class LandscapeMonitor(Monitor):
         self, this_round: Round, objective: Objective, repeat: int, filtered: bool
     ) -> _Axis:
         vector = random_vector(objective.params, self.seed + repeat)
+        name = f"random {repeat + 1}" if self._pair.count("random") > 1 else "random"
         if filtered:
             dims = filter_dims_of(this_round.pl_module)
             normalized = filter_normalize(vector, objective.params, filter_dims=dims)
             if norm(normalized) > 0.0:
-                return _Axis("random", normalized, fixed=True)
+                return _Axis(name, normalized, fixed=True)
             self.say_once(
                 "the parameters are all vectors or all zero, which filter normalisation leaves "
                 "out; random directions have length 1 instead"
             )
-        return _Axis("random", unit(vector), fixed=True)
+        return _Axis(name, unit(vector), fixed=True)
 
     def _eigen_axis(self, this_round: Round, repeat: int) -> _Axis:
         wanted = self._pair.count("eigenvectors")

@@ -158,7 +158,9 @@ def test_divergence_to_nan_stops(tmp_path):
 
 def test_no_such_key(tmp_path):
     stopper = SharpnessEarlyStopping("hessian/edge_ration", 1.0)
-    with pytest.raises(Exception, match=r"no callback of this Trainer logs that; available.*'hessi"):
+    with pytest.raises(
+        Exception, match=r"no callback of this Trainer logs that; available.*'hessi"
+    ):
         train(Quartic, ones, [HessianMonitor(), stopper], tmp_path)
     with pytest.raises(Exception, match="add a HessianMonitor"):
         train(Quartic, ones, [stopper], tmp_path)

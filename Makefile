@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with Python 3.11, make and a network:
+#   make demo    make test
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+LOGDIR ?= runs/digits
+
+.PHONY: install demo check-demo browser test lint bench clean
+
+install: $(VENV)/installed
+
+# pip takes the CPU build of torch through constraints.txt.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(RUN) examples/digits.py --logdir $(LOGDIR)
+
+# Reads the demo's event files back and fails if something promised is not in them.
+check-demo: install
+	$(RUN) tests/check_demo.py $(LOGDIR)
+
+test: install
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) benchmarks/cost.py
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,58 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+
+from lightning_landscape import landscape_callbacks
+from tests.small import Linear, regression
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_the_ten_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"model": Linear(), "train_loader": regression()}
+    exec(BLOCKS[0], names)
+    assert names["trainer"].global_step == 60
+    assert (tmp_path / "lightning_logs" / "version_0" / "history.jsonl").exists()
+
+
+def test_the_one_word(tmp_path):
+    pl.Trainer(
+        callbacks=landscape_callbacks(), max_epochs=1, default_root_dir=tmp_path, logger=False
+    ).fit(Linear(), regression())
+
+
+def test_without_lightning():
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS[1]], capture_output=True, text=True, check=True
+    )
+    assert "3.0000" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command):
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    if target not in ("bench", "check-demo"):
+        assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_key_that_is_logged_is_in_the_table():
+    for callback in landscape_callbacks():
+        for key in callback.keys:
+            assert f"`{key}`" in README
