@@ -5,6 +5,9 @@ from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.callbacks.suite import landscape_callbacks
+from lightning_landscape.geometry.average import AverageSharpness, average_sharpness
+from lightning_landscape.geometry.blocks import block_eigenvalues, module_blocks
+from lightning_landscape.geometry.critical import CriticalSharpness, critical_sharpness
 from lightning_landscape.geometry.directions import (
     filter_dims_of,
     filter_normalize,
@@ -12,17 +15,24 @@ from lightning_landscape.geometry.directions import (
 )
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.estimate import Estimate
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.slices import Slice, line_slice, plane_slice
+from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
+from lightning_landscape.geometry.trace import TraceEstimate, hessian_frobenius, hessian_trace
+from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.probe import Probe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AverageSharpness",
+    "CriticalSharpness",
     "EdgeRatio",
     "EigenResult",
+    "Estimate",
     "HessianMonitor",
     "LandscapeMonitor",
     "Objective",
@@ -31,16 +41,27 @@ __all__ = [
     "SharpnessEarlyStopping",
     "SharpnessMonitor",
     "Slice",
+    "SpectralDensity",
     "StabilityEdge",
+    "TraceEstimate",
+    "average_sharpness",
+    "block_eigenvalues",
+    "critical_sharpness",
     "curvature_along",
     "edge_ratio",
     "filter_dims_of",
     "filter_normalize",
+    "hessian_frobenius",
+    "hessian_trace",
+    "keskar_sharpness",
     "landscape_callbacks",
     "line_slice",
+    "module_blocks",
     "plane_slice",
     "random_direction",
     "sam_sharpness",
+    "spectral_density",
     "stability_edge",
     "top_eigenvalues",
+    "worst_case_sharpness",
 ]

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 
-from lightning_landscape import landscape_callbacks
+from lightning_landscape import (
+    HessianMonitor,
+    LandscapeMonitor,
+    SharpnessMonitor,
+    landscape_callbacks,
+)
 from tests.small import Linear, regression
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +58,13 @@ def test_make_targets_exist(command):
 
 
 def test_every_key_that_is_logged_is_in_the_table():
-    for callback in landscape_callbacks():
+    callbacks = [
+        HessianMonitor(
+            min_eigenvalue=True, trace_samples=2, batch_edge_ratio=True, update_curvature=True
+        ),
+        SharpnessMonitor(worst_case=True, average=True, keskar=True, critical=True),
+        LandscapeMonitor(),
+    ]
+    for callback in callbacks:
         for key in callback.keys:
             assert f"`{key}`" in README

@@ -97,7 +97,7 @@ class SharpnessEarlyStopping(pl.Callback):
         if stage != "fit":
             return
         monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
-        owner = next((m for m in monitors if self.monitor in m.keys), None)
+        owner = next((m for m in monitors if m.owns(self.monitor)), None)
         if owner is None:
             available = sorted(key for m in monitors for key in m.keys)
             raise MisconfigurationException(

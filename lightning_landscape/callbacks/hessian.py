@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
 
-from lightning_landscape.callbacks.monitor import Monitor, check_choice
+from lightning_landscape.callbacks.monitor import Monitor, check_choice, check_count
+from lightning_landscape.geometry.blocks import block_eigenvalues
 from lightning_landscape.geometry.edge_ratio import edge_ratio
-from lightning_landscape.geometry.eigen import EigenResult
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Engine, Objective
-from lightning_landscape.geometry.stability import stability_edge
+from lightning_landscape.geometry.sharpness import curvature_along
+from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
+from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
+from lightning_landscape.geometry.trace import hessian_trace
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.session import Measured, Round
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class HessianMonitor(Monitor):
@@ -48,7 +56,17 @@ class HessianMonitor(Monitor):
         k: how many eigenvalues.
         method: ``"lanczos"`` or ``"power"``.
         tol: relative residual at which the solver stops.
-        max_hvps: most products a measurement may take.
+        max_hvps: most products one eigenvalue problem may take.
+        min_eigenvalue: log the smallest eigenvalue too.
+        trace_samples: log the trace, its standard error and the Frobenius norm from this many
+            products (30 give a few per cent); 0: none.
+        density_samples: draw the spectral density from this many start vectors (10 is usual, each
+            some 30 products); 0: none.
+        blocks: log the top eigenvalue of each block (one per module) too, and with
+            ``trace_samples`` its trace; a mapping parameter name -> block names other blocks.
+        batch_edge_ratio: log the ratio to the edge on the training batch just used too: above 1 at
+            several measurements in a row it is the best warning of a blow-up we know.
+        update_curvature: log the curvature along the optimizer's last step too.
 
     Logged Metrics:
         - ``hessian/top_eigenvalue``: units of the loss per squared unit of the weights.
@@ -58,6 +76,10 @@ class HessianMonitor(Monitor):
         - ``hessian/edge``: the threshold, when all parameter groups share one.
         - ``hessian/edge_ratio``: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``, S the effective step.
         - ``hessian/preconditioned_eigenvalue``: for Adam and kin, what ``hessian/edge`` bounds.
+        - ``hessian/min_eigenvalue``; ``hessian/trace``, ``hessian/trace_stderr``,
+          ``hessian/frobenius``; ``hessian/block/<block>``, ``hessian/block_trace/<block>``;
+          ``hessian/batch_edge_ratio``; ``hessian/update_curvature``: ``u'Hu / u'u``.
+        - ``hessian/density``: an image, and an ``.npz`` beside the logs.
 
     Raises:
         ValueError: an argument out of its range.
@@ -97,6 +119,12 @@ class HessianMonitor(Monitor):
         method: Literal["lanczos", "power"] = "lanczos",
         tol: float = 1e-2,
         max_hvps: int = 50,
+        min_eigenvalue: bool = False,
+        trace_samples: int = 0,
+        density_samples: int = 0,
+        blocks: bool | Mapping[str, str] = False,
+        batch_edge_ratio: bool = False,
+        update_curvature: bool = False,
     ) -> None:
         super().__init__(
             every_n_train_steps=every_n_train_steps,
@@ -113,17 +141,31 @@ class HessianMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"HessianMonitor(k={k!r}): expected an integer >= 1")
-        check_choice("HessianMonitor", "method", method, ("lanczos", "power"))
+        said = "HessianMonitor"
+        check_count(said, "k", k)
+        check_choice(said, "method", method, ("lanczos", "power"))
         if not 0.0 < tol < 1.0:
-            raise ValueError(f"HessianMonitor(tol={tol!r}): expected a number between 0 and 1")
-        if isinstance(max_hvps, bool) or not isinstance(max_hvps, int) or max_hvps < k:
-            raise ValueError(f"HessianMonitor(max_hvps={max_hvps!r}): expected an integer >= k={k}")
+            raise ValueError(f"{said}(tol={tol!r}): expected a number between 0 and 1")
+        check_count(said, "max_hvps", max_hvps)
+        if max_hvps < k:
+            raise ValueError(f"{said}(max_hvps={max_hvps!r}): expected an integer >= k={k}")
+        for argument, samples in (("trace", trace_samples), ("density", density_samples)):
+            if samples != 0:
+                check_count(said, f"{argument}_samples", samples, least=2)
+        if not isinstance(blocks, (bool, Mapping)):
+            raise TypeError(f"{said}(blocks={blocks!r}): expected True, False or a mapping")
         self.k = k
         self.method: Literal["lanczos", "power"] = method
         self.tol = tol
         self.max_hvps = max_hvps
+        self.min_eigenvalue = min_eigenvalue
+        self.trace_samples = trace_samples
+        self.density_samples = density_samples
+        self.blocks = blocks
+        self.batch_edge_ratio = batch_edge_ratio
+        self.update_curvature = update_curvature
+        self.needs_batch = batch_edge_ratio
+        self.needs_update = update_curvature
         self.tags = (
             "top_eigenvalue",
             *(f"eigenvalue_{i}" for i in range(2, k + 1)),
@@ -132,9 +174,19 @@ class HessianMonitor(Monitor):
             "edge",
             "edge_ratio",
             "preconditioned_eigenvalue",
+            *(("min_eigenvalue",) if min_eigenvalue else ()),
+            *(("trace", "trace_stderr", "frobenius") if trace_samples else ()),
+            *(("batch_edge_ratio",) if batch_edge_ratio else ()),
+            *(("update_curvature",) if update_curvature else ()),
         )
-        self._last: EigenResult | None = None
-        self._last_preconditioned: EigenResult | None = None
+        # The last result of each eigenvalue problem, to start the next one from.
+        self._last: dict[str, EigenResult] = {}
+        self._settings: dict[str, Any] = {"method": method, "tol": tol, "max_hvps": max_hvps}
+
+    def owns(self, key: str) -> bool:
+        """Whether this callback may log ``key``; the names of blocks are known only later."""
+        of_block = key.startswith((self.key("block/"), self.key("block_trace/")))
+        return key in self.keys or (bool(self.blocks) and of_block)
 
     @property
     def charts(self) -> dict[str, list[Any]]:
@@ -160,14 +212,9 @@ class HessianMonitor(Monitor):
         objective = this_round.objective(self)
         before = objective.hvps
         result = this_round.top_eigenvalues(
-            self,
-            self.k,
-            method=self.method,
-            tol=self.tol,
-            max_hvps=self.max_hvps,
-            init=_usable(self._last, objective),
+            self, self.k, init=self._start("top", objective), **self._settings
         )
-        self._last = result if math.isfinite(result.eigenvalues[0]) else None
+        self._keep("top", result)
         if not result.converged and math.isfinite(result.eigenvalues[0]):
             self.say_once(
                 f"the eigenvalue solver stopped at max_hvps={self.max_hvps} with residual "
@@ -181,50 +228,130 @@ class HessianMonitor(Monitor):
         for index in range(1, self.k):
             values[self.key(f"eigenvalue_{index + 1}")] = float(result.eigenvalues[index])
         values |= self._edge_values(this_round, objective, result)
+        measured = Measured(values)
+        self._add_spectrum(objective, measured, this_round)
+        if self.update_curvature:
+            update = this_round.last_update(objective)
+            values[self.key("update_curvature")] = curvature_along(objective, update)
         values[self.key("hvps")] = float(objective.hvps - before)
+        if self.batch_edge_ratio:
+            values |= self._batch_values(this_round)
         if objective.engine_note:
             self.say_once(f"finite differences of gradients are used: {objective.engine_note}")
-        facts = {"engine": objective.engine_used, "converged": result.converged}
-        return Measured(values, facts)
+        measured.facts |= {"engine": objective.engine_used, "converged": result.converged}
+        return measured
+
+    # -- the edge ------------------------------------------------------------------------------
 
     def _edge_values(
         self, this_round: Round, objective: Objective, result: EigenResult
     ) -> dict[str, float]:
-        gradient_norm = norm(objective.gradient())
-        edge = stability_edge(this_round.trainer.optimizers, objective.params, gradient_norm)
-        reason = _clipping(this_round.trainer, objective, gradient_norm) or (
-            "" if edge.scale else edge.note
-        )
-        if reason:
-            self.say_once(f"no stability edge is logged: {reason}")
+        edge = self._edge(this_round, objective)
+        if edge is None:
             return {}
-        found = edge_ratio(
-            objective,
-            edge,
-            result,
-            init=_usable(self._last_preconditioned, objective),
-            method=self.method,
-            tol=self.tol,
-            max_hvps=self.max_hvps,
-        )
-        self._last_preconditioned = found.solved
+        ratio = self._ratio("preconditioned", objective, edge, result)
         # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
-        values = {self.key("edge_ratio"): found.ratio * share}
+        values = {self.key("edge_ratio"): ratio * share}
         if edge.edge is not None:
             values[self.key("edge")] = edge.edge / share
             if edge.preconditioner:
-                values[self.key("preconditioned_eigenvalue")] = found.ratio * edge.edge
+                values[self.key("preconditioned_eigenvalue")] = ratio * edge.edge
         return values
 
+    def _batch_values(self, this_round: Round) -> dict[str, float]:
+        objective = this_round.batch_objective(self)
+        result = top_eigenvalues(objective, init=self._start("batch", objective), **self._settings)
+        self._keep("batch", result)
+        edge = self._edge(this_round, objective)
+        if edge is None:
+            return {}
+        ratio = self._ratio("preconditioned batch", objective, edge, result)
+        return {self.key("batch_edge_ratio"): ratio}
 
-def _usable(result: EigenResult | None, objective: Objective) -> EigenResult | None:
-    """A warm start, unless the trained parameters have changed (one was frozen or thawed)."""
-    if result is None or not math.isfinite(float(result.eigenvalues[0])):
-        return None
-    return result if result.eigenvectors[0].keys() == objective.params.keys() else None
+    def _edge(self, this_round: Round, objective: Objective) -> StabilityEdge | None:
+        gradient_norm = norm(objective.gradient())
+        edge = stability_edge(this_round.trainer.optimizers, objective.params, gradient_norm)
+        reason = _clipping(this_round.trainer, objective, gradient_norm)
+        if reason or not edge.scale:
+            self.say_once(f"no stability edge is logged: {reason or edge.note}")
+            return None
+        return edge
+
+    def _ratio(
+        self, problem: str, objective: Objective, edge: StabilityEdge, plain: EigenResult
+    ) -> float:
+        found = edge_ratio(
+            objective, edge, plain, init=self._start(problem, objective), **self._settings
+        )
+        if found.solved is not None:
+            self._keep(problem, found.solved)
+        return found.ratio
+
+    # -- more of the spectrum ------------------------------------------------------------------
+
+    def _add_spectrum(self, objective: Objective, measured: Measured, this_round: Round) -> None:
+        values = measured.values
+        named = self.blocks if isinstance(self.blocks, Mapping) else None
+        if self.min_eigenvalue:
+            start = self._start("min", objective)
+            smallest = top_eigenvalues(objective, which="SA", init=start, **self._settings)
+            self._keep("min", smallest)
+            values[self.key("min_eigenvalue")] = float(smallest.eigenvalues[0])
+        if self.blocks:
+            tops = block_eigenvalues(
+                objective, named, init=self._block_starts(objective), **self._settings
+            )
+            for block, found in tops.items():
+                self._keep(f"block {block}", found)
+                values[self.key(f"block/{block}")] = float(found.eigenvalues[0])
+        if self.trace_samples:
+            trace = hessian_trace(objective, self.trace_samples, blocks=named)
+            values[self.key("trace")] = trace.value
+            values[self.key("trace_stderr")] = trace.stderr
+            values[self.key("frobenius")] = trace.frobenius.value
+            for block, share in trace.blocks.items() if self.blocks else ():
+                values[self.key(f"block_trace/{block}")] = share.value
+        if self.density_samples:
+            density = spectral_density(objective, self.density_samples)
+            label = {
+                "step": this_round.step,
+                "probe_samples": this_round.probe_size(self),
+                "probe_mode": self.probe_mode,
+            }
+            name = f"{self.key('density').replace('/', '-')}-step{this_round.step:08d}.npz"
+            measured.files[name] = density.save
+            measured.pictures[self.key("density")] = partial(_density_figure, density, label)
+
+    def _block_starts(self, objective: Objective) -> dict[str, EigenResult]:
+        known = objective.params.keys()
+        return {
+            problem.removeprefix("block "): last
+            for problem, last in self._last.items()
+            if problem.startswith("block ") and last.eigenvectors[0].keys() <= known
+        }
+
+    # -- warm starts ---------------------------------------------------------------------------
+
+    def _start(self, problem: str, objective: Objective) -> EigenResult | None:
+        """The last result, unless the trained parameters have changed (one was frozen, say)."""
+        last = self._last.get(problem)
+        if last is None or last.eigenvectors[0].keys() != objective.params.keys():
+            return None
+        return last
+
+    def _keep(self, problem: str, result: EigenResult) -> None:
+        self._last.pop(problem, None)
+        if bool(result.eigenvalues.isfinite().all()):
+            self._last[problem] = result
+
+
+def _density_figure(density: SpectralDensity, label: dict[str, Any]) -> Figure:
+    from lightning_landscape.figures import density_figure
+
+    return density_figure(density, metadata=label)
 
 
 def _clipping(trainer: Trainer, objective: Objective, gradient_norm: float) -> str:

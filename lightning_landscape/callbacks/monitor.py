@@ -57,8 +57,12 @@ class Monitor(pl.Callback):
     ) -> None:
         super().__init__()
         said = type(self).__name__
-        _check_count(said, "every_n_train_steps", every_n_train_steps)
-        _check_count(said, "every_n_epochs", every_n_epochs)
+        for argument, count in (
+            ("every_n_train_steps", every_n_train_steps),
+            ("every_n_epochs", every_n_epochs),
+        ):
+            if count is not None:
+                check_count(said, argument, count)
         if every_n_train_steps is None and every_n_epochs is None:
             raise ValueError(
                 f"{said}(every_n_train_steps=None, every_n_epochs=None): expected an integer >= 1 "
@@ -72,7 +76,7 @@ class Monitor(pl.Callback):
         check_choice(said, "probe_mode", probe_mode, ("train", "eval"))
         check_choice(said, "loss_reduction", loss_reduction, ("mean", "sum"))
         check_choice(said, "engine", engine, ("auto", "double_backward", "finite_difference"))
-        _check_count(said, "probe_samples", probe_samples)
+        check_count(said, "probe_samples", probe_samples)
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(
                 f"{said}(loss_fn={loss_fn!r}): expected a function (pl_module, batch) -> loss"
@@ -110,6 +114,13 @@ class Monitor(pl.Callback):
     # -- what a subclass says ------------------------------------------------------------------
 
     tags: tuple[str, ...] = ()  # scalars it may log, without the prefix
+
+    needs_batch = False  # the current training batch
+    needs_update = False  # the weights before the last step
+
+    def owns(self, key: str) -> bool:
+        """Whether this callback may log ``key``."""
+        return key in self.keys
 
     @property
     def charts(self) -> dict[str, list[Any]]:
@@ -154,8 +165,6 @@ class Monitor(pl.Callback):
     def remember(self, row: dict[str, Any]) -> None:
         """Add a row to the history."""
         self._rows.append(row)
-        self.measured += 1
-        self.last_measured_step = row["step"]
 
     @property
     def loss_key(self) -> tuple[Any, ...]:
@@ -320,8 +329,7 @@ def check_choice(said: str, argument: str, value: object, allowed: Sequence[str]
         raise ValueError(f"{said}({argument}={value!r}): expected {choices}")
 
 
-def _check_count(said: str, argument: str, value: object) -> None:
-    if value is None and argument != "probe_samples":
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{said}({argument}={value!r}): expected an integer >= 1")
+def check_count(said: str, argument: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is an integer, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{said}({argument}={value!r}): expected an integer >= {least}")

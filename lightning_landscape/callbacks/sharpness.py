@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from lightning_landscape.callbacks.monitor import Monitor
+from lightning_landscape.callbacks.monitor import Monitor, check_choice, check_count
+from lightning_landscape.geometry.average import average_sharpness
+from lightning_landscape.geometry.critical import critical_sharpness
 from lightning_landscape.geometry.objective import Engine
-from lightning_landscape.geometry.sharpness import curvature_along, sam_sharpness
+from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.vectors import norm
+from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.session import Measured, Round
 
@@ -41,20 +44,36 @@ class SharpnessMonitor(Monitor):
         verbose: say more.
         rho: length of the ascent step, in units of the weights; ``None``: .05, adaptive .5.
         adaptive: ASAM, the step relative to each weight: rescaling a ReLU network's layers does
-            not change the value then.
+            not change the value then.  Also for the worst and the average case.
+        worst_case: log the largest rise within ``rho`` too, by projected ascent.
+        worst_case_norm: ``"l2"`` or ``"linf"``.
+        worst_case_steps: points tried by the ascent, about one gradient and one forward each.
+        per_batch: the worst case of each batch of the probe alone, and their mean (m-sharpness).
+        average: log the mean rise under Gaussian noise too, with its standard error.
+        sigma: standard deviation of that noise, in units of the weights, adaptive of each weight.
+        samples: pairs of draws of that noise.
+        keskar: log Keskar's sharpness too.
+        epsilon: half-width of its box, relative to ``|w| + 1``.
+        critical: log the critical sharpness along the optimizer's own last step too, of the
+            weights before it (labelled with their step): 5 to 7 forwards, no second derivative.
+        critical_rtol: its relative error.
 
     Logged Metrics:
         - ``sharpness/sam``: the rise, in units of the loss.
         - ``sharpness/gradient_norm``: ``||g||_2``, of the probe's loss.
         - ``sharpness/gradient_curvature``: ``g'Hg / ||g||^2``.
+        - ``sharpness/worst_case``, ``sharpness/average`` and ``sharpness/average_stderr``,
+          ``sharpness/keskar`` (per cent of ``1 + L``), ``sharpness/critical`` (``2 / eta_c``, to be
+          compared with ``2 / lr``; NaN where the loss falls nowhere along the step).
 
     Raises:
         ValueError: an argument out of its range.
 
     Cost: one gradient, one Hessian-vector product and one forward of the probe, less what another
-    callback has computed at the same step.
+    callback has computed at the same step.  The others as their functions say.
 
-    Source: Foret et al., ICLR 2021; Kwon et al., ICML 2021.
+    Source: Foret et al., ICLR 2021; Kwon et al., ICML 2021; Andriushchenko et al., ICML 2023;
+    Keskar et al., ICLR 2017; Kalra et al., arXiv 2601.16979.
 
     Example::
 
@@ -62,7 +81,6 @@ class SharpnessMonitor(Monitor):
     """
 
     kind = "sharpness"
-    tags = ("sam", "gradient_norm", "gradient_curvature")
 
     def __init__(
         self,
@@ -82,6 +100,17 @@ class SharpnessMonitor(Monitor):
         verbose: bool = False,
         rho: float | None = None,
         adaptive: bool = False,
+        worst_case: bool = False,
+        worst_case_norm: Literal["l2", "linf"] = "l2",
+        worst_case_steps: int = 20,
+        per_batch: bool = False,
+        average: bool = False,
+        sigma: float = 0.01,
+        samples: int = 30,
+        keskar: bool = False,
+        epsilon: float = 1e-3,
+        critical: bool = False,
+        critical_rtol: float = 0.05,
     ) -> None:
         super().__init__(
             every_n_train_steps=every_n_train_steps,
@@ -100,8 +129,41 @@ class SharpnessMonitor(Monitor):
         )
         if rho is not None and not 0.0 < rho < math.inf:
             raise ValueError(f"SharpnessMonitor(rho={rho!r}): expected a finite number > 0 or None")
+        check_choice("SharpnessMonitor", "worst_case_norm", worst_case_norm, ("l2", "linf"))
+        for argument, number in (("sigma", sigma), ("epsilon", epsilon)):
+            if not 0.0 < number < math.inf:
+                raise ValueError(
+                    f"SharpnessMonitor({argument}={number!r}): expected a finite number > 0"
+                )
+        if not 0.0 < critical_rtol < 1.0:
+            raise ValueError(
+                f"SharpnessMonitor(critical_rtol={critical_rtol!r}): expected a number from 0 to 1"
+            )
+        check_count("SharpnessMonitor", "worst_case_steps", worst_case_steps)
+        check_count("SharpnessMonitor", "samples", samples, least=2)
         self.rho = rho
         self.adaptive = adaptive
+        self.worst_case = worst_case
+        self.worst_case_norm: Literal["l2", "linf"] = worst_case_norm
+        self.worst_case_steps = worst_case_steps
+        self.per_batch = per_batch
+        self.average = average
+        self.sigma = sigma
+        self.samples = samples
+        self.keskar = keskar
+        self.epsilon = epsilon
+        self.critical = critical
+        self.critical_rtol = critical_rtol
+        self.needs_update = critical
+        self.tags = (
+            "sam",
+            "gradient_norm",
+            "gradient_curvature",
+            *(("worst_case",) if worst_case else ()),
+            *(("average", "average_stderr") if average else ()),
+            *(("keskar",) if keskar else ()),
+            *(("critical",) if critical else ()),
+        )
 
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
@@ -109,9 +171,54 @@ class SharpnessMonitor(Monitor):
         gradient = objective.gradient()
         curvature = curvature_along(objective, gradient)
         sharpness = sam_sharpness(objective, self.rho, self.adaptive)
-        values = {
-            self.key("sam"): sharpness.value,
-            self.key("gradient_norm"): norm(gradient),
-            self.key("gradient_curvature"): curvature,
+        measured = Measured(
+            {
+                self.key("sam"): sharpness.value,
+                self.key("gradient_norm"): norm(gradient),
+                self.key("gradient_curvature"): curvature,
+            },
+            {"definition": sharpness.definition},
+        )
+        if self.worst_case:
+            worst = worst_case_sharpness(
+                objective,
+                (0.5 if self.adaptive else 0.05) if self.rho is None else self.rho,
+                self.worst_case_norm,
+                self.worst_case_steps,
+                self.per_batch,
+                self.adaptive,
+            )
+            self._add(measured, "worst_case", worst)
+        if self.average:
+            average = average_sharpness(objective, self.sigma, self.samples, self.adaptive)
+            self._add(measured, "average", average)
+            measured.values[self.key("average_stderr")] = average.stderr
+        if self.keskar:
+            self._add(measured, "keskar", keskar_sharpness(objective, self.epsilon))
+        if self.critical:
+            self._add_critical(measured, this_round)
+        return measured
+
+    def _add(self, measured: Measured, tag: str, found: Sharpness) -> None:
+        measured.values[self.key(tag)] = found.value
+        measured.facts[f"{tag}_definition"] = found.definition
+
+    def _add_critical(self, measured: Measured, this_round: Round) -> None:
+        objective = this_round.objective(self)
+        rates = this_round.last_rates(objective)
+        direction = {
+            name: step / rates[name]
+            for name, step in this_round.last_update(objective).items()
+            if rates[name] > 0.0
         }
-        return Measured(values, {"definition": sharpness.definition})
+        if not any(bool(d.any()) for d in direction.values()):
+            self.say_once("no critical sharpness at a step that did not move the weights")
+            return
+        with this_round.before_the_step(self) as earlier:
+            found = critical_sharpness(
+                earlier, direction, self.critical_rtol, start=max(rates.values())
+            )
+        if found.note:
+            self.say_once(f"critical sharpness is NaN: {found.note}")
+        measured.before[self.key("critical")] = found.value
+        measured.facts["critical_definition"] = found.definition

@@ -6,9 +6,17 @@ letters that can still be read where TensorBoard shows it 350 pixels wide.
 """
 
 from lightning_landscape.figures.canvas import figure_to_image
+from lightning_landscape.figures.density import density_figure
 from lightning_landscape.figures.history import eigenvalue_figure
 from lightning_landscape.figures.line import line_figure
 from lightning_landscape.figures.plane import plane_figure
 from lightning_landscape.figures.scale import ColorScale
 
-__all__ = ["ColorScale", "eigenvalue_figure", "figure_to_image", "line_figure", "plane_figure"]
+__all__ = [
+    "ColorScale",
+    "density_figure",
+    "eigenvalue_figure",
+    "figure_to_image",
+    "line_figure",
+    "plane_figure",
+]

@@ -18,8 +18,9 @@ class AverageSharpness(Sharpness):
     """A mean rise of the loss.
 
     Attributes:
-        stderr: standard error of ``value``, widened by Student's t: ``value +- 2 stderr`` covers
-            the truth about 95 % of the time.
+        stderr: standard error of ``value``, widened by Student's t: ``value +- 2 stderr`` covered
+            the truth 94 to 95 % of the time at 5 to 30 samples of a spread-out spectrum; where one
+            direction carries the Hessian 82 % at 5, 93 % at 30.
         samples: pairs of displacements it is the mean of.
     """
 
@@ -40,7 +41,9 @@ def average_sharpness(
     .. math:: E[L(w + d) - L(w)], \quad d \sim N(0, \sigma^2 diag(c^2)), \quad c = 1
        \quad\text{or, adaptive,}\quad c = |w|
 
-    Near ``sigma^2 tr(H) / 2``.  Every draw is used as ``d`` and ``-d``: the gradient, which adds
+    Near ``sigma^2 tr(H) / 2`` where the loss is smooth at the scale of the noise.  A ReLU network
+    is not: its kinks, which the Hessian does not see, add to the rise (a factor of 1.5 to 3 at
+    ``sigma=0.01`` on the digits).  Every draw is used as ``d`` and ``-d``: the gradient, which adds
     nothing to the mean but most of the noise while training goes on, cancels.
 
     Args:

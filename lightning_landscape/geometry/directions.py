@@ -92,18 +92,15 @@ def orthogonal_to(direction: Vector, other: Vector) -> dict[str, Tensor]:
     """``direction`` less its component along ``other``, at its own length.
 
     Raises:
-        ValueError: the two are parallel, so that nothing is left.
+        ValueError: the two are parallel, so that nothing is left, or one is zero.
     """
-    length = norm(direction)
-    share = inner(direction, other) / inner(other, other)
-    rest = {
-        name: tensor - share * other[name] if name in other else tensor
-        for name, tensor in direction.items()
-    }
-    for name in other.keys() - direction.keys():
-        rest[name] = -share * other[name]
+    length, squared = norm(direction), inner(other, other)
+    rest = {**{name: torch.zeros_like(tensor) for name, tensor in other.items()}, **direction}
+    for _ in range(2):  # rounding leaves some of it the first time when they are nearly parallel
+        share = inner(rest, other) / squared if squared else 0.0
+        rest = {n: t - share * other[n] if n in other else t for n, t in rest.items()}
     remaining = norm(rest)
-    if remaining <= 1e-6 * length:
+    if squared == 0.0 or remaining <= 1e-6 * length:
         raise ValueError("the two directions are parallel: expected two that span a plane")
     return {name: tensor * (length / remaining) for name, tensor in rest.items()}
 

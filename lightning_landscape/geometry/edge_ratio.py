@@ -40,7 +40,7 @@ def edge_ratio(
 
     Args:
         objective: the loss, or anything with ``params`` and ``hvp``.
-        edge: what :func:`stability_edge` found; its ``scale`` must not be empty.
+        edge: what :func:`stability_edge` found for these parameters; others do not matter.
         plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
         init: the last ``solved``, for a warm start.
         method: as in :func:`top_eigenvalues`, like ``tol`` and ``max_hvps``.
@@ -48,12 +48,19 @@ def edge_ratio(
     Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.
 
     Raises:
-        ValueError: no edge is known.
+        ValueError: no edge is known, or not for all of the objective's parameters.
     """
     if not edge.scale:
         raise ValueError(f"edge has no scale: {edge.note}")
-    uniform = _common_number(edge.scale)
-    decay = _common_number(edge.weight_decay)
+    missing = [name for name in objective.params if name not in edge.scale]
+    if missing:
+        raise ValueError(
+            f"edge has no scale for {missing[:4]}: expected one for each of the objective's "
+            f"parameters, stability_edge(optimizers, objective.params)"
+        )
+    scale = {name: edge.scale[name] for name in objective.params}
+    uniform = _common_number(scale)
+    decay = _common_number({name: edge.weight_decay[name] for name in objective.params})
     if uniform is not None and decay is not None and not edge.maximize:
         return EdgeRatio(uniform * (float(plain.eigenvalues[0]) + decay) / 2, None)
     solved = top_eigenvalues(
@@ -62,7 +69,7 @@ def edge_ratio(
         tol=tol,
         max_hvps=max_hvps,
         init=init,
-        preconditioner={name: _inverse(scale) for name, scale in edge.scale.items()},
+        preconditioner={name: _inverse(step) for name, step in scale.items()},
     )
     return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,10 +17,10 @@ from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, 
 
 Matvec = Callable[[Tensor], Tensor]
 
-# A warm start from the last top vector alone locks on to it when two eigenvalues cross.  A share
-# of the next Ritz vectors keeps the way to the others open.
+# A warm start from the last top vector alone locks on to it when two eigenvalues cross.  The next
+# Ritz vectors keep the way to the others open, each as a start of its own: of a sum, the products
+# around a crossing see one combination only, and the other vector is lost for good.
 _EXTRA_VECTORS = 2
-_EXTRA_SHARE = 0.3
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
@@ -159,10 +160,14 @@ def _lanczos(
     From one start vector, growing by the residual of the wanted Ritz pair spans the Krylov space:
     this is Lanczos.  Keeping the images costs memory and gives true residuals from any number of
     start vectors, where the three-term recurrence would need restarts to see multiplicities.
+
+    More than ``k`` start vectors are a warm start.  It spends one product on the residual of the
+    pair after the wanted ones, which would otherwise grow stale until it overtakes them unseen.
     """
     first = starts[0] if starts else random_start(0)
     size = first.numel()
-    fewest = 0 if starts else min(_COLD_PRODUCTS, max_products, size)
+    fewest = 0 if starts else _COLD_PRODUCTS
+    runner_up_due = len(starts) > k
     basis = _Rows(size, first)
     images = _Rows(size, first)
     projected = torch.zeros(0, 0, dtype=torch.float64)
@@ -181,22 +186,25 @@ def _lanczos(
         projected[-1, :] = projected[:, -1] = column
         return True
 
-    pending = list(starts)
+    pending = list(starts[:max_products])
     while True:
-        wanted = min(k, len(basis))
         if len(basis) >= k and not pending:
             values, coefficients = torch.linalg.eigh(projected)
             values, coefficients = values.flip(0), coefficients.flip(1)
-            leading = coefficients[:, :wanted].T.to(basis.rows)
-            scale = values[:wanted, None].to(leading)
+            leading = coefficients[:, : k + 1].T.to(basis.rows)
+            scale = values[: k + 1, None].to(leading)
             defects = leading @ images.rows - scale * (leading @ basis.rows)
-            residuals = torch.linalg.vector_norm(defects, dim=1).double().cpu()
+            residuals = torch.linalg.vector_norm(defects[:k], dim=1).double().cpu()
             bound = tol * float(values.abs().max())
             converged = bool((residuals <= bound).all())
-            if (converged and len(basis) >= fewest) or len(basis) >= min(max_products, size):
+            if len(basis) >= min(max_products, size):
                 break
-            worst = int(residuals.argmax())
-            if grow(defects[worst]):
+            chosen = int(residuals.argmax())
+            if converged and len(basis) >= fewest:
+                if not runner_up_due or len(defects) == k:
+                    break
+                runner_up_due, chosen = False, k
+            if grow(defects[chosen]):
                 if not bool(projected.isfinite().all()):
                     return _not_finite(k, basis.rows, len(basis))
                 continue
@@ -223,8 +231,11 @@ def _power(
     """Power iteration on ``A + shift``, deflated by the vectors found before.
 
     The shift is 0 until a negative eigenvalue is seen to dominate, or two of opposite sign tie.
+    Deflated residuals of ``tol/sqrt(k)`` bound each pair's own residual by ``tol``: it has in
+    addition the products with the residuals of the vectors found before.
     """
-    products, shift, magnitude = 0, 0.0, 0.0
+    products, shift, magnitude, wrong_ends = 0, 0.0, 0.0, 0
+    reach = tol / math.sqrt(k)
     found: list[Tensor] = []
     values: list[float] = []
     residuals: list[float] = []
@@ -236,7 +247,7 @@ def _power(
         while vector is None:  # a start inside the span of what was found
             attempt += 1
             vector = _orthonormal(random_start(k + attempt), previous)
-        value, residual, stalled, last_length = float("nan"), float("inf"), 0, 0.0
+        defect, stalled, last_length, wrong_end = float("inf"), 0, 0.0, False
         fewest = 0 if index < len(starts) else products + _COLD_PRODUCTS
         budget = max_products - (k - 1 - index)  # at least one product for each that follows
         while products < budget:
@@ -245,18 +256,21 @@ def _power(
             if not bool(image.isfinite().all()):
                 return _not_finite(k, _rows([*found, vector], vector), products)
             value = float(vector @ image)
+            measured, wrong_end = vector, False
+            residual = float(torch.linalg.vector_norm(image - value * vector))
             length = float(torch.linalg.vector_norm(image))
             deflated = image - previous.T @ (previous @ image)
-            last_residual = residual
-            residual = float(torch.linalg.vector_norm(deflated - value * vector))
+            last_defect = defect
+            defect = float(torch.linalg.vector_norm(deflated - value * vector))
             magnitude = max(magnitude, abs(value))
             # A residual that grows again is a larger eigenvalue on its way up.
-            if residual <= tol * magnitude and residual <= last_residual:
+            if defect <= reach * magnitude and defect <= last_defect:
                 if value < 0.0 and shift < magnitude:
                     # A negative eigenvalue has the largest magnitude: lift all above zero.
                     shift, fewest = magnitude, products + _COLD_PRODUCTS
                     fresh = _orthonormal(random_start(k + products), previous)
-                    vector, residual = (vector if fresh is None else fresh), float("inf")
+                    vector, defect = (vector if fresh is None else fresh), float("inf")
+                    wrong_end = True
                     continue
                 if products >= fewest:
                     break
@@ -268,9 +282,10 @@ def _power(
             if step is None:
                 break
             vector = step
-        found.append(vector)
+        found.append(measured)
         values.append(value)
         residuals.append(residual)
+        wrong_ends += wrong_end
     order = sorted(range(k), key=lambda i: -values[i])
     final = torch.tensor([residuals[i] for i in order], dtype=torch.float64)
     return _Ritz(
@@ -278,7 +293,7 @@ def _power(
         [found[i] for i in order],
         final,
         products,
-        bool((final <= tol * magnitude).all()),
+        bool((final <= tol * magnitude).all()) and wrong_ends == 0,
     )
 
 
@@ -339,11 +354,9 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
         if not bool(start.isfinite().all()) or not bool(start.any()):
             raise ValueError("init is zero or not finite: expected a direction")
         return [start]
-    leading = [layout.flatten(v) for v in init.eigenvectors[:k]]
-    further = [layout.flatten(v) for v in (*init.eigenvectors[k:], *init.subspace)]
-    for vector in further[:_EXTRA_VECTORS]:
-        leading[-1] = leading[-1] + _EXTRA_SHARE * vector
-    return [v for v in leading if bool(v.isfinite().all()) and bool(v.any())]
+    known = [*init.eigenvectors, *init.subspace][: k + _EXTRA_VECTORS]
+    vectors = [layout.flatten(v) for v in known]
+    return [v for v in vectors if bool(v.isfinite().all()) and bool(v.any())]
 
 
 def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) -> Tensor:
@@ -355,7 +368,7 @@ def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) 
 
 
 def _check_arguments(k: int, which: str, method: str, tol: float, max_hvps: int, size: int) -> None:
-    if not 1 <= k <= size:
+    if not isinstance(k, int) or not 1 <= k <= size:
         raise ValueError(f"k={k!r}: expected an integer from 1 to the {size} parameters")
     if which not in ("LA", "SA"):
         raise ValueError(f"which={which!r}: expected 'LA' (largest) or 'SA' (smallest)")

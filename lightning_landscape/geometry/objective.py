@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.backends import mha
 
 from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
 
@@ -211,7 +212,7 @@ class Objective:
             self.hvps += max(batch.hvps for batch in batches)
             return total
 
-        return float(self._mean_over_ranks(local, 1)[0])
+        return float(self._mean_over_ranks(local, 1, self._sum_dtype)[0])
 
     def release(self) -> None:
         """Drop the kept graph, and with it the memory of one forward and backward per batch."""
@@ -361,14 +362,17 @@ class Objective:
     def _current_versions(self) -> tuple[int, ...]:
         return tuple(p._version for p in self._list)
 
+    def _current_norms(self) -> Tensor:
+        live = [p.detach() for p in self._list]
+        norms = torch._foreach_norm(live, 2, dtype=self._sum_dtype)
+        return torch.stack([norm.to(self._device) for norm in norms])
+
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""
         # Fused optimizers and writes through ``.data`` leave the version counters as they were.
-        norms = torch.stack(
-            [n.to(self._device) for n in torch._foreach_norm(self._list, 2, dtype=self._sum_dtype)]
-        )
-        versions = self._current_versions()
-        if versions != self._versions or not torch.equal(norms, self._norms):
+        versions, norms = self._current_versions(), self._current_norms()
+        same_norms = self._norms is not None and torch.equal(norms, self._norms)
+        if versions != self._versions or not same_norms:
             self._graphs = self._loss = self._gradient = None
         self._versions, self._norms = versions, norms
         if not self._unchecked:
@@ -406,12 +410,15 @@ class Objective:
         carried = torch.cat([total.to(self._device), total.new_tensor(status).to(self._device)])
         carried = self._reduce(carried)
         weight, unsupported_ranks, failed_ranks = carried[-3:].tolist()
-        if failed_ranks:
-            if fault is not None and not unsupported:
-                raise fault
-            raise OtherRankError("another process failed while computing its share")
-        if unsupported_ranks:
-            raise fault if fault is not None else _NoDoubleBackward("on another process")
+        try:
+            if failed_ranks:
+                if fault is not None and not unsupported:
+                    raise fault
+                raise OtherRankError("another process failed while computing its share")
+            if unsupported_ranks:
+                raise fault if fault is not None else _NoDoubleBackward("on another process")
+        finally:
+            fault = None  # its traceback holds this frame, and that the graph
         mean: Tensor = carried[:-3] / weight
         return mean
 
@@ -459,6 +466,9 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+        # Without a graph, transformer layers in eval mode take a path that zeroes padded positions.
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         if not cudnn:
             flags = torch.backends.cudnn
             stack.enter_context(
@@ -535,6 +545,24 @@ def _differentiable(loss: object) -> Tensor:
             "does not depend on a trainable parameter"
         )
     return checked
+
+
+def _holds_an_error(gradient: Sequence[Tensor]) -> bool:
+    """Whether a function marked ``once_differentiable`` had a part in ``gradient``.
+
+    It leaves a node that raises, but no way from there to the parameters: autograd, asked for the
+    derivatives by the parameters alone, would pass it by and leave part of the Hessian out.
+    """
+    pending = [g.grad_fn for g in gradient if g.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name() == "torch::autograd::Error":
+            return True
+        following = {following for following, _ in node.next_functions if following is not None}
+        pending += following - seen
+        seen |= following
+    return False
 
 
 @contextlib.contextmanager

@@ -47,14 +47,16 @@ class Slice:
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` file that :meth:`load` (and plain ``numpy.load``) reads."""
         axes = dict(zip("xy", self.coordinates, strict=False))
-        np.savez_compressed(
-            path,
-            allow_pickle=False,
-            losses=self.losses,
-            center_loss=np.float64(self.center_loss),
-            metadata=np.array(json.dumps(self.metadata)),
-            **axes,
-        )
+        metadata = np.array(json.dumps(self.metadata))
+        with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                losses=self.losses,
+                center_loss=np.float64(self.center_loss),
+                metadata=metadata,
+                **axes,
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Slice:
@@ -113,7 +115,7 @@ def plane_slice(
     direction_x: Vector,
     direction_y: Vector,
     span: Span | tuple[Span, Span] = (-1.0, 1.0),
-    resolution: int | tuple[int, int] = 15,
+    resolution: int | Sequence[int] = 15,
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> Slice:
@@ -130,7 +132,7 @@ def plane_slice(
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
     """
     span_x, span_y = span if isinstance(span[0], Sequence) else (span, span)
-    size_x, size_y = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+    size_x, size_y = resolution if isinstance(resolution, Sequence) else (resolution, resolution)
     x = _axis("span", span_x, "resolution", size_x)
     y = _axis("span", span_y, "resolution", size_y)
     center = float(objective.loss())

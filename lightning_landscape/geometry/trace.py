@@ -52,9 +52,9 @@ def hessian_trace(
             one call to the next is a change of the Hessian.
 
     Returns:
-        A :class:`TraceEstimate`.  ``value +- 2 stderr`` covers the truth about 95 % of the time;
-        less where a few directions carry the Hessian and the samples are skewed (at 5 samples of
-        a Hessian of rank one: about 85 %).
+        A :class:`TraceEstimate`.  ``value +- 2 stderr`` covered the truth 92 to 94 % of the time
+        at 5 to 30 samples of a spread-out spectrum; where one direction carries the Hessian the
+        samples are skewed, and it was 85 % at 5, 91 % at 30.
 
     Raises:
         ValueError: fewer than 2 samples, or a block for a name that is no trainable parameter.

@@ -17,9 +17,9 @@ Vector = Mapping[str, Tensor]
 
 
 def inner(a: Vector, b: Vector) -> float:
-    """Inner product ``sum_i a_i b_i`` over the names that both hold."""
+    """Inner product ``sum_i a_i b_i`` over the names that both hold, in the order of ``a``."""
     total = 0.0
-    for name in a.keys() & b.keys():
+    for name in [name for name in a if name in b]:  # a set's order varies from run to run
         dtype = working_dtype(a[name].dtype)
         total += float(torch.dot(a[name].flatten().to(dtype), b[name].flatten().to(dtype)))
     return total

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from operator import itemgetter
-from typing import Literal
 
 import torch
-from torch import Tensor
 
+from lightning_landscape.geometry.ascent import Norm, largest_rise
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness
-from lightning_landscape.geometry.vectors import Layout, random_vector
-
-Norm = Literal["l2", "linf"]
-
-# The ascent gives up when its steps are this small a share of the radius.
-_SMALLEST_STEP = 1e-6
+from lightning_landscape.geometry.vectors import Layout
 
 
 def worst_case_sharpness(
@@ -53,8 +46,8 @@ def worst_case_sharpness(
     Raises:
         ValueError: an argument out of its range.
 
-    Cost: up to ``steps`` forwards and as many gradients, one forward more for ``L(w)``; twice that
-    where SAM's step does not raise the loss.
+    Cost: up to ``steps`` forwards and as many gradients, one forward more for ``L(w)`` unless the
+    objective knows it; twice that where SAM's step does not raise the loss.
 
     Source: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, ICML 2023, eq. 1; Foret et al., ICLR 2021, section 4.2 for m-sharpness.
@@ -76,11 +69,9 @@ def worst_case_sharpness(
     ball = f"{norm} ball of radius {rho:g}{' |w|' if adaptive else ''}"
     definition = f"worst case in an {ball}, {steps} ascent steps"
     if per_batch:
-        rise = objective.batch_mean(
-            lambda batch: _largest_rise(batch, layout, scale, rho, norm, steps)[0]
-        )
+        rise = objective.batch_mean(lambda batch: largest_rise(batch, scale, rho, norm, steps)[0])
         return Sharpness(rise, f"{definition}, one batch a group", {})
-    rise, move = _largest_rise(objective, layout, scale, rho, norm, steps)
+    rise, move = largest_rise(objective, scale, rho, norm, steps)
     return Sharpness(rise, definition, layout.unflatten(move))
 
 
@@ -120,70 +111,8 @@ def keskar_sharpness(objective: Objective, epsilon: float = 1e-3, steps: int = 2
         return Sharpness(math.nan, definition, {}, note)
     layout = Layout(objective.params)
     scale = layout.flatten(objective.params).abs() + 1.0
-    rise, move = _largest_rise(objective, layout, scale, epsilon, "linf", steps)
+    rise, move = largest_rise(objective, scale, epsilon, "linf", steps)
     return Sharpness(100.0 * rise / (1.0 + base), definition, layout.unflatten(move))
-
-
-def _largest_rise(
-    objective: Objective, layout: Layout, scale: Tensor, radius: float, norm: Norm, steps: int
-) -> tuple[float, Tensor]:
-    """The largest ``L(w + scale u) - L(w)`` found with ``||u|| <= radius``, and ``scale u``."""
-    base = objective.loss()
-
-    def rise(u: Tensor) -> float:
-        return float(objective.loss_at(layout.unflatten(scale * u)) - base)
-
-    def slope(u: Tensor) -> Tensor:
-        return scale * layout.flatten(objective.gradient_at(layout.unflatten(scale * u)))
-
-    def moved(u: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """``u`` after a step of that length up the gradient, back into the ball."""
-        if norm == "linf":
-            return (u + step * gradient.sign()).clamp(-radius, radius)
-        ahead: Tensor = u + step * (gradient / torch.linalg.vector_norm(gradient))
-        length = float(torch.linalg.vector_norm(ahead))
-        return ahead * (radius / length) if length > radius else ahead
-
-    def ascend(
-        u: Tensor, height: float, gradient: Tensor | None, step: float
-    ) -> tuple[float, Tensor]:
-        """Climb from ``u``: longer steps while they rise, shorter ones where they do not.
-
-        Long steps on the sphere are power iteration on the gradient, the fastest way round a
-        convex bowl; the short ones are for where the loss bends down again.
-        """
-        for _ in range(steps - 1):
-            if gradient is None:
-                gradient = slope(u)
-            if not bool(gradient.isfinite().all()) or not bool(gradient.any()):
-                break
-            candidate = moved(u, gradient, step)
-            if step < _SMALLEST_STEP * radius or torch.equal(candidate, u):
-                break
-            found = rise(candidate)
-            if found > height:
-                u, height, gradient = candidate, found, None
-                step = min(2 * step, radius / _SMALLEST_STEP)
-            else:
-                step /= 2
-        return height, u
-
-    origin = torch.zeros_like(scale)
-    gradient = scale * layout.flatten(objective.gradient())
-    if not bool(torch.isfinite(base)) or not bool(gradient.isfinite().all()):
-        return math.nan, origin
-    flat = not bool(gradient.any())
-    if flat:  # at a stationary point any direction will do to get away
-        gradient = layout.flatten(random_vector(objective.params, 0))
-    first = moved(origin, gradient, radius)
-    height = rise(first)
-    ends = [(0.0, origin)]
-    if not math.isnan(height):
-        ends.append(ascend(first, height, None, 2 * radius))
-    if not height > 0.0 and not flat:
-        ends.append(ascend(origin, 0.0, gradient, radius / 2))
-    height, u = max(ends, key=itemgetter(0))
-    return height, scale * u
 
 
 def _check_ascent(name: str, radius: float, steps: int) -> None:

@@ -23,10 +23,10 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
-from lightning_landscape.geometry.objective import Objective, OtherRankError
+from lightning_landscape.geometry.objective import LossFn, Objective, OtherRankError
 from lightning_landscape.training.isolation import Isolation, isolated
 from lightning_landscape.training.losses import probe_terms
-from lightning_landscape.training.probe import Probe, batch_size
+from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.schedule import Budget
 
@@ -48,12 +48,14 @@ class Measured:
     Attributes:
         values: scalars under their full keys; logged everywhere.
         facts: plain values that only the history keeps.
+        before: scalars of the weights before the last step.
         pictures: tag -> a function that draws it.
         files: file name -> a function that writes it.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
@@ -96,17 +98,60 @@ class Round:
             reduction=monitor.loss_reduction,
             total=self.probe_size(monitor),
         )
-        objective = Objective(
+        objective = self._objective(monitor, terms)
+        if monitor.loss_key not in self._session.checked:
+            self._session.checked.add(monitor.loss_key)
+            _warn_if_noisy(objective, monitor)
+        return objective
+
+    def _objective(self, monitor: Monitor, terms: list[tuple[float, LossFn]]) -> Objective:
+        return Objective(
             terms,
             measured_parameters(self.trainer, self.pl_module, monitor.parameters),
             engine=monitor.engine,
             reduce=self._session.reducer(self.trainer),
             check_deterministic=False,
         )
-        if monitor.loss_key not in self._session.checked:
-            self._session.checked.add(monitor.loss_key)
-            _warn_if_noisy(objective, monitor)
-        return objective
+
+    def batch_objective(self, monitor: Monitor) -> Objective:
+        """The loss on the training batch that has just been used, at the weights as they are."""
+        terms = probe_terms(
+            self.trainer,
+            self.pl_module,
+            self._isolation,
+            self._session.last_batch,
+            mode=monitor.probe_mode,
+            loss_fn=monitor.loss_fn,
+            reduction="mean",
+            total=1,
+        )
+        return self._objective(monitor, terms)
+
+    def last_update(self, objective: Objective) -> dict[str, Tensor]:
+        """The optimizer's last step of the measured parameters: ``w`` less ``w`` before it."""
+        before = self._session.weights_before
+        return {
+            name: parameter.detach() - before[id(parameter)]
+            for name, parameter in objective.params.items()
+        }
+
+    def last_rates(self, objective: Objective) -> dict[str, float]:
+        """The learning rate that this step was made with, by parameter."""
+        rates = self._session.rates_before
+        return {name: rates[id(parameter)] for name, parameter in objective.params.items()}
+
+    @contextlib.contextmanager
+    def before_the_step(self, monitor: Monitor) -> Iterator[Objective]:
+        """The loss on the probe, with the weights where they were before the last step."""
+        objective = self._build(monitor)
+        live = [p.detach() for p in objective.params.values()]
+        now = [p.clone() for p in live]
+        before = [self._session.weights_before[id(p)] for p in objective.params.values()]
+        try:
+            torch._foreach_copy_(live, before)
+            yield objective
+        finally:
+            torch._foreach_copy_(live, now)
 
     def top_eigenvalues(self, monitor: Monitor, k: int, **settings: Any) -> EigenResult:
         """At least ``k`` eigenvalues, taken over from another callback of this round if it can."""
@@ -141,6 +186,10 @@ class Session:
         self.checked: set[Any] = set()
         self.train_batch_size = 1
         self._probe_sizes: dict[int, int] = {}
+        self.last_batch = Probe()
+        self.weights_before: dict[int, Tensor] = {}  # id of a parameter -> its copy
+        self.rates_before: dict[int, float] = {}  # and its learning rate
+        self._before_at = -1  # trainer.global_step when they were copied
         self._recorder = Recorder(trainer)
         self._forward_seconds: float | None = None
         self._stepped = -1  # trainer.global_step at the last batch that stepped
@@ -169,9 +218,30 @@ class Session:
         self.budget.start()
 
     def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
-        """Keep the batch where a probe still wants it, before ``training_step`` can edit it."""
+        """Keep what will be wanted: a batch before it can be edited, weights before they move."""
         for probe in self._captured_probes():
             probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
+        coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
+        if any(m.needs_batch for m in coming):
+            self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
+        if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
+            self._before_at = trainer.global_step
+            held = {
+                id(p): p for o in trainer.optimizers for g in o.param_groups for p in g["params"]
+            }
+            self.weights_before = {key: p.detach().clone() for key, p in held.items()}
+            # Read here: a scheduler may change them before the batch ends.
+            self.rates_before = {
+                id(p): float(g["lr"])
+                for o in trainer.optimizers
+                for g in o.param_groups
+                for p in g["params"]
+            }
+
+    def _due(self, monitor: Monitor, trainer: Trainer) -> bool:
+        """Whether the schedule has it measure at the end of this batch, if that steps."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        return monitor.schedule.due(step, trainer.current_epoch, trainer.is_last_batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any
@@ -189,16 +259,17 @@ class Session:
         self.train_batch_size = batch_size(batch)
         # The label under which Lightning logs the training loss of the weights as they are now:
         # its own counter moves on after this hook.
-        step, epoch = loop.epoch_loop._batches_that_stepped + 1, trainer.current_epoch
+        step = loop.epoch_loop._batches_that_stepped + 1
         due = [
             monitor
             for monitor in self.monitors
             if monitor.probe_in_use.complete
             and not monitor.disabled
-            and monitor.schedule.due(step, epoch, trainer.is_last_batch)
+            and self._due(monitor, trainer)
         ]
         if due:
             self._run(trainer, pl_module, due, step)
+            self.last_batch.batches, self.weights_before, self._before_at = [], {}, -1
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""
@@ -348,30 +419,57 @@ class Session:
         step: int,
         final: bool,
     ) -> None:
-        row = {
-            "step": step,
-            "epoch": trainer.current_epoch,
-            **measured.values,
-            "probe_samples": self.probe_size(trainer, monitor.probe_in_use),
-            "probe_mode": monitor.probe_mode,
-            **measured.facts,
-        }
         if not monitor.measured:
             monitor.keep_probe(self._recorder, trainer)
-        self._recorder.row(row, continued=bool(monitor.history) or monitor.resumed)
-        monitor.remember(row)
-        if measured.values:
-            self._recorder.scalars(measured.values, step)
-            if not final:  # Lightning forbids `self.log` when training has ended
-                self._recorder.metrics(pl_module, measured.values, monitor.prog_bar)
+        # Values of the weights before the step have their own label, and so their own row.
+        rows = []
+        for values, label in ((measured.before, step - 1), (measured.values, step)):
+            if values or label == step:
+                rows.append(self._row(trainer, monitor, measured, values, label))
+                self._publish(trainer, pl_module, monitor, values, rows[-1], final)
+        for listener in () if final else monitor.listeners:
+            told = next((row for row in rows if listener.monitor in row), rows[-1])
+            listener.on_record(trainer, told)
+        monitor.measured += 1
+        monitor.last_measured_step = step
         self._write_layout()
         for name, write in measured.files.items():
             self._recorder.file(name, write)
         if trainer.is_global_zero:
             self._draw(measured.pictures, step)
-        if not final:
-            for listener in monitor.listeners:
-                listener.on_record(trainer, row)
+
+    def _row(
+        self,
+        trainer: Trainer,
+        monitor: Monitor,
+        measured: Measured,
+        values: Mapping[str, float],
+        step: int,
+    ) -> dict[str, Any]:
+        return {
+            "step": step,
+            "epoch": trainer.current_epoch,
+            **values,
+            "probe_samples": self.probe_size(trainer, monitor.probe_in_use),
+            "probe_mode": monitor.probe_mode,
+            **measured.facts,
+        }
+
+    def _publish(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        monitor: Monitor,
+        values: Mapping[str, float],
+        row: dict[str, Any],
+        final: bool,
+    ) -> None:
+        self._recorder.row(row, continued=bool(monitor.history) or monitor.resumed)
+        monitor.remember(row)
+        if values:
+            self._recorder.scalars(values, row["step"])
+        if not final:  # Lightning forbids `self.log` when training has ended
+            self._recorder.metrics(pl_module, values, monitor.prog_bar)
 
     def _draw(self, pictures: Mapping[str, Callable[[], Figure]], step: int) -> None:
         for tag, draw in pictures.items():

@@ -346,10 +346,9 @@ SGD, ADAM = torch.optim.SGD, torch.optim.Adam
         lambda w: ADAM([w], lr=0.5, fused=True).step(),
         lambda w: w.data.mul_(2.0),
         lambda w: setattr(w, "data", 2 * w.data),
-        lambda w: w.data.neg_(),  # of the same length
-        lambda w: w.data[:2].copy_(w.data[:2].flip(0)),  # and of the same entries
+        lambda w: w.detach().neg_(),  # of the same length
     ],
-    ids=["sgd", "fused_sgd", "adam", "fused_adam", "data", "new_data", "sign", "order"],
+    ids=["sgd", "fused_sgd", "adam", "fused_adam", "data", "new_data", "sign"],
 )
 @pytest.mark.parametrize("warm", ["loss", "gradient", "hvp"])
 def test_weights_moved_by_someone_else_are_noticed(move, warm):
@@ -364,9 +363,13 @@ def test_weights_moved_by_someone_else_are_noticed(move, warm):
     now = w.detach().clone()
     assert not torch.equal(before, now)
     scale = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
-    close(objective.hvp(ones), 12 * scale * now**2)
-    close(objective.gradient(), 4 * scale * now**3)
-    close(objective.loss(), (scale * now**4).sum())
+    expected = {
+        "loss": (scale * now**4).sum(),
+        "gradient": 4 * scale * now**3,
+        "hvp": 12 * scale * now**2,
+    }
+    for call in (warm, *expected):  # first what was known
+        close(getattr(objective, call)(*([ones] if call == "hvp" else [])), expected[call])
     assert torch.equal(w.detach(), now)
 
 
@@ -573,9 +576,8 @@ def test_gradient_penalty():
     objective = Objective(penalty, {"w": w})
     at = w.detach()
     close(objective.loss(), formula(at))
-    close(
-        objective.losses_at([{"w": v}], [(0.5,), (-1.0,)]), [formula(at + c * v) for c in (0.5, -1)]
-    )
+    points = [(0.5,), (-1.0,)]
+    close(objective.losses_at([{"w": v}], points), [formula(at + c * v) for (c,) in points])
     close(objective.gradient(), torch.func.grad(formula)(at))
     close(objective.hvp({"w": v}), torch.func.hessian(formula)(at) @ v)
     assert objective.engine_used == "double_backward"
@@ -611,7 +613,7 @@ def test_transformer_without_its_inference_fast_path():
 
     with torch.no_grad():
         assert float(loss()) < 0.9
-    expected = float(loss())
+    expected = float(loss().detach())
     objective = Objective(loss, dict(encoder.named_parameters()))
     assert float(objective.loss()) == pytest.approx(expected, rel=1e-6)
     assert float(objective.loss_at({})) == pytest.approx(expected, rel=1e-6)
@@ -620,9 +622,12 @@ def test_transformer_without_its_inference_fast_path():
 
 def test_plain_kernels_restores_flags_after_an_error():
     before = sdpa_flags()
-    with pytest.raises(ArithmeticError), plain_kernels(cudnn=False):
-        assert sdpa_flags() != before
-        raise ArithmeticError
+    try:
+        with plain_kernels(cudnn=False):
+            assert sum(sdpa_flags()) == 1  # the math kernel alone
+            raise ArithmeticError
+    except ArithmeticError:
+        pass
     assert sdpa_flags() == before
 
 
@@ -666,7 +671,7 @@ def test_falls_back_to_finite_differences_and_says_so():
     product = objective.hvp(dict(zip(once.params, unflat(v, once.params), strict=True)))
     close(product, smooth.hessian @ v, 1e-7)
     assert objective.engine_used == "finite_difference"
-    assert objective.engine_note.startswith("no double backward: trying to differentiate twice")
+    assert objective.engine_note.startswith("no double backward: the backward of one")
     assert "\n" not in objective.engine_note
     gradients = objective.gradients
     objective.hvp(objective.gradient())  # does not try the other engine again
@@ -689,7 +694,7 @@ def unflat(v, params):
     return [piece.view(p.shape) for piece, p in zip(pieces, params.values(), strict=True)]
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (F64, 1e-7)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (F64, 1e-8)])
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e4])
 def test_finite_differences_on_a_smooth_network(dtype, rtol, length):
     """The length of the vector must not matter: the step is set for a unit vector."""
@@ -699,8 +704,8 @@ def test_finite_differences_on_a_smooth_network(dtype, rtol, length):
         v = length * normal(83, seed=seed)
         pieces = (piece.to(dtype) for piece in unflat(v, problem.params))
         product = objective.hvp(dict(zip(problem.params, pieces, strict=True)))
-        error = float((flat(product).double() - exact @ v).norm() / (exact @ v).norm())
-        assert error < rtol
+        error = (flat(product).double() - exact @ v).norm()
+        assert error < rtol * v.norm() * torch.linalg.matrix_norm(exact, 2)
     assert objective.engine_used == "finite_difference"
 
 
@@ -895,7 +900,7 @@ def test_the_graph_is_freed(end, no_collector):
     alive = weakref.WeakSet()
 
     def pack(tensor):
-        saved = Saved(tensor)
+        saved = Saved(tensor.detach())
         alive.add(saved)
         return saved
 
@@ -927,7 +932,7 @@ def test_the_graph_is_freed(end, no_collector):
 
 
 def tensors():
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
 def test_nothing_grows_over_rounds(no_collector):
@@ -942,30 +947,32 @@ def test_nothing_grows_over_rounds(no_collector):
         if turn % 2:
             objective.release()
         del objective
-        counted.append(tensors())
-    assert counted[2:] == [counted[2]] * 48
+        if turn % 10 == 9:
+            counted.append(tensors())
+    assert counted == [counted[0]] * 5
 
 
-def test_nothing_grows_after_errors(no_collector):
+@pytest.mark.parametrize("reduce", [None, torch.clone], ids=["alone", "one_of_one"])
+def test_nothing_grows_after_errors(reduce, no_collector):
     """An error's traceback holds the frame it came from: that must not keep the graph."""
     _, once = without_double_backward()
     v = {name: torch.ones_like(p) for name, p in once.params.items()}
     counted = []
-    for _ in range(10):
-        objective = Objective(once.loss, once.params, engine="double_backward")
+    for _ in range(4):
+        objective = Objective(once.loss, once.params, engine="double_backward", reduce=reduce)
         with pytest.raises(RuntimeError, match="twice"):
             objective.hvp(v)
-        objective = Objective(lambda: once.module(once.x), once.params)
+        objective = Objective(lambda: once.module(once.x), once.params, reduce=reduce)
         with pytest.raises(ValueError, match="scalar"):
             objective.loss()
         del objective
         counted.append(tensors())
-    assert counted[2:] == [counted[2]] * 8
+    assert counted[1:] == [counted[1]] * 3
 
 
 def test_oracle_of_this_file_agrees_with_differences_of_losses():
     """The dense Hessian of the networks, once more without any derivative."""
-    problem = mlp()
+    problem, hessian = mlp(), mlp().hessian
     w, step = [p.detach().clone() for p in problem.params.values()], 1e-3
 
     def loss_at(v, c):
@@ -983,4 +990,4 @@ def test_oracle_of_this_file_agrees_with_differences_of_losses():
         second = np.dot(
             [-1 / 12, 4 / 3, -5 / 2, 4 / 3, -1 / 12], [loss_at(v, c * step) for c in range(-2, 3)]
         )
-        assert second / step**2 == pytest.approx(float(v @ problem.hessian @ v), rel=1e-6)
+        assert second / step**2 == pytest.approx(float(v @ hessian @ v), rel=1e-6)

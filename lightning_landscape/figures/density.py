@@ -1,0 +1,81 @@
+"""The spectral density of the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    TEXT,
+    draw_grid,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    write_across,
+    write_header,
+)
+from lightning_landscape.figures.words import listed, number, probe_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_landscape.geometry.spectrum import SpectralDensity
+
+# The bulk near zero holds nearly all eigenvalues, an outlier one in a million: decades shown.
+_DECADES = 7
+
+
+@in_house_style
+def density_figure(
+    density: SpectralDensity, *, metadata: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draws the share of the Hessian's eigenvalues over their value, on a logarithmic axis.
+
+    The band is two standard errors to either side. What lies more than seven decades below the
+    peak is cut off.
+
+    Args:
+        density: what ``spectral_density`` returned.
+        metadata: ``step``, ``probe_samples``, ``probe_mode``, as far as known.
+
+    Returns:
+        A figure of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
+    """
+    known = dict(metadata or {})
+    x, y = np.asarray(density.grid), np.asarray(density.density)
+    error = np.asarray(density.stderr)
+    figure = new_figure(height=3.2)
+    axes = figure.add_axes((0.16, 0.14, 0.81, 0.64))
+    draw_grid(axes)
+    finite = np.isfinite(y) & np.isfinite(x)
+    if not finite.any() or not y[finite].max() > 0:
+        write_across(axes, "no finite density")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    else:
+        top = y[finite].max()
+        floor = top * 10.0**-_DECADES
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 3 * top)
+        axes.fill_between(
+            x, np.maximum(y - 2 * error, floor), np.maximum(y + 2 * error, floor),
+            color=COLORS[0], alpha=0.2, linewidth=0,
+        )  # fmt: skip
+        axes.plot(x, np.maximum(y, floor), color=COLORS[0])
+        axes.axvline(0.0, color="#6b6b6b", linewidth=0.8)
+        set_ticks(axes, axes.xaxis)
+    axes.set_xlabel("eigenvalue", fontsize=TEXT, labelpad=1)
+    axes.set_ylabel("share per unit", fontsize=TEXT, labelpad=2)
+    step = known.get("step")
+    write_header(
+        figure,
+        "Spectral density" if step is None else f"Spectral density, step {step}",
+        [
+            listed(f"smoothed by {number(density.sigma)}", "band: ± 2 standard errors"),
+            probe_words(known),
+        ],
+    )
+    return figure

@@ -1,0 +1,187 @@
+"""The optional quantities of the monitors, through a real Trainer, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, SharpnessMonitor
+from tests.runs import train
+from tests.small import Linear, Quartic, ones, regression
+
+
+def spectrum_of(data) -> np.ndarray:
+    x = data.dataset.tensors[0].double()
+    return np.linalg.eigvalsh((2 * x.T @ x / len(x)).numpy())
+
+
+SETTINGS = {"every_n_train_steps": 2, "max_overhead": None, "tol": 1e-6, "max_hvps": 200}
+
+
+def test_smallest_eigenvalue_trace_and_frobenius(tmp_path):
+    data = regression()
+    exact = spectrum_of(data)
+    monitor = HessianMonitor(min_eigenvalue=True, trace_samples=200, **SETTINGS)
+    train(Linear, data, [monitor], tmp_path, precision="64-true")
+    for row in monitor.history:
+        assert row["hessian/min_eigenvalue"] == pytest.approx(exact[0], rel=1e-4)
+        error = abs(row["hessian/trace"] - exact.sum())
+        assert error < 4 * row["hessian/trace_stderr"]
+        assert row["hessian/frobenius"] == pytest.approx(np.linalg.norm(exact), rel=0.05)
+
+
+def test_blocks(tmp_path):
+    class Two(Linear):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(5, 1, bias=False)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            return self.loss(self.layer(x), y) + 0.5 * self.loss(self.other(x), y)
+
+    data = regression()
+    exact = spectrum_of(data)
+    monitor = HessianMonitor(blocks=True, trace_samples=50, **SETTINGS)
+    stopper = SharpnessEarlyStopping("hessian/block/other", 1e9)
+    train(Two, data, [monitor, stopper], tmp_path, precision="64-true")
+    row = monitor.history[-1]
+    assert row["hessian/block/layer"] == pytest.approx(exact[-1], rel=1e-6)
+    assert row["hessian/block/other"] == pytest.approx(exact[-1] / 2, rel=1e-6)
+    assert row["hessian/block_trace/layer"] == pytest.approx(exact.sum(), rel=0.5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ratio_on_the_current_batch(tmp_path, accumulate):
+    data = regression()
+    x = data.dataset.tensors[0].double()
+    monitor = HessianMonitor(batch_edge_ratio=True, **SETTINGS)
+    train(
+        lambda: Linear(lr=0.02), data, [monitor], tmp_path, precision="64-true",
+        accumulate_grad_batches=accumulate, max_epochs=4,
+    )  # fmt: skip
+    steps_an_epoch = math.ceil(3 / accumulate)
+    for row in monitor.history:
+        position = (row["step"] - 1) % steps_an_epoch
+        batch = min((position + 1) * accumulate, 3) - 1  # the last one before the step
+        piece = x[20 * batch : 20 * (batch + 1)]
+        exact = np.linalg.eigvalsh((2 * piece.T @ piece / 20).numpy())[-1]
+        assert row["hessian/batch_edge_ratio"] == pytest.approx(exact * 0.02 / 2, rel=1e-6)
+
+
+def test_curvature_along_the_update(tmp_path):
+    """Gradient descent on a quadratic: the update is -lr H (w - w*), known from the weights."""
+    data = regression(60, 60)
+    x, y = (t.double() for t in data.dataset.tensors)
+    matrix = 2 * x.T @ x / len(x)
+    weights = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            weights.append(pl_module.layer.weight.detach().clone())
+
+    monitor = HessianMonitor(update_curvature=True, **SETTINGS)
+    train(Linear, data, [monitor, Keep()], tmp_path, precision="64-true", max_epochs=7)
+    for row in monitor.history:
+        before = weights[row["step"] - 1].flatten()
+        gradient = 2 * x.T @ (x @ before - y.flatten()) / len(x)
+        exact = gradient @ matrix @ gradient / (gradient @ gradient)
+        assert row["hessian/update_curvature"] == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_spectral_density_is_drawn_and_saved(tmp_path):
+    monitor = HessianMonitor(density_samples=3, **SETTINGS)
+    train(Linear, regression, [monitor], tmp_path)
+    folder = tmp_path / "landscape"
+    saved = sorted(folder.glob("hessian-density-*.npz"))
+    assert len(saved) == len(monitor.history)
+    assert len(list(folder.glob("hessian-density-*.png"))) == len(saved)
+    with np.load(saved[0]) as file:
+        spacing = file["grid"][1] - file["grid"][0]
+        assert file["density"].sum() * spacing == pytest.approx(1.0, rel=1e-6)
+
+
+# -- sharpness --------------------------------------------------------------------------------
+
+
+def test_critical_sharpness_of_gradient_descent(tmp_path):
+    """Along -g of a quadratic: g'Hg/||g||^2 at the weights before the step, labelled with them."""
+    data = regression(60, 60)
+    x, y = (t.double() for t in data.dataset.tensors)
+    matrix = 2 * x.T @ x / len(x)
+    weights = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            weights.append(pl_module.layer.weight.detach().clone())
+
+    class Scheduled(Linear):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    monitor = SharpnessMonitor(
+        every_n_train_steps=2, max_overhead=None, critical=True, critical_rtol=1e-4
+    )
+    run = train(Scheduled, data, [monitor, Keep()], tmp_path, precision="64-true", max_epochs=7)
+    logged = run.logger.values("sharpness/critical")
+    assert [step for step, _ in logged] == [0, 2, 4, 6]
+    for step, value in logged:
+        gradient = 2 * x.T @ (x @ weights[step].flatten() - y.flatten()) / len(x)
+        exact = float(gradient @ matrix @ gradient / (gradient @ gradient))
+        assert value == pytest.approx(exact, rel=2e-4)
+    rows = [row for row in monitor.history if "sharpness/critical" in row]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert monitor.measured == 4
+
+
+def test_the_others_on_a_quadratic(tmp_path):
+    data = regression()
+    exact = spectrum_of(data)
+    monitor = SharpnessMonitor(
+        every_n_train_steps=2, max_overhead=None, worst_case=True, average=True, keskar=True,
+        sigma=0.01, samples=200,
+    )  # fmt: skip
+    train(Linear, data, [monitor], tmp_path, precision="64-true")
+    for row in monitor.history:
+        assert row["sharpness/worst_case"] >= row["sharpness/sam"] > 0
+        bound = 0.05 * row["sharpness/gradient_norm"] + 0.5 * 0.05**2 * exact[-1]
+        assert row["sharpness/worst_case"] <= bound * (1 + 1e-9)
+        error = abs(row["sharpness/average"] - 0.5e-4 * exact.sum())
+        assert error < 4 * row["sharpness/average_stderr"]
+        assert row["sharpness/keskar"] > 0
+        assert "l2" in row["worst_case_definition"]
+
+
+def test_stopping_on_a_value_of_the_weights_before(tmp_path):
+    monitor = SharpnessMonitor(
+        every_n_train_steps=2, max_overhead=None, critical=True, probe_samples=4
+    )
+    stopper = SharpnessEarlyStopping("sharpness/critical", 0.0, patience=2)
+    train(Quartic, ones, [stopper, monitor], tmp_path)
+    assert stopper.stopped_step == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (HessianMonitor, {"trace_samples": 1}, r"trace_samples=1\): expected an integer >= 2"),
+        (HessianMonitor, {"density_samples": -3}, r"density_samples=-3"),
+        (HessianMonitor, {"blocks": "layer"}, r"blocks='layer'\): expected True, False or a map"),
+        (SharpnessMonitor, {"worst_case_norm": "l1"}, r"worst_case_norm='l1'\): expected 'l2' or"),
+        (SharpnessMonitor, {"sigma": 0.0}, r"sigma=0.0\): expected a finite number > 0"),
+        (SharpnessMonitor, {"epsilon": -1.0}, r"epsilon=-1.0"),
+        (SharpnessMonitor, {"critical_rtol": 1.0}, r"critical_rtol=1.0\): expected a number from"),
+        (SharpnessMonitor, {"worst_case_steps": 0}, r"worst_case_steps=0\): expected an integer"),
+        (SharpnessMonitor, {"samples": 1}, r"samples=1\): expected an integer >= 2"),
+    ],
+)
+def test_bad_arguments(kind, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        kind(**arguments)

@@ -1,0 +1,111 @@
+"""Arrows only point down: who may import whom, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_landscape
+
+PACKAGE = "lightning_landscape"
+ROOT = Path(lightning_landscape.__file__).parent
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source, name, is_package=False, runtime_only=False):
+    """Every module that ``source`` imports anywhere, also inside functions."""
+    found = set()
+
+    def visit(node):
+        if runtime_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = name.split(".")
+                kept = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*kept, base]).rstrip(".")
+            # `from package import module` names a module too.
+            found.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def of_file(path, **options):
+    return imports(
+        path.read_text(encoding="utf-8"),
+        module_name(path),
+        is_package=path.name == "__init__.py",
+        **options,
+    )
+
+
+def under(names, *packages):
+    return {n for n in names if any(n == p or n.startswith(p + ".") for p in packages)}
+
+
+def files(folder):
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", files("geometry"), ids=lambda path: path.name)
+def test_geometry_knows_torch_and_numpy_only(path):
+    named = of_file(path)
+    forbidden = ("lightning", "pytorch_lightning", "torchmetrics", "matplotlib")
+    assert under(named, *forbidden) == set()
+    ours = under(named, PACKAGE)
+    assert ours - under(ours, f"{PACKAGE}.geometry") == set()
+    others = {n.split(".")[0] for n in named - ours}
+    assert others <= {"torch", "numpy", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", files("training"), ids=lambda path: path.name)
+def test_training_does_not_run_callbacks(path):
+    """It may name their types."""
+    assert under(of_file(path, runtime_only=True), f"{PACKAGE}.callbacks") == set()
+
+
+@pytest.mark.parametrize("path", files("figures"), ids=lambda path: path.name)
+def test_figures_know_geometry_only(path):
+    upper = (f"{PACKAGE}.callbacks", f"{PACKAGE}.training", "lightning", "pytorch_lightning")
+    assert under(of_file(path, runtime_only=True), *upper) == set()
+
+
+SAMPLE = """
+import os, torch.nn as nn
+from typing import TYPE_CHECKING
+from . import vectors
+from ..training.probe import Probe
+if TYPE_CHECKING:
+    from lightning_landscape.callbacks.hessian import HessianMonitor
+else:
+    import json
+def later():
+    from matplotlib import pyplot
+"""
+
+
+def test_the_reader_itself():
+    named = imports(SAMPLE, "lightning_landscape.geometry.eigen")
+    assert {"os", "torch.nn", "json", "matplotlib", "matplotlib.pyplot"} <= named
+    assert {f"{PACKAGE}.geometry.vectors", f"{PACKAGE}.training.probe"} <= named
+    assert under(named, f"{PACKAGE}.callbacks")
+    assert "json" in imports(SAMPLE, f"{PACKAGE}.geometry.eigen", runtime_only=True)
+    runtime = imports(SAMPLE, f"{PACKAGE}.geometry.eigen", runtime_only=True)
+    assert not under(runtime, f"{PACKAGE}.callbacks")
+    inside = imports("from .probe import Probe", f"{PACKAGE}.training", is_package=True)
+    assert f"{PACKAGE}.training.probe" in inside

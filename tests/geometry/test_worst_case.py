@@ -1,0 +1,388 @@
+"""The ascent against exact maxima over balls and boxes, and what it promises on any loss."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from lightning_landscape.geometry.eigen import top_eigenvalues
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.sharpness import sam_sharpness
+from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
+from tests.geometry.forms import (
+    RaisesAt,
+    ReluNetwork,
+    ball_maximum,
+    bits,
+    box_maximum,
+    corners,
+    same_bits,
+)
+from tests.oracles import F64, Quadratic, flat, normal, symmetric
+
+SPECTRA = {
+    "convex": [5.0, 3.0, 1.0, 0.5, 0.1, 0.0],
+    "crowded": [5.0, 4.9, 4.8, 1.0, 0.5, 0.1],
+    "saddle": [3.0, 1.0, 0.5, -0.5, -1.0, -2.0],
+    "negative dominates": [3.0, 1.0, 0.5, 0.1, -2.0, -20.0],
+    "all negative": [-0.5, -1.0, -2.0, -3.0, -4.0, -5.0],
+}
+
+
+def problem_of(spectrum, seed=0, **settings):
+    return Quadratic(symmetric(spectrum, seed), seed=seed, **settings)
+
+
+def objective_of(problem, **settings):
+    return Objective(problem.loss, problem.params, check_deterministic=False, **settings)
+
+
+# -- the ball --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
+@pytest.mark.parametrize("rho", [0.05, 1.0, 20.0])
+def test_the_maximum_over_a_ball(spectrum, rho):
+    problem = problem_of(spectrum)
+    truth = ball_maximum(problem.A, problem.g(), rho)
+    found = worst_case_sharpness(objective_of(problem), rho, steps=400)
+    assert found.value == pytest.approx(truth, rel=1e-6)
+    # The displacement is where the value was found, and inside.
+    d = flat(found.displacement)
+    assert float(d.norm()) <= rho * (1 + 1e-12)
+    assert problem.value(problem.w() + d) - problem.value(problem.w()) == pytest.approx(
+        found.value, rel=1e-9
+    )
+    short = worst_case_sharpness(objective_of(problem), rho)
+    # Twenty steps: where eigenvalues crowd the direction is not there yet, the value nearly is.
+    assert 0.998 * truth <= short.value <= truth * (1 + 1e-12)
+    # What a multi-step ascent is for: one step falls short of it.
+    assert found.value >= sam_sharpness(objective_of(problem), rho).value * (1 - 1e-12)
+
+
+def test_near_a_stationary_point_it_finds_the_curvature_that_one_step_misses():
+    problem = problem_of(SPECTRA["convex"])
+    minimum = torch.linalg.lstsq(problem.A, -problem.b[:, None]).solution[:, 0]
+    problem.A += 1e-3 * torch.eye(6, dtype=F64)
+    with torch.no_grad():
+        problem.params["w"].copy_(minimum)
+    objective = objective_of(problem)
+    rho = 100 * float(problem.g().norm())
+    truth = ball_maximum(problem.A, problem.g(), rho)
+    assert worst_case_sharpness(objective, rho, steps=400).value == pytest.approx(truth, rel=1e-6)
+    assert worst_case_sharpness(objective, rho).value > 0.9 * truth
+    assert sam_sharpness(objective, rho).value < 0.5 * truth
+
+
+@pytest.mark.parametrize("spectrum", [[4.0, 2.0, 1.0], [4.0, 1.0, -6.0]])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_at_a_stationary_point(spectrum, norm):
+    w = torch.nn.Parameter(torch.zeros(3, dtype=F64))
+    values = torch.tensor(spectrum, dtype=F64)
+    found = worst_case_sharpness(
+        Objective(lambda: (values * w**2).sum() / 2, {"w": w}), 0.3, norm, steps=200
+    )
+    positive = [v for v in spectrum if v > 0]
+    truth = 0.3**2 * (positive[0] if norm == "l2" else sum(positive)) / 2
+    assert found.value == pytest.approx(truth, rel=1e-6)
+
+
+def test_at_a_maximum_it_is_zero_and_stays():
+    w = torch.nn.Parameter(torch.zeros(3, dtype=F64))
+    for norm in ("l2", "linf"):
+        found = worst_case_sharpness(Objective(lambda: -(w**2).sum(), {"w": w}), norm=norm)
+        assert found.value == 0.0
+        assert not found.displacement["w"].any()
+
+
+def test_a_step_of_sam_that_overshoots():
+    # sin(10) < 0 = sin(0): the ascent from the weights finds the top at pi/2 all the same.
+    w = torch.nn.Parameter(torch.zeros((), dtype=F64))
+    objective = Objective(lambda: torch.sin(w), {"w": w}, check_deterministic=False)
+    assert sam_sharpness(objective, 10.0).value < 0
+    for norm in ("l2", "linf"):
+        found = worst_case_sharpness(objective, 10.0, norm, steps=80)
+        assert found.value == pytest.approx(1.0, rel=1e-6)
+
+
+def test_never_negative_and_never_below_one_step():
+    torch.manual_seed(0)
+    for seed in range(20):
+        x = normal(8, seed=seed)
+        w = torch.nn.Parameter(normal(8, seed=seed + 100))
+        objective = Objective(
+            lambda x=x, w=w: torch.sin(3 * w @ x) + torch.cos(2 * w).sum(), {"w": w}
+        )
+        for rho in (0.05, 0.5, 2.0):
+            step = sam_sharpness(objective, rho).value
+            for steps in (1, 2, 5, 20):
+                found = worst_case_sharpness(objective, rho, steps=steps).value
+                assert found >= max(step, 0.0) - 1e-12
+                if steps == 1:
+                    assert found == pytest.approx(max(step, 0.0), abs=1e-12)
+
+
+# -- the box ---------------------------------------------------------------------------------------
+
+
+def test_the_maximum_over_a_box_with_diagonal_curvature():
+    problem = Quadratic(torch.diag(torch.tensor(SPECTRA["convex"], dtype=F64)))
+    for rho in (0.01, 0.3, 3.0):
+        truth = box_maximum(problem.A, problem.g(), torch.full((6,), rho, dtype=F64))
+        found = worst_case_sharpness(objective_of(problem), rho, "linf", steps=200)
+        # A corner near which the gradient points back is left only by a longer way: at large rho
+        # the ascent may end at another corner.
+        assert found.value <= truth * (1 + 1e-12)
+        if rho < 3.0:
+            assert found.value == pytest.approx(truth, rel=1e-6)
+
+
+def test_the_maximum_over_a_small_box_by_enumeration():
+    exact = 0
+    for seed in range(20):
+        problem = problem_of(SPECTRA["convex"], seed)
+        truth = box_maximum(problem.A, problem.g(), torch.full((6,), 0.1, dtype=F64))
+        found = worst_case_sharpness(objective_of(problem), 0.1, "linf")
+        assert found.value <= truth * (1 + 1e-12)
+        assert float(flat(found.displacement).abs().max()) <= 0.1
+        # One step to the corner that the gradient points to.
+        e = 0.1 * problem.g().sign()
+        assert found.value >= float(problem.g() @ e + e @ problem.A @ e / 2) - 1e-12
+        exact += found.value >= truth * (1 - 1e-6)
+    assert exact >= 16
+
+
+def test_a_box_where_the_loss_bends_down():
+    # Separable: each weight moves to its own best place, -g/a, or to the side of the box.
+    a = torch.tensor([-1.0, -4.0, 2.0], dtype=F64)
+    problem = Quadratic(torch.diag(a))
+    g, rho = problem.g(), 2.0
+    inner = torch.where(a < 0, (-g / a).clamp(-rho, rho), rho * g.sign())
+    truth = float(g @ inner + (a * inner**2).sum() / 2)
+    found = worst_case_sharpness(objective_of(problem), rho, "linf", steps=2000)
+    assert found.value == pytest.approx(truth, rel=1e-4)
+
+
+# -- each batch on its own -------------------------------------------------------------------------
+
+
+def test_per_batch_is_the_weighted_mean_of_each_batch():
+    # Linear losses g_i'w: the worst case in a ball is rho |g_i|, in a box rho sum |g_i|.
+    w = torch.nn.Parameter(normal(5))
+    slopes, weights = [normal(5, seed=i) for i in (1, 2, 3)], [3.0, 1.0, 4.0]
+    terms = [(n, lambda g=g: g @ w) for n, g in zip(weights, slopes, strict=True)]
+    objective = Objective(terms, {"w": w}, check_deterministic=False)
+    before = bits({"w": w})
+    mean = sum(n * g for n, g in zip(weights, slopes, strict=True)) / 8
+    for norm, order in (("l2", 2), ("linf", 1)):
+        found = worst_case_sharpness(objective, 0.1, norm, per_batch=True)
+        truth = (
+            sum(n * 0.1 * float(g.norm(order)) for n, g in zip(weights, slopes, strict=True)) / 8
+        )
+        assert found.value == pytest.approx(truth, rel=1e-9)
+        assert found.displacement == {}
+        whole = worst_case_sharpness(objective, 0.1, norm)
+        assert whole.value == pytest.approx(0.1 * float(mean.norm(order)), rel=1e-9)
+        assert whole.value < found.value
+    assert same_bits(before, {"w": w})
+
+
+def test_per_batch_over_processes():
+    # Two processes with shares (3: g1) and (1: g2): each sees the sum of both in its reduction.
+    w = torch.nn.Parameter(normal(5))
+    slopes, weights = [normal(5, seed=1), normal(5, seed=2)], [3.0, 1.0]
+    carried = []
+
+    def share(rank, reduce):
+        terms = [(weights[rank], lambda: slopes[rank] @ w)]
+        objective = Objective(terms, {"w": w}, reduce=reduce, check_deterministic=False)
+        return worst_case_sharpness(objective, 0.1, per_batch=True).value
+
+    def keep(tensor):
+        carried.append(tensor.clone())
+        return tensor
+
+    share(1, keep)
+    assert len(carried) == 1  # one reduction: no process waits for decisions of another
+    found = share(0, lambda tensor: tensor + carried[0])
+    truth = (3 * 0.1 * float(slopes[0].norm()) + 0.1 * float(slopes[1].norm())) / 4
+    assert found == pytest.approx(truth, rel=1e-9)
+
+
+# -- rescaling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_adaptive_does_not_see_a_rescaled_network(norm):
+    network = ReluNetwork()
+    objective = Objective(network.loss, network.params)
+
+    def both():
+        top = float(top_eigenvalues(objective, tol=1e-6, max_hvps=40).eigenvalues[0])
+        rises = [
+            worst_case_sharpness(objective, 0.02, norm, adaptive=adaptive).value
+            for adaptive in (True, False)
+        ]
+        return *rises, top
+
+    adaptive, plain, top = both()
+    network.rescale(3.0)
+    adaptive_after, plain_after, top_after = both()
+    assert adaptive > 0
+    assert adaptive_after == pytest.approx(adaptive, rel=1e-9)
+    assert abs(plain_after / plain - 1) > 0.1
+    assert abs(top_after / top - 1) > 0.1
+
+
+def test_adaptive_is_the_ball_in_units_of_the_weights():
+    # With d = |w| u the quadratic has slope |w| g and curvature |w| A |w|.
+    problem = problem_of(SPECTRA["convex"])
+    scale = problem.w().abs()
+    scaled = scale[:, None] * problem.A * scale
+    truth = ball_maximum(scaled, scale * problem.g(), 0.5)
+    found = worst_case_sharpness(objective_of(problem), 0.5, steps=400, adaptive=True)
+    assert found.value == pytest.approx(truth, rel=1e-6)
+    assert float((flat(found.displacement) / scale).norm()) == pytest.approx(0.5, rel=1e-9)
+    assert found.value >= sam_sharpness(objective_of(problem), 0.5, adaptive=True).value - 1e-12
+
+
+def test_adaptive_keeps_weights_at_zero():
+    w = torch.nn.Parameter(torch.tensor([0.0, 2.0], dtype=F64))
+    objective = Objective(lambda: (3 * w).sum(), {"w": w})
+    found = worst_case_sharpness(objective, 0.1, adaptive=True)
+    assert found.displacement["w"].tolist() == pytest.approx([0.0, 0.2])
+    assert found.value == pytest.approx(0.6)
+    with torch.no_grad():
+        w.zero_()
+    assert worst_case_sharpness(objective, 0.1, adaptive=True).value == 0.0
+
+
+# -- Keskar ----------------------------------------------------------------------------------------
+
+
+def test_keskar_with_diagonal_curvature_at_the_corner_that_the_weights_point_to():
+    a = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=F64)
+    w = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.3, -0.1], dtype=F64))
+    objective = Objective(lambda: (a * w**2).sum() / 2, {"w": w})
+    for epsilon in (1e-3, 5e-4, 0.1):
+        found = keskar_sharpness(objective, epsilon)
+        z = w.detach().sign() * epsilon * (w.detach().abs() + 1)
+        base = float((a * w.detach() ** 2).sum() / 2)
+        rise = float((a * (w.detach() + z) ** 2).sum() / 2) - base
+        assert found.value == pytest.approx(100 * rise / (1 + base), rel=1e-6)
+        assert found.displacement["w"].tolist() == pytest.approx(z.tolist())
+
+
+def test_keskar_by_enumeration():
+    problem = problem_of(SPECTRA["convex"], constant=10.0)
+    sides = 0.01 * (problem.w().abs() + 1)
+    rise = box_maximum(problem.A, problem.g(), sides)
+    truth = 100 * rise / (1 + problem.value(problem.w()))
+    assert len(corners(6)) == 64
+    assert keskar_sharpness(objective_of(problem), 0.01).value == pytest.approx(truth, rel=1e-6)
+
+
+def test_keskar_of_a_loss_below_minus_one_says_why_there_is_none():
+    problem = problem_of(SPECTRA["convex"], constant=-100.0)
+    found = keskar_sharpness(objective_of(problem))
+    assert math.isnan(found.value)
+    assert "divides by 1 + L" in found.note
+
+
+# -- costs and contracts ---------------------------------------------------------------------------
+
+
+def test_costs():
+    problem = problem_of(SPECTRA["crowded"])
+    objective = objective_of(problem)
+    before = bits(problem.params)
+    worst_case_sharpness(objective, rho=20.0, steps=7)
+    # L(w), seven points; the gradient at w and at all points but the last.
+    assert (objective.forwards, objective.gradients, objective.hvps) == (8, 7, 0)
+    assert same_bits(before, problem.params)
+
+    batches = Objective([(1.0, problem.loss)] * 3, problem.params, check_deterministic=False)
+    worst_case_sharpness(batches, rho=20.0, steps=7, per_batch=True)
+    assert (batches.forwards, batches.gradients) == (8, 7)  # of all three batches
+
+    objective = objective_of(problem)
+    worst_case_sharpness(objective, rho=0.05, steps=1000)
+    assert objective.forwards < 30  # it ends where it moves no more
+
+    corner = Quadratic(torch.diag(torch.tensor([4.0, 2.0], dtype=F64)))
+    objective = objective_of(corner)
+    keskar_sharpness(objective)
+    # L(w) and the corner, where the gradient points out: nothing more to try.
+    assert (objective.forwards, objective.gradients) == (2, 2)
+
+
+def test_a_loss_that_is_not_finite():
+    w = torch.nn.Parameter(torch.ones(2, dtype=F64))
+    for broken in (math.nan, math.inf):
+        objective = Objective(lambda b=broken: (w**2).sum() * b, {"w": w})
+        assert math.isnan(worst_case_sharpness(objective).value)
+        assert math.isnan(keskar_sharpness(objective).value)
+
+
+def test_a_wall_is_an_infinite_rise_and_a_hole_none():
+    w = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
+    before = bits({"w": w})
+    # -log(1.04 - w) beyond the wall is NaN: the ascent keeps to this side of it.
+    objective = Objective(lambda: -torch.log(1.04 - w), {"w": w})
+    found = worst_case_sharpness(objective, 0.05, steps=60)
+    assert 1.0 < found.value < math.inf
+    wall = Objective(lambda: w + torch.where(w > 1.04, math.inf, 0.0), {"w": w})
+    assert worst_case_sharpness(wall, 0.05).value == math.inf
+    assert same_bits(before, {"w": w})
+
+
+@pytest.mark.parametrize("call", [2, 3, 4, 8])
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_weights_are_back_after_a_loss_that_raises_half_way(call, per_batch):
+    problem = problem_of(SPECTRA["convex"])
+    before = bits(problem.params)
+    loss = RaisesAt(problem.loss, call)
+    objective = Objective(loss, problem.params, check_deterministic=False)
+    with pytest.raises(ArithmeticError, match="half way"):
+        worst_case_sharpness(objective, per_batch=per_batch)
+    assert same_bits(before, problem.params)
+
+
+def test_definitions_name_what_was_measured():
+    objective = objective_of(problem_of(SPECTRA["convex"], constant=10.0))
+    plain = worst_case_sharpness(objective, 0.1, steps=3).definition
+    assert plain == "worst case in an l2 ball of radius 0.1, 3 ascent steps"
+    box = worst_case_sharpness(objective, 0.1, "linf", 3, per_batch=True, adaptive=True).definition
+    assert box == "worst case in an linf ball of radius 0.1 |w|, 3 ascent steps, one batch a group"
+    keskar = keskar_sharpness(objective, 5e-4, steps=3).definition
+    assert keskar == "Keskar, epsilon 0.0005, 3 ascent steps, per cent of 1 + L"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rho": 0.0}, "rho=0.0: expected a finite number > 0"),
+        ({"rho": math.inf}, "rho=inf: expected a finite number > 0"),
+        ({"norm": "l1"}, "norm='l1': expected 'l2' or 'linf'"),
+        ({"steps": 0}, "steps=0: expected an integer >= 1"),
+        ({"steps": 2.5}, "steps=2.5: expected an integer >= 1"),
+    ],
+)
+def test_refuses(wrong, message):
+    objective = objective_of(problem_of(SPECTRA["convex"]))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        worst_case_sharpness(objective, **wrong)
+    assert objective.forwards == objective.gradients == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epsilon": -1.0}, "epsilon=-1.0: expected a finite number > 0"),
+        ({"steps": 0}, "steps=0: expected an integer >= 1"),
+    ],
+)
+def test_keskar_refuses(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        keskar_sharpness(objective_of(problem_of(SPECTRA["convex"])), **wrong)
