@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -131,8 +131,8 @@ def edge_ratios(make_optimizer: MakeOptimizer, steps: int, seed: int) -> dict[in
     batch = inputs[:500], nn.functional.one_hot(labels[:500], 10).float()
     monitor = HessianMonitor(every_n_train_steps=20, max_overhead=None, probe=batch)
     module = Module(mlp([64, 64, 64, 10], nn.Tanh), half_squared_error, make_optimizer)
-    # A list, not a DataLoader: collating the same 500 rows again would be half of the run.
-    fit(module, [batch] * steps, steps, [monitor])
+    # The batch itself, as often as needed: collating 500 rows anew would be half of the run.
+    fit(module, DataLoader([batch] * steps, batch_size=None), steps, [monitor])
     return {row["step"]: row["hessian/edge_ratio"] for row in monitor.history}
 
 
@@ -173,35 +173,32 @@ class _Weights(pl.Callback):
 
 
 def along_training(
-    dataset: str, methods: Sequence[str] = ("lanczos",), measurements: int = 40, every: int = 25
-) -> dict[str, Series]:
+    dataset: str,
+    method: Literal["lanczos", "power"] = "lanczos",
+    measurements: int = 40,
+    every: int = 25,
+) -> Series:
     """Minibatch SGD with momentum on a ReLU network of some 85 thousand parameters."""
     inputs, labels = DATA[dataset]()  # before the seed: the generator of mnist1d sets its own
     pl.seed_everything(0, verbose=False)
     probe = inputs[:512], labels[:512]
-    monitors = [
-        HessianMonitor(
-            every_n_train_steps=every, max_overhead=None, probe=probe, method=method, name=method
-        )
-        for method in methods
-    ]
-    weights = _Weights(monitors[0])
+    monitor = HessianMonitor(
+        every_n_train_steps=every, max_overhead=None, probe=probe, method=method, max_hvps=200
+    )
+    weights = _Weights(monitor)
     net = mlp([inputs.shape[1], 256, 256, 10], nn.ReLU)
     loss = nn.functional.cross_entropy
     module = Module(net, loss, lambda p: SGD(p, lr=0.02, momentum=0.9))
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
-    fit(module, loader, 1 + (measurements - 1) * every, [*monitors, weights])
+    fit(module, loader, 1 + (measurements - 1) * every, [monitor, weights])
 
-    truth = {step: top_by_arpack(net, loss, probe, w) for step, w in weights.at.items()}
-    found = {}
-    for method, monitor in zip(methods, monitors, strict=True):
-        assert [row["step"] for row in monitor.history] == list(truth)
-        errors = [
-            abs(row[f"hessian/{method}/top_eigenvalue"] / truth[row["step"]] - 1)
-            for row in monitor.history
-        ]
-        found[method] = Series(errors, [int(r[f"hessian/{method}/hvps"]) for r in monitor.history])
-    return found
+    rows = monitor.history
+    assert len(rows) == measurements
+    assert [row["step"] for row in rows] == list(weights.at)
+    truths = [top_by_arpack(net, loss, probe, w) for w in weights.at.values()]
+    values = [row["hessian/top_eigenvalue"] for row in rows]
+    errors = [abs(value / truth - 1) for value, truth in zip(values, truths, strict=True)]
+    return Series(errors, [int(row["hessian/hvps"]) for row in rows])
 
 
 def top_by_arpack(net: nn.Module, loss: Loss, batch: Batch, weights: Tensor) -> float:

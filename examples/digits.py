@@ -34,7 +34,7 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
-from lightning_landscape.callbacks.monitor import Monitor
+from lightning_landscape.training.monitor import Monitor
 
 LEARNING_RATE = 0.2
 STEPS = 2000

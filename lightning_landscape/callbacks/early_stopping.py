@@ -11,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_landscape.callbacks.monitor import Monitor, check_choice
+from lightning_landscape.training.monitor import Monitor, check_choice
 
 
 class SharpnessEarlyStopping(pl.Callback):

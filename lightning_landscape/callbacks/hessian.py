@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
 
-from lightning_landscape.callbacks.monitor import Monitor, check_choice, check_count
 from lightning_landscape.geometry.blocks import block_eigenvalues
 from lightning_landscape.geometry.edge_ratio import edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
@@ -20,7 +19,8 @@ from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import hessian_trace
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.session import Measured, Round
+from lightning_landscape.training.monitor import Monitor, check_choice, check_count
+from lightning_landscape.training.round import Measured, Round
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
-from lightning_landscape.callbacks.monitor import Monitor, check_choice
 from lightning_landscape.geometry.directions import (
     aligned,
     filter_dims_of,
@@ -24,7 +23,8 @@ from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.slices import Slice, Span, line_slice, plane_slice
 from lightning_landscape.geometry.vectors import norm, random_vector
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.session import Measured, Round
+from lightning_landscape.training.monitor import Monitor, check_choice
+from lightning_landscape.training.round import Measured, Round
 
 if TYPE_CHECKING:
     from lightning_landscape.figures import ColorScale

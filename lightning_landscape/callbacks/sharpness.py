@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_landscape.callbacks.monitor import Monitor, check_choice, check_count
 from lightning_landscape.geometry.average import average_sharpness
 from lightning_landscape.geometry.critical import critical_sharpness
 from lightning_landscape.geometry.objective import Engine
@@ -14,7 +13,8 @@ from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, s
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.session import Measured, Round
+from lightning_landscape.training.monitor import Monitor, check_choice, check_count
+from lightning_landscape.training.round import Measured, Round
 
 
 class SharpnessMonitor(Monitor):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -16,15 +16,24 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
 
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.schedule import Schedule
-from lightning_landscape.training.session import Measured, Round, Session
+from lightning_landscape.training.session import Session
 
 if TYPE_CHECKING:
-    from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
     from lightning_landscape.geometry.objective import Engine
     from lightning_landscape.training.records import Recorder
 
 _HISTORY_ROWS = 10_000
+
+
+class Listener(Protocol):
+    """Told of each new row that holds ``monitor``, inside the round that measured it."""
+
+    monitor: str
+
+    def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        """A measurement was made; called on every process."""
 
 
 class Monitor(pl.Callback):
@@ -99,7 +108,7 @@ class Monitor(pl.Callback):
 
         self.schedule = Schedule(every_n_train_steps, every_n_epochs)
         self.probe_in_use: Probe = None  # type: ignore[assignment]  # set by the session
-        self.listeners: list[SharpnessEarlyStopping] = []
+        self.listeners: list[Listener] = []
         self.measured = self.skipped = self.failed = self.faults = 0
         self.seconds_spent = 0.0
         self.last_seconds: float | None = None

@@ -1,0 +1,206 @@
+"""One round of measurements at one step: what the callbacks that are due work with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.objective import LossFn, Objective
+from lightning_landscape.training.isolation import Isolation
+from lightning_landscape.training.losses import probe_terms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_landscape.training.monitor import Monitor
+    from lightning_landscape.training.session import Session
+
+
+@dataclass
+class Measured:
+    """What one callback found in one round.
+
+    Attributes:
+        values: scalars under their full keys; logged everywhere.
+        facts: plain values that only the history keeps.
+        before: scalars of the weights before the last step.
+        pictures: tag -> a function that draws it.
+        files: file name -> a function that writes it.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+class Round:
+    """One round of measurements at one step: what the callbacks work with."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        isolation: Isolation,
+        session: Session,
+        step: int,
+    ) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.step = step
+        self._isolation = isolation
+        self._session = session
+        self._objectives: dict[Any, Objective] = {}
+        self._eigen: dict[Any, EigenResult] = {}
+
+    def objective(self, monitor: Monitor) -> Objective:
+        """The loss on the callback's probe; shared between callbacks that mean the same one."""
+        key = monitor.loss_key
+        if key not in self._objectives:
+            self._objectives[key] = self._build(monitor)
+        return self._objectives[key]
+
+    def _build(self, monitor: Monitor) -> Objective:
+        probe = monitor.probe_in_use
+        terms = probe_terms(
+            self.trainer,
+            self.pl_module,
+            self._isolation,
+            probe,
+            mode=monitor.probe_mode,
+            loss_fn=monitor.loss_fn,
+            reduction=monitor.loss_reduction,
+            total=self.probe_size(monitor),
+        )
+        objective = self._objective(monitor, terms)
+        if monitor.loss_key not in self._session.checked:
+            self._session.checked.add(monitor.loss_key)
+            _warn_if_noisy(objective, monitor)
+        return objective
+
+    def _objective(self, monitor: Monitor, terms: list[tuple[float, LossFn]]) -> Objective:
+        return Objective(
+            terms,
+            measured_parameters(self.trainer, self.pl_module, monitor.parameters),
+            engine=monitor.engine,
+            reduce=self._session.reducer(self.trainer),
+            check_deterministic=False,
+        )
+
+    def batch_objective(self, monitor: Monitor) -> Objective:
+        """The loss on the training batch that has just been used, at the weights as they are."""
+        terms = probe_terms(
+            self.trainer,
+            self.pl_module,
+            self._isolation,
+            self._session.last_batch,
+            mode=monitor.probe_mode,
+            loss_fn=monitor.loss_fn,
+            reduction="mean",
+            total=1,
+        )
+        return self._objective(monitor, terms)
+
+    def last_update(self, objective: Objective) -> dict[str, Tensor]:
+        """The optimizer's last step of the measured parameters: ``w`` less ``w`` before it."""
+        before = self._session.weights_before
+        return {
+            name: parameter.detach() - before[id(parameter)]
+            for name, parameter in objective.params.items()
+        }
+
+    def last_rates(self, objective: Objective) -> dict[str, float]:
+        """The learning rate that this step was made with, by parameter."""
+        rates = self._session.rates_before
+        return {name: rates[id(parameter)] for name, parameter in objective.params.items()}
+
+    @contextlib.contextmanager
+    def before_the_step(self, monitor: Monitor) -> Iterator[Objective]:
+        """The loss on the probe, with the weights where they were before the last step."""
+        objective = self._build(monitor)
+        live = [p.detach() for p in objective.params.values()]
+        now = [p.clone() for p in live]
+        before = [self._session.weights_before[id(p)] for p in objective.params.values()]
+        try:
+            torch._foreach_copy_(live, before)
+            yield objective
+        finally:
+            torch._foreach_copy_(live, now)
+
+    def top_eigenvalues(self, monitor: Monitor, k: int, **settings: Any) -> EigenResult:
+        """At least ``k`` eigenvalues, taken over from another callback of this round if it can."""
+        known = self._eigen.get(monitor.loss_key)
+        if known is None or len(known.eigenvalues) < k:
+            known = top_eigenvalues(self.objective(monitor), k, **settings)
+            self._eigen[monitor.loss_key] = known
+        return known
+
+    @property
+    def train_batch_size(self) -> int:
+        """Examples in this process's last training batch."""
+        return self._session.train_batch_size
+
+    def probe_size(self, monitor: Monitor) -> int:
+        """Examples in the callback's probe, over all processes."""
+        return self._session.probe_size(self.trainer, monitor.probe_in_use)
+
+    @property
+    def work(self) -> int:
+        """What was computed so far, in forwards of the probe (a gradient is 3, an HVP 6)."""
+        return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in self._objectives.values())
+
+
+def measured_parameters(
+    trainer: Trainer, pl_module: LightningModule, patterns: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """The trainable parameters that an optimizer holds, of those the ones that ``patterns`` name.
+
+    Raises:
+        ValueError: no parameter is left.
+    """
+    held = {
+        id(parameter)
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    trained: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in pl_module.named_parameters()
+        if parameter.requires_grad and id(parameter) in held
+    }
+    if patterns is None:
+        return trained
+    chosen = {
+        name: parameter
+        for name, parameter in trained.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not chosen:
+        raise ValueError(
+            f"parameters={list(patterns)!r} matches none of the trained parameters: expected glob "
+            f"patterns over names such as {list(trained)[:4]}"
+        )
+    return chosen
+
+
+def _warn_if_noisy(objective: Objective, monitor: Monitor) -> None:
+    """Said once a run: the loss varies from call to call in spite of the isolation."""
+    first, again = objective.loss(), objective.losses_at([], [()])[0]
+    if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
+        rank_zero_warn(
+            f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
+            f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or keeps a "
+            f"state outside the module, and every value here carries that noise"
+        )
