@@ -74,10 +74,11 @@ def fit(module: Module, data: Iterable[Any], steps: int, callbacks: list[pl.Call
 
 
 def digits() -> Batch:
-    """scikit-learn's 1797 scans: each pixel's mean taken off, one scale for all."""
+    """scikit-learn's 1797 scans: each pixel's mean taken off, then one scale for all."""
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels, dtype=torch.float32)
-    return (inputs - inputs.mean(0)) / inputs.std(), torch.tensor(labels)
+    inputs = inputs - inputs.mean(0)
+    return inputs / inputs.std(), torch.tensor(labels)
 
 
 def mnist1d() -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from tests.small import Linear, regression
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = [text for language, text in FENCED if language == "python"]
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
+    for language, text in FENCED
+    if not language
+    for line in text.splitlines()
 ]
 
 
@@ -49,12 +52,28 @@ def test_without_lightning():
     assert "3.0000" in done.stdout
 
 
+def test_tensorboard_opens_the_logs(tmp_path):
+    assert "tensorboard --logdir runs/digits" in COMMANDS
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        said = ""
+        while not (found := re.search(r"http://localhost:\d+", said)):
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        with urllib.request.urlopen(found[0].replace("localhost", "127.0.0.1")) as page:
+            assert b"TensorBoard" in page.read()
+    finally:
+        server.terminate()
+        server.wait()
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
 def test_make_targets_exist(command):
     target = command.split()[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    if target not in ("bench", "check-demo"):
-        assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
+    assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_every_key_that_is_logged_is_in_the_table():

@@ -211,15 +211,16 @@ def test_per_batch_over_processes():
 
 
 def test_per_batch_reaches_the_reduction_even_when_it_fails():
-    w = torch.nn.Parameter(normal(5))
+    problem = problem_of(SPECTRA["crowded"])
     carried = []
 
     def reduce(tensor):
         carried.append(tensor.clone())
         return tensor
 
-    loss = RaisesAt(lambda: (w**2).sum(), 5)
-    objective = Objective(loss, {"w": w}, reduce=reduce, check_deterministic=False)
+    objective = Objective(
+        RaisesAt(problem.loss, 5), problem.params, reduce=reduce, check_deterministic=False
+    )
     with pytest.raises(ArithmeticError, match="half way"):
         worst_case_sharpness(objective, per_batch=True)
     assert len(carried) == 1
