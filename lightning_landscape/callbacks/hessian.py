@@ -52,7 +52,7 @@ class HessianMonitor(Monitor):
         engine: how Hessian-vector products are made, see ``Objective``.
         name: for a second monitor; keys become ``hessian/<name>/...``.
         prog_bar: show the values in the progress bar.
-        verbose: say more.
+        verbose: print the values of each measurement.
         k: how many eigenvalues.
         method: ``"lanczos"`` or ``"power"``.
         tol: relative residual at which the solver stops.

@@ -71,7 +71,7 @@ class LandscapeMonitor(Monitor):
         engine: how Hessian-vector products are made, see ``Objective``.
         name: for a second monitor; keys become ``landscape/<name>/...``.
         prog_bar: not used here, there are no scalars.
-        verbose: say more.
+        verbose: not used here either.
         directions: ``"random"`` (drawn from ``seed``, the same all through the run,
             filter-normalised to the weights of the moment), ``"eigenvectors"`` (the top two, of
             length 1) or ``"gradient"`` (length 1; a random one beside it), or two of these for x

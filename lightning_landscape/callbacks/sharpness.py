@@ -41,7 +41,7 @@ class SharpnessMonitor(Monitor):
         engine: how Hessian-vector products are made, see ``Objective``.
         name: for a second monitor; keys become ``sharpness/<name>/...``.
         prog_bar: show the values in the progress bar.
-        verbose: say more.
+        verbose: print the values of each measurement.
         rho: length of the ascent step, in units of the weights; ``None``: .05, adaptive .5.
         adaptive: ASAM, the step relative to each weight: rescaling a ReLU network's layers does
             not change the value then.  Also for the worst and the average case.

@@ -25,9 +25,9 @@ def worst_case_sharpness(
     .. math:: \max_{\|d / c\|_p \le \rho} L(w + d) - L(w), \quad c = 1
        \quad\text{or, adaptive,}\quad c = |w|
 
-    The ascent starts at the weights and at the point that one step of SAM reaches, and keeps the
-    best point seen: never below 0, nor below :func:`sam_sharpness` at the same ``rho``.  It is a
-    lower bound of the true maximum.
+    The ascent starts where one step of length ``rho`` along the gradient ends (SAM's, in the ball)
+    and, if that is no rise, at the weights too.  It keeps the best point seen: never below 0 and,
+    in the ball, never below :func:`sam_sharpness`.  It is a lower bound of the true maximum.
 
     Args:
         objective: the loss.
@@ -47,7 +47,7 @@ def worst_case_sharpness(
         ValueError: an argument out of its range.
 
     Cost: up to ``steps`` forwards and as many gradients, one forward more for ``L(w)`` unless the
-    objective knows it; twice that where SAM's step does not raise the loss.
+    objective knows it; up to twice that where the first step does not raise the loss.
 
     Source: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, ICML 2023, eq. 1; Foret et al., ICLR 2021, section 4.2 for m-sharpness.

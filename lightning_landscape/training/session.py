@@ -69,7 +69,10 @@ class Session:
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
+        begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped
         for monitor in self.monitors:
+            if (monitor.schedule.last_step or 0) > begins_at:
+                monitor.schedule.last_step = None  # another run, with a callback used before
             probe = monitor.probe_in_use
             if probe.complete:
                 continue
@@ -330,6 +333,9 @@ class Session:
         monitor.remember(row)
         if values:
             self._recorder.scalars(values, row["step"])
+            if monitor.verbose:
+                told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+                rank_zero_info(f"step {row['step']}: {told}")
         if not final:  # Lightning forbids `self.log` when training has ended
             self._recorder.metrics(pl_module, values, monitor.prog_bar)
 

@@ -464,3 +464,37 @@ def test_float64_inputs_stay(tmp_path):
     monitor = HessianMonitor(max_overhead=None)
     train(Quartic, DataLoader(data, batch_size=4), [monitor], tmp_path, precision="64-true")
     assert monitor.history[0]["hessian/top_eigenvalue"] > 0
+
+
+def test_verbose_prints_each_measurement(tmp_path, caplog):
+    caplog.set_level("INFO")
+    monitor = SharpnessMonitor(every_n_train_steps=5, max_overhead=None, verbose=True)
+    train(Quartic, ones, [monitor], tmp_path)
+    told = [r.message for r in caplog.records if "sharpness/sam" in r.message]
+    assert [line.split(":")[0] for line in told] == [f"step {s}" for s in steps(monitor)]
+
+
+def test_barebones(tmp_path):
+    monitor = HessianMonitor(max_overhead=None, probe_samples=4)
+    bare = {"barebones": True, "logger": None, "enable_checkpointing": None}
+    train(Quartic, ones, [monitor], tmp_path, log_every_n_steps=None, **bare)
+    assert monitor.measured == 1
+
+
+def test_values_in_the_progress_bar(tmp_path):
+    monitor = HessianMonitor(max_overhead=None, probe_samples=4, prog_bar=True)
+    run = train(Quartic, ones, [monitor], tmp_path)
+    shown = run.trainer.progress_bar_metrics
+    assert shown["hessian/top_eigenvalue"] == pytest.approx(
+        monitor.history[-1]["hessian/top_eigenvalue"], rel=1e-3
+    )
+
+
+def test_callbacks_used_for_a_second_run(tmp_path):
+    """They measure again from its first step, on the same probe."""
+    monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None, probe_samples=4)
+    train(Quartic, ones, [monitor], tmp_path / "a")
+    probe = monitor.probe_in_use
+    train(Quartic, ones, [monitor], tmp_path / "b")
+    assert monitor.probe_in_use is probe
+    assert steps(monitor) == [1, 6, 11, 16] * 2

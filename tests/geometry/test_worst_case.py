@@ -88,10 +88,23 @@ def test_at_a_stationary_point(spectrum, norm):
     assert found.value == pytest.approx(truth, rel=1e-6)
 
 
+def test_a_long_climb_between_eigenvalues_that_nearly_agree():
+    # The moves stay above a millionth of the radius for thousands of steps, ever longer ones.
+    w = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+    values = torch.tensor([1.0, 0.998], dtype=F64)
+    objective = Objective(lambda: (values * w**2).sum() / 2, {"w": w})
+    found = worst_case_sharpness(objective, 1.0, steps=4000)
+    assert found.value == pytest.approx(0.5, rel=1e-6)
+    assert objective.gradients > 1000
+    assert objective.forwards <= objective.gradients + 2  # no point tried in vain
+
+
 def test_at_a_maximum_it_is_zero_and_stays():
     w = torch.nn.Parameter(torch.zeros(3, dtype=F64))
+    values = torch.tensor([3.0, 2.0, 1.0], dtype=F64)
     for norm in ("l2", "linf"):
-        found = worst_case_sharpness(Objective(lambda: -(w**2).sum(), {"w": w}), norm=norm)
+        objective = Objective(lambda: -(values * w**2).sum(), {"w": w})
+        found = worst_case_sharpness(objective, norm=norm, steps=4)
         assert found.value == 0.0
         assert not found.displacement["w"].any()
 

@@ -1,0 +1,125 @@
+"""How true the numbers are, as markdown tables.
+
+    make bench-accuracy
+
+Eigenvalues along training against ARPACK, the edge of stability against the table in GEOMETRY.md,
+the trace against a dense Hessian.  Fixed seeds, nothing downloaded; every figure is an error or a
+count, so that a busy machine changes nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Literal
+
+import torch
+from torch import nn
+
+from benchmarks.runs import DATA, EDGE_ROWS, along_training, digits, edge_ratios, late_mean, mlp
+from lightning_landscape import Objective
+from lightning_landscape.geometry.trace import hessian_trace
+from tests.oracles import dense_hessian
+
+EDGE_SEEDS = range(3)
+TRACE_SEEDS = range(200)
+
+
+def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    print(f"\n### {title}\n")
+    for cells in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def eigenvalues() -> None:
+    """The same run for both methods: measuring does not change it."""
+    methods: list[tuple[str, Literal["lanczos", "power"]]] = [
+        ("warm Lanczos", "lanczos"),
+        ("warm power iteration", "power"),
+    ]
+    rows = []
+    for dataset in DATA:
+        for name, method in methods:
+            series = along_training(dataset, method)
+            rows.append(
+                [
+                    dataset,
+                    name,
+                    f"{statistics.median(series.errors):.1e}",
+                    f"{max(series.errors):.1e}",
+                    f"{statistics.median(series.hvps):g}",
+                    f"{max(series.hvps[1:])}",
+                    f"{series.hvps[0]}",
+                ]
+            )
+    table(
+        "Top eigenvalue: 40 measurements along minibatch SGD, relative error against ARPACK",
+        ["data", "method", "error, median", "worst", "HVPs, median", "worst", "first (cold)"],
+        rows,
+    )
+
+
+def edge_of_stability() -> None:
+    rows = []
+    for row in EDGE_ROWS:
+        means = [
+            late_mean(edge_ratios(row.make_optimizer, row.steps, s), row.steps) for s in EDGE_SEEDS
+        ]
+        found = [f"{min(means):.3f}-{max(means):.3f}", f"{row.low:.3f}-{row.high:.3f}"]
+        rows.append([row.name, f"{row.steps}", f"{statistics.fmean(means):.3f}", *found])
+    table(
+        f"Edge of stability: mean edge ratio over the last 40 % of steps, {len(EDGE_SEEDS)} seeds",
+        ["optimizer", "steps", "mean", "from-to", "plain torch, 5 seeds"],
+        rows,
+    )
+
+
+def trace() -> None:
+    """A network of 610 parameters, trained for 200 steps, in float64."""
+    torch.manual_seed(0)
+    inputs, targets = (tensor[:200] for tensor in digits())
+    inputs = inputs.double()
+    net = mlp([64, 8, 10], nn.Tanh).double()
+
+    def loss(module: nn.Module) -> torch.Tensor:
+        return nn.functional.cross_entropy(module(inputs), targets)
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(net).backward()
+        optimizer.step()
+    truth = float(dense_hessian(net, loss).trace())
+    objective = Objective(lambda: loss(net), dict(net.named_parameters()))
+    rows = []
+    for samples in (5, 10, 30):
+        found = [
+            hessian_trace(objective, samples, generator=torch.Generator().manual_seed(seed))
+            for seed in TRACE_SEEDS
+        ]
+        errors = [abs(one.value / truth - 1) for one in found]
+        covered = sum(abs(one.value - truth) <= 2 * one.stderr for one in found) / len(found)
+        rows.append(
+            [
+                f"{samples}",
+                f"{statistics.median(errors):.1%}",
+                f"{max(errors):.1%}",
+                f"{statistics.median(one.stderr for one in found) / truth:.1%}",
+                f"{covered:.1%}",
+            ]
+        )
+    table(
+        f"Trace: {len(TRACE_SEEDS)} seeds against the dense Hessian of a small network",
+        ["samples", "error, median", "worst", "standard error", "within 2 standard errors"],
+        rows,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    trace()
+    eigenvalues()
+    edge_of_stability()
+
+
+if __name__ == "__main__":
+    main()

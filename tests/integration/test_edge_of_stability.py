@@ -1,0 +1,44 @@
+"""The edge ratio of full-batch training settles where each optimizer's theory says: at about 1.
+
+The ranges are the table in GEOMETRY.md, measured in plain torch; here a Trainer trains and
+``HessianMonitor`` measures.
+"""
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from benchmarks.runs import EDGE_ROWS, edge_ratios, late_mean
+
+pytestmark = pytest.mark.slow
+
+SEEDS = (0, 1, 2)
+ROUNDING = 0.01  # the table holds five seeds on one machine; seeds differ by about .005
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Kernels this small only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("row", EDGE_ROWS, ids=lambda row: row.name)
+def test_training_settles_at_the_edge(row, record_property):
+    means = [late_mean(edge_ratios(row.make_optimizer, row.steps, s), row.steps) for s in SEEDS]
+    figures = f"{row.name}: {[round(mean, 4) for mean in means]}, table {row.low}-{row.high}"
+    print(figures)
+    record_property("mean edge ratios", figures)
+    within = [row.low - ROUNDING <= mean <= row.high + ROUNDING for mean in means]
+    assert all(within), figures
+
+
+def test_a_small_learning_rate_stays_far_from_the_edge(record_property):
+    ratios = edge_ratios(lambda p: SGD(p, lr=0.05), 1500, seed=0)
+    assert len(ratios) == 75
+    figures = f"SGD lr .05: largest ratio {max(ratios.values()):.3f}, table below .21"
+    print(figures)
+    record_property("largest edge ratio", figures)
+    assert 0 < min(ratios.values()) <= max(ratios.values()) < 0.3, figures
