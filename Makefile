@@ -5,15 +5,18 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 LOGDIR ?= runs/digits
 
-.PHONY: install demo check-demo browser test lint bench clean
+.PHONY: install demo check-demo test lint bench bench-accuracy clean
 
 install: $(VENV)/installed
 
 # pip takes the CPU build of torch through constraints.txt.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt requirements-peers.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Other curvature libraries, which the tests compare with; --no-deps, or torchvision comes along.
+	$(RUN) -m pip install --quiet --no-deps --constraint constraints.txt -r requirements-peers.txt
+	$(RUN) -m pip install --quiet --constraint constraints.txt einops opt-einsum jaxtyping tqdm
 	touch $@
 
 demo: install
@@ -33,6 +36,9 @@ lint: install
 
 bench: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) benchmarks/cost.py
+
+bench-accuracy: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.accuracy
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

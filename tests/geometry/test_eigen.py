@@ -193,6 +193,21 @@ def test_converged_says_what_is_true(method, k):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_wrong_end_is_never_called_converged(method):
+    """A cap that falls just when power iteration has found -5 and has to turn round."""
+    answers = set()
+    for seed in range(10):
+        matrix = symmetric([-5.0, 3.0, 1.0, *[0.5] * 8], seed)
+        for cap in range(1, 60):
+            result = top_eigenvalues(
+                Operator(matrix), method=method, max_hvps=cap, generator=generator(seed)
+            )
+            answers.add((result.converged, float(result.eigenvalues) > 2.9))
+    assert (True, False) not in answers
+    assert {(True, True), (False, False)} <= answers
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("k", "cap"), [(1, 1), (1, 2), (3, 3), (3, 7), (5, 11)])
 def test_cap_is_hard(method, k, cap):
     operator = Operator(symmetric(range(1, 41)))

@@ -564,7 +564,10 @@ def test_gradient_penalty():
     w = Parameter(normal(3))
     data, v = normal(5, 3, seed=1), normal(3, seed=2)
 
+    calls = []
+
     def penalty():
+        calls.append(torch.is_grad_enabled())
         x = data.clone().requires_grad_()
         f = (x @ w).square().sum() / 2
         (slope,) = torch.autograd.grad(f, x, create_graph=True)
@@ -576,6 +579,7 @@ def test_gradient_penalty():
     objective = Objective(penalty, {"w": w})
     at = w.detach()
     close(objective.loss(), formula(at))
+    assert calls == [False, True, True]  # it fails without a graph once, not every time
     points = [(0.5,), (-1.0,)]
     close(objective.losses_at([{"w": v}], points), [formula(at + c * v) for (c,) in points])
     close(objective.gradient(), torch.func.grad(formula)(at))
@@ -687,6 +691,39 @@ def test_engine_double_backward_does_not_fall_back():
         ):
             objective.hvp({name: torch.ones_like(p) for name, p in once.params.items()})
     assert objective.engine_used == "double_backward"
+
+
+class Eats(torch.autograd.Function):
+    """A backward that works and a double backward for which the memory is not enough."""
+
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.order = order
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.order == 2:
+            raise torch.OutOfMemoryError("not enough")
+        return Eats.apply(grad, 2), None
+
+
+def test_out_of_memory_is_not_a_missing_double_backward():
+    """Nor a loss that wants a graph: either answer would ask for more."""
+    w = Parameter(torch.ones(3))
+    objective = Objective(lambda: Eats.apply(w**2, 1).sum().square(), {"w": w})
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.hvp({"w": torch.ones(3)})
+    assert objective.engine_used == "double_backward"
+    calls = []
+
+    def loss():
+        calls.append(1)
+        raise torch.OutOfMemoryError("not enough")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Objective(loss, {"w": w}).loss()
+    assert len(calls) == 1
 
 
 def unflat(v, params):
