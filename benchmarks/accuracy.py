@@ -2,7 +2,7 @@
 
     make bench-accuracy
 
-Eigenvalues along training against ARPACK, the edge of stability against the table in GEOMETRY.md,
+Eigenvalues along training against ARPACK, the edge of stability against plain torch,
 the trace against a dense Hessian.  Fixed seeds, nothing downloaded; every figure is an error or a
 count, so that a busy machine changes nothing.
 """
@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.runs import DATA, EDGE_ROWS, along_training, digits, edge_ratios, late_mean, mlp
-from lightning_landscape import Objective
-from lightning_landscape.geometry.trace import hessian_trace
+from lightning_landscape import Objective, hessian_trace
 from tests.oracles import dense_hessian
 
 EDGE_SEEDS = range(3)

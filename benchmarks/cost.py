@@ -39,7 +39,8 @@ def main() -> None:
     torch.manual_seed(0)
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels, dtype=torch.float32)
-    inputs, targets = (inputs - inputs.mean(0)) / inputs.std(), torch.tensor(labels)
+    inputs, targets = inputs - inputs.mean(0), torch.tensor(labels)
+    inputs = inputs / inputs.std()
     net = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )

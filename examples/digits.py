@@ -44,7 +44,8 @@ def digits() -> TensorDataset:
     """The first 500 of scikit-learn's 8x8 scans, centred and scaled, with one-hot targets."""
     pixels, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels, dtype=torch.float32)
-    inputs = (inputs - inputs.mean(0)) / inputs.std()
+    inputs = inputs - inputs.mean(0)
+    inputs = inputs / inputs.std()
     targets = nn.functional.one_hot(torch.tensor(labels), 10).float()
     return TensorDataset(inputs[:500], targets[:500])
 
@@ -173,7 +174,7 @@ def draw(trainer: pl.Trainer, hessian: HessianMonitor, path: Path) -> None:
     for picture in pictures:
         sheet.paste(picture, (left, (height - picture.height) // 2))
         left += picture.width
-    sheet.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    sheet.save(path, optimize=True)
     print(f"\nWrote {path}")
 
 

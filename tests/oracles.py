@@ -1,4 +1,4 @@
-"""Losses whose curvature is known in closed form, in float64; GEOMETRY.md gives the sources.
+"""Losses whose curvature is known in closed form, in float64.
 
 Nothing here imports the package: what is checked must not check itself.
 """

@@ -18,9 +18,10 @@ from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, 
 Matvec = Callable[[Tensor], Tensor]
 
 # A warm start from the last top vector alone locks on to it when two eigenvalues cross.  The next
-# Ritz vectors keep the way to the others open, each as a start of its own: of a sum, the products
-# around a crossing see one combination only, and the other vector is lost for good.
-_EXTRA_VECTORS = 2
+# Ritz vector keeps the way to the others open, as a start of its own: of a sum, the products around
+# a crossing see one combination only, and the other vector is lost for good.  Two of them cost one
+# product more and were no truer along training (benchmarks/accuracy.py).
+_EXTRA_VECTORS = 1
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
@@ -82,7 +83,8 @@ def top_eigenvalues(
             started from ``k`` vectors so that multiple eigenvalues are found; it keeps two vectors
             per product.  ``"power"``: power iteration, one vector after the other, on a shifted
             operator where a negative eigenvalue has the largest magnitude; it keeps three vectors
-            in all and needs several times the products.
+            in all, needs several times the products, and may stay with an eigenvalue that has been
+            overtaken when it is warm-started: 17 % low at worst along a training run.
         tol: stop when ``||H v - theta v|| <= tol * max |Ritz value|``.  The error of theta itself
             is about ``residual^2 / gap``, so 1e-2 usually gives four digits.
         max_hvps: hard cap on products, at least ``k``.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -138,12 +138,23 @@ class Round:
         finally:
             torch._foreach_copy_(live, now)
 
-    def top_eigenvalues(self, monitor: Monitor, k: int, **settings: Any) -> EigenResult:
-        """At least ``k`` eigenvalues, taken over from another callback of this round if it can."""
-        known = self._eigen.get(monitor.loss_key)
+    def top_eigenvalues(
+        self,
+        monitor: Monitor,
+        k: int,
+        *,
+        method: Literal["lanczos", "power"] = "lanczos",
+        tol: float = 1e-2,
+        max_hvps: int = 50,
+        init: EigenResult | None = None,
+    ) -> EigenResult:
+        """At least ``k`` eigenvalues; another callback's of this round if it asked for the same."""
+        key = (monitor.loss_key, method, tol, max_hvps)
+        known = self._eigen.get(key)
         if known is None or len(known.eigenvalues) < k:
-            known = top_eigenvalues(self.objective(monitor), k, **settings)
-            self._eigen[monitor.loss_key] = known
+            known = self._eigen[key] = top_eigenvalues(
+                self.objective(monitor), k, method=method, tol=tol, max_hvps=max_hvps, init=init
+            )
         return known
 
     @property

@@ -94,6 +94,21 @@ def test_curvature_along_the_update(tmp_path):
         assert row["hessian/update_curvature"] == pytest.approx(float(exact), rel=1e-6)
 
 
+def test_two_monitors_keep_to_their_own_settings(tmp_path):
+    rough = HessianMonitor(every_n_train_steps=2, max_overhead=None, tol=0.5)
+    tight = HessianMonitor(name="tight", **SETTINGS)
+    power = HessianMonitor(name="power", **{**SETTINGS, "method": "power", "tol": 1e-4})
+    same = HessianMonitor(name="same", every_n_train_steps=2, max_overhead=None, tol=0.5)
+    data = regression()
+    train(Linear, data, [rough, tight, power, same], tmp_path, precision="64-true")
+    exact = spectrum_of(data)[-1]
+    for row in tight.history:
+        assert row["hessian/tight/residual"] <= 1e-6 * exact
+        assert row["hessian/tight/top_eigenvalue"] == pytest.approx(exact, rel=1e-9)
+    assert all(row["hessian/power/hvps"] > 0 for row in power.history)
+    assert [row["hessian/same/hvps"] for row in same.history] == [0] * same.measured  # shared
+
+
 def test_spectral_density_is_drawn_and_saved(tmp_path):
     monitor = HessianMonitor(density_samples=3, **SETTINGS)
     train(Linear, regression, [monitor], tmp_path)
