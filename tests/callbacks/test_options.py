@@ -200,3 +200,18 @@ def test_stopping_on_a_value_of_the_weights_before(tmp_path):
 def test_bad_arguments(kind, arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [("64-true", 1e-9), ("32-true", 1e-5), ("bf16-mixed", 1e-2), ("bf16-true", 1e-2)],
+)
+def test_precisions(tmp_path, precision, tolerance):
+    """bfloat16 keeps 8 bits: its products err by up to half a per cent each."""
+    data = regression()
+    exact = spectrum_of(data)[-1]
+    monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None)
+    train(Linear, data, [monitor], tmp_path, precision=precision)
+    assert monitor.failed == 0
+    for row in monitor.history:
+        assert row["hessian/top_eigenvalue"] == pytest.approx(exact, rel=tolerance)
