@@ -176,7 +176,7 @@ def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: ND
     axes.annotate(
         f"edge of stability {number(edges[index])}", (steps[index], edges[index]),
         xytext=(0, 3 if above else -4), textcoords="offset points", ha=side,
-        va="bottom" if above else "top", color=EDGE, fontsize=SMALL, fontweight="bold",
+        va="bottom" if above else "top", color=EDGE, fontsize=SMALL, fontweight="bold", zorder=1.9,
         path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip
 
