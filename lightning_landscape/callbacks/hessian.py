@@ -217,8 +217,8 @@ class HessianMonitor(Monitor):
         self._keep("top", result)
         if not result.converged and math.isfinite(result.eigenvalues[0]):
             self.say_once(
-                f"the eigenvalue solver stopped at max_hvps={self.max_hvps} with residual "
-                f"{float(result.residuals[0]):.3g}, so the value may be too low by about that; "
+                f"the eigenvalue solver stopped at max_hvps={self.max_hvps} before its residual "
+                f"fell to tol={self.tol}, so the value may be too low by about the residual; "
                 f"raise max_hvps or tol"
             )
         values = {

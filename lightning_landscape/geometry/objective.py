@@ -9,7 +9,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ Engine = Literal["auto", "double_backward", "finite_difference"]
 # smooth networks is 1e-4 .. 1e-3 in float32.
 _DIFFERENCE_STEP = {torch.float64: 1e-5, torch.float32: 5e-4}
 _COARSE_DIFFERENCE_STEP = 1e-2
+
+
+# Where parametrizations and the older hooks look up the fused weight norm.
+_WEIGHT_NORM_PLACES: tuple[Any, ...] = (torch, sys.modules["torch.nn.utils.weight_norm"])
 
 
 class OtherRankError(RuntimeError):
@@ -469,6 +473,10 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
         # Without a graph, transformer layers in eval mode take a path that zeroes padded positions.
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
+        # The fused weight norm's second derivative takes the norms for constants, silently.
+        for place in _WEIGHT_NORM_PLACES:
+            stack.callback(setattr, place, "_weight_norm", place._weight_norm)
+            place._weight_norm = _weight_norm
         if not cudnn:
             flags = torch.backends.cudnn
             stack.enter_context(
@@ -484,6 +492,10 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1028,3 +1028,23 @@ def test_oracle_of_this_file_agrees_with_differences_of_losses():
             [-1 / 12, 4 / 3, -5 / 2, 4 / 3, -1 / 12], [loss_at(v, c * step) for c in range(-2, 3)]
         )
         assert second / step**2 == pytest.approx(float(v @ hessian @ v), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, None]
+)
+def test_weight_norm_has_the_true_second_derivative(normed):
+    """torch's fused weight norm, differentiated twice, gives a matrix that is not symmetric."""
+    torch.manual_seed(0)
+    first = nn.Linear(4, 5)
+    net = nn.Sequential(normed(first) if normed else first, nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = normal(9, 4), torch.arange(9) % 2
+    params = dict(net.named_parameters())
+    exact = Objective(lambda: F.cross_entropy(net(x), y), params)
+    differences = Objective(lambda: F.cross_entropy(net(x), y), params, engine="finite_difference")
+    before = torch._weight_norm
+    for seed in range(3):
+        v = {name: normal(*p.shape, seed=seed) for name, p in params.items()}
+        assert torch.allclose(flat(exact.hvp(v)), flat(differences.hvp(v)), rtol=1e-5, atol=1e-7)
+    assert exact.engine_used == "double_backward"
+    assert torch._weight_norm is before
