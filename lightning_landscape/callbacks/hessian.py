@@ -25,6 +25,9 @@ from lightning_landscape.training.round import Measured, Round
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Above what bfloat16 products show.
+_ASYMMETRY = 0.02
+
 
 class HessianMonitor(Monitor):
     r"""Log the largest eigenvalues of the Hessian, and how near the optimizer is to its edge.
@@ -236,6 +239,11 @@ class HessianMonitor(Monitor):
         values[self.key("hvps")] = float(objective.hvps - before)
         if self.batch_edge_ratio:
             values |= self._batch_values(this_round)
+        if result.asymmetry > _ASYMMETRY:
+            self.say_once(
+                f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
+                f"in this module has a wrong second derivative; pass engine='finite_difference'"
+            )
         if objective.engine_note:
             self.say_once(f"finite differences of gradients are used: {objective.engine_note}")
         measured.facts |= {"engine": objective.engine_used, "converged": result.converged}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -107,6 +108,39 @@ def test_two_monitors_keep_to_their_own_settings(tmp_path):
         assert row["hessian/tight/top_eigenvalue"] == pytest.approx(exact, rel=1e-9)
     assert all(row["hessian/power/hvps"] > 0 for row in power.history)
     assert [row["hessian/same/hvps"] for row in same.history] == [0] * same.measured  # shared
+
+
+def test_a_wrong_second_derivative_is_said(tmp_path):
+    class Wrong(torch.autograd.Function):
+        """x^2 y whose backward says that its derivative by x does not depend on y."""
+
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x, y)
+            return x**2 * y
+
+        @staticmethod
+        def backward(ctx, g):
+            x, y = ctx.saved_tensors
+            return g * 2 * x * y.detach(), g * x**2
+
+    class Module(Linear):
+        def __init__(self):
+            super().__init__()
+            self.x, self.y = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+        def training_step(self, batch, batch_idx):
+            return Wrong.apply(self.x, self.y).sum() + super().training_step(batch, batch_idx)
+
+    settings = {"every_n_train_steps": 3, "max_overhead": None}
+    with pytest.warns(match="wrong second derivative; pass engine='finite_difference'"):
+        train(Module, regression, [HessianMonitor(**settings)], tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(
+            Module, regression, [HessianMonitor(engine="finite_difference", **settings)], tmp_path
+        )
+    assert not [w for w in caught if "second derivative" in str(w.message)]
 
 
 def test_spectral_density_is_drawn_and_saved(tmp_path):

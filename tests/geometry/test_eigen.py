@@ -654,3 +654,20 @@ def test_quadratic_through_an_objective():
     result = top_eigenvalues(Objective(q.loss, q.params), 2, tol=1e-8)
     np.testing.assert_allclose(result.eigenvalues, [4.0, 2.0], rtol=1e-10)
     assert result.eigenvectors[0]["b"].shape == ()
+
+
+def test_an_operator_that_is_not_symmetric_shows():
+    """A kernel with a wrong second derivative: nothing else gives it away."""
+    matrix = symmetric([3.0, 2.0, 1.0, 0.5, 0.1])
+    broken = matrix.clone()
+    broken[0, 1] += 1.0
+
+    class Operator:
+        def __init__(self, matrix):
+            self.matrix, self.params = matrix, {"w": torch.zeros(5, dtype=F64)}
+
+        def hvp(self, vector):
+            return {"w": self.matrix @ vector["w"]}
+
+    assert top_eigenvalues(Operator(matrix)).asymmetry < 1e-12
+    assert top_eigenvalues(Operator(broken)).asymmetry > 0.1
