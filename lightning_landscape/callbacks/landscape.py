@@ -239,7 +239,9 @@ class LandscapeMonitor(Monitor):
                     self.say_once(
                         f"{axis.name} and {axes[0].name} are parallel; y is a random direction"
                     )
-                    axis = self._random_axis(this_round, objective, 1, filtered=False)
+                    spare = self._random_axis(this_round, objective, 1, filtered=False)
+                    vector = orthogonal_to(spare.vector, axes[0].vector)
+                    axis = _Axis(spare.name, vector, fixed=False)
             axes.append(axis)
         return axes
 

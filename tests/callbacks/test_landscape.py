@@ -1,0 +1,91 @@
+"""Slices through a real Trainer: on a quadratic every point of them is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_landscape import LandscapeMonitor, Slice
+from tests.runs import train
+from tests.small import Linear, regression
+
+PAIRS = [
+    "random",
+    "eigenvectors",
+    "gradient",
+    ("gradient", "eigenvectors"),
+    ("eigenvectors", "random"),
+    ("gradient", "gradient"),
+]
+
+
+def run(tmp_path, **settings):
+    monitor = LandscapeMonitor(every_n_train_steps=2, max_overhead=None, **settings)
+    outcome = train(Linear, regression, [monitor], tmp_path, precision="64-true")
+    parts = {
+        part: [
+            Slice.load(path) for path in sorted((tmp_path / "landscape").glob(f"*{part}-step*.npz"))
+        ]
+        for part in ("line-1", "line-2", "plane")
+    }
+    return monitor, parts, outcome
+
+
+@pytest.mark.parametrize("directions", PAIRS)
+def test_every_pair_of_directions(tmp_path, directions):
+    monitor, parts, _ = run(tmp_path, directions=directions, resolution=(5, 3), line_resolution=7)
+    assert monitor.failed == 0
+    assert len(parts["plane"]) == monitor.measured
+    for plane in parts["plane"]:
+        assert plane.losses.shape == (3, 5)
+        assert plane.losses[1, 2] == plane.center_loss  # the weights are the middle
+        if directions != "random":
+            assert plane.metadata["norms"] == pytest.approx([1.0, 1.0])
+            assert plane.metadata["cosine"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_curvature_along_the_eigenvectors(tmp_path):
+    """A quadratic: the second difference of the line is the eigenvalue, at any step."""
+    x = regression().dataset.tensors[0].double()
+    exact = np.linalg.eigvalsh((2 * x.T @ x / len(x)).numpy())
+    monitor = {"directions": "eigenvectors", "line_resolution": 3, "resolution": 0}
+    _, parts, _ = run(tmp_path, span=(-0.5, 0.5), **monitor)
+    for part, eigenvalue in (("line-1", exact[-1]), ("line-2", exact[-2])):
+        for line in parts[part]:
+            low, middle, high = line.losses
+            assert (low - 2 * middle + high) / 0.25 == pytest.approx(eigenvalue, rel=1e-3)
+
+
+def test_along_the_gradient_the_loss_rises(tmp_path):
+    _, parts, _ = run(tmp_path, directions="gradient", resolution=0, span=(-1e-3, 1e-3))
+    for line in parts["line-1"]:
+        assert line.losses[0] < line.center_loss < line.losses[-1]
+
+
+def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
+    monitor, parts, _ = run(tmp_path, directions="random")
+    assert set(monitor._scales) == {"landscape/line", "landscape/plane"}
+    first = dict(monitor._scales["landscape/plane"])
+    from lightning_landscape.figures import ColorScale
+
+    assert first == ColorScale.from_slice(parts["plane"][0]).to_dict()
+    assert all(plane.metadata["fixed"] == [True, True] for plane in parts["plane"])
+    again = LandscapeMonitor(every_n_train_steps=2, max_overhead=None)
+    train(Linear, regression, [again], tmp_path / "again", precision="64-true")
+    for path in (tmp_path / "again" / "landscape").glob("*plane*.npz"):
+        a, b = Slice.load(path), Slice.load(tmp_path / "landscape" / path.name)
+        assert (a.losses == b.losses).all()
+
+
+def test_one_picture_at_the_end_in_any_case(tmp_path):
+    monitor = LandscapeMonitor(every_n_train_steps=1000, max_overhead=1e-9, resolution=3)
+    train(Linear, regression, [monitor], tmp_path)
+    assert [row["step"] for row in monitor.history] == [6]
+    assert len(list((tmp_path / "landscape").glob("*.png"))) == 2
+
+
+def test_lines_or_plane_alone(tmp_path):
+    _, parts, _ = run(tmp_path / "a", line_resolution=0, resolution=3)
+    assert (len(parts["line-1"]), len(parts["plane"])) == (0, 3)  # steps 3, 5 and the last
+    _, parts, _ = run(tmp_path / "b", resolution=0)
+    assert (len(parts["line-1"]), len(parts["plane"])) == (3, 0)
