@@ -191,11 +191,6 @@ def _without(monkeypatch, guard: str) -> None:
         )
     elif guard == "containers":
         monkeypatch.setattr(module_state, "_restorer", lambda value: lambda: None)
-    elif guard == "batch copies":
-        from lightning_landscape.training import losses, probe
-
-        monkeypatch.setattr(losses, "clone_batch", lambda batch: batch)
-        monkeypatch.setattr(probe, "clone_batch", lambda batch: batch)
     elif guard == "mode":
         monkeypatch.setattr(
             state, "restore", lambda self: setattr(self, "_done", self.end_evaluation())
