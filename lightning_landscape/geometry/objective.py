@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.backends import mha
 
+from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
 from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
 
 LossFn = Callable[[], Tensor]
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
 # Central differences of the gradient err as step^2 (truncation) plus precision/step (rounding).
-# Steps in units of ||w|| for a unit vector, by the parameters' precision: the flat optimum found on
-# smooth networks is 1e-4 .. 1e-3 in float32.
-_DIFFERENCE_STEP = {torch.float64: 1e-5, torch.float32: 5e-4}
-_COARSE_DIFFERENCE_STEP = 1e-2
-
-
-# Where parametrizations and the older hooks look up the fused weight norm.
-_WEIGHT_NORM_PLACES: tuple[Any, ...] = (torch, sys.modules["torch.nn.utils.weight_norm"])
+# Steps in units of ||w|| for a unit vector, by the coarsest precision that the loss is computed in:
+# the flat optimum found on smooth networks is 1e-4 .. 1e-3 in float32; in half precision, 1e-2 errs
+# by 2 % along the top eigenvector and by 25 % along random ones.
+_DIFFERENCE_STEP = {
+    torch.float64: 1e-5,
+    torch.float32: 5e-4,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1e-2,
+}
 
 
 class OtherRankError(RuntimeError):
@@ -109,6 +109,7 @@ class Objective:
         self._sum_dtype = torch.float32 if self._device.type == "mps" else torch.float64
         self._cudnn = True
         self._forward_needs_grad = False
+        self._relative_step: float | None = None  # of finite differences, once needed
         self._graphs: list[tuple[float, list[Tensor]]] | None = None
         self._loss: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -329,11 +330,18 @@ class Objective:
         length = norm(vector)
         if length == 0.0:
             return {name: torch.zeros_like(p).detach() for name, p in self.params.items()}
-        relative = max(_DIFFERENCE_STEP.get(p.dtype, _COARSE_DIFFERENCE_STEP) for p in self._list)
-        step = relative * (norm({n: p.detach() for n, p in self.params.items()}) or 1.0) / length
+        if self._relative_step is None:
+            self._relative_step = float(self._mean_over_ranks(self._local_step, 1, self._sum_dtype))
+        weights = norm({name: p.detach() for name, p in self.params.items()}) or 1.0
+        step = self._relative_step * weights / length
         ahead = self.gradient_at({name: step * v for name, v in vector.items()})
         behind = self.gradient_at({name: -step * v for name, v in vector.items()})
         return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
+
+    def _local_step(self) -> Tensor:
+        used = {p.dtype for p in self._list} | saved_dtypes(self._terms[0][1])
+        step = max(step for dtype, step in _DIFFERENCE_STEP.items() if dtype in used)
+        return torch.full((1,), self._weight * step, dtype=self._sum_dtype, device=self._device)
 
     # -- moving the weights --------------------------------------------------------------------
 
@@ -458,44 +466,6 @@ class Objective:
             vector[name].detach().to(dtype=p.dtype, device=p.device) if name in vector else None
             for name, p in self.params.items()
         ]
-
-
-@contextlib.contextmanager
-def plain_kernels(cudnn: bool = True) -> Iterator[None]:
-    """Run what follows with kernels that can be differentiated twice.
-
-    Attention in plain operations instead of fused kernels, compiled functions eagerly, and with
-    ``cudnn=False`` recurrent layers without cuDNN (its other flags as they are).  Every evaluation
-    uses them, so that a loss and a gradient taken together belong to the same function.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
-        # Without a graph, transformer layers in eval mode take a path that zeroes padded positions.
-        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-        mha.set_fastpath_enabled(False)
-        # The fused weight norm's second derivative takes the norms for constants, silently.
-        for place in _WEIGHT_NORM_PLACES:
-            stack.callback(setattr, place, "_weight_norm", place._weight_norm)
-            place._weight_norm = _weight_norm
-        if not cudnn:
-            flags = torch.backends.cudnn
-            stack.enter_context(
-                flags.flags(
-                    enabled=False,
-                    benchmark=flags.benchmark,
-                    benchmark_limit=flags.benchmark_limit,
-                    deterministic=flags.deterministic,
-                    allow_tf32=flags.allow_tf32,
-                )
-            )
-        # Nothing was compiled unless dynamo is loaded, and loading it takes seconds.
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

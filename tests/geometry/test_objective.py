@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_landscape.geometry.objective import Objective, OtherRankError, plain_kernels
+from lightning_landscape.geometry.objective import Objective, OtherRankError
 from tests.geometry.networks import NETWORKS, Problem, mlp
+from tests.geometry.test_kernels import sdpa_flags
 from tests.oracles import F64, Quadratic, flat, generator, normal, symmetric
 
 SHAPES = {"a": (2, 2), "b": (3,)}
@@ -241,18 +242,6 @@ def test_touches_nothing_else():
     assert torch.equal(torch.get_rng_state(), state)
     assert sdpa_flags() == flags
     assert torch.is_grad_enabled()
-
-
-def sdpa_flags():
-    cuda = torch.backends.cuda
-    return (
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        torch.backends.mha.get_fastpath_enabled(),
-        torch.backends.cudnn.enabled,
-    )
 
 
 def test_works_inside_no_grad():
@@ -622,17 +611,6 @@ def test_transformer_without_its_inference_fast_path():
     assert float(objective.loss()) == pytest.approx(expected, rel=1e-6)
     assert float(objective.loss_at({})) == pytest.approx(expected, rel=1e-6)
     assert torch.backends.mha.get_fastpath_enabled()
-
-
-def test_plain_kernels_restores_flags_after_an_error():
-    before = sdpa_flags()
-    try:
-        with plain_kernels(cudnn=False):
-            assert sum(sdpa_flags()) == 1  # the math kernel alone
-            raise ArithmeticError
-    except ArithmeticError:
-        pass
-    assert sdpa_flags() == before
 
 
 # -- no double backward ---------------------------------------------------------------------------

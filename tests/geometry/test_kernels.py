@@ -1,0 +1,173 @@
+"""Kernels that are replaced while a loss is evaluated: the same function, the true Hessian."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import checkpoint as checkpointing
+
+from lightning_landscape.geometry.eigen import top_eigenvalues
+from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
+from lightning_landscape.geometry.objective import Objective
+from tests.oracles import F64, flat, normal
+
+# -- activation checkpoints -----------------------------------------------------------------------
+
+
+class Blocks(nn.Module):
+    """Two residual blocks with dropout between two layers; checkpointed or not."""
+
+    def __init__(self, reentrant: bool | None, first: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(4, 5, dtype=F64)
+        blocks = [nn.Sequential(nn.Linear(5, 5, dtype=F64), nn.Tanh()) for _ in range(2)]
+        self.blocks = nn.ModuleList(blocks)
+        self.outer = nn.Linear(5, 3, dtype=F64)
+        self.reentrant, self.first = reentrant, first
+        self.x, self.y = normal(12, 4, seed=1), torch.arange(12) % 3
+
+    def _run(self, block, h):
+        if self.reentrant is None:
+            return block(h)
+        return checkpointing.checkpoint(block, h, use_reentrant=self.reentrant)
+
+    def loss(self):
+        torch.manual_seed(3)  # of the dropout, which a checkpoint must repeat
+        h = self._run(self.inner, self.x) if self.first else self.inner(self.x)
+        for block in self.blocks:
+            h = h + F.dropout(self._run(block, h), 0.3)
+        return F.cross_entropy(self.outer(h), self.y)
+
+
+def dense(module: nn.Module) -> torch.Tensor:
+    """The Hessian by two derivatives of a function of flat weights: no checkpoint, no Objective."""
+    params = dict(module.named_parameters())
+    sizes = [p.numel() for p in params.values()]
+
+    def loss(w):
+        pieces = zip(params.items(), w.split(sizes), strict=True)
+        named = {name: piece.view(p.shape) for (name, p), piece in pieces}
+        return torch.func.functional_call(Caller(module), {f"of.{n}": t for n, t in named.items()})
+
+    start = torch.cat([p.detach().reshape(-1) for p in params.values()])
+    return torch.autograd.functional.hessian(loss, start)
+
+
+class Caller(nn.Module):
+    """``functional_call`` wants a forward."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self):
+        return self.of.loss()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_products_through_checkpoints(reentrant):
+    plain, checked = Blocks(None), Blocks(reentrant)
+    matrix = dense(plain)
+    objective = Objective(checked.loss, dict(checked.named_parameters()))
+    for seed in range(3):
+        v = normal(len(matrix), seed=seed)
+        pieces = v.split([p.numel() for p in objective.params.values()])
+        named = {
+            n: t.view(p.shape) for (n, p), t in zip(objective.params.items(), pieces, strict=True)
+        }
+        torch.testing.assert_close(flat(objective.hvp(named)), matrix @ v, rtol=1e-10, atol=1e-12)
+    expected = torch.linalg.eigvalsh(matrix)[-1]
+    found = top_eigenvalues(objective, tol=1e-6)
+    assert float(found.eigenvalues[0]) == pytest.approx(float(expected), rel=1e-9)
+    assert objective.engine_used == "double_backward"
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_of_the_data_trains_nothing_inside():
+    """Torch warns and gives the first layer no gradient; then that is what is measured too."""
+    module = Blocks(True, first=True)
+    module.loss().backward()
+    assert module.inner.weight.grad is None
+    gradient = Objective(module.loss, dict(module.named_parameters())).gradient()
+    for name, parameter in module.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(gradient[name], expected, rtol=1e-12, atol=1e-14)
+
+
+# -- half precision -------------------------------------------------------------------------------
+
+
+def half(dtype: torch.dtype):
+    """A trained tanh network of Xs, its loss in ``dtype``, and its Hessian in float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 4))
+    x, y = torch.randn(128, 10), torch.randint(0, 4, (128,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    def loss():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            return F.cross_entropy(net(x), y)
+
+    exact = Objective(lambda: F.cross_entropy(net(x), y), dict(net.named_parameters()))
+    return net, loss, top_eigenvalues(exact, tol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("engine", "rtol"), [("double_backward", 0.02), ("finite_difference", 0.05)]
+)
+def test_top_eigenvalue_under_autocast(dtype, engine, rtol):
+    net, loss, exact = half(dtype)
+    objective = Objective(loss, dict(net.named_parameters()), engine=engine)
+    product = objective.hvp(exact.eigenvectors[0])
+    error = flat(product) - exact.eigenvalues[0] * flat(exact.eigenvectors[0])
+    assert float(error.norm()) < rtol * float(exact.eigenvalues[0])
+    found = top_eigenvalues(objective, max_hvps=15)
+    assert float(found.eigenvalues[0]) == pytest.approx(float(exact.eigenvalues[0]), rel=rtol)
+
+
+def test_saved_dtypes_sees_through_autocast():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        _, loss, _ = half(dtype)
+        assert dtype in saved_dtypes(loss)
+
+
+# -- nothing stays exchanged ----------------------------------------------------------------------
+
+
+def sdpa_flags():
+    cuda = torch.backends.cuda
+    return [
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    ]
+
+
+def test_plain_kernels_restores_everything_after_an_error():
+    def state():
+        return (
+            sdpa_flags(),
+            torch.backends.mha.get_fastpath_enabled(),
+            torch._weight_norm,
+            checkpointing.CheckpointFunction,
+            torch.backends.cudnn.enabled,
+        )
+
+    before = state()
+    try:
+        with plain_kernels(cudnn=False):
+            assert sum(sdpa_flags()) == 1  # the math kernel alone
+            assert all(a != b for a, b in zip(before, state(), strict=True))
+            raise ArithmeticError
+    except ArithmeticError:
+        pass
+    assert state() == before
