@@ -83,6 +83,7 @@ class HessianMonitor(Monitor):
           ``hessian/frobenius``; ``hessian/block/<block>``, ``hessian/block_trace/<block>``;
           ``hessian/batch_edge_ratio``; ``hessian/update_curvature``: ``u'Hu / u'u``.
         - ``hessian/density``: an image, and an ``.npz`` beside the logs.
+        - ``hessian/engine``: as text, once: how the products were made, and why.
 
     Raises:
         ValueError: an argument out of its range.
@@ -244,9 +245,7 @@ class HessianMonitor(Monitor):
                 f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
                 f"in this module has a wrong second derivative; pass engine='finite_difference'"
             )
-        if objective.engine_note:
-            self.say_once(f"finite differences of gradients are used: {objective.engine_note}")
-        measured.facts |= {"engine": objective.engine_used, "converged": result.converged}
+        measured.facts["converged"] = result.converged
         return measured
 
     # -- the edge ------------------------------------------------------------------------------

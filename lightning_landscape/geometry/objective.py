@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
 from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
@@ -29,6 +30,10 @@ _DIFFERENCE_STEP = {
     torch.bfloat16: 1e-2,
     torch.float16: 1e-2,
 }
+
+# What torch's decorator makes of any backward, and the node that it puts into a gradient's graph.
+_MARKED = once_differentiable(lambda ctx, *grads: grads).__code__
+_ERROR = "torch::autograd::Error"
 
 
 class OtherRankError(RuntimeError):
@@ -258,7 +263,7 @@ class Objective:
                     allow_unused=True,
                     materialize_grads=True,
                 )
-        if create_graph and _holds_an_error(gradient):
+        if create_graph and _once_differentiable([loss, *gradient]):
             raise _NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 
@@ -529,17 +534,20 @@ def _differentiable(loss: object) -> Tensor:
     return checked
 
 
-def _holds_an_error(gradient: Sequence[Tensor]) -> bool:
-    """Whether a function marked ``once_differentiable`` had a part in ``gradient``.
+def _once_differentiable(tensors: Sequence[Tensor]) -> bool:
+    """Whether a function marked ``once_differentiable`` had a part in a loss or its gradient.
 
-    It leaves a node that raises, but no way from there to the parameters: autograd, asked for the
-    derivatives by the parameters alone, would pass it by and leave part of the Hessian out.
+    In the loss it is seen by its backward.  In the gradient it leaves a node that raises, but no
+    way from there to the parameters; or, where what flowed into it was constant, nothing at all.
+    Autograd, asked for the derivatives by the parameters alone, passes both by and leaves part of
+    the Hessian out without a word.
     """
-    pending = [g.grad_fn for g in gradient if g.grad_fn is not None]
+    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(pending)
     while pending:
         node = pending.pop()
-        if node.name() == "torch::autograd::Error":
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _MARKED or node.name() == _ERROR:
             return True
         following = {following for following, _ in node.next_functions if following is not None}
         pending += following - seen

@@ -157,6 +157,14 @@ class Round:
             )
         return known
 
+    def engine(self, monitor: Monitor) -> dict[str, str]:
+        """How this round's Hessian-vector products were made, and why; empty without any."""
+        objective = self._objectives.get(monitor.loss_key)
+        if objective is None or objective.hvps == 0:
+            return {}
+        note = {"engine_note": objective.engine_note} if objective.engine_note else {}
+        return {"engine": objective.engine_used, **note}
+
     @property
     def train_batch_size(self) -> int:
         """Examples in this process's last training batch."""

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 # After this many faults in a row a callback stops measuring; the run never stops for them.
 _FAULTS_ALLOWED = 3
 
+_ENGINES = {
+    "double_backward": "exact, by double backward",
+    "finite_difference": "central differences of gradients",
+}
+
 _Result = TypeVar("_Result")
 
 
@@ -56,6 +61,7 @@ class Session:
         self._forward_seconds: float | None = None
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._layout_written = False
+        self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
         self._assign_probes()
 
     # -- hooks, called by the leading callback -------------------------------------------------
@@ -234,6 +240,7 @@ class Session:
                 started = self._clock(pl_module)
                 measured = self._attempt(trainer, monitor, partial(monitor.measure, this_round))
                 if measured is not None:
+                    measured.facts |= this_round.engine(monitor)
                     found.append((monitor, measured, self._clock(pl_module) - started))
             if self._forward_seconds is None:
                 elapsed = self._clock(pl_module) - begun
@@ -298,6 +305,7 @@ class Session:
         monitor.measured += 1
         monitor.last_measured_step = step
         self._write_layout()
+        self._tell_engine(monitor, measured.facts, step)
         for name, write in measured.files.items():
             self._recorder.file(name, write)
         if trainer.is_global_zero:
@@ -314,6 +322,7 @@ class Session:
         return {
             "step": step,
             "epoch": trainer.current_epoch,
+            "monitor": monitor.prefix,
             **values,
             "probe_samples": self.probe_size(trainer, monitor.probe_in_use),
             "probe_mode": monitor.probe_mode,
@@ -338,6 +347,17 @@ class Session:
                 rank_zero_info(f"step {row['step']}: {told}")
         if not final:  # Lightning forbids `self.log` when training has ended
             self._recorder.metrics(pl_module, values, monitor.prog_bar)
+
+    def _tell_engine(self, monitor: Monitor, facts: Mapping[str, Any], step: int) -> None:
+        """How the Hessian-vector products were made: as text, when it is new."""
+        engine, note = facts.get("engine"), facts.get("engine_note")
+        if engine is None or self._engines.get(monitor.prefix) == (engine, note):
+            return
+        self._engines[monitor.prefix] = (engine, note)
+        told = _ENGINES[engine] + (f" ({note})" if note else "")
+        self._recorder.text(monitor.key("engine"), told, step)
+        if note:
+            monitor.say_once(f"Hessian-vector products are {told}")
 
     def _draw(self, pictures: Mapping[str, Callable[[], Figure]], step: int) -> None:
         for tag, draw in pictures.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -500,3 +501,58 @@ def test_callbacks_used_for_a_second_run(tmp_path):
     train(Quartic, ones, [monitor], tmp_path / "b")
     assert monitor.probe_in_use is probe
     assert steps(monitor) == [1, 6, 11, 16] * 2
+
+
+class Once(torch.autograd.Function):
+    """A kernel whose backward has no backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.pow(4)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 4 * grad * x**3
+
+
+class OnceQuartic(Quartic):
+    def training_step(self, batch, batch_idx):
+        return batch[0].mean() * Once.apply(self.w).sum() / 4
+
+
+@pytest.mark.parametrize(
+    ("module", "engine", "told"),
+    [
+        (Quartic, "double_backward", "exact, by double backward"),
+        (OnceQuartic, "finite_difference", "central differences of gradients (no double backward"),
+    ],
+)
+def test_the_engine_is_told_once(tmp_path, module, engine, told):
+    """As text in TensorBoard, in every row of the history, and as a warning where it is not exact.
+
+    The gradient is w^3 and the curvature 3 w^2 = 3 g^(2/3) either way.
+    """
+    monitors = [
+        HessianMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=4),
+        SharpnessMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=4),
+    ]
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(module, ones, monitors, tmp_path, logger=logger)
+    for monitor in monitors:
+        assert len(monitor.history) > 5
+        assert {row["engine"] for row in monitor.history} == {engine}
+    for curved, sloped in zip(monitors[0].history, monitors[1].history, strict=True):
+        expected = pytest.approx(3 * sloped["sharpness/gradient_norm"] ** (2 / 3), rel=1e-3)
+        assert sloped["sharpness/gradient_curvature"] == expected
+        assert curved["hessian/top_eigenvalue"] == expected
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for kind in ("hessian", "sharpness"):
+        (event,) = events.Tensors(f"{kind}/engine/text_summary")
+        assert event.tensor_proto.string_val[0].decode().startswith(told)
+        said = [w for w in caught if f"{kind}: Hessian-vector products are" in str(w.message)]
+        assert len(said) == (engine == "finite_difference")

@@ -660,6 +660,15 @@ def test_falls_back_to_finite_differences_and_says_so():
     assert objective.gradients - gradients <= 3
 
 
+def test_the_last_function_of_the_loss_has_no_double_backward():
+    """What flows into its backward is constant: its gradient looks like that of a linear loss."""
+    w = Parameter(normal(4))
+    objective = Objective(lambda: OnceTanh.apply(w).sum(), {"w": w})
+    v, y = normal(4, seed=1), w.detach().tanh()
+    close(objective.hvp({"w": v}), -2 * y * (1 - y * y) * v, 1e-6)
+    assert objective.engine_used == "finite_difference"
+
+
 def test_engine_double_backward_does_not_fall_back():
     _, once = without_double_backward()
     objective = Objective(once.loss, once.params, engine="double_backward")
