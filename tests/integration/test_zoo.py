@@ -1,0 +1,145 @@
+"""Each member of the zoo trains bit for bit as without us, and gives all it can give."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape.training.monitor import Monitor
+from tests.conftest import ZOO_ROWS
+from tests.runs import DataOrder, Outcome, differences, train
+from tests.zoo import Member, members
+
+MEMBERS = members()
+CASES = [(member, mode) for member in MEMBERS for mode in member.modes]
+_OURS = re.compile(r"^(hessian|sharpness|landscape)(/\w+)?: ")
+# Few products on purpose: these runs are about what is obtained, not how exactly.
+_EXPECTED = ("the eigenvalue solver stopped at max_hvps",)
+_ADAPTIVE = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam)
+
+
+def monitors(member: Member, mode: str) -> list[Monitor]:
+    """Everything that can be asked for."""
+    common = {"max_overhead": None, "probe_samples": 8, "probe_mode": mode, **member.options}
+    scalars = {"every_n_train_steps": 3, **common}
+    pictures = {"every_n_train_steps": 5, "line_resolution": 2, **common}
+    return [
+        HessianMonitor(
+            k=2,
+            max_hvps=4,
+            min_eigenvalue=True,
+            trace_samples=2,
+            blocks=True,
+            batch_edge_ratio=True,
+            update_curvature=True,
+            **scalars,
+            **member.hessian,
+        ),
+        SharpnessMonitor(
+            worst_case=True,
+            worst_case_steps=2,
+            average=True,
+            samples=2,
+            keskar=True,
+            critical=True,
+            **scalars,
+        ),
+        LandscapeMonitor(resolution=2, **pictures),
+        LandscapeMonitor(name="top", directions="eigenvectors", resolution=0, **pictures),
+    ]
+
+
+def run(member: Member, ours: list[Monitor], root) -> tuple[Outcome, list[str]]:
+    """The run, and the messages that our callbacks gave."""
+    order = DataOrder()
+    callbacks: list[pl.Callback] = [order, *member.callbacks(), *ours]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcome = train(
+            member.make,
+            member.data,
+            callbacks,
+            root,
+            before_fit=member.before_fit,
+            **member.settings,
+        )
+    assert order.seen
+    return outcome, [str(w.message) for w in caught if _OURS.match(str(w.message))]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The run without our callbacks, once per member."""
+    known: dict[str, dict] = {}
+
+    def state(member: Member) -> dict:
+        if member.name not in known:
+            known.clear()  # modes of a member follow one another
+            known[member.name] = run(member, [], tmp_path_factory.mktemp("plain"))[0].state
+        return known[member.name]
+
+    return state
+
+
+def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
+    """Each scalar asked for, and whether every measurement gave a finite value."""
+    found = {}
+    for monitor in ours:
+        keys = list(monitor.keys)
+        keys += sorted({k for row in monitor.history for k in row if "/block" in k})
+        for key in keys:
+            values = [row[key] for row in monitor.history if key in row]
+            finite = [value for value in values if math.isfinite(value)]
+            found[key] = len(finite) == len(values) == monitor.measured
+    if not any(isinstance(o.optimizer if hasattr(o, "optimizer") else o, _ADAPTIVE) for o in trainer.optimizers):
+        # Only with preconditioners is there such a thing.
+        found.pop("hessian/preconditioned_eigenvalue")
+    return found
+
+
+@pytest.mark.parametrize(("member", "mode"), CASES, ids=[f"{m.name}-{mode}" for m, mode in CASES])
+def test_zoo(member, mode, plain, tmp_path, request):
+    expected = plain(member)
+    ours = monitors(member, mode)
+    outcome, messages = run(member, ours, tmp_path)
+    different = differences(expected, outcome.state)
+    found = obtained(ours, outcome.trainer)
+    missing = {key for key, there in found.items() if not there}
+    engines = {row["engine"] for row in ours[0].history}
+    reasons = [m.split(": ", 1)[1] for m in messages if not any(e in m for e in _EXPECTED)]
+    request.config.stash[ZOO_ROWS].append(
+        {
+            "member": member.name,
+            "mode": mode,
+            "bitwise equal": "no" if different else "yes",
+            "engine": " and ".join(sorted(engines)) or "none",
+            "quantities": f"{sum(found.values())} of {len(found)}",
+            "missing, and why": "; ".join([", ".join(sorted(missing)), *dict.fromkeys(reasons)])
+            if missing or reasons
+            else "",
+        }
+    )
+
+    assert different == []
+    assert [m.failed for m in ours] == [0] * 4, messages
+    assert all(m.measured >= 2 for m in ours)
+    assert missing == set(member.missing), messages
+    assert engines == {member.engine}
+    patterns = [*set(member.missing.values()), *member.says]
+    for pattern in patterns:
+        assert any(re.search(pattern, message) for message in messages), (pattern, messages)
+    # Nothing else is said, and nothing twice.
+    for message in messages:
+        assert messages.count(message) == 1
+        assert any(re.search(p, message) for p in (*_EXPECTED, *patterns)), message
+
+
+def test_zoo_is_large_enough():
+    assert len(MEMBERS) >= 40
+    assert len({member.name for member in MEMBERS}) == len(MEMBERS)
