@@ -8,6 +8,7 @@ import random
 import struct
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,7 @@ def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogg
 
 # Compared on their own, or the trainer's.
 _NOT_ATTRIBUTES = ("_parameters", "_buffers", "_modules", "_trainer", "_fabric")
+_NOT_ATTRIBUTES += ("_torchdynamo_wrapper_id",)  # an address
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -211,6 +213,8 @@ def differences(a: Any, b: Any, path: str = "", seen: set[int] | None = None) ->
         return inside(a.bit_generator.state, b.bit_generator.state, "state")
     if isinstance(a, random.Random):
         return inside(a.getstate(), b.getstate(), "state")
+    if isinstance(a, weakref.ref):
+        return inside(a(), b(), "referent")
     if isinstance(a, _FUNCTIONS):
         return inside(a.__qualname__, b.__qualname__, "function")
     if hasattr(a, "__dict__"):

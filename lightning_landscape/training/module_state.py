@@ -72,7 +72,9 @@ class ModuleState:
     def set_mode(self, training: bool | None) -> None:
         """Put all submodules in train or eval mode; ``None``: the modes they train in."""
         for (m, attributes), own in zip(self._attributes, self._training, strict=True):
-            m.training = attributes["training"] = own if training is None else training
+            m.training = own if training is None else training
+            if "training" in attributes:  # a compiled module has it as a property
+                attributes["training"] = m.training
 
     def begin_evaluation(self) -> None:
         """Lend the module copies of its buffers and tensor attributes."""
