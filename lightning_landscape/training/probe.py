@@ -66,6 +66,11 @@ class Probe:
         if count(self.size) >= self.samples:
             self.complete = True
 
+    def withdraw(self) -> None:
+        """Give the last batch offered back: it is of no use, and the probe not complete then."""
+        del self.batches[-1:]
+        self.complete = False
+
     def load(self, prepare: Callable[[Any], Any]) -> None:
         """Read the batches that the user gave; ``prepare`` moves one to the device."""
         state = RandomState()  # iterating a DataLoader draws a seed from the global state

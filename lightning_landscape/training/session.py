@@ -62,6 +62,7 @@ class Session:
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._layout_written = False
         self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
+        self._offered: list[Probe] = []  # those that took the batch of this step
         self._assign_probes()
 
     # -- hooks, called by the leading callback -------------------------------------------------
@@ -90,7 +91,8 @@ class Session:
 
     def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Keep what will be wanted: a batch before it can be edited, weights before they move."""
-        for probe in self._captured_probes():
+        self._offered = self._captured_probes()
+        for probe in self._offered:
             probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
         if any(m.needs_batch for m in coming):
@@ -120,7 +122,8 @@ class Session:
         """Measure, if the optimizer has stepped and somebody is due."""
         loop = trainer.fit_loop
         if pl_module.automatic_optimization and not outputs:
-            self._drop_last_batch()  # training_step gave no loss for it
+            for probe in self._offered:
+                probe.withdraw()  # training_step gave no loss for it
         if trainer.is_last_batch:
             self._complete_probes()
         stepped = trainer.global_step != self._stepped
@@ -407,11 +410,6 @@ class Session:
     def _complete_probes(self) -> None:
         for probe in self._captured_probes():
             probe.complete = bool(probe.batches)
-
-    def _drop_last_batch(self) -> None:
-        for probe in self._captured_probes():
-            if probe.batches:
-                probe.batches.pop()
 
     # -- small things --------------------------------------------------------------------------
 
