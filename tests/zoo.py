@@ -810,7 +810,7 @@ class TakesIterator(Sgd):
 
     def training_step(self, dataloader_iter):
         (x, y), batch_idx, _ = next(dataloader_iter)
-        self.log("seen", float(batch_idx))
+        self.log("seen", float(batch_idx), batch_size=len(x))
         return F.cross_entropy(self(x), y)
 
 
@@ -1284,7 +1284,7 @@ class ManualSam(Sgd):
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)]
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
 
 
 def plain_loss(module: Any, batch: Any) -> Tensor:

@@ -58,10 +58,17 @@ def probe_terms(
     return [(float(held.size), term(i, held)) for i, held in enumerate(probe.batches)]
 
 
+def takes_iterator(pl_module: LightningModule) -> bool:
+    """Whether training_step fetches its batches itself, from ``dataloader_iter``."""
+    return is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True)
+
+
 def _training_loss(pl_module: LightningModule, batch: Any, index: int) -> Tensor:
     # Called directly: through the strategy's wrapper (DDP) training would silently diverge.
-    step = pl_module.training_step
-    if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+    step: Any = pl_module.training_step
+    if takes_iterator(pl_module):
+        output = step(iter([(batch, index, 0)]))
+    elif is_param_in_hook_signature(step, "batch_idx", min_args=2):
         output = step(batch, index)
     else:
         output = step(batch)

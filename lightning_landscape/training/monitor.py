@@ -287,7 +287,7 @@ class Monitor(pl.Callback):
         batch_idx: int,
     ) -> None:
         if session := self._led(trainer):
-            session.on_train_batch_end(trainer, pl_module, outputs, batch)
+            session.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._led(trainer):

@@ -137,6 +137,7 @@ class Recorder:
                 on_step=True,
                 on_epoch=False,
                 prog_bar=prog_bar,
+                batch_size=1,  # no average is taken; a dataloader_iter step must say one
             )
 
     def _each_logger(self, action: Callable[[Any], object]) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.objective import OtherRankError
 from lightning_landscape.training.isolation import isolated
+from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured, Round
@@ -62,6 +63,7 @@ class Session:
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._layout_written = False
         self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
+        self._fetches_itself = False  # training_step takes the iterator, not a batch
         self._offered: list[Probe] = []  # those that took the batch of this step
         self._assign_probes()
 
@@ -70,6 +72,7 @@ class Session:
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the probes that were given or, on resuming, kept; start the clock."""
         self._stepped = trainer.global_step
+        self._fetches_itself = takes_iterator(pl_module)
 
         def prepare(batch: Any) -> Any:
             batch = trainer.precision_plugin.convert_input(batch)
@@ -91,12 +94,9 @@ class Session:
 
     def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Keep what will be wanted: a batch before it can be edited, weights before they move."""
-        self._offered = self._captured_probes()
-        for probe in self._offered:
-            probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
-        if any(m.needs_batch for m in coming):
-            self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
+        if not self._fetches_itself:
+            self._keep_batch(trainer, batch, batch_idx, coming)
         if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
             self._before_at = trainer.global_step
             held = {
@@ -111,16 +111,32 @@ class Session:
                 for p in g["params"]
             }
 
+    def _keep_batch(
+        self, trainer: Trainer, batch: Any, batch_idx: int, coming: Sequence[Monitor]
+    ) -> None:
+        self._offered = self._captured_probes()
+        for probe in self._offered:
+            probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
+        if any(m.needs_batch for m in coming):
+            self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
+
     def _due(self, monitor: Monitor, trainer: Trainer) -> bool:
         """Whether the schedule has it measure at the end of this batch, if that steps."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         return monitor.schedule.due(step, trainer.current_epoch, trainer.is_last_batch)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Measure, if the optimizer has stepped and somebody is due."""
         loop = trainer.fit_loop
+        if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
+            self._keep_batch(trainer, batch, batch_idx, self.monitors)
         if pl_module.automatic_optimization and not outputs:
             for probe in self._offered:
                 probe.withdraw()  # training_step gave no loss for it
