@@ -266,6 +266,8 @@ class HessianMonitor(Monitor):
             values[self.key("edge")] = edge.edge / share
             if edge.preconditioner:
                 values[self.key("preconditioned_eigenvalue")] = ratio * edge.edge
+        else:
+            self.say_once(f"{self.key('edge')} is not logged: {edge.note}")
         return values
 
     def _batch_values(self, this_round: Round) -> dict[str, float]:

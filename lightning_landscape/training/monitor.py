@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -188,9 +189,10 @@ class Monitor(pl.Callback):
         )
 
     def say_once(self, message: str) -> None:
-        """Warn on rank zero, the same message only once a run."""
-        if message not in self._said:
-            self._said.add(message)
+        """Warn on rank zero, the same message only once a run, whatever numbers are in it."""
+        words = re.sub(r"\d[\d.e+-]*", "#", message)
+        if words not in self._said:
+            self._said.add(words)
             rank_zero_warn(f"{self.prefix}: {message}")
 
     # -- the probe over checkpoints ------------------------------------------------------------
