@@ -25,10 +25,11 @@ _CONNECTOR_STATE = (
 class Isolation:
     """What :func:`isolated` hands out: a place to evaluate losses in."""
 
-    def __init__(self, pl_module: LightningModule, seed: int) -> None:
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, seed: int) -> None:
         self._module = pl_module
         self._seed = seed
-        self._state = ModuleState(pl_module)
+        groups = [group for o in trainer.optimizers for group in o.param_groups]
+        self._state = ModuleState(pl_module, {id(p) for g in groups for p in g["params"]})
 
     @contextlib.contextmanager
     def evaluation(self, index: int = 0, *, mode: str = "train") -> Iterator[None]:
@@ -64,7 +65,7 @@ def isolated(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Ite
     random_state = RandomState()
     try:
         with _silenced(trainer, pl_module):
-            isolation = Isolation(pl_module, seed)
+            isolation = Isolation(trainer, pl_module, seed)
             try:
                 yield isolation
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ class ModuleState:
       of buffers and tensor attributes (a graph that is kept may hold on to them), and afterwards
       every attribute, container and generator is what it was: a list grown by ``append``, a running
       average, a metric's counts, a rebound queue.  So each evaluation starts from the same state.
+      Parameters too, of those that no optimizer moves: a teacher that follows the student.
     - :meth:`restore` once in the end: the contents of parameters and buffers, gradients,
       ``requires_grad`` and train/eval flags.
 
@@ -32,10 +33,14 @@ class ModuleState:
     covered: the inside of other objects, and anything outside the module.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, trained: Collection[int] = ()) -> None:
+        """``trained``: ids of the parameters that may be moved between evaluations."""
         self._modules = list(module.modules())
         self._training = [m.training for m in self._modules]
         self._parameters = [(p, p.detach().clone(), p.requires_grad) for p in module.parameters()]
+        self._still = [(p, content) for p, content, _ in self._parameters if id(p) not in trained]
+        # Those of them that the loss moves: not known before the first evaluation has ended.
+        self._moved: list[tuple[Tensor, Tensor]] | None = None
         self._gradients = [(p, p.grad) for p, _, _ in self._parameters]
         owned = {_storage(p) for p, _, _ in self._parameters}
         self._attributes = [(m, dict(m.__dict__)) for m in self._modules]
@@ -92,6 +97,11 @@ class ModuleState:
             m.__dict__.update(attributes)
         for restore in self._containers:
             restore()
+        if self._moved is None:
+            # By their values: what is written through .data leaves the version as it was.
+            self._moved = [(p, old) for p, old in self._still if not torch.equal(p, old)]
+        for parameter, content in self._moved:
+            _overwrite(parameter, content)
         for tensor, content, version in self._inner:
             if tensor._version != version:
                 # Not through .data: a kept graph that saved this tensor must notice.
