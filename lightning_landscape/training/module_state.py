@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import collections
 import random
+import sys
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 _CONTAINERS = (list, dict, set, collections.deque)
+_GENERATORS = (torch.Generator, np.random.Generator, random.Random)
+# Objects that are looked at neither by themselves nor for what they hold.
+_MACHINERY = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, LightningDataModule)
+_FOREIGN_PACKAGES = sys.stdlib_module_names | {
+    "torch",
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "lightning_landscape",
+}
+_LIVE_MODULES = ("_thread", "threading", "queue", "_queue", "multiprocessing.queues")
 _Restore = Callable[[], None]
 
 
@@ -29,8 +44,10 @@ class ModuleState:
       ``requires_grad`` and train/eval flags.
 
     Covered: attributes of every submodule, lists, dicts, sets and deques in them (nested ones too),
-    tensors in those, ``torch.Generator``, ``numpy.random.Generator`` and ``random.Random``.  Not
-    covered: the inside of other objects, and anything outside the module.
+    attributes of plain objects (a meter, a loss with a memory), tensors in all those,
+    NumPy arrays, ``torch.Generator``, ``numpy.random.Generator`` and ``random.Random``.  Not
+    covered: slots, objects that hold a lock or a thread, data sets, and anything outside the
+    module.
     """
 
     def __init__(self, module: nn.Module, trained: Collection[int] = ()) -> None:
@@ -140,23 +157,40 @@ def _overwrite(tensor: Tensor, content: Tensor) -> None:
 
 
 def _containers_in(values: Iterable[object], seen: set[int]) -> Iterator[Any]:
-    """Containers and random generators among ``values``, with those inside them, each once."""
-    for value in values:
+    """What can be put back among ``values``, with that inside it, each once."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
         if id(value) in seen or isinstance(value, (str, bytes, Tensor, nn.Module)):
             continue
-        if isinstance(value, (torch.Generator, np.random.Generator, random.Random)):
+        if isinstance(value, _GENERATORS) or (
+            isinstance(value, np.ndarray) and value.flags.writeable
+        ):
             seen.add(id(value))
             yield value
-        elif isinstance(value, (*_CONTAINERS, tuple)):
+        elif isinstance(value, (*_CONTAINERS, tuple)) or _is_plain_object(value):
             seen.add(id(value))
             yield value
-            yield from _containers_in(_elements(value), seen)
+            pending += _elements(value)
+
+
+def _is_plain_object(value: object) -> bool:
+    """An object of the user's, whose attributes are nobody else's business while we measure."""
+    if isinstance(value, _MACHINERY) or type(getattr(value, "__dict__", None)) is not dict:
+        return False
+    package = type(value).__module__.partition(".")[0]
+    if package in _FOREIGN_PACKAGES:
+        return False
+    # Another thread may be at work in it, as in a logger.
+    return not any(type(held).__module__ in _LIVE_MODULES for held in vars(value).values())
 
 
 def _elements(container: object) -> list[Any]:
     if isinstance(container, dict):
         return list(container.values())
-    return list(container) if isinstance(container, (*_CONTAINERS, tuple)) else []
+    if isinstance(container, (*_CONTAINERS, tuple)):
+        return list(container)
+    return list(vars(container).values()) if _is_plain_object(container) else []
 
 
 def _restorer(value: Any) -> _Restore:
@@ -175,6 +209,13 @@ def _restorer(value: Any) -> _Restore:
     if isinstance(value, random.Random):
         words = value.getstate()
         return lambda: value.setstate(words)
+    if isinstance(value, np.ndarray):
+        entries = value.copy()
+
+        def restore_array() -> None:
+            value[...] = entries
+
+        return restore_array
     if isinstance(value, dict):
         items = dict(value)
 
@@ -194,6 +235,16 @@ def _restorer(value: Any) -> _Restore:
         return restore_set
     if isinstance(value, tuple):
         return lambda: None
+    if not isinstance(value, _CONTAINERS):
+        attributes = dict(vars(value))
+
+        def restore_object() -> None:
+            own = vars(value)
+            if own.keys() != attributes.keys() or any(own[k] is not attributes[k] for k in own):
+                own.clear()
+                own.update(attributes)
+
+        return restore_object
     elements = list(value)
 
     def restore_sequence() -> None:
