@@ -168,7 +168,13 @@ def _digest(value: Any, update: Callable[[bytes], None]) -> None:
 
 
 # Of these two runs have their own, and what matters in them is compared elsewhere.
-_ELSEWHERE = (pl.Trainer, Logger, optim.Optimizer, optim.lr_scheduler.LRScheduler, torch_data.DataLoader)
+_ELSEWHERE = (
+    pl.Trainer,
+    Logger,
+    optim.Optimizer,
+    optim.lr_scheduler.LRScheduler,
+    torch_data.DataLoader,
+)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 
@@ -201,9 +207,7 @@ def differences(a: Any, b: Any, path: str = "", seen: set[int] | None = None) ->
     if isinstance(a, (list, tuple, collections.deque)):
         if len(a) != len(b):
             return [f"{path}: {len(a)} against {len(b)} entries"]
-        return [
-            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in inside(x, y, i)
-        ]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in inside(x, y, i)]
     if isinstance(a, nn.Module):
         tensors = [dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b)]
         return inside(*tensors, "tensors")

@@ -7,9 +7,7 @@ cannot give, and why.
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     EMAWeightAveraging,
     LearningRateFinder,
@@ -30,7 +29,7 @@ from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -295,6 +294,42 @@ class Lora(Classifier):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
 
 
+def pruned_net() -> nn.Module:
+    """Half of the first layer masked away: its weight is made anew by a hook."""
+    net = mlp()
+    prune.l1_unstructured(net[0], "weight", amount=0.5)
+    return net
+
+
+class MadeLate(Classifier):
+    """Built in configure_model, with a layer that takes its shape from the first batch."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.made = False
+
+    def configure_model(self):
+        if not self.made:
+            self.made = True
+            self.net = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 3))
+            self.net(torch.zeros(1, 6))
+
+
+class FineTuned(Classifier):
+    """A backbone that a callback unfreezes in the second epoch, in a parameter group of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 3))
+        self.backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh())
+
+    def forward(self, x):
+        return self.net(self.backbone(x))
+
+    def configure_optimizers(self):
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=0.05, momentum=0.9)
+
+
 class EmaCopy(Classifier):
     """An averaged copy of the network inside the module, moved in on_train_batch_end."""
 
@@ -304,9 +339,7 @@ class EmaCopy(Classifier):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         with torch.no_grad():
-            for slow, fast in zip(
-                self.averaged.parameters(), self.net.parameters(), strict=True
-            ):
+            for slow, fast in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
                 slow.lerp_(fast, 0.1)
 
     def configure_optimizers(self):
@@ -814,6 +847,56 @@ class TakesIterator(Sgd):
         return F.cross_entropy(self(x), y)
 
 
+class Augments(Sgd):
+    """Random augmentation in on_after_batch_transfer."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return x + 0.1 * torch.randn_like(x) * random.random(), y
+
+
+class Bundle:
+    """A batch of a class of its own, moved by its ``to``."""
+
+    def __init__(self, rows):
+        self.inputs = torch.stack([x for x, _ in rows])
+        self.targets = torch.stack([y for _, y in rows])
+
+    def to(self, device, non_blocking=False):
+        self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+        return self
+
+
+class OwnBatch(Sgd):
+    """Takes a batch of a class of its own and edits it."""
+
+    def training_step(self, batch, batch_idx):
+        batch.inputs.mul_(1 + 0.1 * torch.rand(()))
+        return F.cross_entropy(self(batch.inputs), batch.targets)
+
+
+class KeepsValidation(WithValidation):
+    """Keeps what validation made in inference mode: predictions, and a metric nobody resets."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(3)
+        self.predictions, self.last = [], None
+        self.register_buffer("centre", torch.zeros(3))
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.last = self(batch[0])
+        self.predictions.append(self.last.argmax(1))
+        self.accuracy.update(self.last, batch[1])
+        self.centre = self.last.mean(0)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("kept", float(len(self.predictions)))
+        return F.cross_entropy(self(x) - 0.1 * self.centre.clone(), y)
+
+
 # -- what training_step does -----------------------------------------------------------------------
 
 
@@ -839,7 +922,7 @@ class Vae(pl.LightningModule):
 
 
 class Quantized(pl.LightningModule):
-    """VQ-VAE: straight-through codes, the codebook a buffer that training_step averages in place."""
+    """VQ-VAE: straight-through codes; the codebook is a buffer averaged in training_step."""
 
     def __init__(self):
         super().__init__()
@@ -997,7 +1080,9 @@ class DeepContainers(Sgd):
     def __init__(self):
         super().__init__()
         self.stats = {
-            "epochs": [{"per_layer": collections.OrderedDict(first=[], second=collections.deque())}],
+            "epochs": [
+                {"per_layer": collections.OrderedDict(first=[], second=collections.deque())}
+            ],
             "seen": {"indices": set(), "pair": ([], {"sum": torch.zeros(3)})},
             "histogram": np.zeros(3),
         }
@@ -1079,8 +1164,7 @@ class Maml(pl.LightningModule):
         loss = F.cross_entropy(torch.func.functional_call(self.net, weights, x[:half]), y[:half])
         slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         adapted = {
-            n: w - self.inner_rate * g
-            for (n, w), g in zip(weights.items(), slopes, strict=True)
+            n: w - self.inner_rate * g for (n, w), g in zip(weights.items(), slopes, strict=True)
         }
         return F.cross_entropy(torch.func.functional_call(self.net, adapted, x[half:]), y[half:])
 
@@ -1390,6 +1474,15 @@ class CompiledPart(Sgd):
         super().__init__(torch.compile(batch_norm_net(), backend="aot_eager"))
 
 
+class CompiledInPlace(Sgd):
+    """``net.compile()``: the same module, another call."""
+
+    def __init__(self):
+        torch._dynamo.reset()
+        super().__init__()
+        self.net.compile(backend="eager")
+
+
 class Checkpointed(Sgd):
     """Activations recomputed in the backward pass, dropout among them."""
 
@@ -1412,9 +1505,7 @@ class Reentrant(Sgd):
     def __init__(self):
         super().__init__()
         self.first = nn.Linear(6, 6)
-        self.blocks = nn.Sequential(
-            *(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
-        )
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)))
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -1469,22 +1560,58 @@ def members() -> list[Member]:
         M("frozen backbone", FrozenBackbone, vectors, modes=BOTH),
         M("unused parameters", Unused, vectors),
         M("LoRA", Lora, vectors),
+        M("pruned", lambda: Sgd(pruned_net()), vectors),
+        M("configure_model, lazy", MadeLate, vectors),
+        M(
+            "BackboneFinetuning",
+            FineTuned,
+            vectors,
+            callbacks=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
+            missing={"hessian/edge": several_rates},
+        ),
         M("EMA in on_train_batch_end", EmaCopy, vectors),
-        M("EMA teacher in training_step", MeanTeacher, vectors),
-        M("prototypes normalised in place", Prototypes, vectors),
-        M("MoCo queue", Queue, vectors, modes=BOTH),
+        M("EMA teacher in training_step", MeanTeacher, vectors, missing=uphill),
+        M(
+            "prototypes normalised in place",
+            Prototypes,
+            vectors,
+            missing=bounded,
+            says=["the loss falls nowhere"],
+        ),
+        M("MoCo queue", Queue, vectors, modes=BOTH, missing=uphill),
         M("SDPA", Sdpa, tokens, modes=BOTH),
         M("TransformerEncoder, padded", Encoder, tokens, modes=BOTH),
-        M("MultiheadAttention in eval", MultiheadInEval, series, modes=BOTH),
+        M("MultiheadAttention in eval", MultiheadInEval, series, modes=BOTH, missing=uphill),
         M("GPT-2", Gpt, tokens, modes=BOTH),
-        M("LSTM, stateful", Lstm, series, modes=BOTH),
+        M("LSTM, stateful", Lstm, series, modes=BOTH, missing=uphill),
         M("GRU, packed", PackedGru, ragged, modes=BOTH),
-        M("EmbeddingBag", Bag, tokens),
+        M(
+            "EmbeddingBag",
+            Bag,
+            tokens,
+            engine=FINITE,
+            missing=uphill,
+            says=["finite differences of gradients are used: .*_embedding_bag_backward"],
+        ),
         M("sparse embeddings, SGD", lambda: Factorization("sgd"), tokens),
-        M("sparse embeddings, SparseAdam", lambda: Factorization("sparse"), tokens, missing=unknown),
+        M(
+            "sparse embeddings, SparseAdam",
+            lambda: Factorization("sparse"),
+            tokens,
+            missing=unknown,
+        ),
         M("residual network", ConvNet, images, modes=BOTH, hessian={"density_samples": 2}),
-        M("graph, dict batch", GraphNet, graphs(as_dict)),
-        M("graph, dataclass batch", GraphNet, graphs(as_dataclass)),
+        M("graph, dict batch", GraphNet, graphs(as_dict), missing=uphill),
+        M("graph, dataclass batch", GraphNet, graphs(as_dataclass), missing=uphill),
+        M("batch of its own class", OwnBatch, lambda: vectors(collate_fn=Bundle)),
+        M("augments after transfer", Augments, vectors),
+        M(
+            "validated before in inference mode",
+            KeepsValidation,
+            Reloading,
+            {"num_sanity_val_steps": 0},
+            before_fit=lambda trainer, module, data: trainer.validate(module, data, verbose=False),
+        ),
         M("NamedTuple batch", NamedBatch, named_tuples),
         M("nested lists and strings", NestedBatch, nested_lists),
         M("batch edited in place", EditsBatch, vectors),
@@ -1504,16 +1631,16 @@ def members() -> list[Member]:
         M("no batch_idx", NoBatchIndex, vectors),
         M("dataloader_iter", TakesIterator, vectors),
         M("VAE", Vae, vectors, modes=BOTH),
-        M("VQ-VAE", Quantized, vectors, modes=BOTH),
+        M("VQ-VAE", Quantized, vectors, modes=BOTH, missing=uphill),
         M("torchmetrics", Metrics, vectors, modes=BOTH),
         M("lists with graphs", Collects, vectors),
         M("None on some batches", SkipsSome, vectors),
         M("plain helper objects", PlainObjects, vectors),
         M("deep containers", DeepContainers, vectors),
-        M("noise from everywhere", Noise, vectors, modes=BOTH),
+        M("noise from everywhere", Noise, vectors, modes=BOTH, missing=uphill),
         M("gradient penalty", GradientPenalty, vectors),
         M("physics-informed", Physics, vectors),
-        M("MAML", Maml, vectors),
+        M("MAML", Maml, vectors, missing=bounded),
         M("nested LightningModules", Nested, vectors),
         M(
             "once_differentiable",
@@ -1522,10 +1649,10 @@ def members() -> list[Member]:
             engine=FINITE,
             says=["finite differences of gradients are used: .*once_differentiable"],
         ),
-        M("CLIP loss", Clip, vectors),
+        M("CLIP loss", Clip, vectors, missing=bounded),
         M("distillation by hooks", Distills, vectors),
         M("logs by hand", LogsByHand, vectors),
-        M("GAN, manual", Gan, vectors, options={"loss_fn": gan_loss}),
+        M("GAN, manual", Gan, vectors, options={"loss_fn": gan_loss}, missing=uphill),
         M("SAM, manual", ManualSam, vectors, options={"loss_fn": plain_loss}),
         M(
             "accumulation, clipped norm",
@@ -1566,6 +1693,7 @@ def members() -> list[Member]:
             "BatchSizeFinder",
             Tunable,
             callbacks=lambda: [BatchSizeFinder(max_trials=2, steps_per_trial=2)],
+            missing=uphill,
         ),
         M("Tuner.lr_find", Tunable, before_fit=find_rate),
         M("Tuner.scale_batch_size", Tunable, before_fit=scale_batches),
@@ -1575,6 +1703,7 @@ def members() -> list[Member]:
         M("compiled, eager", compiled("eager"), vectors),
         M("compiled, aot_eager", compiled("aot_eager"), vectors),
         M("compiled submodule", CompiledPart, vectors),
+        M("compiled in place", CompiledInPlace, vectors),
         M("checkpointing", Checkpointed, vectors),
         M("checkpointing, reentrant", Reentrant, vectors),
     ]

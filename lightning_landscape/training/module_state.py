@@ -138,8 +138,14 @@ class ModuleState:
 
 
 def _is_own_tensor(value: object, owned: set[int]) -> bool:
-    """A tensor to copy: not a parameter, nor a view of one, which must go on moving with it."""
-    return type(value) in (Tensor, nn.Buffer) and _storage(cast(Tensor, value)) not in owned
+    """A tensor to copy: not a parameter, nor a view of one, which must go on moving with it.
+
+    Nor one that validation left from inference mode: nothing can write to it any more.
+    """
+    if type(value) not in (Tensor, nn.Buffer):
+        return False
+    tensor = cast(Tensor, value)
+    return not tensor.is_inference() and _storage(tensor) not in owned
 
 
 def _storage(tensor: Tensor) -> int:
@@ -235,11 +241,12 @@ def _restorer(value: Any) -> _Restore:
         return restore_set
     if isinstance(value, tuple):
         return lambda: None
+    holder: Any = value
     if not isinstance(value, _CONTAINERS):
         attributes = dict(vars(value))
 
         def restore_object() -> None:
-            own = vars(value)
+            own = vars(holder)
             if own.keys() != attributes.keys() or any(own[k] is not attributes[k] for k in own):
                 own.clear()
                 own.update(attributes)
@@ -251,7 +258,7 @@ def _restorer(value: Any) -> _Restore:
         if len(value) != len(elements) or any(
             a is not b for a, b in zip(value, elements, strict=True)
         ):
-            value.clear()
-            value.extend(elements)
+            holder.clear()
+            holder.extend(elements)
 
     return restore_sequence

@@ -97,7 +97,10 @@ def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
             values = [row[key] for row in monitor.history if key in row]
             finite = [value for value in values if math.isfinite(value)]
             found[key] = len(finite) == len(values) == monitor.measured
-    if not any(isinstance(o.optimizer if hasattr(o, "optimizer") else o, _ADAPTIVE) for o in trainer.optimizers):
+    if not any(
+        isinstance(o.optimizer if hasattr(o, "optimizer") else o, _ADAPTIVE)
+        for o in trainer.optimizers
+    ):
         # Only with preconditioners is there such a thing.
         found.pop("hessian/preconditioned_eigenvalue")
     return found
