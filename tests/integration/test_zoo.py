@@ -98,7 +98,7 @@ def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
             if key in blocks:  # one that is unfrozen later is there from then on
                 first = next(i for i, row in enumerate(monitor.history) if key in row)
                 asked = len(monitor.history) - first
-            found[key] = len(values) == asked and all(map(math.isfinite, values))
+            found[key] = 0 < asked == len(values) and all(map(math.isfinite, values))
     if not any(isinstance(optimizer, _ADAPTIVE) for optimizer in trainer.optimizers):
         # Only with preconditioners is there such a thing.
         found.pop("hessian/preconditioned_eigenvalue")
