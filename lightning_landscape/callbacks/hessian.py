@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from lightning_landscape.geometry.blocks import block_eigenvalues
 from lightning_landscape.geometry.edge_ratio import edge_ratio
@@ -287,6 +288,11 @@ class HessianMonitor(Monitor):
         if reason or not edge.scale:
             self.say_once(f"no stability edge is logged: {reason or edge.note}")
             return None
+        if is_overridden("configure_gradient_clipping", this_round.pl_module):
+            self.say_once(
+                "configure_gradient_clipping is overridden; the stability edge is that of "
+                "gradients that are not clipped, so leave it out of account while they are"
+            )
         return edge
 
     def _ratio(

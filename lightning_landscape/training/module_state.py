@@ -134,7 +134,10 @@ class ModuleState:
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
         for tensor, content in self._originals:
-            _overwrite(tensor, content)
+            # Only where something reached it, past the copies: a graph that the user keeps (a
+            # recurrent state, say) breaks when a tensor in it is written to.
+            if tensor.is_sparse or not torch.equal(tensor, content):
+                _overwrite(tensor, content)
 
 
 def _is_own_tensor(value: object, owned: set[int]) -> bool:

@@ -63,6 +63,7 @@ class Session:
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._layout_written = False
         self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
+        self._notes: set[str] = set()  # why an engine was taken, as warned of
         self._fetches_itself = False  # training_step takes the iterator, not a batch
         self._offered: list[Probe] = []  # those that took the batch of this step
         self._assign_probes()
@@ -375,7 +376,8 @@ class Session:
         self._engines[monitor.prefix] = (engine, note)
         told = _ENGINES[engine] + (f" ({note})" if note else "")
         self._recorder.text(monitor.key("engine"), told, step)
-        if note:
+        if note and note not in self._notes:
+            self._notes.add(note)  # once, not for every callback
             monitor.say_once(f"Hessian-vector products are {told}")
 
     def _draw(self, pictures: Mapping[str, Callable[[], Figure]], step: int) -> None:
