@@ -283,7 +283,7 @@ class HessianMonitor(Monitor):
 
     def _edge(self, this_round: Round, objective: Objective) -> StabilityEdge | None:
         gradient_norm = norm(objective.gradient())
-        edge = stability_edge(this_round.trainer.optimizers, objective.params, gradient_norm)
+        edge = stability_edge(this_round.optimizers, objective.params, gradient_norm)
         reason = _clipping(this_round.trainer, objective, gradient_norm)
         if reason or not edge.scale:
             self.say_once(f"no stability edge is logged: {reason or edge.note}")
@@ -356,6 +356,10 @@ class HessianMonitor(Monitor):
         if last is None or last.eigenvectors[0].keys() != objective.params.keys():
             return None
         return last
+
+    def forget(self) -> None:
+        """Start the solvers afresh: after a fault processes may hold different results."""
+        self._last.clear()
 
     def _keep(self, problem: str, result: EigenResult) -> None:
         self._last.pop(problem, None)

@@ -272,6 +272,11 @@ class LandscapeMonitor(Monitor):
         name = "top eigenvector" if repeat == 0 else "second eigenvector"
         return _Axis(name, vector, fixed=False)
 
+    def forget(self) -> None:
+        """Start the solver afresh: after a fault processes may hold different results."""
+        self._last_eigen = None
+        self._last_vectors.clear()
+
     # -- files and pictures --------------------------------------------------------------------
 
     def _keep(self, measured: Measured, part: str, piece: Slice) -> None:

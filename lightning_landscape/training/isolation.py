@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -11,6 +11,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from lightning_landscape.training.module_state import ModuleState
 from lightning_landscape.training.random_state import RandomState, seed_everything
+from lightning_landscape.training.sharding import Whole, made_whole
 
 # Where Lightning's logger connector keeps what `self.log` wrote.
 _CONNECTOR_STATE = (
@@ -25,11 +26,16 @@ _CONNECTOR_STATE = (
 class Isolation:
     """What :func:`isolated` hands out: a place to evaluate losses in."""
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, seed: int) -> None:
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, seed: int, whole: Whole
+    ) -> None:
+        self.whole = whole
         self._module = pl_module
         self._seed = seed
         groups = [group for o in trainer.optimizers for group in o.param_groups]
-        self._state = ModuleState(pl_module, {id(p) for g in groups for p in g["params"]})
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        trained = {id(p) for p in pl_module.parameters() if id(whole.trained(p)) in held}
+        self._state = ModuleState(pl_module, trained)
 
     @contextlib.contextmanager
     def evaluation(self, index: int = 0, *, mode: str = "train") -> Iterator[None]:
@@ -45,7 +51,8 @@ class Isolation:
                 if hasattr(module, "log_dict") and hasattr(module, "_current_fx_name"):
                     # Also keeps `sync_dist=True` from communicating.  Undone with the attributes.
                     module.__dict__.update(log=_log_nothing, log_dict=_log_nothing)
-            yield
+            with self.whole.precision():
+                yield
         finally:
             self._state.end_evaluation()
 
@@ -55,17 +62,23 @@ class Isolation:
 
 
 @contextlib.contextmanager
-def isolated(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterator[Isolation]:
+def isolated(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    seed: int = 0,
+    agree: Callable[[], None] = lambda: None,
+) -> Iterator[Isolation]:
     """Everything that measuring may change is what it was when this ends, also by an exception.
 
     That is: weights, buffers, gradients, flags and attributes of the module
     (:class:`ModuleState`), the global random states, and whatever ``self.log`` and ``self.logger``
-    in the user's code write to.  Optimizers, schedulers and scalers are never touched.
+    in the user's code write to.  Optimizers, schedulers and scalers are never touched.  A module
+    in shards is whole meanwhile (:func:`made_whole`, which ``agree`` is for).
     """
     random_state = RandomState()
     try:
-        with _silenced(trainer, pl_module):
-            isolation = Isolation(trainer, pl_module, seed)
+        with made_whole(pl_module, agree) as whole, _silenced(trainer, pl_module):
+            isolation = Isolation(trainer, pl_module, seed, whole)
             try:
                 yield isolation
             finally:

@@ -20,12 +20,16 @@ from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.schedule import Schedule
 from lightning_landscape.training.session import Session
+from lightning_landscape.training.sharding import refuse_tensor_parallel
 
 if TYPE_CHECKING:
     from lightning_landscape.geometry.objective import Engine
     from lightning_landscape.training.records import Recorder
 
 _HISTORY_ROWS = 10_000
+
+# By name: there are two Lightning packages, and Ray's strategies inherit from these.
+_REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
 
 class Listener(Protocol):
@@ -146,6 +150,9 @@ class Monitor(pl.Callback):
         """Measure now.  Runs isolated: whatever it does to the module is undone."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Drop what one measurement hands to the next; called on all processes after a fault."""
+
     # -- names and records ---------------------------------------------------------------------
 
     @property
@@ -235,10 +242,15 @@ class Monitor(pl.Callback):
                 continue
             probe.file = str(place / name)
             return
+        self.give_up_probe(f"{problem} (looked for {name})")
+
+    def give_up_probe(self, problem: str) -> None:
+        """Begin a new series: the probe of the run before cannot be had."""
         self.say_once(
-            f"the probe of the run before could not be used: {problem} (looked for {name}); a new "
-            f"series starts on a new probe"
+            f"the probe of the run before could not be used: {problem}; a new series starts on a "
+            f"new probe"
         )
+        self.probe_in_use.forget()
         self._kept_probe = None
         self.schedule.last_step = None
 
@@ -261,6 +273,14 @@ class Monitor(pl.Callback):
                 f"training_step cannot be called to measure a loss (it would step the optimizer). "
                 f"Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)"
             )
+        refused = _REFUSED.intersection(kind.__name__ for kind in type(trainer.strategy).__mro__)
+        if refused:
+            raise MisconfigurationException(
+                f"{type(self).__name__} cannot measure under {type(trainer.strategy).__name__}, "
+                f"which keeps the weights where second derivatives do not reach them. Use "
+                f"DDPStrategy, or ModelParallelStrategy with fully_shard (FSDP2) where one device "
+                f"does not hold the training state"
+            )
         if self._leads(trainer):
             self._session = Session(trainer, monitors)
 
@@ -269,6 +289,11 @@ class Monitor(pl.Callback):
 
     def _led(self, trainer: Trainer) -> Session | None:
         return self._session if self._leads(trainer) else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first hook that sees parameters made in ``configure_model``."""
+        if self._leads(trainer):
+            refuse_tensor_parallel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._led(trainer):

@@ -13,8 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from matplotlib.figure import Figure
 
 HISTORY_FILE = "history.jsonl"
 FOLDER = "landscape"  # pictures, slices and the probe, inside the log directory
@@ -68,7 +67,7 @@ class Recorder:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-        self._guarded(HISTORY_FILE, write)
+        self.guarded(HISTORY_FILE, write)
 
     def file(self, name: str, write: Callable[[Path], None]) -> None:
         """``write(path)`` into the folder beside the logs, on rank zero."""
@@ -82,12 +81,17 @@ class Recorder:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / name)
 
-        self._guarded(name, into_folder)
+        self.guarded(name, into_folder)
 
-    def picture(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+    def picture(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
         """To TensorBoard; as a PNG beside the logs where no logger takes images."""
-        if not self._writes:
-            return
+        if self._writes:
+            self.guarded(tag, lambda: self._show(tag, draw, step))
+
+    def _show(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
+        from lightning_landscape.figures import figure_to_image
+
+        image = figure_to_image(draw())
         shown: list[str] = []
 
         def add(logger: Any) -> None:
@@ -142,9 +146,10 @@ class Recorder:
 
     def _each_logger(self, action: Callable[[Any], object]) -> None:
         for logger in self._trainer.loggers:
-            self._guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
+            self.guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
 
-    def _guarded(self, what: str, write: Callable[[], object]) -> bool:
+    def guarded(self, what: str, write: Callable[[], object]) -> bool:
+        """Call ``write``; if it fails, say so once, and False."""
         try:
             write()
         except Exception as error:  # whatever a logger or a disk raises: the run goes on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import LossFn, Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.losses import probe_terms
+from lightning_landscape.training.sharding import Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,14 +94,17 @@ class Round:
     def _objective(self, monitor: Monitor, terms: list[tuple[float, LossFn]]) -> Objective:
         return Objective(
             terms,
-            measured_parameters(self.trainer, self.pl_module, monitor.parameters),
+            measured_parameters(
+                self.trainer, self.pl_module, monitor.parameters, self._isolation.whole
+            ),
             engine=monitor.engine,
-            reduce=self._session.reducer(self.trainer),
+            reduce=self._session.reducer,
             check_deterministic=False,
         )
 
     def batch_objective(self, monitor: Monitor) -> Objective:
         """The loss on the training batch that has just been used, at the weights as they are."""
+        self._session.kept_before()
         terms = probe_terms(
             self.trainer,
             self.pl_module,
@@ -112,26 +117,41 @@ class Round:
         )
         return self._objective(monitor, terms)
 
+    @functools.cached_property
+    def optimizers(self) -> list[Any]:
+        """The optimizers as they step the parameters that are measured; only to be looked at."""
+        return self._isolation.whole.optimizers(self.trainer.optimizers)
+
+    def _trained(self, objective: Objective) -> list[Tensor]:
+        """What the optimizers hold in the place of the objective's parameters."""
+        return [self._isolation.whole.trained(p) for p in objective.params.values()]
+
+    def _weights_before(self, objective: Objective) -> list[Tensor]:
+        before = self._session.kept_before().weights
+        trained = self._trained(objective)
+        return self._isolation.whole.gathered([before[id(parameter)] for parameter in trained])
+
     def last_update(self, objective: Objective) -> dict[str, Tensor]:
         """The optimizer's last step of the measured parameters: ``w`` less ``w`` before it."""
-        before = self._session.weights_before
+        before = self._weights_before(objective)
         return {
-            name: parameter.detach() - before[id(parameter)]
-            for name, parameter in objective.params.items()
+            name: parameter.detach() - earlier
+            for (name, parameter), earlier in zip(objective.params.items(), before, strict=True)
         }
 
     def last_rates(self, objective: Objective) -> dict[str, float]:
         """The learning rate that this step was made with, by parameter."""
-        rates = self._session.rates_before
-        return {name: rates[id(parameter)] for name, parameter in objective.params.items()}
+        rates = self._session.kept_before().rates
+        trained = self._trained(objective)
+        return {name: rates[id(p)] for name, p in zip(objective.params, trained, strict=True)}
 
     @contextlib.contextmanager
     def before_the_step(self, monitor: Monitor) -> Iterator[Objective]:
         """The loss on the probe, with the weights where they were before the last step."""
         objective = self._build(monitor)
+        before = self._weights_before(objective)
         live = [p.detach() for p in objective.params.values()]
         now = [p.clone() for p in live]
-        before = [self._session.weights_before[id(p)] for p in objective.params.values()]
         try:
             torch._foreach_copy_(live, before)
             yield objective
@@ -172,7 +192,7 @@ class Round:
 
     def probe_size(self, monitor: Monitor) -> int:
         """Examples in the callback's probe, over all processes."""
-        return self._session.probe_size(self.trainer, monitor.probe_in_use)
+        return self._session.probe_size(monitor.probe_in_use)
 
     @property
     def work(self) -> int:
@@ -181,7 +201,10 @@ class Round:
 
 
 def measured_parameters(
-    trainer: Trainer, pl_module: LightningModule, patterns: Sequence[str] | None
+    trainer: Trainer,
+    pl_module: LightningModule,
+    patterns: Sequence[str] | None,
+    whole: Whole,
 ) -> dict[str, Tensor]:
     """The trainable parameters that an optimizer holds, of those the ones that ``patterns`` name.
 
@@ -197,7 +220,7 @@ def measured_parameters(
     trained: dict[str, Tensor] = {
         name: parameter
         for name, parameter in pl_module.named_parameters()
-        if parameter.requires_grad and id(parameter) in held
+        if parameter.requires_grad and id(whole.trained(parameter)) in held
     }
     if patterns is None:
         return trained

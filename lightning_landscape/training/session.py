@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,13 +26,12 @@ from lightning_landscape.geometry.objective import OtherRankError
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
+from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.schedule import Budget
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from lightning_landscape.training.monitor import Monitor
 
 # After this many faults in a row a callback stops measuring; the run never stops for them.
@@ -44,6 +45,15 @@ _ENGINES = {
 _Result = TypeVar("_Result")
 
 
+@dataclass
+class Before:
+    """The weights before a step, as the optimizers hold them, or why there are none."""
+
+    weights: dict[int, Tensor] = field(default_factory=dict)  # id of a parameter -> its copy
+    rates: dict[int, float] = field(default_factory=dict)  # and its learning rate
+    fault: Exception | None = None
+
+
 class Session:
     """The measuring side of one ``fit``."""
 
@@ -55,9 +65,9 @@ class Session:
         self.train_batch_size = 1
         self._probe_sizes: dict[int, int] = {}
         self.last_batch = Probe()
-        self.weights_before: dict[int, Tensor] = {}  # id of a parameter -> its copy
-        self.rates_before: dict[int, float] = {}  # and its learning rate
-        self._before_at = -1  # trainer.global_step when they were copied
+        self.processes = Processes(trainer)
+        self._before = Before()
+        self._before_at = -1  # trainer.global_step when it was copied
         self._recorder = Recorder(trainer)
         self._forward_seconds: float | None = None
         self._stepped = -1  # trainer.global_step at the last batch that stepped
@@ -88,38 +98,71 @@ class Session:
             if probe.complete:
                 continue
             if probe.captured:
-                monitor.restore_probe(self._recorder, trainer)
+                self._restore_probe(monitor, trainer)
             else:
-                probe.load(prepare)
+                self._load(probe, prepare)
         self.budget.start()
+
+    def _load(self, probe: Probe, prepare: Callable[[Any], Any]) -> None:
+        """A process that cannot read its share ends the run on all, or they would wait for it."""
+        try:
+            self.processes.together(partial(probe.load, prepare))
+        except OtherRankError as error:
+            raise RuntimeError("the given probe could not be read on another process") from error
+
+    def _restore_probe(self, monitor: Monitor, trainer: Trainer) -> None:
+        monitor.restore_probe(self._recorder, trainer)
+        probe = monitor.probe_in_use
+        found = self.processes.total(probe.complete)
+        if 0 < found < self.processes.count:  # a file is missing for one process only
+            monitor.give_up_probe("another process has none")
 
     def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Keep what will be wanted: a batch before it can be edited, weights before they move."""
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
         if not self._fetches_itself:
-            self._keep_batch(trainer, batch, batch_idx, coming)
+            self._keep_batch(batch, batch_idx, coming)
         if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
             self._before_at = trainer.global_step
-            held = {
-                id(p): p for o in trainer.optimizers for g in o.param_groups for p in g["params"]
-            }
-            self.weights_before = {key: p.detach().clone() for key, p in held.items()}
-            # Read here: a scheduler may change them before the batch ends.
-            self.rates_before = {
-                id(p): float(g["lr"])
-                for o in trainer.optimizers
-                for g in o.param_groups
-                for p in g["params"]
-            }
+            try:
+                self._before = _copied(trainer)
+            except Exception as error:  # no room, say: told when the copies are wanted
+                self._before = Before(fault=error)
 
-    def _keep_batch(
-        self, trainer: Trainer, batch: Any, batch_idx: int, coming: Sequence[Monitor]
-    ) -> None:
+    def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
         self._offered = self._captured_probes()
         for probe in self._offered:
-            probe.offer(batch, batch_idx, lambda count: self.total(trainer, count))
+            self._offer(probe, batch, batch_idx)
         if any(m.needs_batch for m in coming):
-            self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
+            self.last_batch.batches = []
+            try:
+                kept = ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))
+                self.last_batch.batches = [kept]
+            except Exception as error:
+                self._before = Before(fault=error)
+
+    def _offer(self, probe: Probe, batch: Any, batch_idx: int) -> None:
+        """Add the batch to a probe; on all processes, or on none."""
+        offer = partial(probe.offer, batch, batch_idx, self.processes.total)
+        try:
+            self.processes.together(offer)
+        except Exception as error:  # a batch that cannot be copied
+            probe.forget()
+            for monitor in self.monitors:
+                if monitor.probe_in_use is probe:
+                    self._fault(monitor, error)
+
+    def kept_before(self) -> Before:
+        """The weights before the last step.
+
+        Raises:
+            RuntimeError: they, or the batch of that step, could not be kept.
+        """
+        if self._before.fault is not None:
+            raise RuntimeError(
+                "what was there before the step could not be kept"
+            ) from self._before.fault
+        return self._before
 
     def _due(self, monitor: Monitor, trainer: Trainer) -> bool:
         """Whether the schedule has it measure at the end of this batch, if that steps."""
@@ -160,7 +203,7 @@ class Session:
         ]
         if due:
             self._run(trainer, pl_module, due, step)
-            self.last_batch.batches, self.weights_before, self._before_at = [], {}, -1
+            self.last_batch.batches, self._before, self._before_at = [], Before(), -1
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""
@@ -234,9 +277,9 @@ class Session:
     ) -> None:
         started = self._clock(pl_module)
         with self._isolated(trainer, pl_module, [monitor], step) as this_round:
-            if this_round is None or not self._attempt(
-                trainer, monitor, lambda: this_round.objective(monitor).loss()
-            ):
+            if this_round is None:
+                return
+            if self._attempt(monitor, lambda: this_round.objective(monitor).loss()) is None:
                 return
         elapsed = self._clock(pl_module) - started
         self._forward_seconds = elapsed / max(this_round.work, 1)
@@ -258,7 +301,7 @@ class Session:
                 return
             for monitor in monitors:
                 started = self._clock(pl_module)
-                measured = self._attempt(trainer, monitor, partial(monitor.measure, this_round))
+                measured = self._attempt(monitor, partial(monitor.measure, this_round))
                 if measured is not None:
                     measured.facts |= this_round.engine(monitor)
                     found.append((monitor, measured, self._clock(pl_module) - started))
@@ -278,29 +321,25 @@ class Session:
     ) -> Iterator[Round | None]:
         """A round inside an isolation; None where not even that could be set up."""
         with contextlib.ExitStack() as stack:
+            isolation = isolated(trainer, pl_module, agree=self.processes.meet)
             try:
-                isolation = stack.enter_context(isolated(trainer, pl_module))
-            except Exception as error:  # nothing was changed yet, and the run goes on
+                entered = self.processes.together(partial(stack.enter_context, isolation))
+            except Exception as error:  # here or on another process; the run goes on
                 for monitor in monitors:
                     self._fault(monitor, error)
                 yield None
                 return
-            yield Round(trainer, pl_module, isolation, self, step)
+            yield Round(trainer, pl_module, entered, self, step)
 
-    def _attempt(
-        self, trainer: Trainer, monitor: Monitor, compute: Callable[[], _Result]
-    ) -> _Result | None:
+    def _attempt(self, monitor: Monitor, compute: Callable[[], _Result]) -> _Result | None:
         """``compute()``, or None after a fault here or on another process."""
-        fault: Exception | None = None
         try:
-            result = compute()
+            result = self.processes.together(compute)
         except Exception as error:  # any fault of the user's loss, of a solver or of a device
-            fault = error
-        if self.total(trainer, int(fault is None)) == trainer.world_size:
-            monitor.faults = 0
-            return result
-        self._fault(monitor, fault or OtherRankError("it failed on another process"))
-        return None
+            self._fault(monitor, error)
+            return None
+        monitor.faults = 0
+        return result
 
     def _record(
         self,
@@ -312,7 +351,8 @@ class Session:
         final: bool,
     ) -> None:
         if not monitor.measured:
-            monitor.keep_probe(self._recorder, trainer)
+            keep = partial(monitor.keep_probe, self._recorder, trainer)
+            self._recorder.guarded("the probe", keep)
         # Values of the weights before the step have their own label, and so their own row.
         rows = []
         for values, label in ((measured.before, step - 1), (measured.values, step)):
@@ -329,7 +369,8 @@ class Session:
         for name, write in measured.files.items():
             self._recorder.file(name, write)
         if trainer.is_global_zero:
-            self._draw(measured.pictures, step)
+            for tag, draw in measured.pictures.items():
+                self._recorder.picture(tag, draw, step)
 
     def _row(
         self,
@@ -344,7 +385,7 @@ class Session:
             "epoch": trainer.current_epoch,
             "monitor": monitor.prefix,
             **values,
-            "probe_samples": self.probe_size(trainer, monitor.probe_in_use),
+            "probe_samples": self.probe_size(monitor.probe_in_use),
             "probe_mode": monitor.probe_mode,
             **measured.facts,
         }
@@ -380,12 +421,6 @@ class Session:
             self._notes.add(note)  # once, not for every callback
             monitor.say_once(f"Hessian-vector products are {told}")
 
-    def _draw(self, pictures: Mapping[str, Callable[[], Figure]], step: int) -> None:
-        for tag, draw in pictures.items():
-            from lightning_landscape.figures import figure_to_image
-
-            self._recorder.picture(tag, figure_to_image(draw()), step)
-
     def _write_layout(self) -> None:
         if not self._layout_written:
             self._layout_written = True
@@ -403,7 +438,12 @@ class Session:
             else "training goes on, and so does measuring"
         )
         monitor.disabled = disabled
-        rank_zero_warn(f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}")
+        monitor.forget()
+        told = f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}"
+        if self.processes.rank == 0:
+            rank_zero_warn(told)
+        elif not isinstance(error, OtherRankError):
+            warnings.warn(f"process {self.processes.rank}: {told}", stacklevel=2)
 
     # -- probes --------------------------------------------------------------------------------
 
@@ -422,38 +462,26 @@ class Session:
             monitor.probe_in_use = shared[key]
 
     def _captured_probes(self) -> list[Probe]:
-        probes = {id(m.probe_in_use): m.probe_in_use for m in self.monitors}
+        probes = {id(m.probe_in_use): m.probe_in_use for m in self.monitors if not m.disabled}
         return [p for p in probes.values() if p.captured and not p.complete]
 
     def _complete_probes(self) -> None:
         for probe in self._captured_probes():
-            probe.complete = bool(probe.batches)
+            # Complete everywhere or nowhere: a process may have dropped all it had.
+            having = self.processes.total(bool(probe.batches))
+            probe.complete = having == self.processes.count
 
     # -- small things --------------------------------------------------------------------------
 
-    def reducer(self, trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+    @property
+    def reducer(self) -> Callable[[Tensor], Tensor] | None:
         """Sums over processes; None with one process."""
-        if trainer.world_size == 1:
-            return None
+        return None if self.processes.count == 1 else self.processes.sum
 
-        def reduce(tensor: Tensor) -> Tensor:
-            total: Tensor = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
-            return total
-
-        return reduce
-
-    def total(self, trainer: Trainer, count: int) -> int:
-        """``count`` added up over processes."""
-        reduce = self.reducer(trainer)
-        if reduce is None:
-            return count
-        tensor = torch.tensor(float(count), device=trainer.strategy.root_device)
-        return int(reduce(tensor).item())
-
-    def probe_size(self, trainer: Trainer, probe: Probe) -> int:
+    def probe_size(self, probe: Probe) -> int:
         """Examples of a complete probe, over all processes."""
         if id(probe) not in self._probe_sizes:
-            self._probe_sizes[id(probe)] = self.total(trainer, probe.size)
+            self._probe_sizes[id(probe)] = self.processes.total(probe.size)
         return self._probe_sizes[id(probe)]
 
     @staticmethod
@@ -475,6 +503,17 @@ class Session:
         if skipped:
             line += f"; skipped {skipped} to stay within max_overhead={self.budget.max_overhead}"
         return line + (f"; {failed} failed" if failed else "")
+
+
+def _copied(trainer: Trainer) -> Before:
+    """Of shards only the own ones: nothing is sent."""
+    held = [(p, g) for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
+    weights = {id(p): p for p, _ in held}
+    return Before(
+        {key: p.detach().clone() for key, p in weights.items()},
+        # Read here: a scheduler may change them before the batch ends.
+        {id(p): float(g["lr"]) for p, g in held},
+    )
 
 
 def _told(error: Exception) -> str:
