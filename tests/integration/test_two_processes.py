@@ -1,94 +1,82 @@
-"""Two processes: the same numbers as one with all the data, the same weights as without us."""
+"""Two processes train the same weights, bit for bit, with our callbacks as without them."""
 
 from __future__ import annotations
 
-import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from pytorch_lightning.strategies import ModelParallelStrategy
 
-from lightning_landscape import SharpnessEarlyStopping, landscape_callbacks
-from tests.runs import train
-from tests.small import Linear, regression
+from tests.integration.members import MEMBERS, Mlp, Quartet, Save, end_of, ours
+from tests.integration.processes import LIMIT, both, forks
+from tests.runs import differences
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
-
-
-class Sharded(Linear):
-    """Each process takes every second example, in order."""
-
-    def train_dataloader(self):
-        data = regression().dataset
-        world = self.trainer.world_size
-        sampler = DistributedSampler(data, world, self.trainer.global_rank, shuffle=False)
-        return DataLoader(data, batch_size=20 // world, sampler=sampler)
+pytestmark = forks
 
 
-class Save(pl.Callback):
-    """The parent of a fork sees only files."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def on_train_end(self, trainer, pl_module):
-        if trainer.is_global_zero:
-            torch.save(pl_module.layer.weight.detach(), self.path)
+def measured(folder: Path) -> int:
+    """Rows of all histories below."""
+    return sum(len(path.read_text().splitlines()) for path in folder.rglob("history*.jsonl"))
 
 
-FORK = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
+def fsdp2():
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 
 
-def run(root, callbacks, **settings):
-    root.mkdir(parents=True, exist_ok=True)
-    train(Sharded, None, [*callbacks, Save(root / "weight.pt")], root, logger=False, **settings)
-    path = root / "history.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return torch.load(root / "weight.pt"), rows
-
-
-def ours(**extra):
-    return landscape_callbacks(every_n_train_steps=2, max_overhead=None, **extra)
-
-
-def test_numbers_and_weights(tmp_path):
-    plain, _ = run(tmp_path / "plain", [], **FORK)
-    two, forked = run(tmp_path / "two", ours(), **FORK)
-    _, alone = run(tmp_path / "one", ours())
-    assert torch.equal(plain, two)
-    assert [row["step"] for row in forked] == [row["step"] for row in alone]
-    assert len(forked) >= 6
-    for a, b in zip(forked, alone, strict=True):
-        assert a["probe_samples"] == b["probe_samples"] == 60
-        for key in a:
-            if key in ("hessian/top_eigenvalue", "hessian/edge_ratio"):
-                assert a[key] == pytest.approx(b[key], rel=1e-6)
-            elif key.startswith("sharpness/") or key == "center_loss":
-                assert a[key] == pytest.approx(b[key], rel=1e-5)
-
-
-def test_stopping_stops_both(tmp_path):
-    stopper = SharpnessEarlyStopping("sharpness/gradient_norm", 0.0, patience=2)
-    _, rows = run(tmp_path / "stop", [stopper, *ours()], max_epochs=50, **FORK)
-    assert max(row["step"] for row in rows) == 5  # measured at 3 and 5; nobody waits for ever
-
-
-def test_a_fault_on_one_process_ends_the_measurement_on_both(tmp_path):
-    class Faulty(Sharded):
-        def training_step(self, batch, batch_idx):
-            measuring = getattr(self.log, "__name__", "") == "_log_nothing"
-            if measuring and self.trainer.global_rank == 1:
-                raise RuntimeError("only here")
-            return super().training_step(batch, batch_idx)
-
-    (tmp_path / "plain").mkdir()
-    plain, _ = run(tmp_path / "plain", [], **FORK)
-    (tmp_path / "fault").mkdir()
-    train(
-        Faulty, None, [*ours(), Save(tmp_path / "fault" / "weight.pt")], tmp_path / "fault",
-        logger=False, **FORK,
+def test_ddp(tmp_path):
+    """As a user starts it: a script that Lightning runs again for the second process."""
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "tests.integration.members", str(tmp_path)],
+        check=True, timeout=LIMIT, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert torch.equal(plain, torch.load(tmp_path / "fault" / "weight.pt"))
-    assert not (tmp_path / "fault" / "history.jsonl").exists()
+    for rank in range(2):
+        ends = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        for kind in MEMBERS:
+            without, with_ours = (ends[kind.__name__, name] for name in ("without", "with"))
+            assert differences(without, with_ours) == [], kind
+    assert measured(tmp_path) >= 4 * 6
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_launched(strategy, tmp_path):
+    ends = {}
+    for name, callbacks in (("without", []), ("with", ours())):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {"strategy": strategy, "devices": 2, "max_epochs": 1}
+        end_of(Quartet, [*callbacks, Save(folder)], folder, **settings)
+        ends[name] = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    assert differences(ends["without"], ends["with"]) == []
+    assert measured(tmp_path) >= 4
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_fsdp2(kind, tmp_path):
+    def work(rank):
+        def run(callbacks):
+            return end_of(kind, callbacks, tmp_path, strategy=fsdp2(), devices=2)
+
+        return run([]), run(ours())
+
+    for without, with_ours in both(work):
+        assert differences(without, with_ours) == []
+    assert measured(tmp_path) >= 4
+
+
+def test_fsdp2_in_mixed_precision(tmp_path):
+    def work(rank):
+        def run(callbacks):
+            make = lambda: Mlp(mp_dtype=torch.bfloat16)  # noqa: E731
+            return end_of(make, callbacks, tmp_path, strategy=fsdp2(), devices=2)
+
+        return run([]), run(ours())
+
+    for without, with_ours in both(work):
+        assert differences(without, with_ours) == []
+    assert measured(tmp_path) >= 4

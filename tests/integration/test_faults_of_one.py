@@ -1,0 +1,303 @@
+"""A fault on one process ends the measurement on both, and training goes on the same.
+
+Everything here runs under a time limit: a process that waits for the other fails the test.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, figures
+from lightning_landscape.callbacks import hessian, sharpness
+from lightning_landscape.training import isolation, probe, records, session, sharding
+from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.round import Measured
+from tests.integration.members import Mlp, end_of
+from tests.integration.processes import both, forks, on_two
+from tests.runs import differences
+
+pytestmark = forks
+
+def strategy(name):
+    if name == "fsdp2":
+        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    return name
+
+
+class Kind(Mlp):
+    """``fault(calls, loss)`` sees every loss that is computed to be measured."""
+
+    fault = staticmethod(lambda calls, loss: loss)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if getattr(self.log, "__name__", "") != "_log_nothing":
+            return loss
+        Seen.calls += 1
+        return self.fault(Seen.calls, loss)
+
+
+class Seen:
+    calls = 0
+
+
+def monitors(**extra):
+    common = {"every_n_train_steps": 2, "max_overhead": None, "probe_samples": 32, **extra}
+    return [
+        HessianMonitor(**common, max_hvps=5, update_curvature=True, batch_edge_ratio=True),
+        SharpnessMonitor(**common, critical=True),
+        LandscapeMonitor(**common, resolution=2, line_resolution=3),
+    ]
+
+
+def run(root, make_callbacks=monitors, name="ddp", patches=lambda rank: (), **settings):
+    """Both ranks train; ``(what each ended with, what its callbacks have counted)``."""
+
+    def work(rank):
+        Seen.calls = 0
+        for owner, attribute, value in patches(rank):
+            setattr(owner, attribute, value)  # this process ends after the run
+        callbacks = make_callbacks()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            end = end_of(
+                Kind, callbacks, root, may_fail=True, strategy=strategy(name), devices=2,
+                max_epochs=2, **settings,
+            )  # fmt: skip
+        counts = [(c.measured, c.failed, c.disabled) for c in callbacks if hasattr(c, "failed")]
+        return end, counts, [len(c.history) for c in callbacks if hasattr(c, "history")]
+
+    return both(work)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    return {
+        name: [end for end, *_ in run(tmp_path_factory.mktemp("plain"), list, name)]
+        for name in ("ddp", "fsdp2")
+    }
+
+
+def check(found, without, name="ddp"):
+    """The same weights as without us, and both processes have counted the same."""
+    for (end, *_), plain in zip(found, without[name], strict=True):
+        assert differences(plain, end) == []
+    (_, counts, rows), (_, others, other_rows) = found
+    assert counts == others
+    assert rows == other_rows
+    return counts
+
+
+def raising(error, first, last=10**9):
+    def fault(calls, loss):
+        if first <= calls <= last:
+            raise error
+        return loss
+
+    return staticmethod(fault)
+
+
+def on_rank_one(owner, attribute, value):
+    return lambda rank: [(owner, attribute, value)] if rank == 1 else []
+
+
+def failing_times(function, times, error, after=0):
+    """``function``, which raises at ``times`` calls after the first ``after``."""
+    calls = [0]
+
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if after < calls[0] <= after + times:
+            raise error
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("error", [RuntimeError("here only"), OUT_OF_MEMORY], ids=["any", "oom"])
+@pytest.mark.parametrize("first", [1, 6, 30])
+def test_in_training_step(name, error, first, tmp_path, without):
+    fault = raising(error, first, first + 2)
+    found = run(tmp_path, name=name, patches=on_rank_one(Kind, "fault", fault))
+    counts = check(found, without, name)
+    failed = sum(failed for _, failed, _ in counts)
+    assert 1 <= failed <= 3
+    assert all(measured >= 2 for measured, _, _ in counts)  # and on it goes
+
+
+def test_always_in_training_step(tmp_path, without):
+    found = run(tmp_path, patches=on_rank_one(Kind, "fault", raising(ValueError("always"), 1)))
+    assert check(found, without) == [(0, 3, True)] * 3
+    assert not list(tmp_path.rglob("history.jsonl"))
+
+
+def test_nan(tmp_path, without):
+    fault = staticmethod(lambda calls, loss: loss * float("nan"))
+    found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
+    counts = check(found, without)
+    assert all(measured >= 2 for measured, _, _ in counts)
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    values = [row["sharpness/sam"] for row in rows if "sharpness/sam" in row]
+    assert values
+    assert all(value != value for value in values)
+
+
+PLACES = {  # outside the objective, whose reductions carry its own faults
+    "in a solver": (hessian, "curvature_along"),
+    "in vector arithmetic": (sharpness, "norm"),
+    "while isolating": (isolation, "ModuleState"),
+    "while copying random states": (isolation, "RandomState"),
+    "while copying the weights before": (session, "_copied"),
+    "while copying the batch": (session, "clone_batch"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_elsewhere(place, tmp_path, without):
+    owner, attribute = PLACES[place]
+    broken = failing_times(getattr(owner, attribute), 1, OUT_OF_MEMORY)
+    counts = check(run(tmp_path, patches=on_rank_one(owner, attribute, broken)), without)
+    assert sum(failed for _, failed, _ in counts) >= 1
+    assert all(measured >= 2 for measured, _, _ in counts)
+
+
+def test_while_gathering_shards(tmp_path, without):
+    broken = failing_times(sharding._mesh_device, 1, OUT_OF_MEMORY, after=20)
+    patches = on_rank_one(sharding, "_mesh_device", broken)
+    counts = check(run(tmp_path, name="fsdp2", patches=patches), without, "fsdp2")
+    assert sum(failed for _, failed, _ in counts) >= 1
+    assert all(measured >= 2 for measured, _, _ in counts)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_while_capturing_the_probe(times, tmp_path, without):
+    broken = failing_times(probe.clone_batch, times, OUT_OF_MEMORY)
+    counts = check(run(tmp_path, patches=on_rank_one(probe, "clone_batch", broken)), without)
+    if times == 1:  # a later batch takes its place
+        assert all(measured >= 2 and failed == 1 for measured, failed, _ in counts)
+    else:
+        assert counts == [(0, 3, True)] * 3
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (figures, "figure_to_image"),
+        (records.json, "dumps"),
+        (Probe, "fingerprint"),
+        (Probe, "save"),
+    ],
+    ids=["drawing", "writing", "hashing the probe", "saving the probe"],
+)
+@pytest.mark.parametrize("where", [0, 1])
+def test_recording(where, owner, attribute, tmp_path, without):
+    def broken(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    def patches(rank):
+        return [(owner, attribute, broken)] if rank == where else []
+
+    counts = check(run(tmp_path, patches=patches), without)
+    assert all(measured >= 2 and failed == 0 for measured, failed, _ in counts)
+
+
+def test_going_different_ways(tmp_path, without):
+    """One process is done while the other still wants a sum of both."""
+
+    class Hasty(SharpnessMonitor):
+        def measure(self, this_round):
+            if this_round.trainer.global_rank == 1:
+                return Measured({self.key("sam"): 1.0})
+            return super().measure(this_round)
+
+    def make():
+        return [Hasty(every_n_train_steps=2, max_overhead=None, probe_samples=32), *monitors()[:1]]
+
+    (hasty, other) = check(run(tmp_path, make), without)
+    assert hasty == (0, 3, True)
+    assert other[0] >= 3
+    assert other[1] == 0
+
+
+@pytest.mark.parametrize("budget", [1e-6, 0.05, 10.0])
+def test_one_budget(budget, tmp_path, without):
+    """Each process has its own clock; rank zero's decides."""
+
+    def slower(rank):
+        real = session.time.perf_counter
+        return [(session.time, "perf_counter", lambda: real() * (1 + 2 * rank))]
+
+    def make():
+        return monitors(max_overhead=budget)
+
+    check(run(tmp_path, make, patches=slower), without)
+
+
+def lists(*sizes):
+    """A probe for this process: a list with batches of these sizes."""
+    return [tuple(tensor[:size] for tensor in Mlp().examples(20)) for size in sizes]
+
+
+def test_lists_of_different_lengths(tmp_path, without):
+    def patches(rank):
+        return [(Monitor, "share", lists(8, 3, 9) if rank == 0 else lists(20))]
+
+    def make():
+        return monitors(probe=Monitor.share)
+
+    counts = check(run(tmp_path, make, patches=patches), without)
+    assert all(measured >= 3 and failed == 0 for measured, failed, _ in counts)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_list_is_refused_on_both(empty, tmp_path):
+    def work(rank):
+        given = [] if rank == empty else lists(8)
+        end_of(Kind, monitors(probe=given), tmp_path, strategy="ddp", devices=2)
+
+    answers = on_two(work)
+    assert "it holds no batch" in str(answers[empty])
+    assert "on another process" in str(answers[1 - empty])
+
+
+class _Checkpoint(pl.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("lost", [None, 0, 1])
+def test_resuming_with_one_part_of_the_probe(lost, tmp_path):
+    """Captured probes lie in one file for each process; one may be missing later."""
+
+    def work(rank):
+        path = tmp_path / "half.ckpt"
+        settings = {"strategy": "ddp", "devices": 2, "max_epochs": 2}
+        first = monitors()
+        end_of(Kind, [*first, _Checkpoint(path)], tmp_path, **settings)
+        kept = first[0].probe_in_use.fingerprint()
+        if lost == rank:
+            next(tmp_path.rglob(f"probe-*-rank{rank}.pt")).unlink()
+        torch.distributed.barrier()
+        again = monitors()
+        end_of(Kind, again, tmp_path, seed=9, ckpt_path=path, **settings)
+        return kept == again[0].probe_in_use.fingerprint(), again[0].probe_in_use.size
+
+    (same, size), (other_same, other_size) = both(work)
+    assert same == other_same == (lost is None)
+    assert size == other_size == 16

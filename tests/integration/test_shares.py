@@ -1,0 +1,101 @@
+"""Two processes with a share of the probe each measure what one process with all of it does."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from tests.integration.members import MEMBERS, end_of
+from tests.integration.processes import both, forks
+
+pytestmark = forks
+
+# Batches by their sizes, for rank 0 and for rank 1.
+HALVES = ([10, 10], [10, 10])
+UNEQUAL = ([8, 3, 9], [20])
+
+STRATEGIES = {
+    "ddp": lambda: "ddp",
+    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+}
+SUMS = {  # figure -> how far two ways of adding up may lie apart
+    "hessian/top_eigenvalue": 1e-6,
+    "hessian/edge_ratio": 1e-6,
+    "hessian/update_curvature": 1e-5,
+    "sharpness/gradient_norm": 1e-6,
+    "sharpness/sam": 1e-5,
+    "sharpness/worst_case": 1e-5,
+    "sharpness/critical": 1e-5,
+    "probe_samples": 0.0,
+}
+
+
+def batches(kind, sizes, begin):
+    tensors = kind(noisy=False).examples(40)
+    ends = [begin + sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [
+        tuple(t[end - size : end] for t in tensors) for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def measured(kind, probe, root, **settings):
+    """Figure -> its values along a short run that is the same run on one process and on two."""
+    torch.set_num_threads(1)
+    common = {"every_n_train_steps": 3, "max_overhead": None, "probe": probe}
+    monitors: list[pl.Callback] = [
+        HessianMonitor(**common, update_curvature=True),
+        SharpnessMonitor(**common, worst_case=True, worst_case_steps=4, critical=True),
+        LandscapeMonitor(**common, resolution=3, line_resolution=5),
+    ]
+    root.mkdir(parents=True, exist_ok=True)
+    # Each process trains on the same batches, so that their mean gradient is that of one.
+    end_of(
+        lambda: kind(noisy=False), monitors, root, use_distributed_sampler=False,
+        max_epochs=1, limit_train_batches=7, limit_val_batches=0, **settings,
+    )  # fmt: skip
+
+
+def read(root):
+    rows = [json.loads(line) for line in (root / "history.jsonl").read_text().splitlines()]
+    found = {key: [row[key] for row in rows if key in row] for key in SUMS}
+    for path in sorted((root / "landscape").glob("*.npz")):
+        with np.load(path) as file:
+            found[path.stem] = file["losses"].reshape(-1).tolist()
+    return found
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_figures(kind, tmp_path, side_by_side):
+    runs = [("ddp", HALVES), ("ddp", UNEQUAL), ("fsdp2", UNEQUAL)]
+
+    def work(rank):
+        for name, shares in runs:
+            begin = sum(shares[0]) if rank else 0
+            settings = {"strategy": STRATEGIES[name](), "devices": 2}
+            probe = batches(kind, shares[rank], begin)
+            measured(kind, probe, tmp_path / name / str(shares), **settings)
+
+    both(work)
+    for name, shares in runs:
+        alone = tmp_path / "alone" / str(shares)
+        if not alone.exists():
+            measured(kind, batches(kind, shares[0] + shares[1], 0), alone)
+        one, two = read(alone), read(tmp_path / name / str(shares))
+        assert one.keys() == two.keys()
+        assert len(one["hessian/top_eigenvalue"]) == 3
+        assert any("plane" in key for key in one)
+        what = f"{kind.__name__}, {name} {shares[0]} + {shares[1]}"
+        for key in one:
+            close = pytest.approx(one[key], rel=SUMS.get(key, 1e-5), nan_ok=True)
+            assert two[key] == close, (what, key)
+        for key in ("hessian/top_eigenvalue", "sharpness/sam"):
+            side_by_side(what, key, one[key][-1], two[key][-1])
+        last = [key for key in one if "plane" in key][-1]
+        worst = max(range(len(one[last])), key=lambda i: abs(two[last][i] / one[last][i] - 1))
+        side_by_side(what, "plane, worst of its losses", one[last][worst], two[last][worst])
