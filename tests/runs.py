@@ -69,6 +69,7 @@ def train(
     root: Path | str = ".",
     seed: int = 1,
     before_fit: Callable[[pl.Trainer, pl.LightningModule, Any], object] | None = None,
+    ckpt_path: Path | str | None = None,
     **settings: Any,
 ) -> Outcome:
     """One seeded run on the CPU; ``data`` is a loader, a datamodule or a function making one."""
@@ -95,7 +96,7 @@ def train(
         feed = data() if callable(data) else data
         if before_fit is not None:
             before_fit(trainer, module, feed)
-        trainer.fit(module, feed)
+        trainer.fit(module, feed, ckpt_path=ckpt_path)
     return Outcome(state_of(trainer, trainer.lightning_module, logger), trainer, logger)
 
 

@@ -184,6 +184,9 @@ class Quartet(Member):
     def configure_model(self):
         pass
 
+    def setup(self, stage):
+        torch.set_num_threads(1)
+
     def training_step(self, batch, batch_idx):
         pairs = zip(self.members, zip(batch[::2], batch[1::2], strict=True), strict=True)
         loss = sum(F.cross_entropy(member.net(x), y) for member, (x, y) in pairs)
