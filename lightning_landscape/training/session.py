@@ -120,26 +120,23 @@ class Session:
     def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Keep what will be wanted: a batch before it can be edited, weights before they move."""
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
-        if not self._fetches_itself:
-            self._keep_batch(batch, batch_idx, coming)
-        if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
-            self._before_at = trainer.global_step
-            try:
+        if self._before.fault is not None:
+            self._before, self._before_at = Before(), -1
+        try:
+            if not self._fetches_itself:
+                self._keep_batch(batch, batch_idx, coming)
+            if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
+                self._before_at = trainer.global_step
                 self._before = _copied(trainer)
-            except Exception as error:  # no room, say: told when the copies are wanted
-                self._before = Before(fault=error)
+        except Exception as error:  # no room, say: told when the copies are wanted
+            self.last_batch.batches, self._before = [], Before(fault=error)
 
     def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
         self._offered = self._captured_probes()
         for probe in self._offered:
             self._offer(probe, batch, batch_idx)
         if any(m.needs_batch for m in coming):
-            self.last_batch.batches = []
-            try:
-                kept = ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))
-                self.last_batch.batches = [kept]
-            except Exception as error:
-                self._before = Before(fault=error)
+            self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
 
     def _offer(self, probe: Probe, batch: Any, batch_idx: int) -> None:
         """Add the batch to a probe; on all processes, or on none."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -244,6 +245,11 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     known = (int, float, str, bool, bytes, type(None), np.ndarray, np.integer)
     return value if isinstance(value, known) else type(value).__name__
+
+
+def fsdp2() -> ModelParallelStrategy:
+    """For one Trainer; its module is to be sharded over both processes."""
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 
 
 class Save(pl.Callback):

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, figures
 from lightning_landscape.callbacks import hessian, sharpness
@@ -20,7 +19,7 @@ from lightning_landscape.training import isolation, probe, records, session, sha
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.round import Measured
-from tests.integration.members import Mlp, end_of
+from tests.integration.members import Mlp, end_of, fsdp2
 from tests.integration.processes import both, forks, on_two
 from tests.runs import differences
 
@@ -28,9 +27,7 @@ pytestmark = forks
 
 
 def strategy(name):
-    if name == "fsdp2":
-        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    return name
+    return fsdp2() if name == "fsdp2" else name
 
 
 class Kind(Mlp):
@@ -306,21 +303,23 @@ class _Checkpoint(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("lost", [None, 0, 1])
-def test_resuming_with_one_part_of_the_probe(lost, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "lost"), [("ddp", None), ("ddp", 0), ("ddp", 1), ("fsdp2", None), ("fsdp2", 1)]
+)
+def test_resuming_with_one_part_of_the_probe(name, lost, tmp_path):
     """Captured probes lie in one file for each process; one may be missing later."""
 
     def work(rank):
         path = tmp_path / "half.ckpt"
-        settings = {"strategy": "ddp", "devices": 2, "max_epochs": 2}
+        settings = {"devices": 2, "max_epochs": 2}
         first = monitors()
-        end_of(Kind, [*first, _Checkpoint(path)], tmp_path, **settings)
+        end_of(Kind, [*first, _Checkpoint(path)], tmp_path, strategy=strategy(name), **settings)
         kept = first[0].probe_in_use.fingerprint()
         if lost == rank:
             next(tmp_path.rglob(f"probe-*-rank{rank}.pt")).unlink()
         torch.distributed.barrier()
         again = monitors()
-        end_of(Kind, again, tmp_path, seed=9, ckpt_path=path, **settings)
+        end_of(Kind, again, tmp_path, seed=9, ckpt_path=path, strategy=strategy(name), **settings)
         return kept == again[0].probe_in_use.fingerprint(), again[0].probe_in_use.size
 
     (same, size), (other_same, other_size) = both(work)

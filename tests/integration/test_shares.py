@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
-from tests.integration.members import MEMBERS, end_of
+from tests.integration.members import MEMBERS, end_of, fsdp2
 from tests.integration.processes import both, forks
 
 pytestmark = forks
@@ -20,10 +19,7 @@ pytestmark = forks
 HALVES = ([10, 10], [10, 10])
 UNEQUAL = ([8, 3, 9], [20])
 
-STRATEGIES = {
-    "ddp": lambda: "ddp",
-    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-}
+STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": fsdp2}
 SUMS = {  # figure -> how far two ways of adding up may lie apart
     "hessian/top_eigenvalue": 1e-6,
     "hessian/edge_ratio": 1e-6,

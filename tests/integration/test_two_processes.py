@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 
-from tests.integration.members import MEMBERS, Mlp, Quartet, Save, end_of, ours
+from lightning_landscape import SharpnessEarlyStopping
+from tests.integration.members import MEMBERS, Mlp, Quartet, Save, end_of, fsdp2, ours
 from tests.integration.processes import LIMIT, both, forks
 from tests.runs import differences
 
@@ -21,10 +21,6 @@ pytestmark = forks
 def measured(folder: Path) -> int:
     """Rows of all histories below."""
     return sum(len(path.read_text().splitlines()) for path in folder.rglob("history*.jsonl"))
-
-
-def fsdp2():
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 
 
 def test_ddp(tmp_path):
@@ -81,3 +77,15 @@ def test_fsdp2_in_mixed_precision(tmp_path):
     for without, with_ours in both(work):
         assert differences(without, with_ours) == []
     assert measured(tmp_path) >= 4
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_stopping_stops_both(name, tmp_path):
+    def work(rank):
+        stopper = SharpnessEarlyStopping("sharpness/gradient_norm", 0.0, patience=2)
+        strategy = fsdp2() if name == "fsdp2" else name
+        callbacks = [stopper, *ours(probe_samples=16)[1:2]]
+        end_of(Mlp, callbacks, tmp_path, strategy=strategy, devices=2, max_epochs=50)
+        return stopper.stopped_step
+
+    assert both(work) == [3, 3]  # measured at 1 and 3
