@@ -95,3 +95,11 @@ def test_figures(kind, tmp_path, side_by_side):
         last = [key for key in one if "plane" in key][-1]
         worst = max(range(len(one[last])), key=lambda i: abs(two[last][i] / one[last][i] - 1))
         side_by_side(what, "plane, worst of its losses", one[last][worst], two[last][worst])
+    # Each example counts the same, in whatever batch it is: as one batch of all of them.
+    measured(kind, batches(kind, [40], 0), tmp_path / "at once")
+    one = read(tmp_path / "at once")
+    for key in ("hessian/top_eigenvalue", "sharpness/gradient_norm"):
+        assert two[key] == pytest.approx(one[key], rel=1e-5), key
+        side_by_side(
+            f"{kind.__name__}, fsdp2 against one batch of 40", key, one[key][-1], two[key][-1]
+        )

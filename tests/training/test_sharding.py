@@ -10,7 +10,12 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -40,12 +45,12 @@ class Net(nn.Module):
         return self.c.shout(x).square().mean()
 
 
-def grouped(net):
-    fully_shard([net.a, net.b], reshard_after_forward=False)
-    fully_shard(net.c)
+def grouped(net, policy):
+    fully_shard([net.a, net.b], reshard_after_forward=False, mp_policy=policy)
+    fully_shard(net.c, mp_policy=policy)
     register_fsdp_forward_method(net.c, "shout")
     net.c.set_reshard_after_backward(False)
-    fully_shard(net)
+    fully_shard(net, mp_policy=policy)
     return net
 
 
@@ -63,12 +68,12 @@ def everything(net):
     return found
 
 
-def sharded_pair(rank):
+def sharded_pair(rank, policy=MixedPrecisionPolicy()):  # noqa: B008
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     plain = Net()
     torch.manual_seed(0)
-    return plain, grouped(Net())
+    return plain, grouped(Net(), policy)
 
 
 @forks
@@ -124,6 +129,24 @@ def test_whole_parameters_left_by_an_evaluation_are_gathered_anew():
         with made_whole(net) as whole:
             assert isinstance(whole.trained(net.a.weight), DTensor)
         assert isinstance(net.a.weight, DTensor)
+
+    both(work)
+
+
+@forks
+def test_mixed_precision():
+    """Autocast in the place of FSDP's casts, around weights as precise as the shards."""
+
+    def work(rank):
+        plain, net = sharded_pair(rank, MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+        x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            theirs = float(net(x))
+            with made_whole(net) as whole, whole.precision():
+                assert net.a.weight.dtype == torch.float32
+                assert net.a(x).dtype == torch.bfloat16
+                assert float(net(x)) == pytest.approx(theirs, rel=2e-2)
+            assert theirs != float(plain(x))
 
     both(work)
 
