@@ -224,11 +224,16 @@ def end_of(
     **settings: Any,
 ) -> dict[str, Any]:
     """Train; what this process ended with.  Measurements that fail are an error."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     own = getattr(make, "settings", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcome = train(make, None, callbacks, root, **{**_DEFAULTS, **own, **settings})
+        try:
+            outcome = train(make, None, callbacks, root, **{**_DEFAULTS, **own, **settings})
+        finally:
+            logger.setLevel(level)
     failed = {c.prefix: c.failed for c in callbacks if getattr(c, "failed", 0)}
     assert may_fail or not failed, f"measurements failed: {failed}"
     return plain(outcome.state)

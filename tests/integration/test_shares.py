@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-import torch
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
 from tests.integration.members import MEMBERS, end_of, fsdp2
@@ -42,7 +41,6 @@ def batches(kind, sizes, begin):
 
 def measured(kind, probe, root, **settings):
     """Figure -> its values along a short run that is the same run on one process and on two."""
-    torch.set_num_threads(1)
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe": probe}
     monitors: list[pl.Callback] = [
         HessianMonitor(**common, update_curvature=True),
@@ -66,6 +64,7 @@ def read(root):
     return found
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_figures(kind, tmp_path, side_by_side):
     runs = [("ddp", HALVES), ("ddp", UNEQUAL), ("fsdp2", UNEQUAL)]
