@@ -11,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_landscape.training.monitor import Monitor, check_choice
+from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
 
 
 class SharpnessEarlyStopping(pl.Callback):
@@ -184,6 +184,13 @@ class SharpnessEarlyStopping(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
+        expected = {
+            "wait_count": (int,),
+            "stopped_step": (int, type(None)),
+            "stopping_reason": (str,),
+        }
+        if not usable_state("SharpnessEarlyStopping", state_dict, expected):
+            return
         self.wait_count = state_dict["wait_count"]
         self.stopped_step = state_dict["stopped_step"]
         self.stopping_reason = state_dict["stopping_reason"]

@@ -256,7 +256,7 @@ class HessianMonitor(Monitor):
     ) -> dict[str, float]:
         edge = self._edge(this_round, objective)
         if edge is None:
-            return {}
+            return _unknown(result, self.key("edge_ratio"))
         ratio = self._ratio("preconditioned", objective, edge, result)
         # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
         share = 1.0
@@ -277,7 +277,7 @@ class HessianMonitor(Monitor):
         self._keep("batch", result)
         edge = self._edge(this_round, objective)
         if edge is None:
-            return {}
+            return _unknown(result, self.key("batch_edge_ratio"))
         ratio = self._ratio("preconditioned batch", objective, edge, result)
         return {self.key("batch_edge_ratio"): ratio}
 
@@ -341,11 +341,13 @@ class HessianMonitor(Monitor):
             measured.pictures[self.key("density")] = partial(_density_figure, density, label)
 
     def _block_starts(self, objective: Objective) -> dict[str, EigenResult]:
-        known = objective.params.keys()
         return {
             problem.removeprefix("block "): last
             for problem, last in self._last.items()
-            if problem.startswith("block ") and last.eigenvectors[0].keys() <= known
+            if problem.startswith("block ")
+            and last.fits(
+                {name: p for name, p in objective.params.items() if name in last.eigenvectors[0]}
+            )
         }
 
     # -- warm starts ---------------------------------------------------------------------------
@@ -353,9 +355,7 @@ class HessianMonitor(Monitor):
     def _start(self, problem: str, objective: Objective) -> EigenResult | None:
         """The last result, unless the trained parameters have changed (one was frozen, say)."""
         last = self._last.get(problem)
-        if last is None or last.eigenvectors[0].keys() != objective.params.keys():
-            return None
-        return last
+        return last if last is not None and last.fits(objective.params) else None
 
     def forget(self) -> None:
         """Start the solvers afresh: after a fault processes may hold different results."""
@@ -365,6 +365,11 @@ class HessianMonitor(Monitor):
         self._last.pop(problem, None)
         if bool(result.eigenvalues.isfinite().all()):
             self._last[problem] = result
+
+
+def _unknown(result: EigenResult, key: str) -> dict[str, float]:
+    """No ratio is logged without an edge; after a blow-up NaN is, for those who wait for it."""
+    return {} if math.isfinite(result.eigenvalues[0]) else {key: math.nan}
 
 
 def _density_figure(density: SpectralDensity, label: dict[str, Any]) -> Figure:

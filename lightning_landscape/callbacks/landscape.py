@@ -23,7 +23,7 @@ from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.slices import Slice, Span, line_slice, plane_slice
 from lightning_landscape.geometry.vectors import norm, random_vector
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_choice
+from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
 from lightning_landscape.training.round import Measured, Round
 
 if TYPE_CHECKING:
@@ -228,9 +228,17 @@ class LandscapeMonitor(Monitor):
             if kind == "random":
                 axis = self._random_axis(this_round, objective, repeat, filtered=both_random)
             elif kind == "gradient":
-                axis = _Axis("gradient", unit(objective.gradient()), fixed=False)
+                axis = _Axis("gradient", objective.gradient(), fixed=False)
             else:
-                axis = self._eigen_axis(this_round, repeat)
+                axis = self._eigen_axis(this_round, objective, repeat)
+            if kind != "random":
+                try:
+                    axis = _Axis(axis.name, unit(axis.vector), axis.fixed)
+                except ValueError:  # where the loss is NaN, or flat
+                    self.say_once(
+                        f"{axis.name} is zero or not finite; it is a random direction where it is"
+                    )
+                    axis = self._random_axis(this_round, objective, 2 + position, filtered=False)
             if axes and not both_random:
                 try:
                     vector = orthogonal_to(axis.vector, axes[0].vector)
@@ -253,22 +261,30 @@ class LandscapeMonitor(Monitor):
         if filtered:
             dims = filter_dims_of(this_round.pl_module)
             normalized = filter_normalize(vector, objective.params, filter_dims=dims)
-            if norm(normalized) > 0.0:
+            length = norm(normalized)
+            if 0.0 < length < math.inf:
                 return _Axis(name, normalized, fixed=True)
-            self.say_once(
-                "the parameters are all vectors or all zero, which filter normalisation leaves "
-                "out; random directions have length 1 instead"
-            )
+            if length == 0.0:
+                self.say_once(
+                    "the parameters are all vectors or all zero, which filter normalisation leaves "
+                    "out; random directions have length 1 instead"
+                )
         return _Axis(name, unit(vector), fixed=True)
 
-    def _eigen_axis(self, this_round: Round, repeat: int) -> _Axis:
+    def _eigen_axis(self, this_round: Round, objective: Objective, repeat: int) -> _Axis:
         wanted = self._pair.count("eigenvectors")
-        self._last_eigen = this_round.top_eigenvalues(self, wanted, init=self._last_eigen)
-        vector = self._last_eigen.eigenvectors[repeat]
+        last = self._last_eigen
+        start = last if last is not None and last.fits(objective.params) else None
+        found = self._last_eigen = this_round.top_eigenvalues(self, wanted, init=start)
+        vector = found.eigenvectors[repeat]
         # The sign of an eigenvector is arbitrary: keep to the last picture's, and for the first
         # picture, here or after a resume, to the same fixed vector.
+        if start is None:
+            self._last_vectors.clear()
         reference = self._last_vectors.get(repeat) or random_vector(vector, self.seed)
-        vector = self._last_vectors[repeat] = aligned(vector, reference)
+        vector = aligned(vector, reference)
+        if bool(found.eigenvalues.isfinite().all()):
+            self._last_vectors[repeat] = vector
         name = "top eigenvector" if repeat == 0 else "second eigenvector"
         return _Axis(name, vector, fixed=False)
 
@@ -291,10 +307,13 @@ class LandscapeMonitor(Monitor):
         from lightning_landscape.figures import ColorScale, line_figure, plane_figure
 
         tag = self.key(part)
-        if tag not in self._scales:
-            widest = max((ColorScale.from_slice(s) for s in slices), key=lambda scale: scale.limit)
-            self._scales[tag] = widest.to_dict()
-        scale: ColorScale = ColorScale.from_dict(self._scales[tag])
+        if tag in self._scales:
+            scale: ColorScale = ColorScale.from_dict(self._scales[tag])
+        else:
+            scale = max((ColorScale.from_slice(s) for s in slices), key=lambda scale: scale.limit)
+            # A picture without a loss has nothing to say about the scale of those to come.
+            if all(math.isfinite(s.center_loss) for s in slices):
+                self._scales[tag] = scale.to_dict()
         if part == "line":
             measured.pictures[tag] = partial(line_figure, list(slices), scale=scale)
         else:
@@ -308,4 +327,5 @@ class LandscapeMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, on the same scale."""
         super().load_state_dict(state_dict)
-        self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
+        if self.resumed and usable_state(self.prefix, state_dict, {"scales": (dict,)}):
+            self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}

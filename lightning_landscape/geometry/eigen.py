@@ -63,6 +63,11 @@ class EigenResult:
     subspace: tuple[dict[str, Tensor], ...] = field(default=(), repr=False)
     asymmetry: float = 0.0
 
+    def fits(self, params: Mapping[str, Tensor]) -> bool:
+        """Whether it can start a solution over ``params``: same names, same shapes."""
+        known = {name: v.shape for name, v in self.eigenvectors[0].items()}
+        return known == {name: p.shape for name, p in params.items()}
+
 
 def top_eigenvalues(
     objective: HessianLike,

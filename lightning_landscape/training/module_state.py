@@ -126,6 +126,13 @@ class ModuleState:
 
     def restore(self) -> None:
         """Put back what outlives an evaluation."""
+        try:
+            self._restore()
+        except BaseException:  # Ctrl-C half way, say: all of it can be done again
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         self.set_mode(None)
         self.end_evaluation()
         for parameter, content, requires_grad in self._parameters:

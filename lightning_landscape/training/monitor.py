@@ -30,6 +30,12 @@ _HISTORY_ROWS = 10_000
 
 # By name: there are two Lightning packages, and Ray's strategies inherit from these.
 _REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+_STATE: dict[str, tuple[type, ...]] = {
+    "last_step": (int, type(None)),
+    "measured": (int,),
+    "skipped": (int,),
+    "probe": (dict, type(None)),
+}
 
 
 class Listener(Protocol):
@@ -218,6 +224,11 @@ class Monitor(pl.Callback):
     def restore_probe(self, recorder: Recorder, trainer: Trainer) -> None:
         """After a resume: the probe of the run before, or a new series, which is said."""
         if self._kept_probe is None:
+            if self.resumed and trainer.ckpt_path:
+                self.say_once(
+                    "the checkpoint was written before the first measurement and names no probe; "
+                    "one is taken from the next training batches"
+                )
             return
         probe, kept = self.probe_in_use, self._kept_probe
         path = Path(kept["file"])
@@ -324,6 +335,12 @@ class Monitor(pl.Callback):
         if session := self._led(trainer):
             session.on_train_end(trainer, pl_module)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let go of the session here too: Lightning tears down nothing after an exception."""
+        self._session = None
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the session: a callback that is kept or pickled holds no run."""
         if stage == "fit":
@@ -347,6 +364,8 @@ class Monitor(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series of the run that wrote the checkpoint."""
+        if not usable_state(self.prefix, state_dict, _STATE):
+            return
         self.schedule.last_step = state_dict["last_step"]
         self.measured = state_dict["measured"]
         self.skipped = state_dict["skipped"]
@@ -356,6 +375,19 @@ class Monitor(pl.Callback):
 
 def _monitors(trainer: Trainer) -> list[Monitor]:
     return [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+
+
+def usable_state(
+    said: str, state: Mapping[str, Any], expected: Mapping[str, tuple[type, ...]]
+) -> bool:
+    """Whether a checkpoint's state is what this version writes; says so where it is not."""
+    wrong = [key for key, types in expected.items() if not isinstance(state.get(key), types)]
+    if wrong:
+        rank_zero_warn(
+            f"{said}: the state in the checkpoint is not one of this version (see {wrong}) and is "
+            f"ignored; a new series starts"
+        )
+    return not wrong
 
 
 def check_choice(said: str, argument: str, value: object, allowed: Sequence[str]) -> None:

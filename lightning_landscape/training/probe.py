@@ -62,9 +62,10 @@ class Probe:
         """Keep a copy of a training batch; ``count`` adds up examples over processes."""
         if self.complete:
             return
-        self.batches.append(ProbeBatch(clone_batch(batch), index, batch_size(batch)))
-        if count(self.size) >= self.samples:
-            self.complete = True
+        try:
+            self.batches.append(ProbeBatch(clone_batch(batch), index, batch_size(batch)))
+        finally:  # also without a copy, for want of memory: other processes wait for this count
+            self.complete = count(self.size) >= self.samples
 
     def withdraw(self) -> None:
         """Give the last batch offered back: it is of no use, and the probe not complete then."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,7 +56,10 @@ class Recorder:
             self._each_logger(add)
 
     def row(self, row: Mapping[str, Any], *, continued: bool) -> None:
-        """Append one row to ``history.jsonl``; a new run does not add to an old one's file."""
+        """Append one row to ``history.jsonl``; a new run does not add to an old one's file.
+
+        Strict JSON, so null stands for NaN and infinity: :func:`read_history` gives NaN back.
+        """
         if not self._writes:
             return
         path = self.log_dir / HISTORY_FILE
@@ -64,8 +69,10 @@ class Recorder:
             if self._fresh and not continued and path.exists():
                 _set_aside(path)
             self._fresh = False
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            line = json.dumps(_finite(row), allow_nan=False) + "\n"
+            with path.open("ab") as file:
+                torn = _ends_torn(path)  # what a run that was killed, or a full disk, left
+                file.write(("\n" if torn else "").encode() + line.encode())
 
         self.guarded(HISTORY_FILE, write)
 
@@ -79,7 +86,12 @@ class Recorder:
 
         def into_folder() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(self.folder / name)
+            unfinished = self.folder / f".{name}"
+            try:
+                write(unfinished)
+                os.replace(unfinished, self.folder / name)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
         self.guarded(name, into_folder)
 
@@ -148,20 +160,52 @@ class Recorder:
         for logger in self._trainer.loggers:
             self.guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
 
-    def guarded(self, what: str, write: Callable[[], object]) -> bool:
-        """Call ``write``; if it fails, say so once, and False."""
+    def guarded(self, what: str, act: Callable[[], object], done: str = "written") -> None:
+        """``act()``; a fault is told once for each ``what``, and never leaves here."""
         try:
-            write()
+            act()
         except Exception as error:  # whatever a logger or a disk raises: the run goes on
             if what not in self._complaints:
                 self._complaints.add(what)
                 warnings.warn(
-                    f"{what} could not be written ({type(error).__name__}: {error}); training and "
+                    f"{what} could not be {done} ({type(error).__name__}: {error}); training and "
                     f"measuring go on",
                     stacklevel=2,
                 )
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``history.jsonl``, by step; NaN where the file has null.
+
+    A run that was killed may have left a line half written, which is left out, and rows of steps
+    that the resumed run measured again: of rows of one callback with the same step and the same
+    keys the last one is kept.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in Path(path).read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn, perhaps in the middle of a character
+            continue
+        if isinstance(row, dict) and "step" in row:
+            filled = {key: math.nan if value is None else value for key, value in row.items()}
+            rows[row["step"], row.get("monitor"), frozenset(row)] = filled
+    return sorted(rows.values(), key=lambda row: int(row["step"]))
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
             return False
-        return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _event_files(writer: Any) -> list[Path]:

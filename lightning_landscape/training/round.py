@@ -102,6 +102,11 @@ class Round:
             check_deterministic=False,
         )
 
+    def release(self) -> None:
+        """Drop kept graphs: a measurement failed, perhaps for want of memory."""
+        for objective in self._objectives.values():
+            objective.release()
+
     def batch_objective(self, monitor: Monitor) -> Objective:
         """The loss on the training batch that has just been used, at the weights as they are."""
         self._session.kept_before()
@@ -129,6 +134,8 @@ class Round:
     def _weights_before(self, objective: Objective) -> list[Tensor]:
         before = self._session.kept_before().weights
         trained = self._trained(objective)
+        if any(id(parameter) not in before for parameter in trained):
+            raise RuntimeError("there is no copy of the weights before the optimizer's last step")
         return self._isolation.whole.gathered([before[id(parameter)] for parameter in trained])
 
     def last_update(self, objective: Objective) -> dict[str, Tensor]:

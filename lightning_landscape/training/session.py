@@ -90,7 +90,8 @@ class Session:
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-        begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # Lightning saves its counter before it moves on, and makes up for that after this hook.
+        begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
@@ -122,20 +123,29 @@ class Session:
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
         if self._before.fault is not None:
             self._before, self._before_at = Before(), -1
+        if not self._fetches_itself:
+            self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
+        if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
+            self._before_at = trainer.global_step
+            self._try_to(partial(self._keep_weights, trainer))
+
+    def _try_to(self, keep: Callable[[], None]) -> None:
+        """Keep a copy; a fault (no room, say) is told when the copies are wanted."""
         try:
-            if not self._fetches_itself:
-                self._keep_batch(batch, batch_idx, coming)
-            if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
-                self._before_at = trainer.global_step
-                self._before = _copied(trainer)
-        except Exception as error:  # no room, say: told when the copies are wanted
+            keep()
+        except Exception as error:
             self.last_batch.batches, self._before = [], Before(fault=error)
+
+    def _keep_weights(self, trainer: Trainer) -> None:
+        if self._before.fault is None:
+            self._before = _copied(trainer)
 
     def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
         self._offered = self._captured_probes()
         for probe in self._offered:
             self._offer(probe, batch, batch_idx)
         if any(m.needs_batch for m in coming):
+            self.last_batch.batches = []  # not an older one if this cannot be copied
             self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
 
     def _offer(self, probe: Probe, batch: Any, batch_idx: int) -> None:
@@ -177,7 +187,7 @@ class Session:
         """Measure, if the optimizer has stepped and somebody is due."""
         loop = trainer.fit_loop
         if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
-            self._keep_batch(trainer, batch, batch_idx, self.monitors)
+            self._try_to(partial(self._keep_batch, batch, batch_idx, self.monitors))
         if pl_module.automatic_optimization and not outputs:
             for probe in self._offered:
                 probe.withdraw()  # training_step gave no loss for it
@@ -276,7 +286,8 @@ class Session:
         with self._isolated(trainer, pl_module, [monitor], step) as this_round:
             if this_round is None:
                 return
-            if self._attempt(monitor, lambda: this_round.objective(monitor).loss()) is None:
+            loss = partial(lambda this_round: this_round.objective(monitor).loss(), this_round)
+            if self._attempt(monitor, loss) is None:
                 return
         elapsed = self._clock(pl_module) - started
         self._forward_seconds = elapsed / max(this_round.work, 1)
@@ -299,7 +310,9 @@ class Session:
             for monitor in monitors:
                 started = self._clock(pl_module)
                 measured = self._attempt(monitor, partial(monitor.measure, this_round))
-                if measured is not None:
+                if measured is None:
+                    this_round.release()
+                else:
                     measured.facts |= this_round.engine(monitor)
                     found.append((monitor, measured, self._clock(pl_module) - started))
             if self._forward_seconds is None:
@@ -358,7 +371,11 @@ class Session:
                 self._publish(trainer, pl_module, monitor, values, rows[-1], final)
         for listener in () if final else monitor.listeners:
             told = next((row for row in rows if listener.monitor in row), rows[-1])
-            listener.on_record(trainer, told)
+            self._recorder.guarded(
+                f"{type(listener).__name__}(monitor={listener.monitor!r})",
+                partial(listener.on_record, trainer, told),
+                "told of a measurement",
+            )
         monitor.measured += 1
         monitor.last_measured_step = step
         self._write_layout()
@@ -404,7 +421,10 @@ class Session:
                 told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
                 rank_zero_info(f"step {row['step']}: {told}")
         if not final:  # Lightning forbids `self.log` when training has ended
-            self._recorder.metrics(pl_module, values, monitor.prog_bar)
+            self._recorder.guarded(
+                "trainer.callback_metrics",
+                partial(self._recorder.metrics, pl_module, values, monitor.prog_bar),
+            )
 
     def _tell_engine(self, monitor: Monitor, facts: Mapping[str, Any], step: int) -> None:
         """How the Hessian-vector products were made: as text, when it is new."""
@@ -436,7 +456,9 @@ class Session:
         )
         monitor.disabled = disabled
         monitor.forget()
-        told = f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}"
+        told = (
+            f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}. {_remedy(error)}"
+        )
         if self.processes.rank == 0:
             rank_zero_warn(told)
         elif not isinstance(error, OtherRankError):
@@ -517,3 +539,12 @@ def _told(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)
     where = f", {Path(place[-1].filename).name} line {place[-1].lineno}" if place else ""
     return f"{type(error).__name__}: {error}{where}"
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
+    return (
+        "If training_step cannot be called on the probe at this point, pass a fixed probe=... that "
+        "fits it, or loss_fn=lambda pl_module, batch: ..."
+    )

@@ -1,0 +1,633 @@
+"""Whatever goes wrong while measuring: the run goes on, in the state it had, and the fault is said.
+
+A fault at the probe only is compared, bit for bit, with the run without callbacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import json
+import math
+import signal
+import warnings
+import weakref
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+
+import lightning_landscape.figures
+from lightning_landscape import (
+    HessianMonitor,
+    LandscapeMonitor,
+    SharpnessEarlyStopping,
+    SharpnessMonitor,
+    Slice,
+)
+from lightning_landscape.training import module_state, probe, records, session
+from lightning_landscape.training.records import read_history
+from tests.runs import MemoryLogger, differences, train
+from tests.small import Linear, regression
+
+
+class Net(Linear):
+    """A curved loss with every kind of state that a fault could leave behind."""
+
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.2), nn.Linear(6, 1)
+        )
+        self.calls = 0
+        self.losses = []
+
+    @property
+    def probing(self):
+        """Whether a callback asks, not the run."""
+        return self.log.__name__ == "_log_nothing"
+
+    def training_step(self, batch, batch_idx):
+        self.calls += 1
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss.detach()))
+        self.log("train_loss", loss)
+        return self.at_the_probe(loss) if self.probing else loss
+
+    def at_the_probe(self, loss):
+        return loss
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters(), lr=0.01)
+
+
+class Plain(Net):
+    """Without noise, so that runs can be compared by their weights alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+
+
+class _OutOfMemoryBackwards(torch.autograd.Function):
+    """The identity; the derivative of order ``order`` runs out of memory."""
+
+    @staticmethod
+    def forward(ctx, loss, order):
+        ctx.order = order
+        ctx.save_for_backward(loss)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.order == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        # Something whose own derivative is this function's again.
+        (loss,) = ctx.saved_tensors
+        return _OutOfMemoryBackwards.apply(grad + 0 * loss, ctx.order - 1), None
+
+
+class Raises(Net):
+    def at_the_probe(self, loss):
+        with torch.no_grad():
+            self.layer[1].running_mean += 1.0
+        raise RuntimeError("no such thing for the probe")
+
+
+class NoMemory(Net):
+    def at_the_probe(self, loss):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+
+class NoMemoryForGradients(Net):
+    def at_the_probe(self, loss):
+        return _OutOfMemoryBackwards.apply(loss, 1)
+
+
+class NoMemoryForProducts(Net):
+    def at_the_probe(self, loss):
+        return _OutOfMemoryBackwards.apply(loss, 2)
+
+
+class HookRaises(Net):
+    def __init__(self):
+        super().__init__()
+        self.layer[2].register_forward_hook(self.hook)
+
+    def hook(self, *_):
+        if self.probing:
+            raise ValueError("the hook does not like it")
+
+
+class NoLoss(Net):
+    def at_the_probe(self, loss):
+        return None
+
+
+class Displaced(Net):
+    """Fails as soon as the weights are not the run's: half way through moving them."""
+
+    def at_the_probe(self, loss):
+        if not torch.equal(self.layer[0].weight, self.trainer.own_weight):
+            raise RuntimeError("half way")
+        return loss
+
+
+class NoteWeights(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        trainer.own_weight = pl_module.layer[0].weight.detach().clone()
+
+
+def monitors(**extra):
+    common = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 40, **extra}
+    return [
+        HessianMonitor(**common),
+        SharpnessMonitor(**common),
+        LandscapeMonitor(resolution=2, line_resolution=3, **common),
+    ]
+
+
+@contextlib.contextmanager
+def told():
+    """The warnings given inside, as one text."""
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages.extend(str(w.message) for w in caught)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    return train(Net, regression, (), tmp_path_factory.mktemp("without"), max_epochs=3).state
+
+
+# -- a fault at the probe only --------------------------------------------------------------------
+
+GENERAL = "pass a fixed probe=... that fits it, or loss_fn="
+MEMORY = "Less memory: probe=... in smaller batches, or engine='finite_difference'"
+
+
+@pytest.mark.parametrize(
+    ("module", "reason", "remedy", "measuring"),
+    [
+        (Raises, "RuntimeError: no such thing for the probe, test_faults.py line", GENERAL, []),
+        (NoMemory, "OutOfMemoryError: CUDA out of memory (simulated)", MEMORY, []),
+        (NoMemoryForGradients, "OutOfMemoryError: CUDA out of", MEMORY, ["landscape"]),
+        (NoMemoryForProducts, "OutOfMemoryError: CUDA out of", MEMORY, ["landscape"]),
+        (HookRaises, "ValueError: the hook does not like it", GENERAL, []),
+        (NoLoss, "TypeError: training_step returned NoneType for a probe batch", GENERAL, []),
+        (Displaced, "RuntimeError: half way, test_faults.py line", GENERAL, ["hessian"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_run_is_bitwise_the_same(without, tmp_path, module, reason, remedy, measuring):
+    callbacks = monitors()
+    with told() as messages:
+        run = train(module, regression, [NoteWeights(), *callbacks], tmp_path, max_epochs=3)
+    assert differences(without, run.state) == []
+    for monitor in callbacks:
+        if monitor.prefix in measuring:
+            assert (monitor.failed, monitor.disabled) == (0, False)
+            assert monitor.measured == 8  # from the second batch of nine
+            continue
+        assert (monitor.measured, monitor.failed, monitor.disabled) == (0, 3, True)
+        ours = [m for m in messages if m.startswith(f"{monitor.prefix}: a measurement failed")]
+        assert len(ours) == 3
+        assert all(reason in m and remedy in m for m in ours)
+        assert "training goes on, and so does measuring" in ours[1]
+        assert "it failed 3 times in a row and measures no more; training goes on" in ours[2]
+
+
+def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
+    """Nothing was changed yet; all who are due are told so."""
+    copy = module_state.ModuleState.__init__
+    left = [2]
+
+    def fails_twice(self, module):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("no room for the copy")
+        copy(self, module)
+
+    monkeypatch.setattr(module_state.ModuleState, "__init__", fails_twice)
+    callbacks = monitors()
+    with told() as messages:
+        run = train(Net, regression, callbacks, tmp_path, max_epochs=3)
+    assert differences(without, run.state) == []
+    assert [(m.failed, m.measured, m.disabled) for m in callbacks] == [(2, 6, False)] * 3
+    assert sum("no room for the copy" in m for m in messages) == 6
+
+
+@pytest.mark.parametrize("place", [probe, session], ids=["for the probe", "of the last batch"])
+def test_no_memory_for_the_copy_of_a_batch(without, tmp_path, monkeypatch, place):
+    clone = place.clone_batch
+    left = [1]
+
+    def fails_once(batch):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("no room for a batch")
+        return clone(batch)
+
+    monkeypatch.setattr(place, "clone_batch", fails_once)
+    monitor = HessianMonitor(
+        every_n_train_steps=1, max_overhead=None, probe_samples=40, batch_edge_ratio=True
+    )
+    with pytest.warns(match="a copy of the batch or the weights could not be made .*no room"):
+        run = train(Net, regression, [monitor], tmp_path, max_epochs=3)
+    assert differences(without, run.state) == []
+    assert monitor.history[-1]["probe_samples"] == 40
+    assert math.isfinite(monitor.history[-1]["hessian/batch_edge_ratio"])
+
+
+def test_disabled_after_three_in_a_row_only(tmp_path):
+    class Sometimes(Net):
+        def at_the_probe(self, loss):
+            if self.global_step in (3, 4, 6, 7, 8):
+                raise RuntimeError("not now")
+            return loss
+
+    callbacks = monitors()
+    with told():
+        train(Sometimes, regression, callbacks, tmp_path, max_epochs=4)
+    for monitor in callbacks:
+        assert [row["step"] for row in monitor.history] == [2, 5]
+        assert (monitor.failed, monitor.disabled) == (5, True)
+
+
+def test_one_failing_monitor_takes_no_other_along(tmp_path):
+    def fails(module, batch):
+        raise RuntimeError("only here")
+
+    broken = SharpnessMonitor(
+        every_n_train_steps=1, max_overhead=None, loss_fn=fails, name="broken", probe_samples=40
+    )
+    alone, beside = monitors(), monitors()
+    train(Plain, regression, alone, tmp_path / "alone", max_epochs=3)
+    with told():
+        callbacks = [beside[0], broken, *beside[1:]]
+        train(Plain, regression, callbacks, tmp_path / "beside", max_epochs=3)
+    assert broken.disabled
+    for first, second in zip(alone, beside, strict=True):
+        assert first.history == second.history
+
+
+def test_nothing_stays_alive_after_a_fault(tmp_path):
+    """Neither the graph nor the module hangs on the exception, with the collector off."""
+    graphs = []
+
+    class Fails(NoMemoryForProducts):
+        def __init__(self):
+            super().__init__()
+            self.layer[4].register_forward_pre_hook(self.note)
+
+        def note(self, module, inputs):
+            if self.probing and torch.is_grad_enabled():
+                graphs.append(weakref.ref(inputs[0]))  # saved for the backward of the last layer
+
+    alive = []
+
+    def count(module, batch):
+        alive.append(sum(graph() is not None for graph in graphs))
+        return module.layer[0].weight.square().sum()
+
+    class Check(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            alive.append(sum(graph() is not None for graph in graphs))
+
+    common = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 40}
+    monitor = HessianMonitor(**common)
+    beside = SharpnessMonitor(loss_fn=count, **common)  # measures after it in the same round
+    gc.collect()
+    gc.disable()
+    try:
+        with told():
+            train(Fails, regression, [monitor, beside, Check()], tmp_path)
+    finally:
+        gc.enable()
+    assert monitor.failed == 3
+    assert len(alive) > 10
+    assert not any(alive)
+
+
+# -- exceptions that end the run ------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_sigint():
+    """Lightning ignores Ctrl-C from the first one on."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["displaced", "putting back"])
+def test_an_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, where):
+    """The checkpoint that is written then holds the run's weights, and so does the module."""
+
+    class Interrupted(Plain):
+        def at_the_probe(self, loss):
+            moved = not torch.equal(self.layer[0].weight, self.trainer.own_weight)
+            if where == "displaced" and moved and self.global_step == 4:
+                raise kind
+            return loss
+
+    if where == "putting back":
+        overwrite, calls = module_state._overwrite, [0]
+
+        def stops_half_way(tensor, content):
+            calls[0] += 1
+            if calls[0] == 2:
+                tensor.detach().fill_(7.0)
+                raise kind
+            overwrite(tensor, content)
+
+        monkeypatch.setattr(module_state, "_overwrite", stops_half_way)
+    saver = ModelCheckpoint(tmp_path, filename="saved", save_on_exception=True)
+    callbacks = monitors()
+    modules = []
+
+    def make():
+        modules.append(Interrupted())
+        return modules[-1]
+
+    order = [NoteWeights(), *callbacks, saver]
+    with pytest.raises(SystemExit):  # what Lightning makes of Ctrl-C
+        train(make, regression, order, tmp_path, enable_checkpointing=True)
+    steps = 4 if where == "displaced" else 2
+    expected = train(Plain, regression, (), tmp_path, max_steps=steps).state["parameters"]
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert saved["global_step"] == steps
+    assert differences(expected, dict(saved["state_dict"])) == []
+    assert differences(expected, dict(modules[0].named_parameters())) == []
+    assert all(p.requires_grad for p in modules[0].parameters())
+    assert [m._session for m in callbacks] == [None] * 3
+
+
+# -- a probe or a network that no longer fits -----------------------------------------------------
+
+
+def test_a_probe_that_no_longer_fits(tmp_path):
+    """A network whose input grows: what was captured at the small size cannot be measured."""
+
+    class Resized(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.current_epoch == 1 and batch_idx == 0:
+                self.layer[0] = nn.Linear(10, 6)
+                self.trainer.optimizers = [torch.optim.SGD(self.parameters(), lr=0.01)]
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            wide = torch.cat([x, x], 1) if self.current_epoch and not self.probing else x
+            return super().training_step((wide, y), batch_idx)
+
+    callbacks = monitors()
+    without = train(Resized, regression, (), tmp_path / "without", max_epochs=3).state
+    with told() as messages:
+        run = train(Resized, regression, callbacks, tmp_path / "with", max_epochs=3)
+    assert differences(without, run.state) == []
+    assert [m.disabled for m in callbacks] == [True] * 3
+    assert [[row["step"] for row in m.history] for m in callbacks] == [[2, 3]] * 3
+    assert sum("mat1 and mat2 shapes cannot be multiplied" in m for m in messages) == 9
+
+
+def test_layers_that_grow(tmp_path):
+    """The same names with other shapes: warm starts of before are of no use, and do no harm."""
+
+    class Grows(Plain):
+        def on_train_epoch_start(self):
+            if self.current_epoch:
+                width = 6 + 2 * self.current_epoch
+                self.layer[0], self.layer[2] = nn.Linear(5, width), nn.Linear(width, 1)
+                self.trainer.optimizers = [torch.optim.Adam(self.parameters(), lr=0.01)]
+
+    common = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 40}
+    callbacks = [
+        HessianMonitor(
+            blocks=True, min_eigenvalue=True, batch_edge_ratio=True, update_curvature=True, **common
+        ),
+        SharpnessMonitor(critical=True, **common),
+        LandscapeMonitor(directions="eigenvectors", resolution=2, line_resolution=2, **common),
+    ]
+    run = train(Grows, regression, callbacks, tmp_path, max_epochs=3)
+    without = train(Grows, regression, (), tmp_path, max_epochs=3).state
+    assert differences(without, run.state) == []
+    assert [(m.measured, m.failed) for m in callbacks] == [(8, 0)] * 3
+    assert all(math.isfinite(row["hessian/edge_ratio"]) for row in callbacks[0].history)
+
+
+# -- where the values go --------------------------------------------------------------------------
+
+
+def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
+    class BadLogger(MemoryLogger):
+        def log_metrics(self, metrics, step=None):
+            if any("hessian" in key or "sharpness" in key for key in metrics):
+                raise ConnectionError("the server is away")
+            super().log_metrics(metrics, step)
+
+    class BadLog(Net):
+        def log(self, name, *args, **kwargs):
+            if "/" in name:
+                raise KeyError("no slashes here")
+            super().log(name, *args, **kwargs)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def undrawable(*_, **__):
+        raise ValueError("cannot be drawn")
+
+    monkeypatch.setattr(records, "_ends_torn", full)
+    monkeypatch.setattr(Slice, "save", full)
+    monkeypatch.setattr(probe.Probe, "fingerprint", undrawable)
+    monkeypatch.setattr(lightning_landscape.figures, "plane_figure", undrawable)
+    monkeypatch.setattr(SharpnessEarlyStopping, "_judge", undrawable)
+    callbacks = monitors()
+    stopper = SharpnessEarlyStopping("hessian/edge_ratio", 1e9)
+    plain = train(BadLog, regression, (), tmp_path / "plain").state
+    loggers = [BadLogger(), MemoryLogger()]
+    with told() as messages:
+        run = train(BadLog, regression, [*callbacks, stopper], tmp_path, logger=loggers)
+    said = [m for m in messages if "could not be" in m]
+    for reason in (
+        "BadLogger could not be written (ConnectionError: the server is away)",
+        "trainer.callback_metrics could not be written (KeyError: 'no slashes here')",
+        "history.jsonl could not be written (OSError: [Errno 28] No space left on device)",
+        "landscape-plane-step00000002.npz could not be written (OSError",
+        "landscape/plane could not be drawn (ValueError: cannot be drawn)",
+        "the probe could not be written (ValueError: cannot be drawn)",
+        "SharpnessEarlyStopping(monitor='hessian/edge_ratio') could not be told of a measurement",
+    ):
+        assert sum(reason in m for m in said) == 1, reason
+    assert all(m.endswith("training and measuring go on") for m in said)
+    assert differences(plain["parameters"], run.state["parameters"]) == []
+    # Everything else is where it belongs.
+    assert [(m.measured, m.failed) for m in callbacks] == [(5, 0)] * 3
+    assert len(loggers[1].values("hessian/top_eigenvalue")) == 5
+    folder = tmp_path / "landscape"
+    assert len(list(folder.glob("landscape-line-step*.png"))) == 5
+    assert not list(folder.glob("*.npz"))
+    assert not list(folder.glob(".*"))
+
+
+# -- losses that are not finite -------------------------------------------------------------------
+
+SCALARS = ("top_eigenvalue", "edge_ratio", "sam", "gradient_norm", "gradient_curvature")
+
+
+def strict_rows(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = path.read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
+    class Spoilt(Net):
+        def at_the_probe(self, loss):
+            return loss * value
+
+    callbacks = monitors()
+    run = train(Spoilt, regression, callbacks, tmp_path, max_epochs=3)
+    assert differences(without, run.state) == []
+    rows = [row for m in callbacks for row in m.history]
+    found = [row[key] for row in rows for key in row if key.rpartition("/")[2] in SCALARS]
+    assert len(found) == 8 * len(SCALARS)
+    assert all(math.isnan(number) for number in found)
+    # Loggers get NaN, the file null, and whoever reads it NaN again.
+    assert all(math.isnan(x) for _, x in run.logger.values("hessian/top_eigenvalue"))
+    kept = strict_rows(tmp_path / "history.jsonl")
+    assert [r["hessian/edge_ratio"] for r in kept if "hessian/edge_ratio" in r] == [None] * 8
+    again = read_history(tmp_path / "history.jsonl")
+    ours = [row for row in again if "sharpness/sam" in row]
+    assert all(math.isnan(row["sharpness/sam"]) for row in ours)
+    assert differences(ours, callbacks[1].history) == []
+    # Pictures of nothing are drawn, and fix no scale for those to come.
+    assert len(list((tmp_path / "landscape").glob("landscape-*.png"))) == 16
+    assert callbacks[2]._scales == {}
+
+
+class Explodes(Plain):
+    """The training loss itself is NaN from the fourth batch on."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * math.nan if self.global_step >= 3 and not self.probing else loss
+
+
+class ExplodesWithAdam(Explodes):
+    optimizer = torch.optim.Adam
+
+
+@pytest.mark.parametrize("module", [Explodes, ExplodesWithAdam])
+def test_training_that_becomes_nan(tmp_path, module):
+    """Every quantity is NaN then: no number is made up, no solver runs on for ever."""
+    common = {"every_n_train_steps": 3, "max_overhead": None, "probe_samples": 40}
+    callbacks = [
+        HessianMonitor(
+            k=2, min_eigenvalue=True, blocks=True, trace_samples=2, density_samples=2,
+            batch_edge_ratio=True, update_curvature=True, **common,
+        ),
+        HessianMonitor(name="power", method="power", **common),
+        HessianMonitor(name="differences", engine="finite_difference", **common),
+        SharpnessMonitor(
+            worst_case=True, average=True, samples=2, keskar=True, critical=True, **common
+        ),
+        SharpnessMonitor(
+            name="other", adaptive=True, worst_case=True, worst_case_norm="linf", per_batch=True,
+            **common,
+        ),
+        LandscapeMonitor(resolution=2, line_resolution=3, **common),
+        LandscapeMonitor(
+            name="top", directions="eigenvectors", resolution=2, line_resolution=3, **common
+        ),
+        LandscapeMonitor(
+            name="steep", directions="gradient", resolution=2, line_resolution=3, **common
+        ),
+    ]  # fmt: skip
+    with told():
+        run = train(module, regression, callbacks, tmp_path, max_epochs=3)
+    plain = train(module, regression, (), tmp_path / "plain", max_epochs=3)
+    assert differences(plain.state["parameters"], run.state["parameters"]) == []
+    finite_still = {"hessian/edge", "hessian/power/edge", "hessian/differences/edge"}
+    for monitor in callbacks:
+        assert (monitor.measured >= 2, monitor.failed) == (True, 0)
+        spoilt = [row for row in monitor.history if row["step"] > 3]
+        assert spoilt
+        for row in spoilt:
+            values = {k: v for k, v in row.items() if "/" in k and not k.endswith("hvps")}
+            assert {key for key in values if not math.isnan(values[key])} <= finite_still
+            assert math.isnan(row.get("center_loss", math.nan))
+    assert math.isnan(callbacks[0].history[-1]["hessian/edge_ratio"])
+    strict_rows(tmp_path / "history.jsonl")
+
+
+@pytest.mark.parametrize("module", [Explodes, ExplodesWithAdam])
+def test_early_stopping_stops_at_once(tmp_path, module):
+    stopper = SharpnessEarlyStopping("hessian/edge_ratio", 1e9, patience=100)
+    with told():
+        run = train(module, regression, [*monitors(), stopper], tmp_path, max_epochs=3)
+    assert run.trainer.global_step == 4
+    assert stopper.stopping_reason == "hessian/edge_ratio is nan at step 4"
+
+
+def test_measuring_recovers_from_nan(tmp_path):
+    """Weights that are NaN at one measurement and come back poison none of the later ones."""
+
+    class Spoils(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.kept = [p.detach().clone() for p in pl_module.parameters()]
+            if trainer.global_step in (2, 5):
+                for p in pl_module.parameters():
+                    p.data.fill_(math.nan)
+
+    class PutsBack(pl.Callback):
+        def __init__(self, spoils):
+            self.spoils = spoils
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            for p, kept in zip(pl_module.parameters(), self.spoils.kept, strict=True):
+                p.data.copy_(kept)
+
+    def callbacks():
+        common = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 40}
+        return [
+            HessianMonitor(k=2, blocks=True, min_eigenvalue=True, **common),
+            SharpnessMonitor(**common),
+            LandscapeMonitor(resolution=2, line_resolution=3, **common),
+            LandscapeMonitor(
+                name="top", directions="eigenvectors", resolution=2, line_resolution=3, **common
+            ),
+        ]
+
+    good, spoilt = callbacks(), callbacks()
+    train(Plain, regression, good, tmp_path / "good", max_epochs=3)
+    spoils = Spoils()
+    with told():
+        order = [spoils, *spoilt, PutsBack(spoils)]
+        train(Plain, regression, order, tmp_path / "spoilt", max_epochs=3)
+    for a, b in zip(good[0].history, spoilt[0].history, strict=True):
+        if b["step"] in (2, 5):
+            assert math.isnan(b["hessian/top_eigenvalue"])
+            continue
+        bound = a["hessian/residual"] + b["hessian/residual"] + 1e-6
+        assert abs(a["hessian/top_eigenvalue"] - b["hessian/top_eigenvalue"]) <= bound
+    for a, b in zip(good[1].history, spoilt[1].history, strict=True):
+        assert b["step"] in (2, 5) or a == b
+    for part in ("line-1", "line-2", "top-line-1", "top-line-2"):
+        for step in (3, 4, 6, 7, 8):
+            name = f"landscape/landscape-{part}-step{step:08d}.npz"
+            a, b = (Slice.load(tmp_path / run / name) for run in ("good", "spoilt"))
+            assert b.losses == pytest.approx(a.losses, rel=0.05)  # the same sign of a vector too
+            assert b.metadata["directions"] == a.metadata["directions"]
+    assert spoilt[2]._scales.keys() == good[2]._scales.keys()
