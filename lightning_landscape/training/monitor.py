@@ -181,7 +181,7 @@ class Monitor(pl.Callback):
 
         Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
         on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log
-        directory.
+        directory, with null for NaN; ``training.records.read_history`` reads it.
         """
         return list(self._rows)
 

@@ -413,7 +413,9 @@ class Session:
         row: dict[str, Any],
         final: bool,
     ) -> None:
-        self._recorder.row(row, continued=bool(monitor.history) or monitor.resumed)
+        # One file for all: also with a callback that the run before did not have.
+        continued = any(m.history or m.resumed for m in self.monitors)
+        self._recorder.row(row, continued=continued)
         monitor.remember(row)
         if values:
             self._recorder.scalars(values, row["step"])

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,6 +23,7 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
+from lightning_landscape.training.records import Recorder, read_history
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -53,20 +62,21 @@ def runs(tmp_path_factory):
     return uninterrupted, first, resumed, (whole, begun, later)
 
 
-def resume(checkpoint, resumed, root, make_module=Network):
+def resume(checkpoint, resumed, root, make_module=Network, data=regression, **settings):
     """Train on to epoch 6; whatever random state the new process starts with does not matter."""
     pl.seed_everything(99, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=6,
         logger=False,
         callbacks=resumed,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(root),
+        **{"max_epochs": 6, **settings},
     )
-    trainer.fit(make_module(), regression(), ckpt_path=checkpoint)
+    trainer.fit(make_module(), data(), ckpt_path=checkpoint)
+    return trainer
 
 
 def test_the_schedule_goes_on(runs):
@@ -115,6 +125,11 @@ def test_the_checkpoint_is_small_and_plain(runs):
     ours = {k: v for k, v in checkpoint["callbacks"].items() if "Checkpoint" not in k}
     assert len(ours) == 4
     assert len(repr(ours)) < 2000
+    saved = begun / "without.ckpt"
+    checkpoint["callbacks"] = {k: v for k, v in checkpoint["callbacks"].items() if k not in ours}
+    torch.save(checkpoint, saved)
+    begun_size = (begun / "checkpoints" / "last.ckpt").stat().st_size
+    assert 0 < begun_size - saved.stat().st_size < 2000
     assert not any(isinstance(leaf, torch.Tensor) for leaf in leaves(ours))
 
 
@@ -155,3 +170,240 @@ def test_an_altered_probe_is_noticed(runs, tmp_path):
             resume(begun / "checkpoints" / "last.ckpt", callbacks(), tmp_path)
     finally:
         path.write_bytes(content)
+
+
+# -- in the middle of an epoch, and after a kill --------------------------------------------------
+
+
+class Batches:
+    """Six batches in order; goes on where it was, which Lightning asks of a loader."""
+
+    def __init__(self):
+        self.dataset = regression().dataset
+        self.position = 0
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        for index in range(self.position % 6, 6):
+            self.position = index + 1
+            yield tuple(t[10 * index : 10 * index + 10] for t in self.dataset.tensors)
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class Steady(Linear):
+    """Dropout and BatchNorm; what dropout draws depends on the batch's number alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)
+        )
+
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.manual_seed(100 * self.current_epoch + batch_idx)
+
+
+class Killed(Steady):
+    """Kills its process at the measurement of step 13, with the weights displaced."""
+
+    def training_step(self, batch, batch_idx):
+        probing = self.log.__name__ == "_log_nothing"
+        if probing and self.global_step == 13 and not torch.equal(self.layer[0].weight, self.own):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
+class NoteWeights(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        pl_module.own = pl_module.layer[0].weight.detach().clone()
+
+
+def frequent():
+    common = {"every_n_train_steps": 3, "max_overhead": None, "probe_samples": 40}
+    return [
+        HessianMonitor(tol=1e-3, **common),
+        SharpnessMonitor(average=True, samples=2, critical=True, **common),
+        LandscapeMonitor(resolution=3, line_resolution=3, **common),
+        SharpnessEarlyStopping("hessian/edge_ratio", -1.0, patience=1000),
+    ]
+
+
+def assert_same_series(whole, resumed, root_whole, root_resumed, after):
+    """Rows after step ``after`` agree: bitwise, eigenvalues within what their residuals allow."""
+    for a, b in zip(whole[:3], resumed[:3], strict=True):
+        expected = [row for row in a.history if row["step"] >= after]
+        expected = [row for row in expected if row["step"] > after or "sharpness/critical" in row]
+        assert [row["step"] for row in b.history] == [row["step"] for row in expected]
+        assert len(expected) >= 2
+        for one, other in zip(expected, b.history, strict=True):
+            assert one.keys() == other.keys()
+            if "hessian/top_eigenvalue" in one:
+                bound = one["hessian/residual"] + other["hessian/residual"] + 1e-6
+                difference = one["hessian/top_eigenvalue"] - other["hessian/top_eigenvalue"]
+                assert abs(difference) <= bound
+                assert one["hessian/edge"] == other["hessian/edge"]
+            else:
+                assert one == other
+    for path in sorted((root_resumed / "landscape").glob("*.npz")):
+        if int(path.stem[-8:]) > after:
+            a, b = Slice.load(root_whole / "landscape" / path.name), Slice.load(path)
+            assert (a.losses == b.losses).all()
+            assert a.metadata == b.metadata
+    assert resumed[3].wait_count == whole[3].wait_count > 3
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    root = tmp_path_factory.mktemp("steady")
+    callbacks = frequent()
+    train(Steady, Batches, callbacks, root, max_epochs=4)
+    assert [row["step"] for row in callbacks[0].history] == [4, 7, 10, 13, 16, 19, 22]
+    return callbacks, root
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_checkpoint_in_the_middle_of_an_epoch(steady, tmp_path, accumulate):
+    """Written at step 10 (5 with accumulation), right after the measurement there."""
+    settings = {"accumulate_grad_batches": accumulate, "max_epochs": 4 * accumulate}
+    whole, root = steady
+    if accumulate > 1:
+        whole, root = frequent(), tmp_path / "whole"
+        train(Steady, Batches, whole, root, **settings)
+    at = 10 if accumulate == 1 else 5
+    assert at in [row["step"] for row in whole[0].history]
+    saver = ModelCheckpoint(
+        tmp_path, filename="saved", every_n_train_steps=at, save_top_k=1, monitor=None
+    )
+    stopped = {**settings, "max_steps": at, "enable_checkpointing": True}
+    train(Steady, Batches, [*frequent(), saver], tmp_path / "begun", **stopped)
+    resumed = frequent()
+    resume(tmp_path / "saved.ckpt", resumed, tmp_path / "later", Steady, Batches, **settings)
+    assert_same_series(whole, resumed, root, tmp_path / "later", at)
+
+
+def test_killed_while_measuring_and_resumed_in_the_same_folder(steady, tmp_path):
+    whole, root = steady
+    code = (
+        "import sys; from tests.integration.test_resume import *; root = sys.argv[1]; "
+        "saver = ModelCheckpoint(root, every_n_train_steps=5, save_last=True); "
+        "train(Killed, Batches, [NoteWeights(), *frequent(), saver], root, max_epochs=4, "
+        "enable_checkpointing=True)"
+    )
+    repository = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=repository, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    file = tmp_path / "history.jsonl"
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()][-1] == 10
+    # Rows written after the checkpoint, and half a row.
+    lines = file.read_text()
+    later = {**json.loads(lines.splitlines()[0]), "step": 13, "hessian/top_eigenvalue": -1.0}
+    file.write_text(lines + json.dumps(later) + '\n{"step": 13, "sharpness/s')
+    resumed = frequent()
+    resume(tmp_path / "last.ckpt", resumed, tmp_path, Steady, Batches, max_epochs=4)
+    assert_same_series(whole, resumed, root, tmp_path, 10)
+    assert list(tmp_path.glob("history-*.jsonl")) == []
+    rows = read_history(file)
+    assert len(rows) == len(read_history(root / "history.jsonl"))
+    for key in ("sharpness/sam", "hessian/top_eigenvalue"):
+        steps = [row["step"] for row in rows if key in row]
+        assert steps == [4, 7, 10, 13, 16, 19, 22]
+    assert all(row.get("hessian/top_eigenvalue", 0.0) >= 0.0 for row in rows)
+
+
+def test_a_callback_that_is_new_after_the_resume_leaves_the_history_alone(runs, tmp_path):
+    _, _, _, (_, begun, _) = runs
+    file = tmp_path / "history.jsonl"
+    file.write_bytes((begun / "history.jsonl").read_bytes())
+    new = SharpnessMonitor(name="new", every_n_train_steps=4, max_overhead=None, probe_samples=1)
+    resume(begun / "checkpoints" / "last.ckpt", [new, *callbacks()], tmp_path)
+    steps = [row["step"] for row in read_history(file) if "sharpness/sam" in row]
+    assert steps == [2, 6, 10, 14, 18]
+
+
+def test_a_checkpoint_written_before_the_probe_was_complete(steady, tmp_path):
+    """It names no probe: a new one is taken from the next batches, and this is said."""
+    saver = ModelCheckpoint(tmp_path, filename="saved", every_n_train_steps=2)
+    stopped = {"max_steps": 2, "enable_checkpointing": True}
+    train(Steady, Batches, [*frequent(), saver], tmp_path / "begun", **stopped)
+    resumed = frequent()
+    with pytest.warns(match="written before the first measurement .* from the next training"):
+        resume(tmp_path / "saved.ckpt", resumed, tmp_path, Steady, Batches)
+    assert resumed[0].history[0]["step"] == 6  # 40 examples from the third batch on
+    assert resumed[0].history[0]["probe_samples"] == 40
+
+
+# -- what else may be in a file -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"other": 1},
+        {"last_step": 6},
+        {"last_step": "six", "measured": 2, "skipped": 0, "probe": None},
+    ],
+)
+def test_a_state_of_another_version(runs, tmp_path, state):
+    """Ignored as a whole, with a message; not a KeyError in the middle of loading."""
+    _, _, _, (_, begun, _) = runs
+    checkpoint = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)
+    ours = [key for key in checkpoint["callbacks"] if "Checkpoint" not in key]
+    checkpoint["callbacks"].update(dict.fromkeys(ours, state))
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    fresh = callbacks()
+    with pytest.warns() as caught:
+        resume(tmp_path / "other.ckpt", fresh, tmp_path)
+    for name in ("hessian", "sharpness", "landscape", "SharpnessEarlyStopping"):
+        said = f"{name}: the state in the checkpoint is not one of this version"
+        assert sum(str(w.message).startswith(said) for w in caught) == 1
+    assert fresh[0].history[0]["step"] == 11
+
+
+def test_a_state_without_the_colour_scale(runs):
+    _, first, _, _ = runs
+    state = first[2].state_dict()
+    del state["scales"]
+    fresh = callbacks()[2]
+    with pytest.warns(match=r"landscape: the state in the checkpoint .*\['scales'\]"):
+        fresh.load_state_dict(state)
+    assert fresh._scales == {}
+
+
+def test_read_history(tmp_path):
+    """The last of equal rows, NaN for null, and no line that is not whole."""
+    file = tmp_path / "history.jsonl"
+    rows = [
+        {"step": 1, "a/x": 1.0},
+        {"step": 1, "b/y": 2.0},
+        {"step": 3, "a/x": None, "note": "kept"},
+        {"step": 3, "a/x": 7.0},
+        {"step": 3, "a/x": 8.0},
+        {"step": 2, "a/x": 9.0},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_bytes(text.encode() + b'[1, 2]\n{"a": 1}\n\n{"step": 4, "note": "\xc3')
+    read = read_history(file)
+    assert [row["step"] for row in read] == [1, 1, 2, 3, 3]
+    assert [row.get("a/x") for row in read[:3]] == [1.0, None, 9.0]
+    assert math.isnan(read[3]["a/x"])
+    assert read[3]["note"] == "kept"
+    assert read[4] == {"step": 3, "a/x": 8.0}
+
+
+def test_a_torn_line_is_completed_before_the_next_row(tmp_path):
+    class Trainer:
+        log_dir, is_global_zero, loggers = str(tmp_path), True, ()
+
+    file = tmp_path / "history.jsonl"
+    file.write_text('{"step": 1}\n{"st')
+    Recorder(Trainer()).row({"step": 2}, continued=True)
+    assert file.read_text() == '{"step": 1}\n{"st\n{"step": 2}\n'
+    assert read_history(file) == [{"step": 1}, {"step": 2}]
