@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 LOGDIR ?= runs/digits
 
-.PHONY: install demo check-demo test lint bench bench-accuracy clean
+.PHONY: install demo check-demo test mutations lint bench bench-accuracy clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,10 @@ check-demo: install
 
 test: install
 	$(RUN) -m pytest
+
+# Takes out one guard of the promises at a time; a test must miss it.
+mutations: install
+	$(RUN) -m tests.mutations
 
 lint: install
 	$(RUN) -m ruff check .

@@ -23,6 +23,7 @@ from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_dens
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import TraceEstimate, hessian_frobenius, hessian_trace
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
+from lightning_landscape.training.history import read_history
 from lightning_landscape.training.probe import Probe
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "module_blocks",
     "plane_slice",
     "random_direction",
+    "read_history",
     "sam_sharpness",
     "spectral_density",
     "stability_edge",

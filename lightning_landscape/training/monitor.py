@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
 
+from lightning_landscape.training.history import History
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.round import Measured, Round
@@ -25,8 +25,6 @@ from lightning_landscape.training.sharding import refuse_tensor_parallel
 if TYPE_CHECKING:
     from lightning_landscape.geometry.objective import Engine
     from lightning_landscape.training.records import Recorder
-
-_HISTORY_ROWS = 10_000
 
 # By name: there are two Lightning packages, and Ray's strategies inherit from these.
 _REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
@@ -126,7 +124,7 @@ class Monitor(pl.Callback):
         self.last_measured_step: int | None = None
         self.disabled = False
         self.resumed = False
-        self._rows: deque[dict[str, Any]] = deque(maxlen=_HISTORY_ROWS)
+        self.measurements = History()
         self._kept_probe: dict[str, str] | None = None
         self._said: set[str] = set()
         self._session: Session | None = None
@@ -181,13 +179,10 @@ class Monitor(pl.Callback):
 
         Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
         on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log
-        directory, with null for NaN; ``training.records.read_history`` reads it.
+        directory, with null for NaN: ``read_history`` reads them.  After ``ddp_spawn`` and
+        ``ddp_fork``, where training ran in other processes, they are read back from there.
         """
-        return list(self._rows)
-
-    def remember(self, row: dict[str, Any]) -> None:
-        """Add a row to the history."""
-        self._rows.append(row)
+        return self.measurements.rows()
 
     @property
     def loss_key(self) -> tuple[Any, ...]:

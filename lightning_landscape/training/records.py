@@ -36,6 +36,11 @@ class Recorder:
         self._fresh = True
 
     @property
+    def history_file(self) -> Path:
+        """``<log_dir>/history.jsonl``."""
+        return self.log_dir / HISTORY_FILE
+
+    @property
     def folder(self) -> Path:
         """``<log_dir>/landscape``."""
         return self.log_dir / FOLDER
@@ -58,11 +63,11 @@ class Recorder:
     def row(self, row: Mapping[str, Any], *, continued: bool) -> None:
         """Append one row to ``history.jsonl``; a new run does not add to an old one's file.
 
-        Strict JSON, so null stands for NaN and infinity: :func:`read_history` gives NaN back.
+        Strict JSON, so null stands for NaN and infinity; ``read_history`` gives NaN back.
         """
         if not self._writes:
             return
-        path = self.log_dir / HISTORY_FILE
+        path = self.history_file
 
         def write() -> None:
             self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -172,25 +177,6 @@ class Recorder:
                     f"measuring go on",
                     stacklevel=2,
                 )
-
-
-def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``history.jsonl``, by step; NaN where the file has null.
-
-    A run that was killed may have left a line half written, which is left out, and rows of steps
-    that the resumed run measured again: of rows of one callback with the same step and the same
-    keys the last one is kept.
-    """
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # torn, perhaps in the middle of a character
-            continue
-        if isinstance(row, dict) and "step" in row:
-            filled = {key: math.nan if value is None else value for key, value in row.items()}
-            rows[row["step"], row.get("monitor"), frozenset(row)] = filled
-    return sorted(rows.values(), key=lambda row: int(row["step"]))
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.training.history import launched_by_another_process
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
@@ -414,9 +415,11 @@ class Session:
         final: bool,
     ) -> None:
         # One file for all: also with a callback that the run before did not have.
-        continued = any(m.history or m.resumed for m in self.monitors)
+        continued = any(m.measurements or m.resumed for m in self.monitors)
         self._recorder.row(row, continued=continued)
-        monitor.remember(row)
+        monitor.measurements.add(row)
+        if trainer.is_global_zero and launched_by_another_process(trainer):
+            monitor.measurements.leave_word(self._recorder.history_file, row)
         if values:
             self._recorder.scalars(values, row["step"])
             if monitor.verbose:

@@ -29,7 +29,7 @@ from lightning_landscape import (
     Slice,
 )
 from lightning_landscape.training import module_state, probe, records, session
-from lightning_landscape.training.records import read_history
+from lightning_landscape.training.history import read_history
 from tests.runs import MemoryLogger, differences, train
 from tests.small import Linear, regression
 

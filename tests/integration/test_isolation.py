@@ -231,3 +231,38 @@ def test_gradients_in_flight_survive(tmp_path):
     train(Everything, None, [before, *monitors(), after], tmp_path, **SETTINGS)
     for first, second in zip(kept[::2], kept[1::2], strict=True):
         assert all(first[name] is second[name] for name in first)
+
+
+class Meddles(pl.LightningModule):
+    """A training_step that leaves flags, attributes and gradients behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.gate = nn.Parameter(torch.ones(3))  # not trained by the optimizer
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        self.gate.requires_grad_(batch_idx % 2 == 0)
+        setattr(self, f"seen_{batch_idx}", len(targets))
+        self.layer.weight.square().sum().backward()
+        return nn.functional.cross_entropy(self.layer(inputs) * self.gate, targets)
+
+    def train_dataloader(self):
+        return DataLoader(data(), batch_size=8)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.layer.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("batches", [3, 4])
+def test_flags_attributes_and_gradients_of_its_own(tmp_path, batches):
+    """The run ends inside an epoch: the probe holds batches that training has yet to see."""
+    loader = DataLoader(data(), batch_size=8)
+    ahead = list(loader)[4:7]
+    settings = {"max_epochs": 1, "limit_train_batches": batches, "accumulate_grad_batches": 2}
+    without = train(Meddles, None, root=tmp_path / "a", **settings).state
+    run = train(Meddles, None, monitors(probe=ahead), tmp_path / "b", **settings)
+    assert differences(without, run.state) == []
+    assert run.trainer.callbacks[0].measured >= 1
+    assert run.trainer.callbacks[0].failed == 0

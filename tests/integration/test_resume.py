@@ -23,7 +23,8 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
-from lightning_landscape.training.records import Recorder, read_history
+from lightning_landscape.training.history import read_history
+from lightning_landscape.training.records import Recorder
 from tests.runs import train
 from tests.small import Linear, regression
 

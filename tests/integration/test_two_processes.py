@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_landscape import SharpnessEarlyStopping
+from lightning_landscape import SharpnessEarlyStopping, read_history
 from tests.integration.members import MEMBERS, Mlp, Quartet, Save, end_of, fsdp2, ours
 from tests.integration.processes import LIMIT, both, forks
 from tests.runs import differences
@@ -48,6 +48,13 @@ def test_ddp_fork_and_ddp_spawn(tmp_path):
         end_of(Quartet, [*callbacks, Save(folder)], folder, **settings)
         ends[folder.name] = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
         assert measured(folder) >= 2 * len(callbacks) - 1
+        # The user's own objects, in a process that has not trained, know what was measured.
+        for callback in callbacks:
+            rows = [
+                r for r in read_history(folder / "history.jsonl") if r["monitor"] in callback.prefix
+            ]
+            assert len(callback.history) >= 2
+            assert callback.history == rows
     without, fork, spawn = ends.values()
     assert differences(without, fork) == []
     assert differences(without, spawn) == []  # how the processes come to be changes nothing

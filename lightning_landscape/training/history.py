@@ -1,0 +1,84 @@
+"""What one callback measured: its rows in memory, and on the far side of a launched process."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+_ROWS = 10_000
+
+
+class History:
+    """The last 10,000 rows of one callback, oldest first.
+
+    Under ``ddp_spawn`` and ``ddp_fork`` training runs in other processes, and the callback that the
+    user holds sees none of it.  So the one in process zero leaves word, in a small file of a name
+    that both know, of where all rows are written; the user's reads them there when it is asked.
+    """
+
+    def __init__(self) -> None:
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._name = f"lightning_landscape-{uuid.uuid4().hex}"  # no file yet
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the newest row."""
+        self._rows.append(row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them; fetched first if another process has measured."""
+        if not self._rows:
+            self._fetch()
+        return list(self._rows)
+
+    def leave_word(self, path: Path, row: dict[str, Any]) -> None:
+        """Tell the process that launched this one where the rows from ``row`` on are written."""
+        if not self._letter.exists():
+            word = {"path": str(path.resolve()), "monitor": row["monitor"], "step": row["step"]}
+            self._letter.write_text(json.dumps(word))
+
+    def _fetch(self) -> None:
+        if self._letter.is_file():
+            word = json.loads(self._letter.read_text())
+            self._letter.unlink()
+            for row in read_history(word["path"]):
+                if row.get("monitor") == word["monitor"] and row["step"] >= word["step"]:
+                    self.add(row)
+
+    @property
+    def _letter(self) -> Path:
+        return Path(tempfile.gettempdir()) / self._name
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``history.jsonl``, by step; NaN where the file has null.
+
+    A run that was killed may have left a line half written, which is left out, and rows of steps
+    that the resumed run measured again: of rows of one callback with the same step and the same
+    keys the last one is kept.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in Path(path).read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn, perhaps in the middle of a character
+            continue
+        if isinstance(row, dict) and "step" in row:
+            filled = {key: math.nan if value is None else value for key, value in row.items()}
+            rows[row["step"], row.get("monitor"), frozenset(row)] = filled
+    return sorted(rows.values(), key=lambda row: int(row["step"]))
+
+
+def launched_by_another_process(trainer: Trainer) -> bool:
+    """Whether this process was started for the fit alone, by ``ddp_spawn`` or ``ddp_fork``."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

@@ -1,0 +1,324 @@
+"""The guards that :mod:`tests.mutations` switches off, and the tests that must miss them."""
+
+from __future__ import annotations
+
+from tests.mutations import Guard
+
+ISOLATION = "tests/integration/test_isolation.py"
+ZOO = "tests/integration/test_zoo.py"
+FAULTS = "tests/integration/test_faults.py"
+OBJECTIVE = "tests/geometry/test_objective.py"
+KERNELS = "tests/geometry/test_kernels.py"
+MEASURING = "tests/callbacks/test_measuring.py"
+EQUAL = f"{ISOLATION} -k bitwise_equal"
+
+STATE = "training/module_state.py"
+RANDOM = "training/random_state.py"
+ISOLATED = "training/isolation.py"
+SESSION = "training/session.py"
+ROUND = "training/round.py"
+LOSSES = "training/losses.py"
+PROBE = "training/probe.py"
+PROCESSES = "training/processes.py"
+SHARDING = "training/sharding.py"
+LOSS = "geometry/objective.py"
+PLAIN = "geometry/kernels.py"
+
+
+GUARDS = [
+    # -- random numbers
+    Guard("Python's random state", RANDOM, "random.setstate(self._python)", "pass", EQUAL),
+    Guard("NumPy's random state", RANDOM, "np.random.set_state(self._numpy)", "pass", EQUAL),
+    Guard("torch's random state", RANDOM, "torch.set_rng_state(self._torch)", "pass", EQUAL),
+    Guard(
+        "the same random numbers in every evaluation",
+        ISOLATED,
+        "seed_everything(self._seed + index)",
+        "pass",
+        f"{ISOLATION} -k values_repeat",
+    ),
+    # -- the module
+    Guard(
+        "what is put back also after a fault",
+        ISOLATED,
+        "            finally:\n                isolation.restore()",
+        "            finally:\n                pass",
+        f"{ISOLATION} -k half_way",
+    ),
+    Guard(
+        "parameters that training_step edits",
+        STATE,
+        "            _overwrite(parameter, content)\n            parameter.requires",
+        "            parameter.requires",
+        f"{ZOO} -k prototypes",
+    ),
+    Guard(
+        "requires_grad",
+        STATE,
+        "parameter.requires_grad_(requires_grad)",
+        "pass",
+        f"{ISOLATION} -k its_own",
+    ),
+    Guard(
+        "gradients in flight",
+        STATE,
+        "            parameter.grad = gradient",
+        "            pass",
+        f"{ISOLATION} -k gradients_in_flight",
+    ),
+    Guard(
+        "gradients that the loss itself makes",
+        STATE,
+        "            parameter.grad = None",
+        "            pass",
+        f"{ISOLATION} -k its_own",
+    ),
+    Guard(
+        "copies of buffers for each evaluation",
+        STATE,
+        "            holder[key] = copies[id(tensor)]",
+        "            pass",
+        f"{ISOLATION} -k values_repeat",
+    ),
+    Guard(
+        "attributes",
+        STATE,
+        "            m.__dict__.update(attributes)",
+        "            pass",
+        EQUAL,
+    ),
+    Guard(
+        "attributes that were not there before",
+        STATE,
+        "                del m.__dict__[added]",
+        "                pass",
+        f"{ISOLATION} -k its_own",
+    ),
+    Guard("containers", STATE, "            restore()\n", "            pass\n", EQUAL),
+    Guard(
+        "tensors in containers",
+        STATE,
+        "                # Not through .data: a kept graph that saved this tensor must notice."
+        "\n                _overwrite(tensor, content)",
+        "                pass",
+        f"{ZOO} -k deep",
+    ),
+    Guard(
+        "teachers that the loss moves",
+        STATE,
+        "        for parameter, content in self._moved:\n"
+        "            _overwrite(parameter, content)",
+        "        pass",
+        f"{ZOO} -k teacher",
+    ),
+    Guard(
+        "train and eval flags",
+        STATE,
+        "        self.set_mode(None)\n",
+        "",
+        EQUAL,
+    ),
+    Guard(
+        "torch generators",
+        STATE,
+        "generator.set_state(state)",
+        "pass",
+        EQUAL,
+    ),
+    Guard(
+        "NumPy generators",
+        STATE,
+        'lambda: setattr(value.bit_generator, "state", bits)',
+        "lambda: None",
+        EQUAL,
+    ),
+    Guard(
+        "Python generators",
+        STATE,
+        "lambda: value.setstate(words)",
+        "lambda: None",
+        f"{ZOO} -k noise",
+    ),
+    Guard(
+        "a restore that Ctrl-C cuts short",
+        STATE,
+        "            self._restore()\n            raise",
+        "            raise",
+        f"{FAULTS} -k interrupt",
+    ),
+    # -- what is logged
+    Guard(
+        "results of self.log",
+        ISOLATED,
+        "            loop._results = type(results)(training=results.training)",
+        "            pass",
+        EQUAL,
+    ),
+    Guard(
+        "loggers",
+        ISOLATED,
+        "trainer.loggers = [DummyLogger()] if loggers else []",
+        "pass",
+        f"{ZOO} -k hand",
+    ),
+    Guard(
+        "the name of the hook that logs",
+        ISOLATED,
+        'pl_module._current_fx_name = "training_step"',
+        "pass",
+        EQUAL,
+    ),
+    # -- the probe
+    Guard(
+        "a fresh batch for each evaluation",
+        LOSSES,
+        "batch = clone_batch(held.batch)",
+        "batch = held.batch",
+        f"{ISOLATION} -k values_repeat",
+    ),
+    Guard(
+        "a probe that training cannot edit",
+        PROBE,
+        "ProbeBatch(clone_batch(batch), index, batch_size(batch))",
+        "ProbeBatch(batch, index, batch_size(batch))",
+        f"{ZOO} -k edited",
+    ),
+    Guard(
+        "the Trainer's precision",
+        LOSSES,
+        "trainer.precision_plugin.train_step_context()",
+        "__import__('contextlib').nullcontext()",
+        f"{MEASURING} -k precision",
+    ),
+    Guard(
+        "batches without a loss",
+        SESSION,
+        "                probe.withdraw()",
+        "                pass",
+        f"{ZOO} -k None",
+    ),
+    # -- when
+    Guard(
+        "accumulation in flight",
+        SESSION,
+        "loop._should_accumulate() or ",
+        "",
+        f"{ISOLATION} {MEASURING}",
+    ),
+    Guard(
+        "the extra epoch of weight averaging",
+        SESSION,
+        ' or getattr(loop, "_skip_backward", False)',
+        "",
+        f"{ZOO} {MEASURING} -k SWA",
+    ),
+    Guard(
+        "three faults in a row end it",
+        SESSION,
+        "disabled = monitor.faults >= _FAULTS_ALLOWED",
+        "disabled = False",
+        FAULTS,
+    ),
+    # -- derivatives
+    Guard(
+        "weights copied back after a displacement",
+        LOSS,
+        "            torch._foreach_copy_(live, base)\n            self._versions",
+        "            self._versions",
+        OBJECTIVE,
+    ),
+    Guard(
+        "graphs of other weights",
+        LOSS,
+        "            self._graphs = self._loss = self._gradient = None",
+        "            pass",
+        OBJECTIVE,
+    ),
+    Guard(
+        "functions that are differentiable once",
+        LOSS,
+        "if create_graph and _once_differentiable",
+        "if False and _once_differentiable",
+        OBJECTIVE,
+    ),
+    Guard(
+        "losses that differentiate inside",
+        LOSS,
+        "self._forward_needs_grad = True",
+        "raise",
+        f"{OBJECTIVE} -k penalty",
+    ),
+    Guard(
+        "sparse gradients",
+        LOSS,
+        "(t.to_dense() if t.is_sparse else t)",
+        "t",
+        OBJECTIVE,
+    ),
+    Guard(
+        "attention in plain operations",
+        PLAIN,
+        "        stack.enter_context(torch.nn.attention.sdpa_kernel("
+        "torch.nn.attention.SDPBackend.MATH))\n",
+        "",
+        KERNELS,
+    ),
+    Guard(
+        "no inference path in transformer layers",
+        PLAIN,
+        "        mha.set_fastpath_enabled(False)\n",
+        "",
+        f"{OBJECTIVE} -k fast_path",
+    ),
+    Guard(
+        "weight norm in plain operations",
+        PLAIN,
+        '            _exchange(stack, place, "_weight_norm", _weight_norm)',
+        "            pass",
+        f"{OBJECTIVE} -k weight_norm",
+    ),
+    Guard(
+        "checkpoints that do not re-enter autograd",
+        PLAIN,
+        '        _exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)\n',
+        "",
+        KERNELS,
+    ),
+    Guard(
+        "compiled functions run eagerly",
+        PLAIN,
+        'torch.compiler.set_stance("force_eager")',
+        "contextlib.nullcontext()",
+        f"{ZOO} -k compiled",
+    ),
+    Guard(
+        "the precision that autocast computes in",
+        LOSS,
+        " | saved_dtypes(self._terms[0][1])",
+        "",
+        KERNELS,
+    ),
+    # -- several processes
+    Guard(
+        "a reduction that carries a fault",
+        LOSS,
+        "        except Exception as error:  # every process must reach the reduction below\n"
+        "            fault, total",
+        "        except ZeroDivisionError as error:\n            fault, total",
+        OBJECTIVE,
+    ),
+    Guard(
+        "processes that meet before they exchange",
+        PROCESSES,
+        "        self.meet(size=total.numel())\n",
+        "",
+        "tests/integration/test_faults_of_one.py",
+    ),
+    Guard(
+        "no warm start from before a fault",
+        SESSION,
+        "        monitor.forget()\n",
+        "",
+        "tests/integration/test_faults_of_one.py",
+    ),
+]

@@ -1,0 +1,89 @@
+"""Switch off one guard at a time and see a test fail: ``python -m tests.mutations``.
+
+Each guard is a place in the source and what stands there without it.  The package and its tests are
+copied, the place is changed, the named tests run; a guard that nothing misses ends the script with
+an error.  Prints a table.  It means something only where all tests pass with all guards on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "lightning_landscape"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """``old`` in ``file`` protects ``what``; the ``tests`` must fail when ``new`` stands there."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def main() -> None:
+    from tests.guards import GUARDS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="only guards whose description has this in it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    chosen = [guard for guard in GUARDS if options.only in guard.what]
+    width = max(len(guard.what) for guard in chosen)
+    survived = 0
+    print(f"{'guard switched off':<{width}}  first test that fails")
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for guard, failed in zip(chosen, pool.map(first_failure, chosen), strict=True):
+            print(f"{guard.what:<{width}}  {failed or 'NONE'}", flush=True)
+            survived += failed is None
+    print(f"{len(chosen) - survived} of {len(chosen)} guards are missed by a test")
+    sys.exit(survived > 0)
+
+
+def first_failure(guard: Guard) -> str | None:
+    """The first test that fails without ``guard``; None if all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in (PACKAGE, "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / PACKAGE / guard.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(guard.old) != 1:
+            raise SystemExit(
+                f"{guard.what}: {guard.file} holds {source.count(guard.old)} times {guard.old!r}: "
+                f"expected exactly one; bring tests/guards.py up to date"
+            )
+        path.write_text(source.replace(guard.old, guard.new), encoding="utf-8")
+        return _run(copy, shlex.split(guard.tests))
+
+
+def _run(folder: Path, tests: list[str]) -> str | None:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *tests], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode not in (0, 1):  # nothing collected, a syntax error, ...
+        raise SystemExit(
+            f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return found.group(1) if done.returncode else None
+
+
+if __name__ == "__main__":
+    main()
