@@ -21,8 +21,6 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn, optim
 from torch.utils import data as torch_data
 
-from lightning_landscape.training.monitor import Monitor
-
 
 class MemoryLogger(Logger):
     """Keeps what it is given."""
@@ -112,7 +110,7 @@ def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogg
         "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
         "scaler": trainer.precision_plugin.state_dict(),
         "counters": [trainer.global_step, trainer.current_epoch, trainer.should_stop],
-        "callbacks": [vars(c) for c in trainer.callbacks if not isinstance(c, Monitor)],
+        "callbacks": [vars(c) for c in trainer.callbacks if not _ours(c)],
         "rng": [random.getstate(), np.random.get_state(), torch.get_rng_state()],  # noqa: NPY002
         "logged": [
             (step, {k: v for k, v in row.items() if not k.startswith(OURS)})
@@ -124,6 +122,10 @@ def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogg
         },
         "attributes": {name: _attributes(m) for name, m in module.named_modules()},
     }
+
+
+def _ours(callback: pl.Callback) -> bool:
+    return any(c.__module__.startswith("lightning_landscape") for c in type(callback).__mro__)
 
 
 # Compared on their own, or the trainer's.

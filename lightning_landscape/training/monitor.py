@@ -219,7 +219,7 @@ class Monitor(pl.Callback):
     def restore_probe(self, recorder: Recorder, trainer: Trainer) -> None:
         """After a resume: the probe of the run before, or a new series, which is said."""
         if self._kept_probe is None:
-            if self.resumed and trainer.ckpt_path:
+            if self.resumed and trainer.ckpt_path and trainer.global_step > 0:
                 self.say_once(
                     "the checkpoint was written before the first measurement and names no probe; "
                     "one is taken from the next training batches"

@@ -103,7 +103,7 @@ class Recorder:
     def picture(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
         """To TensorBoard; as a PNG beside the logs where no logger takes images."""
         if self._writes:
-            self.guarded(tag, lambda: self._show(tag, draw, step))
+            self.guarded(tag, lambda: self._show(tag, draw, step), "drawn")
 
     def _show(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
         from lightning_landscape.figures import figure_to_image

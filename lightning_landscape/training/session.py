@@ -167,9 +167,10 @@ class Session:
             RuntimeError: they, or the batch of that step, could not be kept.
         """
         if self._before.fault is not None:
+            fault = self._before.fault
             raise RuntimeError(
-                "what was there before the step could not be kept"
-            ) from self._before.fault
+                f"what was there before the step could not be kept ({fault})"
+            ) from fault
         return self._before
 
     def _due(self, monitor: Monitor, trainer: Trainer) -> bool:

@@ -458,7 +458,7 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 def test_ten_thousand_rows_are_kept(tmp_path):
     monitor = HessianMonitor()
     for step in range(10_050):
-        monitor.remember({"step": step})
+        monitor.measurements.add({"step": step})
     assert [len(monitor.history), monitor.history[0]["step"]] == [10_000, 50]
 
 

@@ -241,14 +241,17 @@ def end_of(
 
 def plain(value: Any) -> Any:
     """Shards as this process's own tensors, which can be compared and pickled."""
+    known = (int, float, str, bool, bytes, type(None), np.ndarray, np.integer)
     if isinstance(value, Tensor):
         value = value.detach()
         return value.to_local().clone() if hasattr(value, "to_local") else value.clone()
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {
+            key if isinstance(key, known) else type(key).__name__: plain(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    known = (int, float, str, bool, bytes, type(None), np.ndarray, np.integer)
     return value if isinstance(value, known) else type(value).__name__
 
 

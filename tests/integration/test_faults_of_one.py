@@ -13,7 +13,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, figures
+from lightning_landscape import (
+    HessianMonitor,
+    LandscapeMonitor,
+    SharpnessMonitor,
+    figures,
+    read_history,
+)
 from lightning_landscape.callbacks import hessian, sharpness
 from lightning_landscape.training import isolation, probe, records, session, sharding
 from lightning_landscape.training.monitor import Monitor
@@ -149,7 +155,7 @@ def test_nan(tmp_path, without):
     found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
     counts = check(found, without)
     assert all(measured >= 2 for measured, _, _ in counts)
-    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    rows = read_history(tmp_path / "history.jsonl")
     values = [row["sharpness/sam"] for row in rows if "sharpness/sam" in row]
     assert values
     assert all(value != value for value in values)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, read_history
 from tests.integration.members import MEMBERS, end_of, fsdp2
 from tests.integration.processes import both, forks
 
@@ -56,7 +54,7 @@ def measured(kind, probe, root, **settings):
 
 
 def read(root):
-    rows = [json.loads(line) for line in (root / "history.jsonl").read_text().splitlines()]
+    rows = read_history(root / "history.jsonl")
     found = {key: [row[key] for row in rows if key in row] for key in SUMS}
     for path in sorted((root / "landscape").glob("*.npz")):
         with np.load(path) as file:
