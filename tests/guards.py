@@ -39,11 +39,11 @@ GUARDS = [
     ),
     # -- the module
     Guard(
-        "what is put back also after a fault",
+        "what outlives an evaluation",
         ISOLATED,
         "            finally:\n                isolation.restore()",
         "            finally:\n                pass",
-        f"{ISOLATION} -k half_way",
+        EQUAL,
     ),
     Guard(
         "parameters that training_step edits",
@@ -188,7 +188,7 @@ GUARDS = [
         LOSSES,
         "trainer.precision_plugin.train_step_context()",
         "__import__('contextlib').nullcontext()",
-        f"{MEASURING} -k precision",
+        "tests/callbacks/test_options.py -k trainers_precision",
     ),
     Guard(
         "batches without a loss",
@@ -199,18 +199,11 @@ GUARDS = [
     ),
     # -- when
     Guard(
-        "accumulation in flight",
+        "batches that did not step",
         SESSION,
-        "loop._should_accumulate() or ",
-        "",
-        f"{ISOLATION} {MEASURING}",
-    ),
-    Guard(
-        "the extra epoch of weight averaging",
-        SESSION,
-        ' or getattr(loop, "_skip_backward", False)',
-        "",
-        f"{ZOO} {MEASURING} -k SWA",
+        "        if trainer.global_step == self._stepped:\n            return",
+        "        if False:\n            return",
+        MEASURING,
     ),
     Guard(
         "three faults in a row end it",

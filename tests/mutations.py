@@ -81,7 +81,7 @@ def _run(folder: Path, tests: list[str]) -> str | None:
         raise SystemExit(
             f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return found.group(1) if done.returncode else None
 
 

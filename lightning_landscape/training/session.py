@@ -187,7 +187,6 @@ class Session:
         batch_idx: int,
     ) -> None:
         """Measure, if the optimizer has stepped and somebody is due."""
-        loop = trainer.fit_loop
         if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
             self._try_to(partial(self._keep_batch, batch, batch_idx, self.monitors))
         if pl_module.automatic_optimization and not outputs:
@@ -195,14 +194,13 @@ class Session:
                 probe.withdraw()  # training_step gave no loss for it
         if trainer.is_last_batch:
             self._complete_probes()
-        stepped = trainer.global_step != self._stepped
-        if loop._should_accumulate() or not stepped or getattr(loop, "_skip_backward", False):
-            return
+        if trainer.global_step == self._stepped:
+            return  # accumulating, or weight averaging's extra epoch, or a step that was skipped
         self._stepped = trainer.global_step
         self.train_batch_size = batch_size(batch)
         # The label under which Lightning logs the training loss of the weights as they are now:
         # its own counter moves on after this hook.
-        step = loop.epoch_loop._batches_that_stepped + 1
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         due = [
             monitor
             for monitor in self.monitors

@@ -45,7 +45,7 @@ class Everything(pl.LightningModule):
         self.register_buffer("queue", torch.zeros(8, 6))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.ema = 1.0
-        self.average = torch.ones(3)
+        self.average = torch.full((3,), 0.5)
         self.outputs = []
         self.recent = collections.deque(maxlen=3)
         self.counts = {"steps": 0, "nested": {"losses": []}}
