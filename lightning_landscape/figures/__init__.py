@@ -1,22 +1,32 @@
 """Draws slices of the loss and the history of an eigenvalue as matplotlib figures.
 
-Every function returns a ``matplotlib.figure.Figure`` that pyplot knows nothing about: no window, no
-global list of open figures, nothing to close. A figure is 4 inches wide at 140 dots an inch, with
-letters that can still be read where TensorBoard shows it 350 pixels wide.
+Every function whose name ends in ``_figure`` returns a ``matplotlib.figure.Figure`` that pyplot
+knows nothing about: no window, no global list of open figures, nothing to close. A figure is 4
+inches wide at 140 dots an inch, with letters that can still be read where TensorBoard shows it 350
+pixels wide.
 """
 
 from lightning_landscape.figures.canvas import figure_to_image
 from lightning_landscape.figures.density import density_figure
+from lightning_landscape.figures.density_film import density_film_figure
+from lightning_landscape.figures.film import film_frames, save_film
+from lightning_landscape.figures.filmstrip import filmstrip_figure
 from lightning_landscape.figures.history import eigenvalue_figure
 from lightning_landscape.figures.line import line_figure
 from lightning_landscape.figures.plane import plane_figure
 from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.figures.surface import surface_mesh
 
 __all__ = [
     "ColorScale",
     "density_figure",
+    "density_film_figure",
     "eigenvalue_figure",
     "figure_to_image",
+    "film_frames",
+    "filmstrip_figure",
     "line_figure",
     "plane_figure",
+    "save_film",
+    "surface_mesh",
 ]

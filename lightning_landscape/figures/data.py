@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from lightning_landscape.geometry.slices import Slice
@@ -72,3 +74,26 @@ def sizes(difference: NDArray[Any]) -> NDArray[Any]:
     """Returns how large the finite differences other than zero are, as a flat array."""
     size: NDArray[Any] = np.abs(difference[np.isfinite(difference)])
     return size[size > 0]
+
+
+def difference_range(film: Sequence[Slice]) -> tuple[float, float]:
+    """Returns the smallest and the largest finite difference in a film; 0 where there is none."""
+    finite = [difference[np.isfinite(difference)] for difference, _ in map(centred, film)]
+    return (
+        min(float(part.min(initial=0.0)) for part in finite),
+        max(float(part.max(initial=0.0)) for part in finite),
+    )
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Returns at most ``most`` of ``range(count)``, evenly spread, the first and the last included.
+
+    Example:
+        >>> evenly(10, 4), evenly(3, 9), evenly(5, 1)
+        ([0, 3, 6, 9], [0, 1, 2], [4])
+    """
+    if most == 1:
+        return list(range(count))[-1:]
+    if count <= most:
+        return list(range(count))
+    return [round(index * (count - 1) / (most - 1)) for index in range(most)]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CURVE, EDGE = COLORS[0], COLORS[1]
+# Of more rows the single one cannot be seen: they are drawn in groups.
+_MOST, _GROUPS = 1000, 250
 
 
 @in_house_style
@@ -41,6 +43,9 @@ def eigenvalue_figure(
     it is what the edge applies to. The band is the residual, as far as it is wide enough to be
     seen. A row without a finite eigenvalue leaves a gap and a cross at the foot of the chart. The
     axis is logarithmic if the values are positive and span more than two decades.
+
+    More than 1000 rows are drawn in 250 groups: the median as a line, in a band from the lowest to
+    the highest.
 
     Args:
         history: rows such as ``{"step": 120, "hessian/top_eigenvalue": 9.6, "hessian/edge": 10.0}``
@@ -67,15 +72,22 @@ def eigenvalue_figure(
     figure = new_figure(height=3.2)
     axes = figure.add_axes((0.145, 0.14, 0.825, 0.64))
     _set_axes(axes, np.concatenate([values, edges]))
+    absent, last = ~np.isfinite(values), _last_words(rows, values, prefix)
+    grouped = len(rows) > _MOST
+    if grouped:
+        _draw_spread(axes, steps, values)
+        absent = np.array([part.any() for part in _groups(absent)])
+        steps, values, edges = map(_medians, (steps, values, edges))
     if np.isfinite(values).any():
         _draw_curve(axes, steps, values, "-", CURVE)
     else:
         write_across(axes, "no finite eigenvalue" if rows else "no eigenvalue measured")
-    band = _draw_band(axes, steps, values, residuals)
+    band = not grouped and _draw_band(axes, steps, values, residuals)
     if np.isfinite(edges).any():
         _draw_curve(axes, steps, edges, "--", EDGE)
-        _label_edge(axes, steps, values, edges)
-    absent = ~np.isfinite(values)
+        label = _label_edge(axes, steps, values, edges)
+        if grouped:  # a broad band would hide it
+            label.set_zorder(3)
     if absent.any():
         axes.plot(
             steps[absent], np.full(absent.sum(), 0.04), "x", color=CURVE, markersize=6,
@@ -84,12 +96,14 @@ def eigenvalue_figure(
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
     title = "Top Hessian eigenvalue" if key == plain else "Top preconditioned eigenvalue"
     remarks = listed(
-        "band: ± residual" if band else "", f"{TIMES} not finite" if absent.any() else ""
+        "band: ± residual" if band else "",
+        "line: median, band: lowest to highest" if grouped else "",
+        f"{TIMES} not finite" if absent.any() else "",
     )
     write_header(
         figure,
         title if name is None else f"{title} ({name})",
-        [_last_words(rows, values, prefix), remarks],
+        [last, remarks],
     )
     return figure
 
@@ -133,6 +147,25 @@ def _set_axes(axes: Axes, shown: NDArray[Any]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
+def _groups(column: NDArray[Any]) -> list[NDArray[Any]]:
+    """Returns a long column in 250 parts, one after the other."""
+    return np.array_split(column, _GROUPS)
+
+
+def _medians(column: NDArray[Any]) -> NDArray[Any]:
+    """Returns the median of the finite values of each group, nan where there is none."""
+    finite = (part[np.isfinite(part)] for part in _groups(column))
+    return np.array([np.median(part) if part.size else math.nan for part in finite])
+
+
+def _draw_spread(axes: Axes, steps: NDArray[Any], values: NDArray[Any]) -> None:
+    """Draws the band from the lowest to the highest finite value of each group."""
+    finite = [part[np.isfinite(part)] for part in _groups(values)]
+    low = [part.min() if part.size else math.nan for part in finite]
+    high = [part.max() if part.size else math.nan for part in finite]
+    axes.fill_between(_medians(steps), low, high, color=CURVE, alpha=0.25, linewidth=0)
+
+
 def _draw_curve(
     axes: Axes, steps: NDArray[Any], values: NDArray[Any], dashes: str, color: str
 ) -> None:
@@ -162,7 +195,7 @@ def _draw_band(
     return True
 
 
-def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> None:
+def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> Any:
     """Writes the edge's value at the end of its line that the eigenvalue keeps away from."""
     known = np.flatnonzero(np.isfinite(edges))
     ends = [(known[0], "left"), (known[-1], "right")]
@@ -173,7 +206,7 @@ def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: ND
         distance.append(abs(pair[0] - pair[1]) if np.isfinite(pair).all() else 0.0)
     index, side = ends[int(np.argmax(distance))]
     above = not values[index] > edges[index]
-    axes.annotate(
+    return axes.annotate(
         f"edge of stability {number(edges[index])}", (steps[index], edges[index]),
         xytext=(0, 3 if above else -4), textcoords="offset points", ha=side,
         va="bottom" if above else "top", color=EDGE, fontsize=SMALL, fontweight="bold", zorder=1.9,

@@ -29,6 +29,7 @@ from lightning_landscape.figures.words import (
     direction_norms,
     directions_line,
     listed,
+    norm_ranges,
     normalization_words,
     number,
     probe_words,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
-@in_house_style
 def line_figure(slices: Slice | Sequence[Slice], *, scale: ColorScale | None = None) -> Figure:
     """Draws one or several 1-D slices in one chart; the dot is where the weights are.
 
@@ -67,12 +67,18 @@ def line_figure(slices: Slice | Sequence[Slice], *, scale: ColorScale | None = N
         ValueError: if there is none, one is not a line, or its coordinates and losses do not fit.
     """
     lines = _as_lines(slices)
-    curves, centers = [losses_of(line) for line in lines], [center_of(line) for line in lines]
+    return draw_lines(lines, scale, lines)
+
+
+@in_house_style
+def draw_lines(lines: Sequence[Slice], scale: ColorScale | None, film: Sequence[Slice]) -> Figure:
+    """Draws one frame of a film; all but the title and the curves is the same in each of them."""
     if scale is None:
+        curves, centers = [losses_of(line) for line in lines], [center_of(line) for line in lines]
         low, high = _robust_limits(lines)
     else:
         curves = [centred(line)[0] for line in lines]
-        centers = [center - center for center in centers]
+        centers = [center_of(line) - center_of(line) for line in lines]
         low, high = -scale.limit, scale.limit
 
     title, small = _header(lines)
@@ -85,20 +91,21 @@ def line_figure(slices: Slice | Sequence[Slice], *, scale: ColorScale | None = N
     axes = figure.add_axes((0.175, 0.43 / height, 0.795, 1 - (top + 0.43) / height))
     axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
     _set_loss_axis(axes, scale, low, high)
-    if not all(np.isfinite(centers)):
+    if not all(np.isfinite(center_of(line)) for line in film):
         # There the lowest loss has been subtracted.
         axes.set_ylabel("loss" if scale is None else "loss difference")
-    if not any(np.isfinite(curve).any() for curve in curves):
+    if not any(np.isfinite(losses_of(line)).any() for line in film):
         axes.set_yticks([])
     for index, (line, curve, center) in enumerate(zip(lines, curves, centers, strict=True)):
         color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
         x = np.asarray(line.coordinates[0], dtype=np.float64)
         axes.plot(x, curve, color=color, linestyle=dashes, label=_name(index, lines))
         axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
-        _mark_outside(axes, x, curve, low, high, color)
-    axes.set_xlim(*_span(lines))
-    axes.set_xlabel(_shared_axis_label(lines), fontsize=TEXT, labelpad=2)
-    write_header(figure, title, [*small, _remark(np.concatenate(curves), low, high)])
+        mark_outside(axes, x, curve, low, high, color)
+    axes.set_xlim(*_span(film))
+    axes.set_xlabel(_shared_axis_label(lines, film), fontsize=TEXT, labelpad=2)
+    shown = [losses_of(line) if scale is None else centred(line)[0] for line in film]
+    write_header(figure, title, [*small, line_remark(np.concatenate(shown), low, high)])
     if entries:
         figure.legend(
             loc="upper left", bbox_to_anchor=(0.03, 1 - legend / height), fontsize=SMALL,
@@ -159,7 +166,7 @@ def _set_loss_axis(axes: Axes, scale: ColorScale | None, low: float, high: float
     draw_grid(axes)
 
 
-def _mark_outside(
+def mark_outside(
     axes: Axes, x: NDArray[Any], curve: NDArray[Any], low: float, high: float, color: Any
 ) -> None:
     """Marks at the border the points that the chart cannot show."""
@@ -188,15 +195,17 @@ def _name(index: int, lines: Sequence[Slice]) -> str:
         _direction(line) if _differ(lines, _direction) else "",
         _probe(line) if _differ(lines, _probe) else "",
     )
-    return axis_label(name or f"slice {index + 1}", _norm(line) if _differ(lines, _norm) else None)
+    return axis_label(
+        name or f"slice {index + 1}", norm_ranges([line], 1)[0] if _differ(lines, _norm) else None
+    )
 
 
-def _shared_axis_label(lines: Sequence[Slice]) -> str:
+def _shared_axis_label(lines: Sequence[Slice], film: Sequence[Slice]) -> str:
     """Returns the name of the coordinate as far as all lines agree on it."""
     if _differ(lines, _direction):
         return "along the direction"
-    norm = None if _differ(lines, _norm) else _norm(lines[0])
-    return axis_label(_direction(lines[0]), norm)
+    norms = None if _differ(lines, _norm) else norm_ranges(film, 1)[0]
+    return axis_label(_direction(lines[0]), norms)
 
 
 def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
@@ -240,7 +249,7 @@ def _step(line: Slice) -> Any:
     return line.metadata.get("step", "?")
 
 
-def _remark(losses: NDArray[Any], low: float, high: float) -> str:
+def line_remark(losses: NDArray[Any], low: float, high: float) -> str:
     """Says what the triangles and crosses of the chart mean."""
     finite = losses[np.isfinite(losses)]
     remarks = []

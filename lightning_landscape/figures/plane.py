@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +21,16 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.data import ROUNDING, center_of, centred, check_slice
+from lightning_landscape.figures.data import ROUNDING, centred, check_slice, difference_range
 from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.figures.words import (
     axis_label,
+    difference_words,
     direction_names,
     direction_norms,
     directions_line,
     listed,
+    norm_ranges,
     normalization_words,
     number,
     probe_words,
@@ -51,7 +54,6 @@ GROUND = LinearSegmentedColormap.from_list(
 MAX_ASPECT = 2.5
 
 
-@in_house_style
 def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
     """Draws a 2-D slice: colour is the loss minus the loss at the weights.
 
@@ -72,49 +74,69 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
         ValueError: if it is not a plane, or its coordinates and losses do not fit together.
     """
     check_slice("plane_figure(slice=...)", slice, axes=2)
-    scale = ColorScale.for_one(slice) if scale is None else scale
+    return draw_plane(slice, ColorScale.for_one(slice) if scale is None else scale, [slice])
+
+
+@in_house_style
+def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure:
+    """Draws one frame of a film; all but the title and the map is the same in each of them."""
+    first = film[0].metadata
     x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
-    difference, reference = centred(slice)
-    ground = np.ma.masked_invalid(difference)
+    ground = np.ma.masked_invalid(centred(slice)[0])
 
     figure = new_figure(height=4.4)
     axes = figure.add_axes((0.155, 0.11, 0.625, 0.645))
-    # Masked cells are transparent: what shows through is the hatched sheet below.
-    axes.patch.set(hatch="////", edgecolor=GREY)
-    mesh = axes.pcolormesh(_edges(x), _edges(y), ground, cmap=GROUND, norm=scale.norm())
+    mesh = draw_map(axes, x, y, ground, scale)
     _draw_contours(axes, x, y, ground, scale)
-    _mark_center(axes)
-    axes.set_xlim(*_edges(x)[[0, -1]])
-    axes.set_ylim(*_edges(y)[[0, -1]])
-
-    names, norms = direction_names(slice.metadata, 2), direction_norms(slice.metadata, 2)
+    mark_center(axes)
     set_ticks(axes, axes.xaxis, axes.yaxis)
+    names, norms = direction_names(first, 2), norm_ranges(film, 2)
     axes.set_xlabel(axis_label(shortened(names[0], 20), norms[0]), fontsize=TEXT, labelpad=2)
     axes.set_ylabel(axis_label(shortened(names[1], 20), norms[1]), fontsize=TEXT, labelpad=0)
-    to_scale = _set_aspect(axes, norms)
-    _draw_colorbar(figure, mesh, ground, scale)
-
-    remarks = [] if to_scale else ["not to scale"]
-    if abs(cosine := slice.metadata.get("cosine") or 0.0) > 0.1:
-        remarks.append(f"axes at cosine {number(cosine, 2)}")
-    if ground.count() < ground.size:
-        remarks.append("hatched: not finite")
+    to_scale = set_aspect(axes, film)
+    draw_colorbar(figure.add_axes((0.795, 0.11, 0.03, 0.645)), mesh, film, scale, scale.ticks())
     if not ground.count():
         write_across(axes, "no finite loss")
-    elif abs(ground).max() <= ROUNDING * abs(reference):
-        remarks.append("flat")
-    what = "loss at the cross" if np.isfinite(center_of(slice)) else "the lowest loss"
     write_header(
         figure,
         step_and_loss(slice.metadata, slice.center_loss),
         [
-            directions_line(slice.metadata, 2),
-            listed(normalization_words(slice.metadata), probe_words(slice.metadata)),
-            f"colour: loss minus {what}",
-            listed(*remarks),
+            directions_line(first, 2),
+            listed(normalization_words(first), probe_words(first)),
+            f"colour: {difference_words(film, 'cross')}",
+            listed("" if to_scale else "not to scale", remarks(film)),
         ],
     )
     return figure
+
+
+def draw_map(
+    axes: Axes, x: NDArray[Any], y: NDArray[Any], ground: np.ma.MaskedArray[Any, Any],
+    scale: ColorScale,
+) -> Any:  # fmt: skip
+    """Draws the coloured cells, on a hatched sheet that shows through where there is no loss."""
+    axes.patch.set(hatch="////", edgecolor=GREY)
+    mesh = axes.pcolormesh(_edges(x), _edges(y), ground, cmap=GROUND, norm=scale.norm())
+    axes.set_xlim(*_edges(x)[[0, -1]])
+    axes.set_ylim(*_edges(y)[[0, -1]])
+    return mesh
+
+
+def remarks(film: Sequence[Slice]) -> str:
+    """Returns what else is to be known of the planes of a film."""
+    found = []
+    cosine = max((s.metadata.get("cosine") or 0.0 for s in film), key=abs)
+    if abs(cosine) > 0.1:
+        found.append(f"axes at cosine {number(cosine, 2)}")
+    grounds = [np.ma.masked_invalid(centred(slice)[0]) for slice in film]
+    if any(ground.count() < ground.size for ground in grounds):
+        found.append("hatched: not finite")
+    if all(
+        ground.count() and abs(ground).max() <= ROUNDING * abs(centred(slice)[1])
+        for slice, ground in zip(film, grounds, strict=True)
+    ):
+        found.append("flat")
+    return listed(*found)
 
 
 def _edges(centers: NDArray[Any]) -> NDArray[Any]:
@@ -151,37 +173,43 @@ def _draw_contours(
         label.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
 
 
-def _mark_center(axes: Axes) -> None:
+def mark_center(axes: Axes, size: float = 11.0) -> None:
     """Marks the weights with a cross that shows on dark and on light ground."""
-    for color, width in (("white", 4.5), (INK, 2.0)):
+    for color, width in (("white", 0.41 * size), (INK, 0.18 * size)):
         axes.plot(
-            [0.0], [0.0], "+", color=color, markersize=11, markeredgewidth=width, zorder=5,
+            [0.0], [0.0], "+", color=color, markersize=size, markeredgewidth=width, zorder=5,
             scalex=False, scaley=False,
         )  # fmt: skip
 
 
-def _set_aspect(axes: Axes, norms: list[float | None]) -> bool:
+def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:
     """Gives both axes the same unit in weight space if that leaves a picture; says whether."""
     width, height = (abs(np.subtract(*limits)) for limits in (axes.get_xlim(), axes.get_ylim()))
-    if norms[0] is None or norms[1] is None:
+    units = []
+    for slice in film:
+        across, up = direction_norms(slice.metadata, 2)
+        if across is None or up is None:
+            return False
+        units.append(up / across)
+    unit = float(np.median(units))
+    if max(units) > 1.1 * unit or min(units) < unit / 1.1:
+        return False  # one shape for all frames cannot be true to all
+    if not 1 / MAX_ASPECT <= height * unit / width <= MAX_ASPECT:
         return False
-    ratio = (height * norms[1]) / (width * norms[0])
-    if not 1 / MAX_ASPECT <= ratio <= MAX_ASPECT:
-        return False
-    axes.set_aspect(norms[1] / norms[0])
+    axes.set_aspect(unit)
     return True
 
 
-def _draw_colorbar(
-    figure: Figure, mesh: Any, ground: np.ma.MaskedArray[Any, Any], scale: ColorScale
+def draw_colorbar(
+    axes: Axes, mesh: Any, film: Sequence[Slice], scale: ColorScale, ticks: list[float]
 ) -> None:
-    """Draws the colour bar, whose ends say so when something lies beyond them."""
-    bar = figure.colorbar(mesh, cax=figure.add_axes((0.795, 0.11, 0.03, 0.645)))
-    ticks = scale.ticks()
+    """Draws the colour bar, whose ends say so when something in the film lies beyond them."""
+    bar = axes.figure.colorbar(mesh, cax=axes)
     labels = [number(tick) for tick in ticks]
-    if ground.count() and ground.max() > scale.limit:
+    low, high = difference_range(film)
+    if high > scale.limit:
         labels[-1] = f"> {labels[-1]}"
-    if ground.count() and ground.min() < -scale.limit:
+    if low < -scale.limit:
         labels[0] = f"< {labels[0]}"
     bar.set_ticks(ticks, labels=labels)
     bar.ax.minorticks_off()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.figures.canvas import shortened
+from lightning_landscape.figures.data import center_of
+
+if TYPE_CHECKING:
+    from lightning_landscape.geometry.slices import Slice
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -50,10 +54,29 @@ def direction_norms(metadata: Mapping[str, Any], count: int) -> list[float | Non
     return [norm if norm is not None and 0 < norm < math.inf else None for norm in norms]
 
 
-def axis_label(name: str, norm: float | None) -> str:
-    """Returns 'random (1 = norm 3.2)'."""
+def norm_ranges(film: Sequence[Slice], count: int) -> list[tuple[float, float] | None]:
+    """Returns the shortest and the longest each direction is in a film, None where unknown."""
+    columns = zip(*(direction_norms(slice.metadata, count) for slice in film), strict=True)
+    known = [[norm for norm in column if norm is not None] for column in columns]
+    return [(min(norms), max(norms)) if len(norms) == len(film) else None for norms in known]
+
+
+def axis_label(name: str, norms: tuple[float, float] | None) -> str:
+    """Returns 'random (1 = norm 3.2)', or 'random (1 = norm 3.2 to 4)' in a film."""
     label = shortened(name, 28)
-    return label if norm is None else f"{label} (1 = norm {number(norm, 2)})"
+    if norms is None:
+        return label
+    shortest, longest = (number(norm, 2) for norm in norms)
+    return f"{label} (1 = norm {shortest if shortest == longest else f'{shortest} to {longest}'})"
+
+
+def difference_words(film: Sequence[Slice], mark: str) -> str:
+    """Returns 'loss minus loss at the cross': what was subtracted in the frames of a film."""
+    known = [math.isfinite(center_of(slice)) for slice in film]
+    if all(known):
+        return f"loss minus loss at the {mark}"
+    lowest = "the lowest loss"
+    return f"loss minus that at the {mark}, or {lowest}" if any(known) else f"loss minus {lowest}"
 
 
 def directions_line(metadata: Mapping[str, Any], count: int) -> str:

@@ -58,9 +58,32 @@ class SpectralDensity:
 
     def save(self, path: str | Path) -> None:
         """Write all attributes to a ``.npz`` file that plain ``numpy.load`` reads."""
-        np.savez_compressed(
-            path, allow_pickle=False, **{k: np.asarray(v) for k, v in vars(self).items()}
-        )
+        values = {k: np.asarray(v) for k, v in vars(self).items()}
+        with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
+            np.savez_compressed(file, allow_pickle=False, **values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SpectralDensity:
+        """Read what :meth:`save` wrote.  Nothing is unpickled.
+
+        Raises:
+            ValueError: the file is not a density.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in cls.__dataclass_fields__}
+                tensors = ("grid", "density", "stderr", "ritz_values", "ritz_weights")
+                return cls(
+                    **{name: torch.from_numpy(values[name].astype(np.float64)) for name in tensors},
+                    sigma=float(values["sigma"]),
+                    hvps=int(values["hvps"]),
+                )
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged archive raises any of a dozen types
+            raise ValueError(
+                f"path={str(path)!r}: not a saved SpectralDensity ({error})"
+            ) from error
 
 
 def spectral_density(

@@ -1,0 +1,170 @@
+"""The spectral density of the Hessian over training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    GREY,
+    SMALL,
+    TEXT,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    write_across,
+    write_header,
+)
+from lightning_landscape.figures.data import evenly
+from lightning_landscape.figures.words import listed, number, probe_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.spectrum import SpectralDensity
+
+MOST = 60
+_COLUMNS = 300
+# The bulk holds nearly all eigenvalues, an outlier one in a million: decades shown.
+_DECADES = 6
+INKS = LinearSegmentedColormap.from_list(
+    "inks", ["#ffffff", "#c6d9ec", "#5b95c9", "#1d5596", "#0b2454"]
+)
+
+
+@in_house_style
+def density_film_figure(
+    densities: Mapping[int, SpectralDensity], *, metadata: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draws how the Hessian's eigenvalues are spread, a row a step.
+
+    Darker is more eigenvalues, on a logarithmic scale; the eigenvalue is on an axis that is linear
+    near zero and logarithmic beyond. The dots are the largest eigenvalue that was met at each step.
+    Rows without a finite density are hatched.
+
+    Args:
+        densities: step -> what ``spectral_density`` returned. Of more than 60 so many are drawn,
+            evenly chosen, the first and the last included.
+        metadata: ``probe_samples``, ``probe_mode``, as far as known.
+
+    Returns:
+        A figure of 4.0 x 4.2 inches at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``densities`` is not a mapping.
+    """
+    if not isinstance(densities, Mapping):
+        raise TypeError(
+            f"density_film_figure(densities={densities!r:.80}): expected a dict from the step to "
+            "a SpectralDensity"
+        )
+    every = sorted(densities)
+    steps = [every[index] for index in evenly(len(every), MOST)]
+    shown = [densities[step] for step in steps]
+    finite = [d for d in shown if bool(np.isfinite(np.asarray(d.density)).all())]
+
+    figure = new_figure(height=4.2)
+    axes = figure.add_axes((0.155, 0.11, 0.625, 0.675))
+    axes.patch.set(hatch="////", edgecolor=GREY)
+    axes.set_xlabel("eigenvalue", fontsize=TEXT, labelpad=1)
+    axes.set_ylabel("step", fontsize=TEXT, labelpad=2)
+    if finite:
+        _draw_rows(figure, axes, steps, shown, finite)
+    else:
+        write_across(axes, "no finite density")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    write_header(
+        figure,
+        "Spectral density over training",
+        [
+            "dark: many eigenvalues, dot: the largest seen",
+            listed("colour: share per unit of eigenvalue", probe_words(dict(metadata or {}))),
+            listed(
+                f"{len(steps)} of {len(every)} steps" if len(steps) < len(every) else "",
+                "hatched: not finite" if len(finite) < len(shown) else "",
+            ),
+        ],
+    )
+    return figure
+
+
+def _draw_rows(
+    figure: Figure, axes: Axes, steps: list[int], shown: list[SpectralDensity],
+    finite: list[SpectralDensity],
+) -> None:  # fmt: skip
+    """Draws the map, its axes and its bar."""
+    low = min(float(d.grid[0]) for d in finite)
+    high = max(float(d.grid[-1]) for d in finite)
+    # Nothing narrower than the smoothing can be seen, at any step.
+    linear = min(max(float(d.sigma) for d in finite) * 2, max(-low, high) / 3)
+    axes.set_xscale("symlog", linthresh=linear, linscale=1.0, base=10)
+    axes.set_xlim(low, high)
+    to_chart = axes.transScale.transform
+    ends = to_chart([(low, 0), (high, 0)])[:, 0]
+    borders = np.linspace(ends[0], ends[1], _COLUMNS + 1)
+    back = axes.transScale.inverted().transform
+    edges = back(np.stack([borders, 0 * borders], 1))[:, 0]
+    middle = (borders[1:] + borders[:-1]) / 2
+    centers = back(np.stack([middle, 0 * middle], 1))[:, 0]
+    rows = np.ma.masked_invalid([_row(d, centers) for d in shown])
+    top = float(rows.max())
+    norm = LogNorm(vmin=top * 10.0**-_DECADES, vmax=top, clip=True)
+    mesh = axes.pcolormesh(edges, _between(steps), rows, cmap=INKS, norm=norm)
+    largest = [float(np.max(np.asarray(d.ritz_values))) for d in shown]
+    axes.plot(
+        largest, steps, "o", color=COLORS[1], markersize=3.5 if len(steps) <= 30 else 2.5,
+        clip_on=False,
+    )  # fmt: skip
+    axes.axvline(0.0, color=GREY, linewidth=0.8)
+    ticks = _ticks(linear, low, high, lambda value: float(to_chart((value, 0))[0]), ends)
+    axes.set_xticks(ticks, labels=[number(tick) for tick in ticks])
+    axes.minorticks_off()
+    set_ticks(axes, axes.yaxis, bins=6)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    bar = figure.colorbar(mesh, cax=figure.add_axes((0.8, 0.11, 0.03, 0.675)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=SMALL, length=3, pad=2)
+
+
+def _ticks(
+    linear: float, low: float, high: float, place: Callable[[float], float], ends: NDArray[Any]
+) -> list[float]:
+    """Returns zero and round numbers to either side, powers of ten first, with room between."""
+    first = int(np.floor(np.log10(linear)))
+    last = int(np.ceil(np.log10(max(-low, high))))
+    powers = [10.0**exponent for exponent in range(last, first - 1, -1)]
+    chosen = [0.0]
+    for tick in [sign * m * power for m in (1, 5, 2) for power in powers for sign in (1, -1)]:
+        room = 0.13 * (ends[1] - ends[0])
+        near = any(abs(place(tick) - place(other)) < room for other in chosen)
+        if low <= tick <= high and not near:
+            chosen.append(tick)
+    return sorted(chosen)
+
+
+def _row(density: SpectralDensity, centers: NDArray[Any]) -> NDArray[Any]:
+    """Returns one density at the columns: 0 beyond its grid, nan where it is not finite."""
+    values = np.asarray(density.density, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return np.full(len(centers), np.nan)
+    row: NDArray[Any] = np.interp(centers, np.asarray(density.grid), values, left=0.0, right=0.0)
+    return row
+
+
+def _between(steps: list[int]) -> NDArray[Any]:
+    """Returns the borders of the rows: half way between two steps."""
+    at = np.asarray(steps, dtype=np.float64)
+    if len(at) == 1:
+        return np.array([at[0] - 0.5, at[0] + 0.5])
+    middle = (at[1:] + at[:-1]) / 2
+    first, last = at[0] - (middle[0] - at[0]), at[-1] + (at[-1] - middle[-1])
+    return np.concatenate([[first], middle, [last]])

@@ -1,0 +1,131 @@
+"""A film: pictures of one run, on one scale and one sheet, so that only the surface moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_landscape.figures.canvas import figure_to_image
+from lightning_landscape.figures.data import center_of, check_slice, evenly
+from lightning_landscape.figures.line import draw_lines
+from lightning_landscape.figures.plane import draw_plane
+from lightning_landscape.figures.scale import ColorScale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+
+def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> list[Any]:
+    """Draws one picture a slice; in all of them only the title and the surface differ.
+
+    Args:
+        slices: lines, or planes, on the same coordinates; in the order in which they are shown.
+        scale: the scale of all frames. None: one that all frames fit on.
+
+    Returns:
+        uint8 images of one shape (height, width, 3), as `figure_to_image` makes them; 60 ms each.
+
+    Raises:
+        TypeError: if ``slices`` is not a sequence of slices.
+        ValueError: if it is empty, or not all of one kind and on the same coordinates.
+    """
+    return list(_frames(as_film("film_frames", slices), scale))
+
+
+def save_film(
+    slices: Sequence[Slice],
+    path: str | os.PathLike[str],
+    *,
+    scale: ColorScale | None = None,
+    seconds: float = 0.3,
+    most: int = 30,
+) -> None:
+    """Writes an animation that begins anew after its last frame, which is held a while.
+
+    Args:
+        slices: as for `film_frames`.
+        path: ``.gif``, or ``.png`` for an animated PNG, whose colours are exact (a GIF has 256).
+        scale: the scale of all frames. None: one that all frames fit on.
+        seconds: how long a frame is shown; the last one five times as long.
+        most: frames; of more slices so many are chosen evenly, the first and the last included.
+
+    Raises:
+        TypeError: if ``slices`` is not a sequence of slices.
+        ValueError: if they are not one film, or an argument is out of its range.
+    """
+    name = os.fspath(path)
+    kind = {".gif": "GIF", ".png": "PNG"}.get(os.path.splitext(name)[1].lower())
+    if kind is None:
+        raise ValueError(f"save_film(path={name!r}): expected a name that ends in .gif or .png")
+    if not seconds > 0 or most < 1:
+        raise ValueError(
+            f"save_film(seconds={seconds!r}, most={most!r}): expected a time above 0 and at least "
+            "one frame"
+        )
+    film = as_film("save_film", slices)
+    write_film([film[index] for index in evenly(len(film), most)], name, scale, kind, seconds)
+
+
+def write_film(
+    film: Sequence[Slice],
+    path: str | os.PathLike[str],
+    scale: ColorScale | None,
+    kind: str = "GIF",
+    seconds: float = 0.3,
+) -> None:
+    """Writes an animation of the given kind, under whatever name."""
+    from PIL import Image
+
+    frames = [Image.fromarray(frame) for frame in _frames(film, scale)]
+    if kind == "GIF":
+        # One palette for all frames, from the first, one amid and the last: colours keep still.
+        shown = [frames[index] for index in evenly(len(frames), 3)]
+        sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
+        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    times = [round(1000 * seconds)] * (len(frames) - 1) + [round(5000 * seconds)]
+    frames[0].save(
+        path, format=kind, save_all=True, append_images=frames[1:], duration=times, loop=0
+    )
+
+
+def as_film(call: str, slices: Sequence[Slice]) -> list[Slice]:
+    """Returns the slices as a list, if they are one film."""
+    if not isinstance(slices, Sequence) or isinstance(slices, str):
+        raise TypeError(f"{call}(slices={slices!r:.80}): expected a list of Slices")
+    if not slices:
+        raise ValueError(f"{call}(slices=[]): expected at least one slice")
+    for index, slice in enumerate(slices):
+        axes = len(getattr(slices[0], "coordinates", ())) or 1
+        check_slice(f"{call}(slices=...), slice {index}", slice, axes=axes)
+        pairs = zip(slice.coordinates, slices[0].coordinates, strict=True)
+        if not all(np.array_equal(axis, first) for axis, first in pairs):
+            raise ValueError(
+                f"{call}(slices=...): slice {index} has other coordinates than slice 0; pass "
+                "slices of one kind, on the same grid"
+            )
+    return list(slices)
+
+
+def shared_scale(film: Sequence[Slice]) -> ColorScale:
+    """Returns a scale that all frames fit on: the ends of the widest, the middle of the finest."""
+    known = [slice for slice in film if np.isfinite(center_of(slice))] or film
+    scales = [ColorScale.for_one(slice) for slice in known]
+    limit = max(scale.limit for scale in scales)
+    finest = min(scale.linthresh for scale in scales)
+    return ColorScale(linthresh=max(finest, limit / 5000), limit=limit)
+
+
+def _frames(film: Sequence[Slice], scale: ColorScale | None) -> Iterator[NDArray[np.uint8]]:
+    """Yields the pictures, one after the other."""
+    chosen = shared_scale(film) if scale is None else scale
+    for slice in film:
+        if len(slice.coordinates) == 2:
+            yield figure_to_image(draw_plane(slice, chosen, film))
+        else:
+            yield figure_to_image(draw_lines([slice], chosen, film))

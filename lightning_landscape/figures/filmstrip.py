@@ -1,0 +1,226 @@
+"""A film on one sheet: small pictures side by side."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    GREY,
+    HEADER,
+    INK,
+    PITCH,
+    SMALL,
+    TEXT,
+    WIDTH,
+    draw_grid,
+    in_house_style,
+    new_figure,
+    shortened,
+    write_header,
+)
+from lightning_landscape.figures.data import centred, evenly
+from lightning_landscape.figures.film import as_film, shared_scale
+from lightning_landscape.figures.line import line_remark, mark_outside
+from lightning_landscape.figures.plane import (
+    draw_colorbar,
+    draw_map,
+    mark_center,
+    remarks,
+    set_aspect,
+)
+from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.figures.words import (
+    axis_label,
+    difference_words,
+    direction_names,
+    listed,
+    norm_ranges,
+    normalization_words,
+    number,
+    probe_words,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+MOST = 9
+# Inches: the words over each picture, the gap between columns, what is left free below.
+_WORDS, _GAP, _FOOT = 0.34, 0.09, 0.42
+
+
+def filmstrip_figure(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> Figure:
+    """Draws up to nine slices of a run side by side, in one scale, with step and loss over each.
+
+    Of more than nine it shows nine, evenly chosen, the first and the last included. Planes are
+    coloured as in `plane_figure`; lines are drawn as in `line_figure`, with the first one in grey
+    behind the others.
+
+    Args:
+        slices: lines, or planes, on the same coordinates, in the order of their steps.
+        scale: the scale of the run's pictures. None: one that all that is shown fits on.
+
+    Returns:
+        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``slices`` is not a sequence of slices.
+        ValueError: if it is empty, or not all of one kind and on the same coordinates.
+    """
+    film = as_film("filmstrip_figure", slices)
+    shown = [film[index] for index in evenly(len(film), MOST)]
+    return _draw(shown, shared_scale(shown) if scale is None else scale, len(film))
+
+
+@in_house_style
+def _draw(shown: list[Slice], scale: ColorScale, of: int) -> Figure:
+    """Draws the sheet."""
+    planes = len(shown[0].coordinates) == 2
+    first = shown[0].metadata
+    columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    marks = [number(value) for value in _ends(shown[0].coordinates[-1]) if planes]
+    # Letters are some 0.07 inches wide.
+    left, right = (0.27 + 0.07 * max(map(len, marks)), 0.62) if planes else (0.68, 0.1)
+    side = min((WIDTH - left - right + _GAP) / columns - _GAP, 1.5)
+    top = HEADER + PITCH * 3 + 0.04
+    figure = new_figure(height=top + rows * (side + _WORDS) + _FOOT)
+    height = figure.get_figheight()
+    names, norms = direction_names(first, 2), norm_ranges(shown, len(shown[0].coordinates))
+
+    span = rows * (side + _WORDS) - _WORDS
+    ticks = _apart(scale, 0.14 / span)
+
+    to_scale, mesh = True, None
+    for index, slice in enumerate(shown):
+        row, column = divmod(index, columns)
+        x = left + column * (side + _GAP)
+        y = height - top - (row + 1) * (side + _WORDS)
+        axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
+        if planes:
+            mesh = _draw_plane(axes, slice, scale, ticks)
+            to_scale = set_aspect(axes, shown)
+        else:
+            _draw_line(axes, slice, shown[0], scale)
+        axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
+        figure.text(
+            (x + 0.02) / WIDTH, (y + side + 0.03) / height, _words(slice), fontsize=SMALL,
+            ha="left", va="bottom", linespacing=1.0,
+        )  # fmt: skip
+    middle = (left + (columns * (side + _GAP) - _GAP) / 2) / WIDTH
+    figure.text(
+        middle, 0.04 / height, axis_label(shortened(names[0], 20), norms[0]), fontsize=TEXT,
+        ha="center", va="bottom",
+    )  # fmt: skip
+    bottom = _FOOT / height
+    if planes:
+        up = (1 - top / height + bottom) / 2
+        label = axis_label(shortened(names[1], 20), norms[1])
+        bar = figure.add_axes(
+            ((left + columns * (side + _GAP)) / WIDTH, bottom, 0.12 / WIDTH, span / height)
+        )
+        draw_colorbar(bar, mesh, shown, scale, ticks)
+        if rows == 1:  # too low for the whole label
+            label = shortened(names[1], 16)
+        figure.text(0.012, up, label, fontsize=TEXT, rotation=90, ha="left", va="center")
+    _write_words(figure, shown, scale, of, to_scale, planes)
+    return figure
+
+
+def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, ticks: list[float]) -> Any:
+    """Draws one small map; returns what the colour bar is made from."""
+    x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
+    mesh = draw_map(axes, x, y, np.ma.masked_invalid(centred(slice)[0]), scale)
+    if min(slice.losses.shape) > 1 and np.isfinite(slice.losses).any():
+        # At the labels of the colour bar.
+        levels = [tick for tick in ticks if abs(tick) < scale.limit]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No contour levels were found")
+            axes.contour(
+                x, y, np.ma.masked_invalid(centred(slice)[0]), levels=levels, linewidths=0.6,
+                linestyles="-", colors=["white" if level < 0 else INK for level in levels],
+            )  # fmt: skip
+    mark_center(axes, size=6.0)
+    _mark_ends(axes, x)
+    axes.set_yticks(_ends(y), labels=[number(value) for value in _ends(y)])
+    return mesh
+
+
+def _draw_line(axes: Axes, slice: Slice, first: Slice, scale: ColorScale) -> None:
+    """Draws one small curve before that of the first."""
+    x = np.asarray(slice.coordinates[0], dtype=np.float64)
+    axes.set_yscale("symlog", linthresh=scale.linthresh, linscale=0.5, base=10)
+    axes.set_ylim(-scale.limit, scale.limit)
+    ticks = _apart(scale, 0.15)
+    axes.set_yticks(ticks, labels=[number(tick) for tick in ticks])
+    axes.minorticks_off()
+    _mark_ends(axes, x)
+    draw_grid(axes)
+    axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=1)
+    if slice is not first:
+        axes.plot(x, centred(first)[0], color=GREY, linewidth=1.2)
+    curve = centred(slice)[0]
+    axes.plot(x, curve, color=COLORS[0], linewidth=1.6)
+    axes.plot([0.0], [0.0], "o", color=COLORS[0], markersize=4, zorder=5)
+    mark_outside(axes, x, curve, -scale.limit, scale.limit, COLORS[0])
+
+
+def _ends(coordinates: NDArray[Any]) -> list[float]:
+    """Returns the first and the last coordinate, and 0 if it lies between."""
+    first, last = float(coordinates[0]), float(coordinates[-1])
+    return [first, 0.0, last] if first < 0 < last else sorted({first, last})
+
+
+def _mark_ends(axes: Axes, x: NDArray[Any]) -> None:
+    """Labels the ends of the horizontal axis, inside its width: the next picture is near."""
+    axes.tick_params(labelsize=SMALL, length=3, pad=2)
+    axes.set_xticks(_ends(x), labels=[number(value) for value in _ends(x)])
+    labels = axes.get_xticklabels()
+    if len(labels) > 1:
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
+
+
+def _apart(scale: ColorScale, least: float) -> list[float]:
+    """Returns the ticks of a scale that are not nearer than this share of it to a chosen one."""
+    norm = scale.norm()
+    chosen = [-scale.limit, 0.0, scale.limit]
+    for tick in sorted(scale.ticks(), key=abs, reverse=True):
+        if all(abs(norm(tick) - norm(other)) >= least for other in chosen):
+            chosen.append(tick)
+    return sorted(chosen)
+
+
+def _words(slice: Slice) -> str:
+    """Returns step and loss, one below the other."""
+    step = slice.metadata.get("step")
+    loss = f"loss {number(float(slice.center_loss))}"
+    return loss if step is None else f"step {step}\n{loss}"
+
+
+def _write_words(
+    figure: Figure, shown: list[Slice], scale: ColorScale, of: int, to_scale: bool, planes: bool
+) -> None:
+    """Writes the header."""
+    first = shown[0].metadata
+    what = f"Loss on the {'plane' if planes else 'line'} over training"
+    count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
+    if planes:
+        meaning = f"colour: {difference_words(shown, 'cross')}"
+        last = listed(count, "" if to_scale else "not to scale", remarks(shown))
+    else:
+        meaning = f"height: {difference_words(shown, 'dot')}"
+        curves = np.concatenate([centred(slice)[0] for slice in shown])
+        grey = f"grey: step {first.get('step', '?')}" if len(shown) > 1 else ""
+        last = listed(count, grey, line_remark(curves, -scale.limit, scale.limit))
+    write_header(
+        figure, what, [listed(normalization_words(first), probe_words(first)), meaning, last]
+    )

@@ -1,0 +1,86 @@
+"""A plane of losses as a surface in space, for TensorBoard's mesh plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lightning_landscape.figures.data import centred, check_slice
+from lightning_landscape.figures.plane import GROUND
+from lightning_landscape.figures.scale import ColorScale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+# The width is 2.
+_HEIGHT = 1.5
+# Side 2: seen from below too. Metal would need surroundings to mirror.
+VIEW: dict[str, Any] = {
+    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [2.2, 1.8, 2.2]},
+    "material": {"cls": "MeshStandardMaterial", "side": 2, "roughness": 1, "metalness": 0},
+}
+
+
+class Surface(NamedTuple):
+    """Points, their colours, and triangles: what ``SummaryWriter.add_mesh`` takes, less one axis.
+
+    Attributes:
+        vertices: ``(points, 3)`` float32: across, up, towards the camera.
+        colors: ``(points, 3)`` uint8.
+        faces: ``(triangles, 3)`` int32, indices of points, counter-clockwise from above.
+    """
+
+    vertices: NDArray[np.float32]
+    colors: NDArray[np.uint8]
+    faces: NDArray[np.int32]
+
+
+def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
+    """Makes a surface from a plane: height and colour are the loss minus the loss at the weights.
+
+    Both are on the symmetric logarithmic scale of the pictures: height 0 is the loss at the
+    weights, 0.75 and -0.75 are the ends of the scale, beyond which nothing rises. The first axis
+    runs from -1 to 1 across, the second away from the camera. Points without a finite loss are left
+    out, and so are the triangles at them: a hole.
+
+    Args:
+        slice: a slice with two coordinate axes.
+        scale: the scale of all surfaces of a run. None: from this slice alone.
+
+    Raises:
+        TypeError: if ``slice`` is not a slice.
+        ValueError: if it is not a plane, or its coordinates and losses do not fit together.
+    """
+    check_slice("surface_mesh(slice=...)", slice, axes=2)
+    scale = ColorScale.for_one(slice) if scale is None else scale
+    difference = centred(slice)[0]
+    known = np.isfinite(difference)
+    share = np.asarray(scale.norm()(np.where(known, difference, 0.0))).clip(0.0, 1.0)
+    across, away = np.meshgrid(*map(_unit, slice.coordinates))
+    points = np.stack([across, _HEIGHT * (share - 0.5), -away], axis=-1)
+
+    # New numbers for the points that are left; -1 for the others.
+    numbers = np.where(known, np.cumsum(known).reshape(known.shape) - 1, -1)
+    corner, right = numbers[:-1, :-1], numbers[:-1, 1:]
+    behind, opposite = numbers[1:, :-1], numbers[1:, 1:]
+    faces = np.concatenate(
+        [
+            np.stack([corner, right, opposite], -1).reshape(-1, 3),
+            np.stack([corner, opposite, behind], -1).reshape(-1, 3),
+        ]
+    )
+    return Surface(
+        points[known].astype(np.float32),
+        (255 * GROUND(share[known])[:, :3]).round().astype(np.uint8),
+        faces[(faces >= 0).all(1)].astype(np.int32),
+    )
+
+
+def _unit(coordinates: NDArray[Any]) -> NDArray[Any]:
+    """Returns the coordinates, moved and stretched to [-1, 1]; 0 for a single one."""
+    axis = np.asarray(coordinates, dtype=np.float64)
+    width = axis[-1] - axis[0]
+    return (2 * axis - axis[0] - axis[-1]) / width if width else 0 * axis
