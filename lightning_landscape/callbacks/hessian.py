@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
@@ -22,6 +23,7 @@ from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor, check_choice, check_count
 from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.saved import load_evenly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +85,10 @@ class HessianMonitor(Monitor):
         - ``hessian/min_eigenvalue``; ``hessian/trace``, ``hessian/trace_stderr``,
           ``hessian/frobenius``; ``hessian/block/<block>``, ``hessian/block_trace/<block>``;
           ``hessian/batch_edge_ratio``; ``hessian/update_curvature``: ``u'Hu / u'u``.
-        - ``hessian/density``: an image, and an ``.npz`` beside the logs.
+        - ``hessian/eigenvalue``: an image of the eigenvalue and its edge, at the end of the fit
+          and now and then before.
+        - ``hessian/density``: an image, and an ``.npz`` beside the logs; at the end of the fit
+          ``hessian/density_film``, an image of all of them.
         - ``hessian/engine``: as text, once: how the products were made, and why.
 
     Raises:
@@ -249,6 +254,15 @@ class HessianMonitor(Monitor):
         measured.facts["converged"] = result.converged
         return measured
 
+    def in_retrospect(self, folder: Path, final: bool) -> Measured:
+        """The eigenvalue beside the edge; at the end the densities too."""
+        drawn = {self.key("eigenvalue"): partial(_eigenvalue_figure, self, folder)}
+        densities = self.own_files(folder, "density")
+        if final and len(densities) > 1:
+            label = {"probe_mode": self.probe_mode}
+            drawn[self.key("density_film")] = partial(_density_film, densities, label)
+        return Measured(pictures=dict(drawn))
+
     # -- the edge ------------------------------------------------------------------------------
 
     def _edge_values(
@@ -370,6 +384,21 @@ class HessianMonitor(Monitor):
 def _unknown(result: EigenResult, key: str) -> dict[str, float]:
     """No ratio is logged without an edge; after a blow-up NaN is, for those who wait for it."""
     return {} if math.isfinite(result.eigenvalues[0]) else {key: math.nan}
+
+
+def _eigenvalue_figure(monitor: HessianMonitor, folder: Path) -> Figure:
+    from lightning_landscape.figures import eigenvalue_figure
+
+    return eigenvalue_figure(monitor.own_rows(folder), name=monitor.name)
+
+
+def _density_film(files: dict[int, Path], label: dict[str, Any]) -> Figure:
+    from lightning_landscape.figures import density_film_figure
+
+    steps = {path: step for step, path in files.items()}
+    found = load_evenly(list(steps), SpectralDensity.load, most=60)
+    densities = {steps[path]: density for path, density in found.items()}
+    return density_film_figure(densities, metadata=label)
 
 
 def _density_figure(density: SpectralDensity, label: dict[str, Any]) -> Figure:

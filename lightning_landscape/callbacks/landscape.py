@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 from torch import Tensor
 
 from lightning_landscape.geometry.directions import (
@@ -25,8 +26,11 @@ from lightning_landscape.geometry.vectors import norm, random_vector
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
 from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.saved import load_evenly
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_landscape.figures import ColorScale
 
 Direction = Literal["random", "eigenvectors", "gradient"]
@@ -81,10 +85,15 @@ class LandscapeMonitor(Monitor):
         resolution: points along each axis of the plane, or ``(along x, along y)``; 0: no plane.
         line_resolution: points along the lines; 0: no lines.
         seed: of the random directions.
+        surface: log the plane as a surface in space too, to be turned by hand, for TensorBoard's
+            mesh plugin; other loggers take none.  Height is the colour of the plane.
 
     Logged images:
         - ``landscape/line``: the loss along each of the two directions.
         - ``landscape/plane``: the loss on the plane that they span.
+        - ``landscape/film``: up to nine planes of the run (without a plane: first lines) on one
+          sheet, at the end of the fit; the animation ``landscape-plane.gif`` lies beside the logs.
+        - ``landscape/surface``: with ``surface=True``, in TensorBoard's tab "Mesh".
 
     The losses are written beside the logs, ``landscape/*.npz`` (see ``Slice.load``).  Where no
     logger takes images the pictures are written there as PNG.  One is made at the end of the fit in
@@ -123,6 +132,7 @@ class LandscapeMonitor(Monitor):
         resolution: int | tuple[int, int] = 15,
         line_resolution: int = 21,
         seed: int = 0,
+        surface: bool = False,
     ) -> None:
         super().__init__(
             every_n_train_steps=every_n_train_steps,
@@ -163,6 +173,7 @@ class LandscapeMonitor(Monitor):
         self.resolution = resolution
         self.line_resolution = line_resolution
         self.seed = seed
+        self.surface = surface
         self._pair = _PAIRS[pair[0]] if len(pair) == 1 else pair
         self._grid = (sizes[0], sizes[-1])
         self._scales: dict[str, dict[str, float]] = {}  # tag -> limits, from the first picture
@@ -293,6 +304,20 @@ class LandscapeMonitor(Monitor):
         self._last_eigen = None
         self._last_vectors.clear()
 
+    # -- the whole run -------------------------------------------------------------------------
+
+    def in_retrospect(self, folder: Path, final: bool) -> Measured:
+        """At the end the film: small pictures on one sheet, and an animation beside the logs."""
+        part = "plane" if all(self._grid) else "line-1"
+        files = list(self.own_files(folder, part).values())
+        if not final or len(files) < 2:
+            return Measured()
+        scale = self._scales.get(self.key(part.split("-")[0]))
+        return Measured(
+            pictures={self.key("film"): partial(_filmstrip, files, scale)},
+            files={f"{self.key(part).replace('/', '-')}.gif": partial(_animate, files, scale)},
+        )
+
     # -- files and pictures --------------------------------------------------------------------
 
     def _keep(self, measured: Measured, part: str, piece: Slice) -> None:
@@ -304,7 +329,12 @@ class LandscapeMonitor(Monitor):
     ) -> None:
         if not this_round.trainer.is_global_zero:
             return
-        from lightning_landscape.figures import ColorScale, line_figure, plane_figure
+        from lightning_landscape.figures import (
+            ColorScale,
+            line_figure,
+            plane_figure,
+            surface_mesh,
+        )
 
         tag = self.key(part)
         if tag in self._scales:
@@ -318,6 +348,8 @@ class LandscapeMonitor(Monitor):
             measured.pictures[tag] = partial(line_figure, list(slices), scale=scale)
         else:
             measured.pictures[tag] = partial(plane_figure, slices[0], scale=scale)
+            if self.surface:
+                measured.surfaces[self.key("surface")] = partial(surface_mesh, slices[0], scale)
 
     def state_dict(self) -> dict[str, Any]:
         """The common state, and the colour scale of the run."""
@@ -329,3 +361,33 @@ class LandscapeMonitor(Monitor):
         super().load_state_dict(state_dict)
         if self.resumed and usable_state(self.prefix, state_dict, {"scales": (dict,)}):
             self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
+
+
+def _film(files: list[Path], most: int) -> list[Slice]:
+    """Slices of the run, evenly chosen, on the grid of the newest."""
+    grid: list[Slice] = []
+
+    def load(path: Path) -> Slice:
+        slice = Slice.load(path)
+        pairs = zip(slice.coordinates, (grid or [slice])[0].coordinates, strict=True)
+        if not all(np.array_equal(axis, other) for axis, other in pairs):
+            raise ValueError("another grid")
+        return slice
+
+    grid += load_evenly(files, load, most=1).values()
+    return list(load_evenly(files, load, most).values())
+
+
+def _filmstrip(files: list[Path], scale: dict[str, float] | None) -> Figure:
+    from lightning_landscape.figures import ColorScale, filmstrip_figure
+
+    shared = None if scale is None else ColorScale.from_dict(scale)
+    return filmstrip_figure(_film(files, most=9), scale=shared, of=len(files))
+
+
+def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> None:
+    from lightning_landscape.figures import ColorScale
+    from lightning_landscape.figures.film import write_film
+
+    shared = None if scale is None else ColorScale.from_dict(scale)
+    write_film(_film(files, most=30), path, shared)

@@ -57,7 +57,9 @@ MOST = 9
 _WORDS, _GAP, _FOOT = 0.34, 0.09, 0.42
 
 
-def filmstrip_figure(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> Figure:
+def filmstrip_figure(
+    slices: Sequence[Slice], *, scale: ColorScale | None = None, of: int | None = None
+) -> Figure:
     """Draws up to nine slices of a run side by side, in one scale, with step and loss over each.
 
     Of more than nine it shows nine, evenly chosen, the first and the last included. Planes are
@@ -67,6 +69,7 @@ def filmstrip_figure(slices: Sequence[Slice], *, scale: ColorScale | None = None
     Args:
         slices: lines, or planes, on the same coordinates, in the order of their steps.
         scale: the scale of the run's pictures. None: one that all that is shown fits on.
+        of: how many pictures the run made, if ``slices`` are a choice already.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
@@ -77,7 +80,7 @@ def filmstrip_figure(slices: Sequence[Slice], *, scale: ColorScale | None = None
     """
     film = as_film("filmstrip_figure", slices)
     shown = [film[index] for index in evenly(len(film), MOST)]
-    return _draw(shown, shared_scale(shown) if scale is None else scale, len(film))
+    return _draw(shown, shared_scale(shown) if scale is None else scale, of or len(film))
 
 
 @in_house_style

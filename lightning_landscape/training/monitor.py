@@ -14,10 +14,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
 
-from lightning_landscape.training.history import History
+from lightning_landscape.training.history import History, read_history
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.records import HISTORY_FILE
 from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.saved import saved_files
 from lightning_landscape.training.schedule import Schedule
 from lightning_landscape.training.session import Session
 from lightning_landscape.training.sharding import refuse_tensor_parallel
@@ -124,6 +126,7 @@ class Monitor(pl.Callback):
         self.last_measured_step: int | None = None
         self.disabled = False
         self.resumed = False
+        self._resumed_after = -1  # the last step of the run before
         self.measurements = History()
         self._kept_probe: dict[str, str] | None = None
         self._said: set[str] = set()
@@ -154,6 +157,14 @@ class Monitor(pl.Callback):
         """Measure now.  Runs isolated: whatever it does to the module is undone."""
         raise NotImplementedError
 
+    def in_retrospect(self, folder: Path, final: bool) -> Measured:
+        """Pictures and files of all that was measured so far, for rank zero; nothing is measured.
+
+        Asked for after 10, 20, 40, 80, ... measurements where that is cheap, and at the end of the
+        fit (``final``) in any case.  ``folder`` is where the files of the run lie.
+        """
+        return Measured()
+
     def forget(self) -> None:
         """Drop what one measurement hands to the next; called on all processes after a fault."""
 
@@ -183,6 +194,22 @@ class Monitor(pl.Callback):
         ``ddp_fork``, where training ran in other processes, they are read back from there.
         """
         return self.measurements.rows()
+
+    def own_files(self, folder: Path, part: str) -> dict[int, Path]:
+        """Step -> the ``.npz`` of ``part`` in the folder; not those that another run left there."""
+        steps = {int(row["step"]) for row in self.measurements.rows()}
+        until = self._resumed_after
+        stem = self.key(part).replace("/", "-")
+        return saved_files(folder, stem, lambda step: step in steps or step <= until)
+
+    def own_rows(self, folder: Path) -> list[dict[str, Any]]:
+        """The history, and after a resume the rows before it, where they lie beside the logs."""
+        rows = self.measurements.rows()
+        path = folder.parent / HISTORY_FILE
+        if self._resumed_after < 0 or not path.is_file():
+            return rows
+        before = (row for row in read_history(path) if row.get("monitor") == self.prefix)
+        return [row for row in before if row["step"] <= self._resumed_after] + rows
 
     @property
     def loss_key(self) -> tuple[Any, ...]:
@@ -366,6 +393,7 @@ class Monitor(pl.Callback):
         self.skipped = state_dict["skipped"]
         self._kept_probe = state_dict["probe"]
         self.resumed = True
+        self._resumed_after = -1 if self.schedule.last_step is None else self.schedule.last_step
 
 
 def _monitors(trainer: Trainer) -> list[Monitor]:

@@ -17,6 +17,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lightning_landscape.figures.surface import Surface
+
 HISTORY_FILE = "history.jsonl"
 FOLDER = "landscape"  # pictures, slices and the probe, inside the log directory
 
@@ -123,6 +125,20 @@ class Recorder:
 
             name = f"{tag.replace('/', '-')}-step{step:08d}.png"
             self.file(name, lambda path: imsave(path, image))
+
+    def mesh(self, tag: str, make: Callable[[], Surface], step: int) -> None:
+        """To TensorBoard's mesh plugin; other loggers take none."""
+        from lightning_landscape.figures.surface import VIEW
+
+        def add(logger: Any) -> None:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_mesh"):
+                parts = {name: part[None] for name, part in make()._asdict().items()}
+                if parts["faces"].size:
+                    writer.add_mesh(tag, **parts, config_dict=VIEW, global_step=step)
+
+        if self._writes:
+            self._each_logger(add)
 
     def layout(self, charts: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """One custom-scalars page per TensorBoard writer, unless the user made one."""

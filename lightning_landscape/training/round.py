@@ -24,6 +24,7 @@ from lightning_landscape.training.sharding import Whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lightning_landscape.figures.surface import Surface
     from lightning_landscape.training.monitor import Monitor
     from lightning_landscape.training.session import Session
 
@@ -38,6 +39,7 @@ class Measured:
         before: scalars of the weights before the last step.
         pictures: tag -> a function that draws it.
         files: file name -> a function that writes it.
+        surfaces: tag -> a function that makes a surface in space.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Measured:
     before: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    surfaces: dict[str, Callable[[], Surface]] = field(default_factory=dict)
 
 
 class Round:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 # After this many faults in a row a callback stops measuring; the run never stops for them.
 _FAULTS_ALLOWED = 3
 
+# Seconds: what a callback must have spent for a picture along the run to be little beside it.
+_WORTH_A_PICTURE = 2.0
+
 _ENGINES = {
     "double_backward": "exact, by double backward",
     "finite_difference": "central differences of gradients",
@@ -231,6 +234,9 @@ class Session:
         ]
         if last and step > 0:
             self._measure(trainer, pl_module, last, step, final=True)
+        for monitor in self.monitors:
+            if monitor.measurements and trainer.is_global_zero:
+                self._look_back(pl_module, monitor, step, final=True)
         rank_zero_info(self.closing_line())
 
     # -- a round -------------------------------------------------------------------------------
@@ -324,6 +330,37 @@ class Session:
             monitor.last_seconds = seconds + self._clock(pl_module) - started
             monitor.seconds_spent += monitor.last_seconds
         self.budget.charge(self._clock(pl_module) - begun)
+        for monitor, _, _ in () if final or not trainer.is_global_zero else found:
+            cheap = monitor.max_overhead is None or monitor.seconds_spent > _WORTH_A_PICTURE
+            if cheap and _is_milestone(monitor.measured):
+                self._look_back(pl_module, monitor, step, final=False)
+
+    def _look_back(
+        self, pl_module: LightningModule, monitor: Monitor, step: int, final: bool
+    ) -> None:
+        """Draw all that was measured so far, on rank zero alone.
+
+        Charged, but no part of what the next measurement is predicted to take.
+        """
+        begun = self._clock(pl_module)
+        what = f"{monitor.prefix}: a picture of the whole run"
+
+        def draw() -> None:
+            self._write(monitor.in_retrospect(self._recorder.folder, final), step)
+
+        self._recorder.guarded(what, draw)
+        seconds = self._clock(pl_module) - begun
+        monitor.seconds_spent += seconds
+        self.budget.charge(seconds)
+
+    def _write(self, measured: Measured, step: int) -> None:
+        """Files and pictures, on rank zero."""
+        for name, write in measured.files.items():
+            self._recorder.file(name, write)
+        for tag, draw in measured.pictures.items():
+            self._recorder.picture(tag, draw, step)
+        for tag, make in measured.surfaces.items():
+            self._recorder.mesh(tag, make, step)
 
     @contextlib.contextmanager
     def _isolated(
@@ -380,11 +417,7 @@ class Session:
         monitor.last_measured_step = step
         self._write_layout()
         self._tell_engine(monitor, measured.facts, step)
-        for name, write in measured.files.items():
-            self._recorder.file(name, write)
-        if trainer.is_global_zero:
-            for tag, draw in measured.pictures.items():
-                self._recorder.picture(tag, draw, step)
+        self._write(measured, step)
 
     def _row(
         self,
@@ -526,6 +559,12 @@ class Session:
         if skipped:
             line += f"; skipped {skipped} to stay within max_overhead={self.budget.max_overhead}"
         return line + (f"; {failed} failed" if failed else "")
+
+
+def _is_milestone(count: int) -> bool:
+    """10, 20, 40, 80, ..."""
+    tens, rest = divmod(count, 10)
+    return rest == 0 and tens > 0 and tens & (tens - 1) == 0
 
 
 def _copied(trainer: Trainer) -> Before:
