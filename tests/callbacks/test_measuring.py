@@ -287,7 +287,7 @@ def test_without_a_logger(tmp_path):
     train(Linear, regression, callbacks, tmp_path, logger=False)
     assert [len(c.history) for c in callbacks] == [1, 1, 2]
     assert (tmp_path / "history.jsonl").exists()
-    assert sorted(p.suffix for p in (tmp_path / "landscape").iterdir()).count(".png") == 4
+    assert sorted(p.suffix for p in (tmp_path / "landscape").iterdir()).count(".png") == 6
 
 
 def test_tensorboard_and_csv(tmp_path):

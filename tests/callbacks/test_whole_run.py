@@ -1,0 +1,155 @@
+"""The pictures of a whole run: which files they are made from, and where they go."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice
+from lightning_landscape.training.saved import load_evenly, saved_files
+from lightning_landscape.training.session import _is_milestone
+from tests.runs import differences, train
+from tests.small import Linear, regression
+
+EACH = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 20}
+SMALL = {"resolution": 3, "line_resolution": 3}
+
+
+def events_of(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+def test_event_file_holds_the_pictures_of_the_whole_run(tmp_path):
+    monitors = [
+        HessianMonitor(density_samples=2, **EACH),
+        LandscapeMonitor(surface=True, **SMALL, **EACH),
+        LandscapeMonitor(name="lines", resolution=0, line_resolution=3, **EACH),
+    ]
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    with_us = train(Linear, regression, monitors, tmp_path, logger=logger, max_epochs=7)
+    events = events_of(tmp_path)
+    images = events.Tags()["images"]
+    for tag in ("landscape/film", "landscape/lines/film", "hessian/density_film"):
+        assert tag in images
+        assert [event.step for event in events.Images(tag)] == [21]
+    # After 10 and 20 measurements, and at the end.
+    assert [event.step for event in events.Images("hessian/eigenvalue")] == [10, 20, 21]
+    assert {tag for tag in events.Tags()["tensors"] if tag.startswith("landscape/surface")} == {
+        f"landscape/surface_{part}" for part in ("VERTEX", "FACE", "COLOR")
+    }
+    assert len(events.Tensors("landscape/surface_VERTEX")) == 21
+    folder = tmp_path / "landscape"
+    names = ("landscape-plane.gif", "landscape-lines-line-1.gif")
+    assert all((folder / name).read_bytes()[:6] == b"GIF89a" for name in names)
+    assert not list(folder.glob(".*"))
+    plain = train(
+        Linear, regression, [], tmp_path, logger=TensorBoardLogger(tmp_path, "plain"), max_epochs=7
+    )
+    for part in ("parameters", "optimizers", "rng"):
+        assert differences(plain.state[part], with_us.state[part]) == [], part
+
+
+def test_time_of_these_pictures_is_in_the_account(tmp_path, monkeypatch):
+    monitor = LandscapeMonitor(**SMALL, **EACH)
+    spent = []
+
+    def slow(self, folder, final):
+        import time
+
+        time.sleep(0.5)
+        spent.append((final, self.seconds_spent))
+        raise OSError("no room")
+
+    monkeypatch.setattr(LandscapeMonitor, "in_retrospect", slow)
+    with pytest.warns(match="landscape: a picture of the whole run could not be written"):
+        train(Linear, regression, [monitor], tmp_path)
+    ((final, before),) = spent
+    assert final
+    assert monitor.seconds_spent - before > 0.4
+    assert monitor.last_seconds < 0.4  # no part of what the next measurement is said to take
+
+
+def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatch):
+    folder = tmp_path / "landscape"
+    folder.mkdir()
+    older = Slice((np.arange(3.0), np.arange(3.0)), np.ones((3, 3)), 1.0)
+    older.save(folder / "landscape-plane-step00009999.npz")
+    seen = {}
+
+    class Watched(LandscapeMonitor):
+        def in_retrospect(self, folder, final):
+            (folder / "landscape-plane-step00000003.npz").write_bytes(b"PK damaged")
+            (folder / "landscape-plane-step00000004.npz").unlink()
+            seen["steps"] = list(self.own_files(folder, "plane"))
+            return super().in_retrospect(folder, final)
+
+    from lightning_landscape.callbacks import landscape
+
+    whole = landscape._film
+    monkeypatch.setattr(
+        landscape, "_film", lambda files, most: seen.setdefault(most, whole(files, most))
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*could not be.*")
+        train(Linear, regression, [Watched(**SMALL, **EACH)], tmp_path)
+    assert seen["steps"] == [1, 2, 3, 5, 6]
+    assert [slice.metadata["step"] for slice in seen[9]] == [1, 2, 5, 6]
+    assert (folder / "landscape-plane.gif").exists()
+
+
+def test_no_film_of_one_picture(tmp_path):
+    train(Linear, regression, [LandscapeMonitor(every_n_train_steps=100, **SMALL)], tmp_path)
+    assert not [p for p in (tmp_path / "landscape").iterdir() if p.suffix == ".gif"]
+
+
+def test_after_a_resume_in_the_same_folder_the_whole_run_is_shown(tmp_path):
+    def monitors():
+        return [HessianMonitor(**EACH), LandscapeMonitor(**SMALL, **EACH)]
+
+    saver = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
+    train(
+        Linear, regression, [*monitors(), saver], tmp_path, max_epochs=2, enable_checkpointing=True
+    )
+    resumed = monitors()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    train(Linear, regression, resumed, tmp_path, max_epochs=3, ckpt_path=last)
+    folder = tmp_path / "landscape"
+    assert [row["step"] for row in resumed[0].history] == [7, 8, 9]
+    assert [row["step"] for row in resumed[0].own_rows(folder)] == list(range(1, 10))
+    assert list(resumed[1].own_files(folder, "plane")) == list(range(1, 10))
+    # Another run in this folder shows its own.
+    fresh = monitors()
+    train(Linear, regression, fresh, tmp_path, max_epochs=1)
+    assert list(fresh[1].own_files(folder, "plane")) == [1, 2, 3]
+
+
+def test_only_the_chosen_files_are_loaded(tmp_path):
+    paths = [tmp_path / f"landscape-plane-step{step:08d}.npz" for step in range(100)]
+    for path in paths:
+        path.touch()
+    (tmp_path / "landscape-plane-2-step00000001.npz").touch()
+    found = saved_files(tmp_path, "landscape-plane", lambda step: step % 2 == 0)
+    assert list(found.values()) == paths[::2]
+    loads = []
+
+    def load(path):
+        loads.append(path)
+        if path == paths[0]:
+            raise ValueError("damaged")
+        return path.name
+
+    assert list(load_evenly(paths, load, most=3)) == [paths[1], paths[50], paths[99]]
+    assert len(loads) <= 6
+    assert load_evenly(paths[:1], load, most=3) == {}
+    assert saved_files(tmp_path / "nowhere", "x", lambda step: True) == {}
+
+
+def test_milestones():
+    counts = [count for count in range(1000) if _is_milestone(count)]
+    assert counts == [10, 20, 40, 80, 160, 320, 640]

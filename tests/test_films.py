@@ -1,0 +1,310 @@
+"""Pictures of a whole run: they share one sheet and one scale, and say what they leave out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+
+from lightning_landscape.figures import (
+    ColorScale,
+    density_film_figure,
+    eigenvalue_figure,
+    figure_to_image,
+    film_frames,
+    filmstrip_figure,
+    plane_figure,
+    save_film,
+    surface_mesh,
+)
+from lightning_landscape.figures.data import evenly
+from lightning_landscape.geometry.slices import Slice
+from lightning_landscape.geometry.spectrum import SpectralDensity
+
+X = np.linspace(-1, 1, 7)
+METADATA = {
+    "directions": ["random 1", "random 2"],
+    "fixed": [True, True],
+    "normalization": "filter",
+    "probe_samples": 512,
+    "probe_mode": "train",
+}
+
+
+def plane(step: int, steep: float = 1.0, norms: tuple[float, float] = (3.0, 3.0)) -> Slice:
+    """L = 1 + steep (x**2 + y), so that no two axes are alike."""
+    losses = 1 + steep * (X[None, :] ** 2 + X[:, None])
+    return Slice((X, X), losses, 1.0, {**METADATA, "step": step, "norms": list(norms)})
+
+
+def line(step: int, steep: float = 1.0) -> Slice:
+    metadata = {**METADATA, "directions": ["random 1"], "fixed": [True], "norms": [3.0]}
+    return Slice((X,), 1 + steep * X**2, 1.0, {**metadata, "step": step})
+
+
+def meshes(figure: Figure) -> list[QuadMesh]:
+    found = [c for axes in figure.axes for c in axes.collections if isinstance(c, QuadMesh)]
+    return [mesh for mesh in found if mesh.get_array().size == 49]  # not the colour bar
+
+
+def words(figure: Figure) -> str:
+    return "\n".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)])
+
+
+# --- the choice
+
+
+def test_the_choice_is_even_and_has_both_ends() -> None:
+    for count in range(1, 200):
+        chosen = evenly(count, 9)
+        assert chosen[0] == 0
+        assert chosen[-1] == count - 1
+        assert len(chosen) == min(count, 9)
+        gaps = np.diff(chosen)
+        assert gaps.max(initial=0) - gaps.min(initial=10**9) <= 1
+
+
+# --- the strip
+
+
+@pytest.mark.parametrize("make", [plane, line])
+def test_strip_of_forty(make: Any) -> None:
+    figure = filmstrip_figure([make(step) for step in range(40)])
+    told = words(figure)
+    for step in evenly(40, 9):
+        assert f"step {step}\nloss 1" in told
+    assert "9 of 40 pictures" in told
+    assert f"step {1}\n" not in told
+
+
+def test_pictures_of_a_strip_share_colours_and_size() -> None:
+    figure = filmstrip_figure([plane(step, steep) for step, steep in enumerate((1, 10, 100))])
+    found = meshes(figure)
+    assert len(found) == 3
+    assert {(mesh.norm.vmin, mesh.norm.vmax, mesh.norm.linthresh) for mesh in found} == {
+        (-200.0, 200.0, found[0].norm.linthresh)
+    }
+    sizes = [np.round(mesh.axes.get_position().size, 9) for mesh in found]
+    assert len({tuple(size) for size in sizes}) == 1
+    assert len([axes for axes in figure.axes if axes not in [m.axes for m in found]]) == 1
+    for mesh, steep in zip(found, (1, 10, 100), strict=True):
+        expected = steep * (X[None, :] ** 2 + X[:, None])
+        np.testing.assert_allclose(np.ma.getdata(mesh.get_array()), expected, atol=1e-12)
+
+
+def test_lines_of_a_strip_share_their_axis() -> None:
+    scale = ColorScale(0.01, 5.0)
+    figure = filmstrip_figure([line(step, step + 1.0) for step in range(5)], scale=scale)
+    assert [axes.get_ylim() for axes in figure.axes] == [(-5.0, 5.0)] * 5
+    for step, axes in enumerate(figure.axes):
+        curve = [c for c in axes.lines if c.get_color() == "#0072B2" and len(c.get_xdata()) == 7]
+        np.testing.assert_allclose(curve[0].get_ydata(), (step + 1) * X**2)
+    assert "grey: step 0" in words(figure)
+
+
+def test_strip_hatches_what_is_not_finite() -> None:
+    film = [plane(0), plane(1)]
+    film[1].losses[2, 3] = np.nan
+    figure = filmstrip_figure(film)
+    mask = np.ma.getmaskarray(meshes(figure)[1].get_array())
+    np.testing.assert_array_equal(mask, np.isnan(film[1].losses))
+    assert all(mesh.axes.patch.get_hatch() for mesh in meshes(figure))
+    assert "hatched: not finite" in words(figure)
+    assert "hatched" not in words(filmstrip_figure([plane(0)]))
+
+
+def test_film_of_one_and_of_nothing_finite() -> None:
+    empty = plane(0)
+    empty.losses[:] = np.nan
+    lost = Slice(empty.coordinates, empty.losses, math.nan, empty.metadata)
+    for film in ([plane(3)], [line(3)], [lost], [lost, plane(1)]):
+        assert figure_to_image(filmstrip_figure(film)).std() > 0
+        assert len(film_frames(film)) == len(film)
+
+
+# --- frames
+
+
+@pytest.mark.parametrize("make", [plane, line])
+def test_frames_differ_in_title_and_data_alone(make: Any) -> None:
+    film = [make(step, steep) for step, steep in enumerate((1.0, 30.0, 0.02))]
+    film[1].losses[0] = np.nan  # told of in every frame
+    film[2].losses[-1] = 1e5
+    frames = film_frames(film, scale=ColorScale(0.01, 5.0))
+    assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype("u1"))}
+    moved = np.zeros(frames[0].shape[:2], dtype=bool)
+    for frame in frames[1:]:
+        moved |= (frame != frames[0]).any(axis=2)
+    assert moved.any()
+    rows, columns = np.nonzero(moved)
+    figure = plane_figure(film[0]) if make is plane else None
+    if figure is not None:
+        figure_to_image(figure)
+        box = figure.axes[0].get_window_extent()
+        below = rows > 45  # the title
+        assert columns[below].max() <= box.x1 + 1  # the colour bar keeps still
+        assert columns[below].min() >= box.x0 - 1
+        assert rows[below].min() >= frames[0].shape[0] - box.y1 - 1
+        assert rows.max() <= frames[0].shape[0] - box.y0 + 1
+    else:
+        assert not moved[45:90].any()  # the small lines
+        assert not moved[:, :90][45:].any()  # the labels of the axis
+
+
+def test_norms_that_change_do_not_move_the_axes() -> None:
+    film = [plane(0, norms=(3.0, 3.0)), plane(1, norms=(4.0, 4.1))]
+    first, second = film_frames(film)
+    assert (first[45:] == second[45:]).all()
+    assert "random 1 (1 = norm 3 to 4)" in words(filmstrip_figure(film))
+
+
+@pytest.mark.parametrize("ending", ["gif", "png"])
+def test_animation(tmp_path: Any, ending: str) -> None:
+    from PIL import Image
+
+    film = [plane(step, step + 1.0) for step in range(7)]
+    path = tmp_path / f"film.{ending}"
+    save_film(film, path, scale=ColorScale(0.01, 20.0), most=4, seconds=0.2)
+    with Image.open(path) as animation:
+        assert animation.n_frames == 4
+        wanted = film_frames([film[index] for index in (0, 2, 4, 6)], scale=ColorScale(0.01, 20.0))
+        times = []
+        for index, frame in enumerate(wanted):
+            animation.seek(index)
+            times.append(animation.info["duration"])
+            shown = np.asarray(animation.convert("RGB")).astype(int)
+            assert abs(shown - frame).max() <= (12 if ending == "gif" else 0)
+    assert times == [200, 200, 200, 1000]
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"film_frames\(slices=\[\]\): expected at least one"):
+        film_frames([])
+    with pytest.raises(TypeError, match=r"filmstrip_figure\(slices=3\): expected a list"):
+        filmstrip_figure(3)
+    with pytest.raises(TypeError, match=r"slice 0: got 3; expected a Slice"):
+        filmstrip_figure([3])
+    with pytest.raises(ValueError, match=r"slice 1: got a slice with 1 coordinate axes"):
+        film_frames([plane(0), line(1)])
+    other = Slice((X, 2 * X), plane(0).losses, 1.0)
+    with pytest.raises(ValueError, match=r"slice 1 has other coordinates than slice 0"):
+        film_frames([plane(0), other])
+    with pytest.raises(ValueError, match=r"save_film\(path='a.mp4'\): expected a name"):
+        save_film([plane(0)], "a.mp4")
+    with pytest.raises(TypeError, match=r"density_film_figure\(densities=\[\]\): expected a dict"):
+        density_film_figure([])
+
+
+# --- densities
+
+
+def density(top: float, value: float = 1.0) -> SpectralDensity:
+    grid = torch.linspace(-1, top, 200, dtype=torch.float64)
+    bump = torch.exp(-(grid**2) / 0.02) + 1e-4 * torch.exp(-((grid - top + 0.3) ** 2) / 0.02)
+    ritz = torch.tensor([[0.0, top - 0.3]], dtype=torch.float64)
+    return SpectralDensity(grid, value * bump, 0.1 * bump, 0.1, ritz, 0 * ritz + 0.5, 2)
+
+
+def test_densities_over_training(tmp_path: Any) -> None:
+    density(4.0).save(tmp_path / "a.npz")
+    read = SpectralDensity.load(tmp_path / "a.npz")
+    assert torch.equal(read.density, density(4.0).density)
+    assert (read.sigma, read.hvps) == (0.1, 2)
+    (tmp_path / "b.npz").write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match="not a saved SpectralDensity"):
+        SpectralDensity.load(tmp_path / "b.npz")
+    figure = density_film_figure({0: density(2.0), 50: density(math.pi, math.nan), 100: read})
+    axes = figure.axes[0]
+    (mesh,) = [c for c in axes.collections if isinstance(c, QuadMesh)]
+    rows = mesh.get_array()
+    assert rows.shape[0] == 3
+    np.testing.assert_array_equal(np.ma.getmaskarray(rows).all(1), [False, True, False])
+    assert "hatched: not finite" in words(figure)
+    assert axes.patch.get_hatch()
+    np.testing.assert_allclose(mesh.get_coordinates()[:, 0, 1], [-25, 25, 75, 125])
+    columns = mesh.get_coordinates()[0, :, 0]
+    peak = int(rows[0].argmax())  # the bulk is at zero
+    assert columns[peak] <= 0.02
+    assert columns[peak + 1] >= -0.02
+    (dots,) = [mark for mark in axes.lines if mark.get_marker() == "o"]
+    np.testing.assert_allclose(dots.get_xdata(), [1.7, math.pi - 0.3, 3.7])
+
+
+def test_densities_none_finite_one_and_many() -> None:
+    assert figure_to_image(density_film_figure({})).std() > 0
+    assert figure_to_image(density_film_figure({3: density(2.0, math.nan)})).std() > 0
+    assert figure_to_image(density_film_figure({3: density(2.0)})).std() > 0
+    figure = density_film_figure({step: density(2.0) for step in range(200)})
+    assert "60 of 200 steps" in words(figure)
+
+
+# --- long histories
+
+
+def test_long_history_is_drawn_in_groups() -> None:
+    history = [
+        {"step": step, "hessian/top_eigenvalue": 5.0 + (step % 2), "hessian/edge": 10.0}
+        for step in range(10_000)
+    ]
+    for step in range(4000, 4400):
+        history[step]["hessian/top_eigenvalue"] = math.nan
+    history[7000]["hessian/top_eigenvalue"] = 9.0
+    figure = eigenvalue_figure(history)
+    curve = figure.axes[0].lines[0]
+    assert len(curve.get_xdata()) == 250
+    gap = np.isnan(curve.get_ydata())
+    assert gap.sum() == 10
+    assert np.median(curve.get_ydata()[~gap]) == 5.5
+    assert "line: median, band: lowest to highest" in words(figure)
+    (band,) = figure.axes[0].collections
+    corners = np.concatenate([path.vertices for path in band.get_paths()])
+    assert corners[:, 1].max() == 9.0  # one odd row is still seen
+    assert "median" not in words(eigenvalue_figure(history[:1000]))
+
+
+# --- surfaces
+
+
+def test_surface_of_a_separable_function() -> None:
+    # Rises along x, falls along y: 4 x 3 points.
+    x, y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0])
+    scale = ColorScale(0.5, 5.0)
+    losses = x[None, :] - 2 * y[:, None]
+    surface = surface_mesh(Slice((x, y), losses, 0.0), scale)
+    assert surface.vertices.shape == (12 + 2, 3)
+    assert surface.colors.shape == (12 + 2, 3)
+    assert surface.faces.shape == (2 * 3 * 2, 3)
+    across, up, towards = surface.vertices[:12].T
+    np.testing.assert_allclose(across.reshape(3, 4)[0], [-1, -1 / 3, 1 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(towards.reshape(3, 4)[:, 0], [1, 0, -1])  # y goes away
+    expected = 1.5 * (np.asarray(scale.norm()(losses)) - 0.5)
+    np.testing.assert_allclose(up.reshape(3, 4), expected, rtol=1e-6)
+    a, b, c = (surface.vertices[surface.faces[:, i]] for i in range(3))
+    assert (np.cross(b - a, c - a)[:, 1] > 0).all()  # seen from above
+    # The box in which the plugin centres every surface of the run.
+    assert surface.vertices[-2:].tolist() == [[-1, -0.75, -1], [1, 0.75, 1]]
+
+
+def test_surface_has_holes_and_keeps_its_height() -> None:
+    whole = surface_mesh(plane(0), ColorScale(0.1, 5.0))
+    spoilt = plane(0)
+    spoilt.losses[3, 3] = np.inf
+    spoilt.losses[0, 0] = np.nan
+    holed = surface_mesh(spoilt, ColorScale(0.1, 5.0))
+    assert np.isfinite(holed.vertices).all()
+    assert len(whole.vertices) - len(holed.vertices) == 2
+    assert len(whole.faces) - len(holed.faces) == 6 + 2
+    assert holed.faces.max() < len(holed.vertices) - 2
+    kept = {tuple(vertex) for vertex in whole.vertices.tolist()}
+    assert all(tuple(vertex) in kept for vertex in holed.vertices.tolist())
+    steep = surface_mesh(plane(0, 1e6), ColorScale(0.1, 5.0)).vertices
+    assert abs(steep[:, 1]).max() == 0.75
+    spoilt.losses[:] = np.nan
+    assert surface_mesh(spoilt).faces.shape == (0, 3)
+    big = np.linspace(-1, 1, 600)
+    assert len(surface_mesh(Slice((big, big), np.zeros((600, 600)), 0.0)).vertices) < 2**16
