@@ -50,8 +50,8 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
     Both are on the symmetric logarithmic scale of the pictures: height 0 is the loss at the
     weights, 0.75 and -0.75 are the ends of the scale, beyond which nothing rises. The first axis
     runs from -1 to 1 across, the second away from the camera. Points without a finite loss are left
-    out, and so are the triangles at them: a hole. Of a plane of more than 60,000 points every second
-    one along both axes is taken, or every third, and so on.
+    out, and so are the triangles at them: a hole. Of a plane of more than 60,000 points only every
+    second one along both axes is taken, or every third, and so on.
 
     Args:
         slice: a slice with two coordinate axes.
