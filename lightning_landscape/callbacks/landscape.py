@@ -99,8 +99,8 @@ class LandscapeMonitor(Monitor):
     logger takes images the pictures are written there as PNG.  One is made at the end of the fit in
     any case.
 
-    Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; at the end of the fit
-    some 3 s for the film, if there were 30 pictures or more.
+    Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; at the end of the
+    fit some 3 s for the film, if there were 30 pictures or more.
 
     Source: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018.
 
