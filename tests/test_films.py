@@ -308,3 +308,11 @@ def test_surface_has_holes_and_keeps_its_height() -> None:
     assert surface_mesh(spoilt).faces.shape == (0, 3)
     big = np.linspace(-1, 1, 600)
     assert len(surface_mesh(Slice((big, big), np.zeros((600, 600)), 0.0)).vertices) < 2**16
+
+
+def test_every_frame_says_what_is_clipped_in_any() -> None:
+    from lightning_landscape.figures.plane import draw_plane
+
+    film = [plane(0, 0.1), plane(1, 100.0)]
+    bar = draw_plane(film[0], ColorScale(0.01, 5.0), film).axes[1]
+    assert [label.get_text() for label in bar.get_yticklabels()][-1] == "> 5"
