@@ -22,6 +22,12 @@ from lightning_landscape.geometry.slices import Slice, line_slice, plane_slice
 from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import TraceEstimate, hessian_frobenius, hessian_trace
+from lightning_landscape.geometry.trajectory import (
+    Projection,
+    Trajectory,
+    pca_directions,
+    project,
+)
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.history import read_history
 from lightning_landscape.training.probe import Probe
@@ -38,6 +44,7 @@ __all__ = [
     "LandscapeMonitor",
     "Objective",
     "Probe",
+    "Projection",
     "Sharpness",
     "SharpnessEarlyStopping",
     "SharpnessMonitor",
@@ -45,6 +52,7 @@ __all__ = [
     "SpectralDensity",
     "StabilityEdge",
     "TraceEstimate",
+    "Trajectory",
     "average_sharpness",
     "block_eigenvalues",
     "critical_sharpness",
@@ -58,7 +66,9 @@ __all__ = [
     "landscape_callbacks",
     "line_slice",
     "module_blocks",
+    "pca_directions",
     "plane_slice",
+    "project",
     "random_direction",
     "read_history",
     "sam_sharpness",
