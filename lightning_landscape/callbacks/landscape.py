@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from torch import Tensor
+from pytorch_lightning import LightningModule, Trainer
 
-from lightning_landscape.geometry.directions import (
-    aligned,
-    filter_dims_of,
-    filter_normalize,
-    orthogonal_to,
-    unit,
+from lightning_landscape.callbacks.axes import (
+    DIRECTIONS,
+    PAIRS,
+    Axes,
+    Axis,
+    Direction,
 )
-from lightning_landscape.geometry.eigen import EigenResult
+from lightning_landscape.callbacks.between import Weights, check_between, difference
 from lightning_landscape.geometry.objective import Engine, Objective
-from lightning_landscape.geometry.slices import Slice, Span, line_slice, plane_slice
-from lightning_landscape.geometry.vectors import norm, random_vector
+from lightning_landscape.geometry.slices import Slice, line_slice, lowest_point, plane_slice
+from lightning_landscape.geometry.trajectory import Trajectory, project
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
-from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.monitor import Monitor, check_choice, check_count, usable_state
+from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.round import Measured, Round, measured_parameters
 from lightning_landscape.training.saved import load_evenly
+from lightning_landscape.training.sharding import Whole, is_sharded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_landscape.figures import ColorScale
-
-Direction = Literal["random", "eigenvectors", "gradient"]
-_DIRECTIONS = ("random", "eigenvectors", "gradient")
-# The two axes that a single word stands for.
-_PAIRS = {
-    "random": ("random", "random"),
-    "eigenvectors": ("eigenvectors", "eigenvectors"),
-    "gradient": ("gradient", "random"),
-}
-
-
-@dataclass(frozen=True)
-class _Axis:
-    name: str
-    vector: dict[str, Tensor]
-    fixed: bool  # the same direction in every picture of the run
 
 
 class LandscapeMonitor(Monitor):
@@ -76,17 +61,38 @@ class LandscapeMonitor(Monitor):
         name: for a second monitor; keys become ``landscape/<name>/...``.
         prog_bar: not used here, there are no scalars.
         verbose: not used here either.
-        directions: ``"random"`` (drawn from ``seed``, the same all through the run,
-            filter-normalised to the weights of the moment), ``"eigenvectors"`` (the top two, of
-            length 1) or ``"gradient"`` (length 1; a random one beside it), or two of these for x
-            and y: both of length 1 then unless both are random, y made orthogonal to x.
-        span: first and last coordinate, for both axes, in units of the directions: weight norms
-            for random ones, Euclidean length for the others.
+        directions: one of these words, or two of them for x and y.
+
+            - ``"random"``: drawn from ``seed``, the same all through the run, filter-normalised to
+              the weights of the moment.
+            - ``"eigenvectors"``: of the top two eigenvalues, of length 1.
+            - ``"gradient"``: of length 1.
+            - ``"update"``: the optimizer's last step, 1 = the step; the line tells how far beyond
+              its lowest point the step went, for the loss on the probe.
+            - ``"pca"``: the principal directions of the path so far, of length 1.
+            - ``"between"``: from one given checkpoint to another, 1 = their distance.
+
+            Where only one is meant a random one is beside it.  Unless both are random, y is made
+            orthogonal to x (x to y, where only y is an update or between checkpoints), and what
+            stands beside an update or two checkpoints gets their length, otherwise length 1.
+        between: ``(a, b)`` for ``directions="between"``: state dicts, or files that hold one or a
+            Lightning checkpoint; the direction is b - a.  Files are read with
+            ``weights_only=True`` when training starts.
+        span: first and last coordinate, for both axes, in units of the directions; ``None``:
+            (-1, 1), but (-2, 3) steps for an update, and all of the path for ``"pca"``.
         resolution: points along each axis of the plane, or ``(along x, along y)``; 0: no plane.
         line_resolution: points along the lines; 0: no lines.
         seed: of the random directions.
         surface: log the plane as a surface in space too, to be turned by hand, for TensorBoard's
             mesh plugin; other loggers take none.  Height is the colour of the plane.
+        seeds: with ``directions="random"``, how many directions the line picture shows: above 2 as
+            their median and a band from the lowest to the highest.
+        trajectory: draw the path of the weights on the plane, always on with ``"pca"``.  Up to 16
+            copies of the measured weights are kept in main memory on rank zero, evenly spaced in
+            steps; a run of N steps takes about 16 + 8 log2(N / 16).  Not with FSDP2, and not in
+            checkpoints: after a resume the path starts anew.
+        validation_probe: other examples (the same kinds of value as ``probe``): their loss in eval
+            mode on the same lines and plane.
 
     Logged images:
         - ``landscape/line``: the loss along each of the two directions.
@@ -99,8 +105,9 @@ class LandscapeMonitor(Monitor):
     logger takes images the pictures are written there as PNG.  One is made at the end of the fit in
     any case.
 
-    Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; at the end of the
-    fit some 3 s for the film, if there were 30 pictures or more.
+    Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; a validation probe
+    costs as many forwards again.  At the end of the fit some 3 s for the film, if there were 30
+    pictures or more.
 
     Source: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018.
 
@@ -129,11 +136,15 @@ class LandscapeMonitor(Monitor):
         prog_bar: bool = False,
         verbose: bool = False,
         directions: Direction | tuple[Direction, Direction] = "random",
-        span: tuple[float, float] = (-1.0, 1.0),
+        between: tuple[Weights, Weights] | None = None,
+        span: tuple[float, float] | None = None,
         resolution: int | tuple[int, int] = 15,
         line_resolution: int = 21,
         seed: int = 0,
         surface: bool = False,
+        seeds: int = 2,
+        trajectory: bool = False,
+        validation_probe: Any = None,
     ) -> None:
         super().__init__(
             every_n_train_steps=every_n_train_steps,
@@ -155,10 +166,13 @@ class LandscapeMonitor(Monitor):
         if len(pair) not in (1, 2):
             raise ValueError(f"{said}(directions={directions!r}): expected one or two")
         for direction in pair:
-            check_choice(said, "directions", direction, _DIRECTIONS)
-        ends = tuple(span)
-        if len(ends) != 2 or not all(math.isfinite(end) for end in ends) or ends[0] >= ends[1]:
-            raise ValueError(f"{said}(span={span!r}): expected two finite numbers, smaller first")
+            check_choice(said, "directions", direction, DIRECTIONS)
+        if span is not None:
+            ends = tuple(span)
+            if len(ends) != 2 or not all(math.isfinite(end) for end in ends) or ends[0] >= ends[1]:
+                raise ValueError(
+                    f"{said}(span={span!r}): expected two finite numbers, smaller first, or None"
+                )
         sizes = (resolution,) if isinstance(resolution, int) else tuple(resolution)
         for argument, size in [("resolution", s) for s in sizes] + [
             ("line_resolution", line_resolution)
@@ -169,141 +183,196 @@ class LandscapeMonitor(Monitor):
             raise ValueError(
                 f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw"
             )
+        axes = PAIRS[pair[0]] if len(pair) == 1 else (pair[0], pair[1])
+        if ("between" in axes) != (between is not None):
+            raise ValueError(
+                f"{said}(directions={directions!r}, between={between!r:.80}): expected both "
+                f"'between' among the directions and the two checkpoints, or neither"
+            )
+        check_count(said, "seeds", seeds, 2)
+        if seeds > 2 and set(axes) != {"random"}:
+            raise ValueError(f"{said}(seeds={seeds!r}): expected directions='random' with it")
         self.directions = directions
-        self.span: Span = ends
+        self.between = None if between is None else check_between(said, between)
+        self.span = span
         self.resolution = resolution
         self.line_resolution = line_resolution
         self.seed = seed
         self.surface = surface
-        self._pair = _PAIRS[pair[0]] if len(pair) == 1 else pair
+        self.seeds = seeds
+        self.trajectory = bool(trajectory) or "pca" in axes
+        self.validation_probe = validation_probe
+        self.needs_update = "update" in axes
+        if validation_probe is not None:
+            given = isinstance(validation_probe, Probe)
+            self.further_probe = (
+                validation_probe if given else Probe(validation_probe, probe_samples)
+            )
+            if self.further_probe.captured:
+                raise ValueError(f"{said}(validation_probe=Probe()): expected one with a source")
+        self._axes = Axes(self, axes, seed, None if span is None else (span[0], span[1]))
         self._grid = (sizes[0], sizes[-1])
         self._scales: dict[str, dict[str, float]] = {}  # tag -> limits, from the first picture
-        self._last_eigen: EigenResult | None = None
-        self._last_vectors: dict[int, dict[str, Tensor]] = {}
+        self._path: Trajectory | None = None  # on rank zero, while training
 
     @property
     def forwards(self) -> int:
         """Forwards of the probe that one picture costs."""
-        products = 10 * self._pair.count("eigenvectors")
-        return self._grid[0] * self._grid[1] + 2 * self.line_resolution + 6 * products
+        products = 10 * self._axes.pair.count("eigenvectors")
+        points = self._grid[0] * self._grid[1] + self.seeds * self.line_resolution
+        return points * (1 if self.further_probe is None else 2) + 6 * products
+
+    # -- the path of the weights ---------------------------------------------------------------
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Read the checkpoints; start the path, from the weights that training starts with."""
+        if self.between is not None:
+            measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
+            everything = dict(pl_module.named_parameters())
+            given = difference(type(self).__name__, self.between, everything, set(measured))
+            self._axes.between = given
+        self._path = None
+        if not self.trajectory:
+            return
+        if is_sharded(pl_module):
+            self.say_once("the path of the weights is not available under FSDP2")
+            return
+        if self.resumed and trainer.ckpt_path:
+            self.say_once("the path of the weights starts anew, it is not kept in checkpoints")
+        if trainer.is_global_zero:
+            self._path = Trajectory()
+
+    def follows(self, step: int) -> bool:
+        """Whether a copy of the weights is due."""
+        return self._path is not None and self._path.due(step)
+
+    def follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Keep a copy of the weights; without room for it there is no path."""
+        if self._path is None:
+            return
+        try:
+            params = measured_parameters(trainer, pl_module, self.parameters, Whole())
+            self._path.add(step, params)
+        except Exception as error:  # out of memory, most likely
+            self._path = None
+            self.say_once(f"the path of the weights could not be kept: {error}")
+
+    # -- a measurement -------------------------------------------------------------------------
 
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
-        axes = self._axes(this_round, objective)
-        known = {
-            "step": this_round.step,
-            "epoch": this_round.trainer.current_epoch,
-            "probe_samples": this_round.probe_size(self),
-            "probe_mode": self.probe_mode,
-            "normalization": "filter" if set(self._pair) == {"random"} else "unit",
-            "seed": self.seed,
-        }
+        axes = self._axes.take(this_round, objective, self._path)
+        validation = self._validation(this_round)
         measured = Measured(facts={"center_loss": float(objective.loss())})
         if self.line_resolution:
-            lines = [
-                line_slice(
-                    objective,
-                    axis.vector,
-                    self.span,
-                    self.line_resolution,
-                    metadata={**known, "directions": [axis.name], "fixed": [axis.fixed]},
-                )
-                for axis in axes
+            further = [
+                self._axes.random(this_round, objective, repeat) for repeat in range(2, self.seeds)
             ]
-            for number, line in enumerate(lines, 1):
-                self._keep(measured, f"line-{number}", line)
+            lines = []
+            for number, axis in enumerate((*axes, *further), 1):
+                lines.append(self._line(this_round, objective, axis, validation))
+                self._keep(measured, f"line-{number}", lines[-1])
+                if "update" in lines[-1].metadata:
+                    measured.facts |= lines[-1].metadata["update"]
             self._picture(measured, this_round, "line", lines)
         if all(self._grid):
-            plane = plane_slice(
-                objective,
-                axes[0].vector,
-                axes[1].vector,
-                self.span,
-                self._grid,
-                metadata={
-                    **known,
-                    "directions": [axis.name for axis in axes],
-                    "fixed": [axis.fixed for axis in axes],
-                },
-            )
+            plane = self._plane(this_round, objective, axes, validation)
             self._keep(measured, "plane", plane)
             self._picture(measured, this_round, "plane", [plane])
         return measured
 
-    # -- directions ----------------------------------------------------------------------------
+    def _line(
+        self, this_round: Round, objective: Objective, axis: Axis, validation: Objective | None
+    ) -> Slice:
+        line = line_slice(
+            objective,
+            axis.vector,
+            axis.span,
+            self.line_resolution,
+            metadata=self._known(this_round, axis),
+        )
+        if axis.kind == "update":
+            lowest, within = lowest_point(line)
+            line.metadata["update"] = {
+                "update_norm": line.metadata["norms"][0],
+                "lowest_along_update": lowest,
+                # From the weights before the step, at -1.
+                "overshoot": 1.0 / (lowest + 1.0) if within and lowest > -1.0 else math.nan,
+            }
+        if validation is not None:
+            other = line_slice(validation, axis.vector, axis.span, self.line_resolution)
+            line.metadata["validation"] = self._further(this_round, other)
+        return line
 
-    def _axes(self, this_round: Round, objective: Objective) -> list[_Axis]:
-        both_random = set(self._pair) == {"random"}
-        axes: list[_Axis] = []
-        for position, kind in enumerate(self._pair):
-            repeat = self._pair[:position].count(kind)
-            if kind == "random":
-                axis = self._random_axis(this_round, objective, repeat, filtered=both_random)
-            elif kind == "gradient":
-                axis = _Axis("gradient", objective.gradient(), fixed=False)
-            else:
-                axis = self._eigen_axis(this_round, objective, repeat)
-            if kind != "random":
-                try:
-                    axis = _Axis(axis.name, unit(axis.vector), axis.fixed)
-                except ValueError:  # where the loss is NaN, or flat
-                    self.say_once(
-                        f"{axis.name} is zero or not finite; it is a random direction where it is"
-                    )
-                    axis = self._random_axis(this_round, objective, 2 + position, filtered=False)
-            if axes and not both_random:
-                try:
-                    vector = orthogonal_to(axis.vector, axes[0].vector)
-                    axis = _Axis(axis.name, vector, axis.fixed)
-                except ValueError:
-                    self.say_once(
-                        f"{axis.name} and {axes[0].name} are parallel; y is a random direction"
-                    )
-                    spare = self._random_axis(this_round, objective, 1, filtered=False)
-                    vector = orthogonal_to(spare.vector, axes[0].vector)
-                    axis = _Axis(spare.name, vector, fixed=False)
-            axes.append(axis)
-        return axes
+    def _plane(
+        self,
+        this_round: Round,
+        objective: Objective,
+        axes: tuple[Axis, Axis],
+        validation: Objective | None,
+    ) -> Slice:
+        x, y = (axis.vector for axis in axes)
+        spans = (axes[0].span, axes[1].span)
+        plane = plane_slice(
+            objective, x, y, spans, self._grid, metadata=self._known(this_round, *axes)
+        )
+        if validation is not None:
+            other = plane_slice(validation, x, y, spans, self._grid)
+            plane.metadata["validation"] = self._further(this_round, other)
+        if self._path is not None:
+            seen = project(self._path.weights, objective.params, [x, y])
+            plane.metadata["path"] = {
+                "steps": list(self._path.steps),
+                "coordinates": seen.coordinates.tolist(),
+                "residuals": seen.residuals.tolist(),
+                "distances": seen.distances.tolist(),
+                "explained": seen.explained.tolist(),
+            }
+        return plane
 
-    def _random_axis(
-        self, this_round: Round, objective: Objective, repeat: int, filtered: bool
-    ) -> _Axis:
-        vector = random_vector(objective.params, self.seed + repeat)
-        name = f"random {repeat + 1}" if self._pair.count("random") > 1 else "random"
-        if filtered:
-            dims = filter_dims_of(this_round.pl_module)
-            normalized = filter_normalize(vector, objective.params, filter_dims=dims)
-            length = norm(normalized)
-            if 0.0 < length < math.inf:
-                return _Axis(name, normalized, fixed=True)
-            if length == 0.0:
-                self.say_once(
-                    "the parameters are all vectors or all zero, which filter normalisation leaves "
-                    "out; random directions have length 1 instead"
-                )
-        return _Axis(name, unit(vector), fixed=True)
+    def _validation(self, this_round: Round) -> Objective | None:
+        if self.further_probe is None:
+            return None
+        return this_round.further_objective(self, self.further_probe)
 
-    def _eigen_axis(self, this_round: Round, objective: Objective, repeat: int) -> _Axis:
-        wanted = self._pair.count("eigenvectors")
-        last = self._last_eigen
-        start = last if last is not None and last.fits(objective.params) else None
-        found = self._last_eigen = this_round.top_eigenvalues(self, wanted, init=start)
-        vector = found.eigenvectors[repeat]
-        # The sign of an eigenvector is arbitrary: keep to the last picture's, and for the first
-        # picture, here or after a resume, to the same fixed vector.
-        if start is None:
-            self._last_vectors.clear()
-        reference = self._last_vectors.get(repeat) or random_vector(vector, self.seed)
-        vector = aligned(vector, reference)
-        if bool(found.eigenvalues.isfinite().all()):
-            self._last_vectors[repeat] = vector
-        name = "top eigenvector" if repeat == 0 else "second eigenvector"
-        return _Axis(name, vector, fixed=False)
+    def _further(self, this_round: Round, other: Slice) -> dict[str, Any]:
+        assert self.further_probe is not None
+        return {
+            "losses": other.losses.tolist(),
+            "center_loss": other.center_loss,
+            "probe_samples": this_round.further_size(self.further_probe),
+            "probe_mode": "eval",
+        }
+
+    def _known(self, this_round: Round, *axes: Axis) -> dict[str, Any]:
+        kinds = {*self._axes.pair}
+        normalization = "filter" if self._axes.filtered else "unit"
+        return {
+            "step": this_round.step,
+            "epoch": this_round.trainer.current_epoch,
+            "probe_samples": this_round.probe_size(self),
+            "probe_mode": self.probe_mode,
+            "normalization": "none" if kinds & {"update", "between"} else normalization,
+            "seed": self.seed,
+            "directions": [axis.name for axis in axes],
+            "fixed": [axis.fixed for axis in axes],
+        }
 
     def forget(self) -> None:
         """Start the solver afresh: after a fault processes may hold different results."""
-        self._last_eigen = None
-        self._last_vectors.clear()
+        self._axes.forget()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._path = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the copies of the weights too."""
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit":
+            self._path = None
 
     # -- the whole run -------------------------------------------------------------------------
 
@@ -346,7 +415,9 @@ class LandscapeMonitor(Monitor):
             if all(math.isfinite(s.center_loss) for s in slices):
                 self._scales[tag] = scale.to_dict()
         if part == "line":
-            measured.pictures[tag] = partial(line_figure, list(slices), scale=scale)
+            measured.pictures[tag] = partial(
+                line_figure, list(slices), scale=scale, band=self.seeds > 2
+            )
         else:
             measured.pictures[tag] = partial(plane_figure, slices[0], scale=scale)
             if self.surface:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,23 @@ def centred(slice: Slice) -> tuple[NDArray[Any], float]:
         finite = losses[np.isfinite(losses)]
         reference = float(finite.min()) if finite.size else 0.0
     return losses - reference, reference
+
+
+def validation_of(slice: Slice) -> Slice | None:
+    """Returns the validation loss on the points of a slice, None where it was not measured.
+
+    Raises:
+        ValueError: if there is not one loss a point.
+    """
+    known = slice.metadata.get("validation")
+    if not known:
+        return None
+    return dataclasses.replace(
+        slice,
+        losses=np.asarray(known["losses"], dtype=np.float64),
+        center_loss=float(known["center_loss"]),
+        metadata={key: known[key] for key in ("probe_samples", "probe_mode") if key in known},
+    )
 
 
 def sizes(difference: NDArray[Any]) -> NDArray[Any]:

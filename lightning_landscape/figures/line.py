@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +21,14 @@ from lightning_landscape.figures.canvas import (
     set_ticks,
     write_header,
 )
-from lightning_landscape.figures.data import center_of, centred, check_slice, losses_of, sizes
+from lightning_landscape.figures.data import (
+    center_of,
+    centred,
+    check_slice,
+    losses_of,
+    sizes,
+    validation_of,
+)
 from lightning_landscape.figures.scale import OUTLIER, ColorScale
 from lightning_landscape.figures.words import (
     TIMES,
@@ -46,42 +54,57 @@ if TYPE_CHECKING:
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
-def line_figure(slices: Slice | Sequence[Slice], *, scale: ColorScale | None = None) -> Figure:
+def line_figure(
+    slices: Slice | Sequence[Slice], *, scale: ColorScale | None = None, band: bool = False
+) -> Figure:
     """Draws one or several 1-D slices in one chart; the dot is where the weights are.
 
     Without ``scale`` the chart shows the loss itself on a linear axis, the shape that a reader
     knows. With ``scale`` it shows the loss minus the loss at the weights on the symmetric
     logarithmic axis of that scale: the same axis in every frame of a film, though the differences
     grow by orders of magnitude. Points beyond the axis are marked by a triangle at its end with the
-    words "> limit", points without a finite loss by a cross.
+    words "> limit", points without a finite loss by a cross. Dashes show the validation loss, and
+    along the optimizer's last step a circle is where it began, a star the lowest point, as far as
+    the metadata has them.
 
     Args:
         slices: one slice with one coordinate axis, or several (directions, or steps).
         scale: the scale of all frames of a film. None: from these slices alone.
+        band: draw the median of the slices and a band from their lowest to their highest loss, as
+            for directions drawn from several seeds.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is neither a slice nor a sequence of slices.
-        ValueError: if there is none, one is not a line, or its coordinates and losses do not fit.
+        ValueError: if there is none, one is not a line, its coordinates and losses do not fit, or
+            the slices of a band have other coordinates.
     """
     lines = _as_lines(slices)
-    return draw_lines(lines, scale, lines)
+    return draw_lines(lines, scale, lines, band)
 
 
 @in_house_style
-def draw_lines(lines: Sequence[Slice], scale: ColorScale | None, film: Sequence[Slice]) -> Figure:
+def draw_lines(
+    lines: Sequence[Slice], scale: ColorScale | None, film: Sequence[Slice], band: bool = False
+) -> Figure:
     """Draws one frame of a film; all but the title and the curves is the same in each of them."""
+    shaded = lines if band else []
+    if band:
+        lines = [_median(lines)]
+    dashed = [validation_of(line) for line in lines]
+    every = [*film, *lines, *(other for other in map(validation_of, film) if other is not None)]
     if scale is None:
         curves, centers = [losses_of(line) for line in lines], [center_of(line) for line in lines]
-        low, high = _robust_limits(lines)
+        low, high = _robust_limits(every)
     else:
         curves = [centred(line)[0] for line in lines]
         centers = [center_of(line) - center_of(line) for line in lines]
         low, high = -scale.limit, scale.limit
 
     title, small = _header(lines)
+    small += [*_validation_words(dashed), *_update_words(lines)]
     entries = len(lines) if len(lines) > 1 else 0
     # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
     legend = HEADER + PITCH * (len(small) + 1)
@@ -98,13 +121,21 @@ def draw_lines(lines: Sequence[Slice], scale: ColorScale | None, film: Sequence[
         axes.set_yticks([])
     for index, (line, curve, center) in enumerate(zip(lines, curves, centers, strict=True)):
         color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+        other = dashed[index]
+        if other is not None:
+            dashes, validation = "-", losses_of(other) if scale is None else centred(other)[0]
+            axes.plot(line.coordinates[0], validation, color=color, linestyle="--", linewidth=1.4)
+            mark_outside(axes, line.coordinates[0], validation, low, high, color)
         x = np.asarray(line.coordinates[0], dtype=np.float64)
         axes.plot(x, curve, color=color, linestyle=dashes, label=_name(index, lines))
         axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
         mark_outside(axes, x, curve, low, high, color)
+        _mark_update(axes, line, curve, color)
+    if shaded:
+        _draw_band(axes, shaded, scale)
     axes.set_xlim(*_span(film))
     axes.set_xlabel(_shared_axis_label(lines, film), fontsize=TEXT, labelpad=2)
-    shown = [losses_of(line) if scale is None else centred(line)[0] for line in film]
+    shown = [losses_of(line) if scale is None else centred(line)[0] for line in every]
     write_header(figure, title, [*small, line_remark(np.concatenate(shown), low, high)])
     if entries:
         figure.legend(
@@ -131,6 +162,62 @@ def _as_lines(slices: Slice | Sequence[Slice]) -> list[Slice]:
     for index, line in enumerate(lines):
         check_slice(f"line_figure(slices=...), slice {index}", line, axes=1)
     return lines
+
+
+def _median(lines: Sequence[Slice]) -> Slice:
+    """Returns the median of the slices, which says how many there are; NaN where one has none."""
+    first = lines[0]
+    x = first.coordinates[0]
+    for index, line in enumerate(lines):
+        if not np.array_equal(line.coordinates[0], x):
+            raise ValueError(
+                f"line_figure(slices=..., band=True), slice {index}: other coordinates than slice "
+                "0; pass slices over one span at one resolution"
+            )
+    random = all(_direction(line).startswith("random") for line in lines)
+    metadata = {**first.metadata}
+    metadata["directions"] = [f"{len(lines)} {'random ' if random else ''}directions"]
+    metadata.pop("update", None)
+    if _differ(lines, _norm):
+        metadata.pop("norms", None)
+    others = [other for other in map(validation_of, lines) if other is not None]
+    if len(others) == len(lines):
+        losses = np.median([losses_of(other) for other in others], axis=0)
+        metadata["validation"] = {**metadata["validation"], "losses": losses.tolist()}
+    else:
+        metadata.pop("validation", None)
+    return dataclasses.replace(
+        first,
+        losses=np.median([losses_of(line) for line in lines], axis=0),
+        center_loss=float(np.median([line.center_loss for line in lines])),
+        metadata=metadata,
+    )
+
+
+def _draw_band(axes: Axes, lines: Sequence[Slice], scale: ColorScale | None) -> None:
+    """Shades what lies between the lowest and the highest of the slices."""
+    curves = [losses_of(line) if scale is None else centred(line)[0] for line in lines]
+    axes.fill_between(
+        lines[0].coordinates[0], np.min(curves, axis=0), np.max(curves, axis=0),
+        color=COLORS[0], alpha=0.2, linewidth=0,
+    )  # fmt: skip
+
+
+def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
+    """Marks where the last step began and where the line along it is lowest."""
+    known = line.metadata.get("update")
+    if not known:
+        return
+    x = line.coordinates[0]
+    for at, marker, size in ((-1.0, "o", 7), (known.get("lowest_along_update"), "*", 11)):
+        if at is not None and x[0] <= at <= x[-1]:
+            height = float(np.interp(at, x, curve))
+            if marker == "*" and np.isfinite(curve).any():
+                height = min(height, float(np.nanmin(curve)))
+            axes.plot(
+                [at], [height], marker, color=color, markersize=size, zorder=6,
+                markerfacecolor="white", markeredgewidth=1.4,
+            )  # fmt: skip
 
 
 def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
@@ -213,7 +300,7 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     first = lines[0].metadata
     if _differ(lines, _step):
         title = "Loss along a line, by step"
-    elif _differ(lines, lambda line: str(line.center_loss)):
+    elif _differ(lines, _center):
         title = "Loss along a line" if first.get("step") is None else f"step {first['step']}"
     else:
         title = step_and_loss(first, lines[0].center_loss)
@@ -225,7 +312,40 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     directions, kind, probe = (
         told.pop() if len(told) == 1 else "" for told in map(set, zip(*words, strict=True))
     )
+    if directions and "directions" in directions:
+        directions = f"median and range of {directions}"
     return title, [line for line in (directions, listed(kind, probe)) if line]
+
+
+def _validation_words(dashed: Sequence[Slice | None]) -> list[str]:
+    """Says what the dashed curves are."""
+    known = [line for line in dashed if line is not None]
+    if not known:
+        return []
+    loss = f" {number(known[0].center_loss)}" if not _differ(known, _center) else ""
+    return [f"dashed: validation loss{loss}, {probe_words(known[0].metadata)}"]
+
+
+def _update_words(lines: Sequence[Slice]) -> list[str]:
+    """Says how long the optimizer's last step was, and how much too long."""
+    for line in lines:
+        known = line.metadata.get("update")
+        if known:
+            over = float(known["overshoot"])
+            told = "lowest point not in the picture"
+            if np.isfinite(over):
+                told = f"{number(over, 2)}{TIMES} the step to the lowest point"
+            elif line.coordinates[0][0] < float(known["lowest_along_update"]) <= -1.0:
+                told = "uphill from the start"
+            return [
+                f"step of length {number(known['update_norm'], 2)}, {told}",
+                "circle: before the step, dot: now, star: lowest",
+            ]
+    return []
+
+
+def _center(line: Slice) -> str:
+    return str(line.center_loss)
 
 
 def _differ(lines: Sequence[Slice], what: Callable[[Slice], Any]) -> bool:

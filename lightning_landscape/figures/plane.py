@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from lightning_landscape.figures.canvas import (
     GREY,
     INK,
+    PITCH,
     SMALL,
     TEXT,
     in_house_style,
@@ -21,9 +22,17 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.data import ROUNDING, centred, check_slice, difference_range
+from lightning_landscape.figures.data import (
+    ROUNDING,
+    centred,
+    check_slice,
+    difference_range,
+    validation_of,
+)
+from lightning_landscape.figures.path import draw_path, path_of, path_words
 from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.figures.words import (
+    MINUS,
     axis_label,
     difference_words,
     direction_names,
@@ -62,12 +71,18 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
     same along both axes in weight space where the norms of the directions are known and the map
     would not become a narrow strip; otherwise the picture says "not to scale".
 
+    With a validation loss in the metadata the contour lines are those of it, minus the validation
+    loss at the cross. With a path there, the path that the weights took is drawn from a square,
+    its dots dark where it runs in the plane and pale where it is far off; how many lie outside the
+    picture is said.
+
     Args:
         slice: a slice with two coordinate axes; ``losses[j, i]`` belongs to ``(x[i], y[j])``.
         scale: the colour scale, shared by all frames of a film. None: from this slice alone.
 
     Returns:
-        A figure of 4.0 x 4.4 inches at 140 dpi, not registered in pyplot.
+        A figure of 4.0 x 4.4 inches at 140 dpi, higher with a path or a validation loss, not
+        registered in pyplot.
 
     Raises:
         TypeError: if ``slice`` is not a slice.
@@ -84,17 +99,30 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
     x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
     ground = np.ma.masked_invalid(centred(slice)[0])
 
-    figure = new_figure(height=4.4)
-    axes = figure.add_axes((0.155, 0.11, 0.625, 0.645))
+    validation, path = validation_of(slice), path_of(slice)
+    # Inches: what more there is to say, in one of the frames at least.
+    more = PITCH * (
+        any(validation_of(s) is not None for s in film)
+        + 2 * any(path_of(s) is not None for s in film)
+    )
+    figure = new_figure(height=4.4 + more)
+    bottom, height = 0.484 / (4.4 + more), 2.838 / (4.4 + more)
+    axes = figure.add_axes((0.155, bottom, 0.625, height))
     mesh = draw_map(axes, x, y, ground, scale)
-    _draw_contours(axes, x, y, ground, scale)
+    if validation is None:
+        _draw_contours(axes, x, y, ground, scale)
+    else:
+        _draw_contours(axes, x, y, np.ma.masked_invalid(centred(validation)[0]), scale)
+    if path is not None:
+        draw_path(axes, path)
     mark_center(axes)
     set_ticks(axes, axes.xaxis, axes.yaxis)
     names, norms = direction_names(first, 2), norm_ranges(film, 2)
     axes.set_xlabel(axis_label(shortened(names[0], 20), norms[0]), fontsize=TEXT, labelpad=2)
     axes.set_ylabel(axis_label(shortened(names[1], 20), norms[1]), fontsize=TEXT, labelpad=0)
     to_scale = set_aspect(axes, film)
-    draw_colorbar(figure.add_axes((0.795, 0.11, 0.03, 0.645)), mesh, film, scale, scale.ticks())
+    bar = figure.add_axes((0.795, bottom, 0.03, height))
+    draw_colorbar(bar, mesh, film, scale, scale.ticks())
     if not ground.count():
         write_across(axes, "no finite loss")
     write_header(
@@ -104,6 +132,8 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
             directions_line(first, 2),
             listed(normalization_words(first), probe_words(first)),
             f"colour: {difference_words(film, 'cross')}",
+            "" if validation is None else _validation_words(validation),
+            *([] if path is None else path_words(path, axes.get_xlim(), axes.get_ylim())),
             listed("" if to_scale else "not to scale", remarks(film)),
         ],
     )
@@ -171,6 +201,16 @@ def _draw_contours(
     for label in axes.clabel(lines, fontsize=8.5, fmt=number, inline_spacing=2):
         label.set_color(INK)
         label.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
+
+
+def _validation_words(validation: Slice) -> str:
+    """Says what the contour lines are."""
+    known = validation.metadata
+    probe = listed(
+        "" if known.get("probe_samples") is None else f"{known['probe_samples']} examples",
+        "" if known.get("probe_mode") is None else f"{known['probe_mode']} mode",
+    )
+    return f"lines: validation loss {MINUS} {number(centred(validation)[1])} ({probe})"
 
 
 def mark_center(axes: Axes, size: float = 11.0) -> None:

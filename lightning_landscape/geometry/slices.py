@@ -110,6 +110,28 @@ def line_slice(
     return Slice((x,), losses, center, {**facts, **(metadata or {})})
 
 
+def lowest_point(line: Slice) -> tuple[float, bool]:
+    """Where a line is lowest, and whether that is within it and not at an end.
+
+    Between the points: the lowest point of the parabola through the lowest one and its neighbours.
+    NaN and ``False`` where no loss is finite.
+    """
+    x = line.coordinates[0]
+    losses = np.where(np.isfinite(line.losses), line.losses, np.inf)
+    index = int(losses.argmin())
+    if not np.isfinite(losses[index]):
+        return float("nan"), False
+    if index in (0, len(x) - 1):
+        return float(x[index]), False
+    left, right = float(x[index] - x[index - 1]), float(x[index + 1] - x[index])
+    up, down = (float(losses[index + i] - losses[index]) for i in (-1, 1))
+    # The parabola's slope at the point and half its curvature, times left * right * (left + right).
+    slope, bend = down * left**2 - up * right**2, down * left + up * right
+    if not (np.isfinite(slope) and bend > 0):  # beside a point that is not finite, or on a plateau
+        return float(x[index]), True
+    return float(x[index] - slope / (2 * bend)), True
+
+
 def plane_slice(
     objective: Objective,
     direction_x: Vector,

@@ -165,6 +165,18 @@ class Monitor(pl.Callback):
         """
         return Measured()
 
+    further_probe: Probe | None = None  # a second one, given by the user
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Training starts, ``step`` steps into the run; called on all processes alike."""
+
+    def follows(self, step: int) -> bool:
+        """Whether :meth:`follow` wants to see the weights after ``step`` steps."""
+        return False
+
+    def follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """See the weights; not isolated, nothing may be changed or sent."""
+
     def forget(self) -> None:
         """Drop what one measurement hands to the next; called on all processes after a fault."""
 

@@ -19,6 +19,7 @@ from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import LossFn, Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.losses import probe_terms
+from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.sharding import Whole
 
 if TYPE_CHECKING:
@@ -75,6 +76,31 @@ class Round:
         if key not in self._objectives:
             self._objectives[key] = self._build(monitor)
         return self._objectives[key]
+
+    def further_objective(self, monitor: Monitor, probe: Probe) -> Objective:
+        """The loss on another probe, in eval mode."""
+        key = (id(probe), "eval", *monitor.loss_key[2:])
+        if key not in self._objectives:
+            terms = probe_terms(
+                self.trainer,
+                self.pl_module,
+                self._isolation,
+                probe,
+                mode="eval",
+                loss_fn=monitor.loss_fn,
+                reduction=monitor.loss_reduction,
+                total=self._session.probe_size(probe),
+            )
+            self._objectives[key] = self._objective(monitor, terms)
+        return self._objectives[key]
+
+    def further_size(self, probe: Probe) -> int:
+        """Examples in another probe, over all processes."""
+        return self._session.probe_size(probe)
+
+    def from_rank_zero(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as rank zero has it; on the others it must be zero and of its shape."""
+        return self._session.processes.sum(tensor)
 
     def _build(self, monitor: Monitor) -> Objective:
         probe = monitor.probe_in_use
@@ -140,6 +166,11 @@ class Round:
         if any(id(parameter) not in before for parameter in trained):
             raise RuntimeError("there is no copy of the weights before the optimizer's last step")
         return self._isolation.whole.gathered([before[id(parameter)] for parameter in trained])
+
+    @property
+    def knows_update(self) -> bool:
+        """Whether the weights before the last step were kept."""
+        return bool(self._session.kept_before().weights)
 
     def last_update(self, objective: Objective) -> dict[str, Tensor]:
         """The optimizer's last step of the measured parameters: ``w`` less ``w`` before it."""

@@ -99,6 +99,9 @@ class Session:
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
+            if monitor.further_probe is not None and not monitor.further_probe.complete:
+                self._load(monitor.further_probe, prepare)
+            self._begin(monitor, trainer, pl_module, begins_at)
             probe = monitor.probe_in_use
             if probe.complete:
                 continue
@@ -107,6 +110,26 @@ class Session:
             else:
                 self._load(probe, prepare)
         self.budget.start()
+        self._follow(trainer, pl_module, begins_at)
+
+    def _begin(
+        self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule, step: int
+    ) -> None:
+        """An argument that does not fit the module ends the run on all processes."""
+        try:
+            self.processes.together(partial(monitor.begin, trainer, pl_module, step))
+        except OtherRankError as error:
+            raise RuntimeError("what was given could not be read on another process") from error
+
+    def _follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Show the weights to those that follow them; the time counts."""
+        following = [m for m in self.monitors if not m.disabled and m.follows(step)]
+        if not following:
+            return
+        started = self._clock(pl_module)
+        for monitor in following:
+            monitor.follow(trainer, pl_module, step)
+        self.budget.charge(self._clock(pl_module) - started)
 
     def _load(self, probe: Probe, prepare: Callable[[Any], Any]) -> None:
         """A process that cannot read its share ends the run on all, or they would wait for it."""
@@ -129,7 +152,8 @@ class Session:
             self._before, self._before_at = Before(), -1
         if not self._fetches_itself:
             self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
-        if any(m.needs_update for m in coming) and self._before_at != trainer.global_step:
+        wanting = [*coming, *(m for m in self.monitors if m.draws and self._ends(trainer))]
+        if any(m.needs_update for m in wanting) and self._before_at != trainer.global_step:
             self._before_at = trainer.global_step
             self._try_to(partial(self._keep_weights, trainer))
 
@@ -176,6 +200,15 @@ class Session:
             ) from fault
         return self._before
 
+    @staticmethod
+    def _ends(trainer: Trainer) -> bool:
+        """Whether this is the last step of the fit, as far as can be foreseen: pictures follow."""
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        last_epoch = epochs is not None and epochs > 0 and trainer.current_epoch + 1 >= epochs
+        # A step of every optimizer may count.
+        last_step = steps > 0 and trainer.global_step + len(trainer.optimizers) >= steps
+        return bool(last_step or (last_epoch and trainer.is_last_batch))
+
     def _due(self, monitor: Monitor, trainer: Trainer) -> bool:
         """Whether the schedule has it measure at the end of this batch, if that steps."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -204,6 +237,7 @@ class Session:
         # The label under which Lightning logs the training loss of the weights as they are now:
         # its own counter moves on after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        self._follow(trainer, pl_module, step)
         due = [
             monitor
             for monitor in self.monitors
@@ -213,7 +247,9 @@ class Session:
         ]
         if due:
             self._run(trainer, pl_module, due, step)
-            self.last_batch.batches, self._before, self._before_at = [], Before(), -1
+            self.last_batch.batches = []
+            if not self._ends(trainer):
+                self._before, self._before_at = Before(), -1
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""

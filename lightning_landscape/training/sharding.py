@@ -133,6 +133,11 @@ def made_whole(pl_module: nn.Module, agree: _Agree = lambda: None) -> Iterator[W
                 setattr(module, name, shard)
 
 
+def is_sharded(pl_module: nn.Module) -> bool:
+    """Whether FSDP2 keeps the module's parameters in shards."""
+    return bool(_fsdp_modules(pl_module))
+
+
 def refuse_tensor_parallel(pl_module: nn.Module) -> None:
     """Raise if parameters stay in pieces where FSDP makes its own whole.
 

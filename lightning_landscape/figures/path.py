@@ -1,0 +1,76 @@
+"""The path of the weights on a plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_landscape.figures.canvas import INK
+from lightning_landscape.figures.words import listed, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from lightning_landscape.geometry.slices import Slice
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the metadata of a plane hold of the path: points, and how far off the plane each is."""
+
+    first: Any  # its step
+    points: NDArray[np.float64]  # n x 2, finite or not
+    off: NDArray[np.float64]  # 0: in the plane, 1: as far off it as from the weights
+    explained: list[float]
+
+
+def path_of(slice: Slice) -> Path | None:
+    """Returns the path in the metadata of a plane, None where there is none."""
+    known = slice.metadata.get("path")
+    if not known or not known.get("steps"):
+        return None
+    distances = np.asarray(known["distances"], dtype=np.float64)
+    off = np.asarray(known["residuals"], dtype=np.float64)
+    return Path(
+        known["steps"][0],
+        np.asarray(known["coordinates"], dtype=np.float64).reshape(-1, 2),
+        np.clip(off / np.where(distances > 0, distances, 1.0), 0.0, 1.0),
+        [float(share) for share in known["explained"]],
+    )
+
+
+def draw_path(axes: Axes, path: Path) -> None:
+    """Draws the path to the weights, its start as a square, without moving the limits."""
+    x, y = np.append(path.points, [[0.0, 0.0]], axis=0).T
+    for color, width in (("white", 3.6), (INK, 1.4)):
+        axes.plot(x, y, "-", color=color, linewidth=width, zorder=4, scalex=False, scaley=False)
+    for index, (place, off) in enumerate(zip(path.points, path.off, strict=True)):
+        axes.plot(
+            *place[:, None], "o" if index else "s", markersize=7.5 if index else 10.5, zorder=4.5,
+            color=str(0.1 + 0.9 * float(off)) if np.isfinite(off) else "white",
+            markeredgecolor=INK, markeredgewidth=1.2, scalex=False, scaley=False,
+        )  # fmt: skip
+
+
+def path_words(
+    path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]
+) -> list[str]:
+    """Says where the path starts, how much of it is seen, and what lies outside."""
+    x, y = path.points.T
+    finite = np.isfinite(path.points).all(axis=1)
+    inside = (x >= x_limits[0]) & (x <= x_limits[1]) & (y >= y_limits[0]) & (y <= y_limits[1])
+    outside, absent = int((finite & ~inside).sum()), int((~finite).sum())
+    shares = [f"{number(100 * share, 2)} %" for share in path.explained]
+    variance = f"variance {shares[0]} in x, {shares[1]} in y"
+    return [
+        f"path from step {path.first} (square): "
+        + (variance if np.isfinite(path.explained).all() else "not moved"),
+        listed(
+            "dots: dark in the plane, pale off it",
+            f"{outside} of {len(x)} outside" if outside else "",
+            f"{absent} not finite" if absent else "",
+        ),
+    ]
