@@ -176,7 +176,8 @@ def _median(lines: Sequence[Slice]) -> Slice:
             )
     random = all(_direction(line).startswith("random") for line in lines)
     metadata = {**first.metadata}
-    metadata["directions"] = [f"{len(lines)} {'random ' if random else ''}directions"]
+    many = f"{len(lines)} {'random ' if random else ''}directions"
+    metadata |= {"directions": [many], "median_of": f"median and range of {many}"}
     metadata.pop("update", None)
     if _differ(lines, _norm):
         metadata.pop("norms", None)
@@ -280,6 +281,7 @@ def _name(index: int, lines: Sequence[Slice]) -> str:
     name = listed(
         f"step {_step(line)}" if _differ(lines, _step) else "",
         _direction(line) if _differ(lines, _direction) else "",
+        _state(line) if _differ(lines, _direction) and _differ(lines, _state) else "",
         _probe(line) if _differ(lines, _probe) else "",
     )
     return axis_label(
@@ -312,8 +314,11 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     directions, kind, probe = (
         told.pop() if len(told) == 1 else "" for told in map(set, zip(*words, strict=True))
     )
-    if directions and "directions" in directions:
-        directions = f"median and range of {directions}"
+    if not directions:
+        states = {_state(line) for line in lines}
+        directions = f"directions {states.pop()}" if len(states) == 1 and "" not in states else ""
+    if "median_of" in first:
+        directions = listed(first["median_of"], directions.rpartition("(")[2].rstrip(")"))
     return title, [line for line in (directions, listed(kind, probe)) if line]
 
 
@@ -355,6 +360,11 @@ def _differ(lines: Sequence[Slice], what: Callable[[Slice], Any]) -> bool:
 
 def _direction(line: Slice) -> str:
     return direction_names(line.metadata, 1)[0]
+
+
+def _state(line: Slice) -> str:
+    flags = list(line.metadata.get("fixed") or [])
+    return ("fixed" if flags[0] else "taken anew") if len(flags) == 1 else ""
 
 
 def _norm(line: Slice) -> float | None:

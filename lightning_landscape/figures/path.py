@@ -26,6 +26,11 @@ class Path:
     off: NDArray[np.float64]  # 0: in the plane, 1: as far off it as from the weights
     explained: list[float]
 
+    @property
+    def drawn(self) -> NDArray[np.float64]:
+        """The points and, last, the weights now."""
+        return np.append(self.points, [[0.0, 0.0]], axis=0)
+
 
 def path_of(slice: Slice) -> Path | None:
     """Returns the path in the metadata of a plane, None where there is none."""
@@ -44,7 +49,7 @@ def path_of(slice: Slice) -> Path | None:
 
 def draw_path(axes: Axes, path: Path) -> None:
     """Draws the path to the weights, its start as a square, without moving the limits."""
-    x, y = np.append(path.points, [[0.0, 0.0]], axis=0).T
+    x, y = path.drawn.T
     for color, width in (("white", 3.6), (INK, 1.4)):
         axes.plot(x, y, "-", color=color, linewidth=width, zorder=4, scalex=False, scaley=False)
     for index, (place, off) in enumerate(zip(path.points, path.off, strict=True)):
@@ -63,11 +68,11 @@ def path_words(
     finite = np.isfinite(path.points).all(axis=1)
     inside = (x >= x_limits[0]) & (x <= x_limits[1]) & (y >= y_limits[0]) & (y <= y_limits[1])
     outside, absent = int((finite & ~inside).sum()), int((~finite).sum())
-    shares = [f"{number(100 * share, 2)} %" for share in path.explained]
+    shares = ["< 0.1 %" if s < 1e-3 else f"{number(100 * s, 2)} %" for s in path.explained]
     variance = f"variance {shares[0]} in x, {shares[1]} in y"
+    moved = np.isfinite(path.explained).all()
     return [
-        f"path from step {path.first} (square): "
-        + (variance if np.isfinite(path.explained).all() else "not moved"),
+        f"path (■ step {path.first}): {variance if moved else 'the weights have not moved'}",
         listed(
             "dots: dark in the plane, pale off it",
             f"{outside} of {len(x)} outside" if outside else "",

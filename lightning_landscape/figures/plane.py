@@ -109,10 +109,8 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
     bottom, height = 0.484 / (4.4 + more), 2.838 / (4.4 + more)
     axes = figure.add_axes((0.155, bottom, 0.625, height))
     mesh = draw_map(axes, x, y, ground, scale)
-    if validation is None:
-        _draw_contours(axes, x, y, ground, scale)
-    else:
-        _draw_contours(axes, x, y, np.ma.masked_invalid(centred(validation)[0]), scale)
+    lines = ground if validation is None else np.ma.masked_invalid(centred(validation)[0])
+    _draw_contours(axes, x, y, lines, scale, None if path is None else path.drawn)
     if path is not None:
         draw_path(axes, path)
     mark_center(axes)
@@ -180,9 +178,12 @@ def _edges(centers: NDArray[Any]) -> NDArray[Any]:
 
 def _draw_contours(
     axes: Axes, x: NDArray[Any], y: NDArray[Any], ground: np.ma.MaskedArray[Any, Any],
-    scale: ColorScale,
+    scale: ColorScale, keep_clear: NDArray[Any] | None = None,
 ) -> None:  # fmt: skip
-    """Draws labelled lines of equal loss at round numbers, at most seven."""
+    """Draws labelled lines of equal loss at round numbers, at most seven.
+
+    The labels stay away from the points ``keep_clear``, if there are any.
+    """
     if min(ground.shape) < 2 or not ground.count():
         return
     low, high = float(ground.min()), float(ground.max())
@@ -198,9 +199,30 @@ def _draw_contours(
         x, y, ground, levels=levels, linewidths=0.9, linestyles="-",
         colors=["white" if level < 0 else INK for level in levels],
     )  # fmt: skip
-    for label in axes.clabel(lines, fontsize=8.5, fmt=number, inline_spacing=2):
+    places: Any = False if keep_clear is None else _clear_places(lines, x, y, keep_clear)
+    for label in axes.clabel(lines, fontsize=8.5, fmt=number, inline_spacing=2, manual=places):
         label.set_color(INK)
         label.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
+
+
+def _clear_places(
+    lines: Any, x: NDArray[Any], y: NDArray[Any], points: NDArray[Any]
+) -> list[tuple[float, float]]:
+    """Returns one place on each line, as far as can be from the points and the labels before."""
+    low, size = np.array([x[0], y[0]]), np.array([x[-1] - x[0], y[-1] - y[0]])
+    taken = [*(points[np.isfinite(points).all(axis=1)] - low) / size]
+    places = []
+    for segments in lines.allsegs:
+        vertices = np.concatenate([np.empty((0, 2)), *segments])
+        if not len(vertices):
+            continue
+        at = (vertices - low) / size
+        border = np.minimum(at, 1 - at).min(axis=1)
+        room = np.linalg.norm(at[:, None] - np.array(taken), axis=2).min(axis=1)
+        best = int(np.minimum(room, 2 * border).argmax())
+        taken.append(at[best])
+        places.append((float(vertices[best][0]), float(vertices[best][1])))
+    return places
 
 
 def _validation_words(validation: Slice) -> str:
