@@ -75,7 +75,7 @@ def path_words(
         f"path (■ step {path.first}): {variance if moved else 'the weights have not moved'}",
         listed(
             "dots: dark in the plane, pale off it",
-            f"{outside} of {len(x)} outside" if outside else "",
-            f"{absent} not finite" if absent else "",
+            f"{outside} of {len(x)} outside" if outside and not absent else "",
+            f"{outside + absent} of {len(x)} not shown" if absent else "",
         ),
     ]

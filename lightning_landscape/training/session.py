@@ -110,7 +110,8 @@ class Session:
             else:
                 self._load(probe, prepare)
         self.budget.start()
-        self._follow(trainer, pl_module, begins_at)
+        # A checkpoint written at the end of an epoch needs no making up for.
+        self._follow(trainer, pl_module, min(begins_at, trainer.global_step))
 
     def _begin(
         self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule, step: int

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from lightning_landscape.geometry.directions import filter_normalize, random_direction
 from lightning_landscape.geometry.eigen import top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.slices import Slice, line_slice, plane_slice
+from lightning_landscape.geometry.slices import Slice, line_slice, lowest_point, plane_slice
 from tests.geometry.networks import NETWORKS
 from tests.oracles import F64, Quadratic, normal, symmetric
 
@@ -122,6 +122,35 @@ def test_curvature_at_the_centre_is_the_eigenvalue(name):
         x = line_slice(objective, vector, span=(-1e-3, 1e-3), resolution=3)
         second = (x.losses[0] - 2 * x.losses[1] + x.losses[2]) / 1e-6
         assert second == pytest.approx(value, rel=1e-5)
+
+
+# -- the lowest point -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x", [np.linspace(-2, 3, 21), np.array([-2.0, -0.5, 0.1, 1.7, 3.0])])
+@pytest.mark.parametrize("at", [-1.9, -0.412, 0.0, 1.3])
+def test_lowest_point_of_a_parabola_between_the_points(x, at):
+    line = Slice((x,), 3.0 * (x - at) ** 2 - 1.0, 0.0)
+    lowest, within = lowest_point(line)
+    if within:
+        assert lowest == pytest.approx(at, abs=1e-12)
+    else:
+        assert lowest in (x[0], x[-1])
+        assert abs(at - lowest) < abs(x[1] - x[0])  # next to the end
+
+
+def test_lowest_point_at_an_end_on_a_plateau_and_nowhere():
+    x = np.linspace(-1, 1, 5)
+    assert lowest_point(Slice((x,), x.copy(), 0.0)) == (-1.0, False)
+    assert lowest_point(Slice((x,), -x, 0.0)) == (1.0, False)
+    nan = np.full(5, np.nan)
+    assert math.isnan(lowest_point(Slice((x,), nan, 0.0))[0])
+    beside = np.array([np.nan, 0.5, np.inf, 2.0, 3.0])
+    assert lowest_point(Slice((x,), beside, 0.0)) == (-0.5, True)
+    flat = np.array([1.0, 0.0, 0.0, 0.0, 1.0])
+    assert lowest_point(Slice((x,), flat, 0.0))[1]
+    with np.errstate(all="raise"):
+        lowest_point(Slice((x,), np.array([np.inf, 0.0, np.inf, 1.0, np.nan]), 0.0))
 
 
 def test_quadratic_plane():

@@ -1,0 +1,200 @@
+"""The path, the validation loss, the last step and bands, read back from the figures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_landscape.figures import ColorScale, figure_to_image, line_figure, plane_figure
+from lightning_landscape.figures.words import MINUS, TIMES
+from lightning_landscape.geometry.slices import Slice
+from tests.test_figures import METADATA, line, plane, words_of
+
+PATH = {
+    "steps": [0, 100, 200, 300],
+    "coordinates": [[-0.9, 0.5], [-0.5, 1.0], [-0.2, 9.0], [math.nan, math.nan]],
+    "residuals": [0.0, 0.5, 1.0, math.nan],
+    "distances": [1.0, 1.0, 1.0, math.nan],
+    "explained": [0.62, 0.0004],
+}
+
+
+def with_path(path: dict[str, Any] | None = None, **more: Any) -> Slice:
+    return plane(metadata={**METADATA, "path": path or PATH, **more})
+
+
+def markers(figure: Any, kind: str) -> list[Any]:
+    return [piece for piece in figure.axes[0].lines if piece.get_marker() == kind]
+
+
+def test_path_is_drawn_from_its_start_to_the_weights() -> None:
+    figure = plane_figure(with_path())
+    (start,) = markers(figure, "s")
+    assert [*start.get_xdata(), *start.get_ydata()] == [-0.9, 0.5]
+    assert [float(dot.get_xdata()[0]) for dot in markers(figure, "o")][:2] == [-0.5, -0.2]
+    (_, curve) = (piece for piece in figure.axes[0].lines if len(piece.get_xdata()) == 5)
+    assert (curve.get_xdata()[-1], curve.get_ydata()[-1]) == (0.0, 0.0)
+
+
+def test_dots_are_paler_the_further_off_the_plane() -> None:
+    figure = plane_figure(with_path())
+    shades = [float(dot.get_color()) for dot in (*markers(figure, "s"), *markers(figure, "o")[:2])]
+    assert shades == sorted(shades)
+    assert (shades[0], shades[-1]) == (0.1, 1.0)
+
+
+def test_path_in_words() -> None:
+    words = words_of(plane_figure(with_path()))
+    assert "path (■ step 0): variance 62 % in x, < 0.1 % in y" in words
+    assert "dots: dark in the plane, pale off it" in words
+    assert "2 of 4 not shown" in words
+    finite = {key: value[:3] if len(value) > 2 else value for key, value in PATH.items()}
+    assert "1 of 3 outside" in words_of(plane_figure(with_path(finite)))
+
+
+def test_path_moves_neither_limits_nor_colours() -> None:
+    for figure in (plane_figure(with_path()), plane_figure(plane(metadata=METADATA))):
+        limits = (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
+        assert limits == ((-1.25, 1.25), (-1.5, 2.5))
+
+
+def test_weights_that_never_moved() -> None:
+    still = {**PATH, "coordinates": [[0.0, 0.0]] * 4, "distances": [0.0] * 4,
+             "residuals": [0.0] * 4, "explained": [math.nan, math.nan]}  # fmt: skip
+    assert "the weights have not moved" in words_of(plane_figure(with_path(still)))
+
+
+def test_path_is_drawn_from_the_file_alone(tmp_path: Any) -> None:
+    piece = with_path(validation={"losses": [[1.0] * 5] * 4, "center_loss": 2.0})
+    piece.save(tmp_path / "plane.npz")
+    loaded = Slice.load(tmp_path / "plane.npz")
+    assert (figure_to_image(plane_figure(piece)) == figure_to_image(plane_figure(loaded))).all()
+
+
+def test_labels_keep_clear_of_the_path() -> None:
+    x = np.linspace(-1, 1, 15)
+    points = [[t, 0.0] for t in np.linspace(-0.95, -0.05, 12)]
+    path = {"steps": list(range(12)), "coordinates": points, "residuals": [0.0] * 12,
+            "distances": [1.0] * 12, "explained": [1.0, 0.0]}  # fmt: skip
+    losses = 1 + 5 * np.tile(x**2, (15, 1))
+    figure = plane_figure(Slice((x, x), losses, 1.0, {"path": path}))
+    labels = [t for t in figure.axes[0].texts if t.get_text()]
+    assert labels
+    assert all(
+        abs(label.get_position()[1]) > 0.2 for label in labels if label.get_position()[0] < 0
+    )
+
+
+# -- the validation loss --------------------------------------------------------------------------
+
+VALIDATION = {"probe_samples": 300, "probe_mode": "eval", "center_loss": 2.5}
+
+
+def test_contours_are_those_of_the_validation_loss() -> None:
+    x = np.linspace(-1, 1, 9)
+    along_x, along_y = np.tile(x, (9, 1)), np.tile(x, (9, 1)).T
+    known = {"validation": {**VALIDATION, "losses": (2.5 + along_y).tolist()}}
+    piece = Slice((x, x), 1.0 + along_x, 1.0, known)
+    figure = plane_figure(piece)
+    assert f"lines: validation loss {MINUS} 2.5 (300 examples, eval mode)" in words_of(figure)
+    (contours,) = (c for c in figure.axes[0].collections if hasattr(c, "allsegs"))
+    for segments, level in zip(contours.allsegs, contours.levels, strict=True):
+        for segment in segments:
+            assert np.allclose(segment[:, 1], level, atol=1e-6)
+
+
+def test_validation_curves_are_dashed_and_solid_ones_solid() -> None:
+    pieces = [
+        line([1.0, 0.0, 1.0], **{**METADATA, "directions": [name], "fixed": [True]},
+             validation={**VALIDATION, "losses": [4.0, 2.5, math.nan]})
+        for name in ("a", "b")
+    ]  # fmt: skip
+    for scale, first in ((None, 4.0), (ColorScale(0.01, 5.0), 1.5)):
+        figure = line_figure(pieces, scale=scale)
+        words = words_of(figure)
+        assert "dashed: validation loss 2.5, 300 examples in eval mode" in words
+        assert "directions fixed" in words
+        assert f"{TIMES} not finite" in words
+        curves = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 3]
+        assert [c.get_linestyle() for c in curves] == ["--", "-", "--", "-"]
+        assert curves[0].get_ydata()[0] == pytest.approx(first)
+        assert np.isnan(curves[0].get_ydata()[2])
+
+
+def test_validation_of_another_shape_is_refused() -> None:
+    known = {"validation": {**VALIDATION, "losses": [1.0]}}
+    with pytest.raises(ValueError, match="losses have shape"):
+        plane_figure(plane(metadata=known))
+
+
+# -- the last step --------------------------------------------------------------------------------
+
+
+def stepped(overshoot: float, lowest: float) -> Slice:
+    x = np.linspace(-2, 3, 21)
+    update = {"update_norm": 0.031, "lowest_along_update": lowest, "overshoot": overshoot}
+    known = {**METADATA, "directions": ["update"], "fixed": [False], "update": update}
+    return Slice((x,), (x - lowest) ** 2, lowest**2, known)
+
+
+@pytest.mark.parametrize(
+    ("overshoot", "lowest", "words"),
+    [
+        (1.7, -0.41, f"step of length 0.031, 1.7{TIMES} the step to the lowest point"),
+        (0.5, 1.0, f"step of length 0.031, 0.5{TIMES} the step to the lowest point"),
+        (math.nan, 3.0, "step of length 0.031, lowest point not in the picture"),
+        (math.nan, -1.5, "step of length 0.031, uphill from the start"),
+        (math.nan, math.nan, "step of length 0.031, lowest point not in the picture"),
+    ],
+)
+def test_last_step(overshoot: float, lowest: float, words: str) -> None:
+    figure = line_figure(stepped(overshoot, lowest))
+    assert words in words_of(figure)
+    assert "circle: before the step, dot: now, star: lowest" in words_of(figure)
+    before = next(c for c in markers(figure, "o") if c.get_xdata()[0] == -1.0)
+    if math.isfinite(lowest):
+        assert before.get_ydata()[0] == pytest.approx((-1 - lowest) ** 2)
+        (star,) = markers(figure, "*")
+        assert star.get_xdata()[0] == lowest
+
+
+def test_what_is_taken_anew_is_said_of_each_line() -> None:
+    fixed = {**METADATA, "directions": ["random"], "fixed": [True]}
+    figure = line_figure([stepped(1.7, -0.41), line([1.0, 0.0, 1.0], **fixed)])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[0].startswith("update, taken anew")
+    assert texts[1].startswith("random, fixed")
+
+
+# -- bands ----------------------------------------------------------------------------------------
+
+
+def test_band_from_lowest_to_highest_about_the_median() -> None:
+    pieces = [
+        line([k, 1.0, 2.0 * k], center=1.0, **{**METADATA, "directions": [f"random {k}"],
+             "fixed": [True], "norms": [float(k)]})
+        for k in (2, 3, 7)
+    ]  # fmt: skip
+    figure = line_figure(pieces, band=True)
+    curve = next(c for c in figure.axes[0].lines if len(c.get_xdata()) == 3)
+    assert curve.get_ydata().tolist() == [3.0, 1.0, 6.0]
+    (shade,) = figure.axes[0].collections
+    vertices = shade.get_paths()[0].vertices
+    assert (vertices[:, 1].min(), vertices[:, 1].max()) == (1.0, 14.0)
+    assert "median and range of 3 random directions, fixed" in words_of(figure)
+    assert not figure.legends
+
+
+def test_band_of_other_coordinates_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"band=True\), slice 1: other coordinates"):
+        line_figure([line([1.0, 0.0, 1.0]), line([1.0, 0.0, 0.0, 1.0])], band=True)
+
+
+def test_band_keeps_what_is_not_finite() -> None:
+    pieces = [line([1.0, 0.0, math.nan]), line([2.0, 0.0, 3.0])]
+    figure = line_figure(pieces, band=True)
+    curve = next(c for c in figure.axes[0].lines if len(c.get_xdata()) == 3)
+    assert np.isnan(curve.get_ydata()[2])
