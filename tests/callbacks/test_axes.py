@@ -96,6 +96,15 @@ def test_the_update_is_the_step_also_at_the_end(tmp_path, taken, settings):
         assert inner(x.vector, y.vector) == pytest.approx(0.0, abs=1e-9 * norm(x.vector) ** 2)
 
 
+def test_the_last_picture_where_the_last_step_could_not_be_afforded(tmp_path, taken):
+    monitor = LandscapeMonitor(
+        directions="update", resolution=3, every_n_train_steps=1, max_overhead=1e-9
+    )
+    train(Linear, regression, [monitor], tmp_path)
+    assert monitor.skipped > 0
+    assert [(step, axes[0].name) for step, axes in taken] == [(6, "update")]
+
+
 def test_an_end_that_nobody_foresaw(tmp_path, taken):
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
