@@ -9,6 +9,7 @@ ZOO = "tests/integration/test_zoo.py"
 FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
 KERNELS = "tests/geometry/test_kernels.py"
+CLIENTS = "tests/training/test_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
@@ -21,6 +22,8 @@ LOSSES = "training/losses.py"
 PROBE = "training/probe.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/sharding.py"
+RECORDS = "training/records.py"
+LOGGERS = "training/loggers.py"
 LOSS = "geometry/objective.py"
 PLAIN = "geometry/kernels.py"
 
@@ -313,5 +316,55 @@ GUARDS = [
         "        monitor.forget()\n",
         "",
         "tests/integration/test_faults_of_one.py",
+    ),
+    # -- loggers
+    Guard(
+        "a label of Lightning's, not a step of W&B's own",
+        LOGGERS,
+        "logger.log_image(tag, [image], step=step)",
+        "logger.log_image(tag, [image])",
+        f"{CLIENTS} -k wandb",
+    ),
+    Guard(
+        "the step of MLflow's images",
+        LOGGERS,
+        "key=key, step=step",
+        "key=key",
+        f"{CLIENTS} -k mlflow",
+    ),
+    Guard(
+        "names that MLflow takes",
+        LOGGERS,
+        'return re.sub(r"[^a-zA-Z0-9_/. -]+", "", name)',
+        "return name",
+        f"{CLIENTS} -k mlflow",
+    ),
+    Guard(
+        "a subclass is the logger that it inherits from",
+        LOGGERS,
+        "in type(logger).__mro__",
+        "in type(logger).__mro__[:1]",
+        f"{CLIENTS} -k comet",
+    ),
+    Guard(
+        "a logger that only pretends to take images",
+        LOGGERS,
+        '_NOTHING = ("DummyLogger",)',
+        "_NOTHING = ()",
+        f"{CLIENTS} -k dummy",
+    ),
+    Guard(
+        "one folder for each run",
+        LOGGERS,
+        "(name, version) if part",
+        "(name, version) if False",
+        f"{CLIENTS} -k wandb",
+    ),
+    Guard(
+        "a prefix in a regular expression",
+        RECORDS,
+        "prefix = re.escape(prefix_of(logger))",
+        "prefix = prefix_of(logger)",
+        f"{CLIENTS} -k prefix",
     ),
 ]

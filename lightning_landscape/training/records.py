@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
+
+from lightning_landscape.training.loggers import (
+    folder_of,
+    prefix_of,
+    show_image,
+    show_text,
+    writer_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +42,7 @@ class Recorder:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._complaints: set[str] = set()
-        directory = trainer.log_dir  # a collective call: on every rank, here and now
-        self.log_dir = Path(directory if isinstance(directory, str) else trainer.default_root_dir)
+        self.log_dir = _log_dir(trainer)  # a collective call: on every rank, here and now
         self._writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
         self._fresh = True
 
@@ -52,15 +61,9 @@ class Recorder:
         self._each_logger(lambda logger: logger.log_metrics(dict(values), step=step))
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """To loggers that take text (TensorBoard)."""
-
-        def add(logger: Any) -> None:
-            writer: Any = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_text"):
-                writer.add_text(tag, text, global_step=step)
-
+        """To the loggers that take text."""
         if self._writes:
-            self._each_logger(add)
+            self._each_logger(lambda logger: show_text(logger, tag, text, step))
 
     def row(self, row: Mapping[str, Any], *, continued: bool) -> None:
         """Append one row to ``history.jsonl``; a new run does not add to an old one's file.
@@ -103,7 +106,7 @@ class Recorder:
         self.guarded(name, into_folder)
 
     def picture(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
-        """To TensorBoard; as a PNG beside the logs where no logger takes images."""
+        """To the loggers that take images; as a PNG beside the logs where none does."""
         if self._writes:
             self.guarded(tag, lambda: self._show(tag, draw, step), "drawn")
 
@@ -114,9 +117,7 @@ class Recorder:
         shown: list[str] = []
 
         def add(logger: Any) -> None:
-            writer: Any = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_image"):
-                writer.add_image(tag, image, global_step=step, dataformats="HWC")
+            if show_image(logger, tag, image, step):
                 shown.append(tag)
 
         self._each_logger(add)
@@ -144,7 +145,7 @@ class Recorder:
         """One custom-scalars page per TensorBoard writer, unless the user made one."""
 
         def add(logger: Any) -> None:
-            writer: Any = getattr(logger, "experiment", None)
+            writer = writer_of(logger)
             if not hasattr(writer, "add_custom_scalars"):
                 return
             writer.flush()
@@ -154,7 +155,7 @@ class Recorder:
                     "second one: the chart of the eigenvalue and its edge is left out"
                 )
                 return
-            writer.add_custom_scalars(charts)
+            writer.add_custom_scalars(_prefixed_charts(logger, charts))
 
         if self._writes:
             self._each_logger(add)
@@ -193,6 +194,34 @@ class Recorder:
                     f"measuring go on",
                     stacklevel=2,
                 )
+
+
+def _log_dir(trainer: Trainer) -> Path:
+    """The folder of this run, the same on every process."""
+    directory = trainer.log_dir
+    if not isinstance(directory, str):
+        directory = trainer.default_root_dir
+    if not trainer.loggers:
+        return Path(directory)
+    own = directory
+    if trainer.is_global_zero:
+        # A logger that does not know the name of its run is no reason to fail.
+        with contextlib.suppress(Exception):
+            own = str(folder_of(trainer.loggers[0], directory))
+    return Path(trainer.strategy.broadcast(own))
+
+
+def _prefixed_charts(
+    logger: Any, charts: Mapping[str, Mapping[str, list[Any]]]
+) -> dict[str, dict[str, list[Any]]]:
+    """Under the prefix of the logger; tags are regular expressions here."""
+    prefix = re.escape(prefix_of(logger))
+    return {
+        page: {
+            title: [kind, [prefix + tag for tag in tags]] for title, (kind, tags) in chart.items()
+        }
+        for page, chart in charts.items()
+    }
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
