@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,22 @@ from typing import Any
 _BLOCK, _FILE_HEADER, _HEADER = 32768, 7, 7
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All rows, with W&B's own ``_step``; nested keys joined by slashes."""
+def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
+    """All rows, with W&B's own ``_step``; nested keys joined by slashes.
+
+    Another process writes them, and may still be at it when ``wandb.finish`` has returned.
+    """
     from wandb.proto import wandb_internal_pb2 as messages
 
+    deadline = time.monotonic() + patience
+    while True:
+        records = [messages.Record.FromString(data) for data in _records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        assert time.monotonic() < deadline, f"{path} has no end, {len(records)} records"
+        time.sleep(0.2)
     found = []
-    for data in _records(path.read_bytes()):
-        record = messages.Record()
-        record.ParseFromString(data)
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             found.append(
                 {

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from lightning_landscape import HessianMonitor, landscape_callbacks, read_history
+from lightning_landscape import HessianMonitor, LandscapeMonitor, landscape_callbacks, read_history
 from lightning_landscape.training.loggers import show_image, show_text
 from tests import wandb_file
 from tests.runs import MemoryLogger, train
@@ -96,13 +96,16 @@ def test_wandb_rows_of_the_user_stay(tmp_path, wandb):
         def on_train_batch_end(self, *_):
             self.logger.experiment.log({"mine": 1.0, "trainer/global_step": self.global_step})
 
-    run_of = WandbLogger(offline=True, save_dir=tmp_path, project="digits")
-    callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=2)
-    train(Own, regression, callbacks, tmp_path, logger=run_of, max_epochs=3)
+    logger = WandbLogger(offline=True, save_dir=tmp_path, project="digits")
+    monitor = LandscapeMonitor(every_n_train_steps=2, max_overhead=None)
+    train(Own, regression, [monitor], tmp_path, logger=logger, max_epochs=3)
     wandb.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    mine = [row["trainer/global_step"] for row in wandb_file.rows(file) if "mine" in row]
-    assert mine == list(range(1, 10))
+    rows = wandb_file.rows(file)
+    assert [row["trainer/global_step"] for row in rows if "mine" in row] == list(range(1, 10))
+    # Nor do the pictures take the label of the row before.
+    pictures = [row for row in rows if "landscape/plane/filenames" in row]
+    assert [row["trainer/global_step"] for row in pictures] == steps(monitor)
 
 
 def test_two_wandb_runs_in_one_folder_do_not_mix(tmp_path, wandb):

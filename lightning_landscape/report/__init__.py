@@ -1,0 +1,43 @@
+"""One HTML page from what a run left behind: ``python -m lightning_landscape.report LOGDIR``.
+
+The page is a single file that asks for nothing from the network: charts are SVG, pictures are
+embedded, style and script are inline and pinned by their hashes in the Content-Security-Policy.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning_landscape.report.page import render
+from lightning_landscape.report.run import read_run
+
+__all__ = ["write_report"]
+
+
+def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of the run in ``log_dir``.
+
+    Args:
+        log_dir: the directory that holds ``history.jsonl`` and ``landscape/``, or one above it
+            with no other run in it.
+        path: the page to write; ``None``: ``report.html`` in the run's directory.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or no measurement in it.
+        ValueError: it holds several runs; the message names them.
+    """
+    run = read_run(Path(log_dir))
+    target = run.folder / "report.html" if path is None else Path(path)
+    page = render(run)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target

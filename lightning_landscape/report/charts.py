@@ -1,0 +1,156 @@
+"""Small line charts as SVG, drawn without a library: a curve or several over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib.ticker import MaxNLocator
+
+from lightning_landscape.figures.words import TIMES, number
+
+Point = tuple[int, float]
+
+_WIDTH, _HEIGHT = 420, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
+_POINTS = 300  # more than these are thinned: of each stretch the lowest and the highest stay
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A name and its values by step, NaN where a measurement was not finite."""
+
+    name: str
+    points: Sequence[Point]
+
+
+def chart(title: str, curves: Sequence[Curve], reference: float | None = None) -> str:
+    """An ``<svg>``: axes, curves with gaps where a value is not finite, values on hovering."""
+    steps = [step for curve in curves for step, _ in curve.points]
+    finite = [value for curve in curves for _, value in curve.points if math.isfinite(value)]
+    shown = finite + ([reference] if reference is not None else [])
+    # Counted, not said by letters that a reader of the screen would spell.
+    told = f"{title}: {len(steps)} values"
+    if finite:
+        told += f" between {number(min(finite))} and {number(max(finite))}"
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(told)}">']
+    if not finite:
+        parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" class="mid">nothing finite</text>')
+        return "".join([*parts, "</svg>"])
+    axes = _Axes(steps, shown)
+    parts.append(axes.drawn())
+    if reference is not None:
+        y = axes.y(reference)
+        parts.append(f'<line class="ref" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+    for index, curve in enumerate(curves):
+        parts.append(_curve(axes, curve, index % 3))
+    return "".join([*parts, "</svg>"])
+
+
+class _Axes:
+    """Steps along x, values along y; logarithmic where they are positive and span decades."""
+
+    def __init__(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        self.first, self.last = min(steps), max(steps)
+        low, high = min(values), max(values)
+        self.log = low > 0 and high > 100 * low
+        if self.log:
+            low, high = low / 1.5, high * 1.5
+        else:
+            low, high = min(low, 0.0), max(high, 0.0)
+            room = 0.06 * (high - low or 1.0)
+            high, low = high + room, low - (room if low < 0 else 0.0)
+        self.low, self.high = low, high
+
+    def x(self, step: float) -> float:
+        share = (step - self.first) / (self.last - self.first) if self.last > self.first else 0.5
+        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(value)
+        # Halves, or the difference of two huge numbers overflows.
+        share = (at / 2 - low / 2) / (high / 2 - low / 2)
+        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    def drawn(self) -> str:
+        parts = []
+        for value in self._ticks():
+            y = self.y(value)
+            parts.append(
+                f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+                f'<text class="left" x="{_LEFT - 6}" y="{y + 4}">{number(value)}</text>'
+            )
+        locator = MaxNLocator(5, integer=True, min_n_ticks=1)
+        for tick in locator.tick_values(self.first, max(self.last, self.first + 1)):
+            if self.first <= tick <= self.last:
+                parts.append(
+                    f'<text class="mid" x="{self.x(tick)}" y="{_HEIGHT - 12}">{int(tick)}</text>'
+                )
+        base = _HEIGHT - _BOTTOM
+        parts.append(
+            f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>'
+        )
+        return "".join(parts)
+
+    def _ticks(self) -> list[float]:
+        if not self.log:
+            found = MaxNLocator(4).tick_values(self.low, self.high)
+            return [float(v) for v in found if self.low <= v <= self.high]
+        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+        powers = range(first, last + 1)
+        return [10.0**power for power in powers[:: 1 + len(powers) // 5]]
+
+
+def _curve(axes: _Axes, curve: Curve, style: int) -> str:
+    stretches: list[list[Point]] = [[]]
+    lost = []
+    for step, value in thinned(curve.points):
+        if math.isfinite(value):
+            stretches[-1].append((step, value))
+        else:
+            lost.append(step)
+            stretches.append([])
+    parts = []
+    for stretch in filter(None, stretches):
+        line = " ".join(f"{axes.x(step)},{axes.y(value)}" for step, value in stretch)
+        parts.append(f'<polyline class="c{style}" points="{line}"/>')
+    for step, value in (point for stretch in stretches for point in stretch):
+        words = escape(f"{curve.name}, step {step}: {number(value, 4)}")
+        parts.append(
+            f'<circle class="p{style}" cx="{axes.x(step)}" cy="{axes.y(value)}" r="4">'
+            f"<title>{words}</title></circle>"
+        )
+    for step in lost:
+        words = escape(f"{curve.name}, step {step}: not finite")
+        parts.append(
+            f'<text class="lost c{style}" x="{axes.x(step)}" y="{_HEIGHT - _BOTTOM - 4}">{TIMES}'
+            f"<title>{words}</title></text>"
+        )
+    return "".join(parts)
+
+
+def thinned(points: Sequence[Point], most: int = _POINTS) -> list[Point]:
+    """At most about ``most`` points; of each stretch the lowest, the highest, and a gap if any.
+
+    Example:
+        >>> thinned([(1, 5.0), (2, 9.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 3.0)], most=4)
+        [(2, 9.0), (3, 1.0), (4, 2.0), (6, 3.0)]
+    """
+    if len(points) <= most:
+        return list(points)
+    stretches = most // 2
+    chosen: list[Point] = []
+    for index in range(stretches):
+        part = points[index * len(points) // stretches : (index + 1) * len(points) // stretches]
+        finite = [point for point in part if math.isfinite(point[1])]
+        kept = {part[0]} if not finite else set()
+        for pick in (min, max):
+            if finite:
+                kept.add(pick(finite, key=lambda point: point[1]))
+        lost = [point for point in part if not math.isfinite(point[1])]
+        chosen += sorted({*kept, *lost[:1]}, key=lambda point: point[0])
+    return chosen

@@ -1,0 +1,289 @@
+"""The page: sections in HTML, every word from outside escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from lightning_landscape.figures import (
+    ColorScale,
+    density_figure,
+    figure_to_image,
+    line_figure,
+    plane_figure,
+)
+from lightning_landscape.figures.words import number
+from lightning_landscape.geometry.slices import Slice
+from lightning_landscape.geometry.spectrum import SpectralDensity
+from lightning_landscape.report import words
+from lightning_landscape.report.charts import Curve, chart
+from lightning_landscape.report.run import FRAMES, Film, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Drawn with another curve, not alone.
+_BESIDE = {"edge": ("top_eigenvalue", "preconditioned_eigenvalue")}
+_FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
+
+
+def render(run: Run) -> str:
+    """The whole page."""
+    # Films first: drawing them may add to the problems.
+    films = "".join(_film(run, film) for film in run.films)
+    style, script = _asset("style.css"), _asset("script.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+    title = escape(f"Loss landscape of {run.folder.name or run.folder}")
+    sections = [
+        _section("summary", "In short", _summary(run)),
+        _section("charts", "Over the steps", _charts(run)),
+        _section("pictures", "The surface", films),
+        _section("settings", "What was measured, and how", _settings(run)),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{title}</title><style>{style}</style></head>\n<body><main><h1>{title}</h1>"
+        f'<p class="where">{escape(str(run.folder))}</p>{"".join(sections)}</main>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _section(name: str, title: str, content: str) -> str:
+    if not content:
+        return ""
+    return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
+
+
+# -- in short ---------------------------------------------------------------------------------
+
+
+def _summary(run: Run) -> str:
+    told = []
+    counts: dict[str, int] = {}
+    for row in run.rows:
+        name = str(row.get("monitor", "unnamed"))
+        counts[name] = counts.get(name, 0) + 1
+    if run.rows:
+        first, last = run.rows[0]["step"], run.rows[-1]["step"]
+        named = ", ".join(f"{name} {count} times" for name, count in counts.items())
+        told.append(f"Measured between step {first} and step {last}: {named}.")
+    else:
+        told.append("No numbers were found.")
+    for key, points in _series(run).items():
+        if key.endswith("/edge_ratio"):
+            told.append(_verdict(key, points))
+    steps = {step for film in run.films for step in film.frames}
+    if steps:
+        told.append(f"Pictures are from step {min(steps)} to step {max(steps)}.")
+    if run.rows:
+        told.append("Whether training was stopped early is not recorded in these files.")
+    lines = "".join(f"<p>{escape(line)}</p>" for line in told)
+    if run.problems:
+        shown = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
+        lines += f'<div class="problems"><h3>Not complete</h3><ul>{shown}</ul></div>'
+    return f"{lines}{_tiles(run)}"
+
+
+def _verdict(key: str, points: list[tuple[int, float]]) -> str:
+    step, value = points[-1]
+    if not math.isfinite(value):
+        return f"{key} was not finite at step {step}, the last one: the run had blown up."
+    where = "below the edge of stability"
+    if value > 0.9:
+        where = "at the edge of stability, where a healthy run may stay"
+    if value > 1.2:
+        where = "above the edge of stability: steps overshoot unless it comes back"
+    highest = max((p for p in points if math.isfinite(p[1])), key=lambda point: point[1])
+    return (
+        f"{key} is {value:.3f} at step {step}: {where}. Its highest was {highest[1]:.3f} at step "
+        f"{highest[0]}."
+    )
+
+
+def _tiles(run: Run) -> str:
+    series = _series(run)
+    tiles = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(number(points[-1][1], 4))}</dd></div>"
+        for key, points in series.items()
+    )
+    return f'<h3>Last values</h3><dl class="tiles">{tiles}</dl>' if tiles else ""
+
+
+# -- charts -----------------------------------------------------------------------------------
+
+
+def _series(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Values by key; a callback's own facts count where they are numbers that change."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in run.rows:
+        monitor = str(row.get("monitor", ""))
+        for key, value in row.items():
+            if key == "center_loss" and isinstance(value, float):
+                series.setdefault(f"{monitor}/{key}", []).append((int(row["step"]), value))
+            elif _is_value(key, value, monitor):
+                series.setdefault(key, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def _is_value(key: str, value: object, monitor: str) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return numeric and (key.startswith(f"{monitor}/") if monitor else "/" in key)
+
+
+def _charts(run: Run) -> str:
+    series = _series(run)
+    order = sorted(series, key=lambda key: (_rank(key), key))
+    return "".join(_one_chart(key, series) for key in order if not _drawn_with_another(key, series))
+
+
+def _rank(key: str) -> int:
+    last = key.rpartition("/")[2]
+    return _FIRST.index(last) if last in _FIRST else len(_FIRST)
+
+
+def _drawn_with_another(key: str, series: Mapping[str, Any]) -> bool:
+    prefix, _, last = key.rpartition("/")
+    return any(f"{prefix}/{other}" in series for other in _BESIDE.get(last, ()))
+
+
+def _one_chart(key: str, series: Mapping[str, list[tuple[int, float]]]) -> str:
+    prefix, _, last = key.rpartition("/")
+    # Of Adam and kin the edge bounds the preconditioned eigenvalue, not the plain one.
+    bounded = "preconditioned_eigenvalue" if f"{prefix}/{_FIRST[2]}" in series else "top_eigenvalue"
+    curves = [Curve(key, series[key])]
+    if last == bounded and f"{prefix}/edge" in series:
+        curves.append(Curve(f"{prefix}/edge", series[f"{prefix}/edge"]))
+    title, reading = words.SCALARS.get(last, (key, words.OTHER))
+    drawn = chart(title, curves, reference=1.0 if last.endswith("edge_ratio") else None)
+    legend = "".join(
+        f'<span class="key k{index}">{escape(curve.name)}</span>'
+        for index, curve in enumerate(curves)
+    )
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><p class="legend">{legend}</p>'
+        f"</figcaption>{drawn}<p>{escape(reading)}</p></figure>"
+    )
+
+
+# -- pictures ---------------------------------------------------------------------------------
+
+
+def _film(run: Run, film: Film) -> str:
+    pictures: list[tuple[int, str]] = []
+    draw, reading = _drawing(film)
+    for step, frame in film.frames.items():
+        try:
+            pictures.append((step, _embedded(draw(frame, step))))
+        except Exception as error:  # values that no picture can be made of
+            run.problems.append(f"{film.kind} at step {step} could not be drawn ({error})")
+    if not pictures:
+        return ""
+    name = escape(film.kind)
+    last, shown = pictures[-1], len(pictures)
+    strip = "".join(
+        f'<button type="button" aria-label="Show step {step}"><img src="{data}" alt="">'
+        f"<span>{step}</span></button>"
+        for step, data in pictures
+    )
+    count = f"{shown} picture{'s' if shown > 1 else ''}"
+    if film.found > shown:
+        count += f" of {film.found}, evenly chosen: at most {FRAMES} are shown"
+    return (
+        f'<figure class="film" data-kind="{name}"><figcaption><h3>{name}</h3>'
+        f"<p>{escape(reading)}</p></figcaption>"
+        f'<img class="large" src="{last[1]}" alt="{name} at step {last[0]}">'
+        f'<label>Step <output>{last[0]}</output><input type="range" min="0" max="{shown - 1}" '
+        f'value="{shown - 1}" step="1" aria-valuetext="step {last[0]}" disabled></label>'
+        f'<div class="strip">{strip}</div><p class="count">{count}.</p></figure>'
+    )
+
+
+def _drawing(film: Film) -> tuple[Callable[[Any, int], Figure], str]:
+    first = next(iter(film.frames.values()))
+    if isinstance(first, SpectralDensity):
+        return lambda frame, step: density_figure(frame, metadata={"step": step}), words.DENSITY
+    scale = _scale(film)
+    if len(first[0].coordinates) == 1:
+        return lambda frame, step: line_figure(frame, scale=scale), words.LINE
+    return lambda frame, step: plane_figure(frame[0], scale=scale), words.PLANE
+
+
+def _scale(film: Film) -> ColorScale | None:
+    """The run's: that of the first picture with a loss, as the callback chose it."""
+    for frame in film.frames.values():
+        if isinstance(frame, list) and all(math.isfinite(s.center_loss) for s in frame):
+            return max((ColorScale.from_slice(s) for s in frame), key=lambda scale: scale.limit)
+    return None
+
+
+def _embedded(figure: Figure) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(figure_to_image(figure)).quantize(128, dither=Image.Dither.NONE)
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def _settings(run: Run) -> str:
+    facts: dict[str, dict[str, list[Any]]] = {}
+    for row in run.rows:
+        monitor = str(row.get("monitor", ""))
+        for key, value in row.items():
+            if key in ("step", "monitor", "center_loss") or _is_value(key, value, monitor):
+                continue
+            facts.setdefault(monitor, {}).setdefault(key, []).append(value)
+    for film in run.films:
+        frame = next(iter(film.frames.values()))
+        if isinstance(frame, list) and isinstance(frame[0], Slice):
+            facts[film.kind] = {key: [value] for key, value in frame[0].metadata.items()}
+    rows = "".join(
+        f"<tr><td>{escape(owner)}</td><td>{escape(str(key))}</td><td>{escape(_told(values))}</td></tr>"
+        for owner, known in facts.items()
+        for key, values in known.items()
+    )
+    if not rows:
+        return ""
+    head = '<tr><th scope="col">of</th><th scope="col">what</th><th scope="col">value</th></tr>'
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _told(values: list[Any]) -> str:
+    distinct = list(dict.fromkeys(_one(value) for value in values))
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(distinct) > 1 and len(numbers) == len(values):
+        return f"{_one(min(numbers))} to {_one(max(numbers))}"
+    told = "; ".join(distinct[:5])
+    return told if len(distinct) <= 5 else f"{told}; and {len(distinct) - 5} more"
+
+
+def _one(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, 4)
+    text = ", ".join(_one(part) for part in value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"

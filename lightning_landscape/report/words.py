@@ -1,0 +1,83 @@
+"""What each chart shows and how to read it, in a sentence."""
+
+from __future__ import annotations
+
+# By the part of a key after the callback's prefix.
+SCALARS = {
+    "top_eigenvalue": (
+        "Largest eigenvalue of the Hessian",
+        "The steepest curvature at the weights, solid, against the optimizer's edge, dashed: "
+        "full-batch training climbs to the edge and stays about there.",
+    ),
+    "preconditioned_eigenvalue": (
+        "Largest preconditioned eigenvalue",
+        "For Adam and kin the curvature as the optimizer sees it; this is what the edge bounds.",
+    ),
+    "edge_ratio": (
+        "Ratio to the edge of stability",
+        "1 is the edge: below it a step is smaller than the curvature allows, and a run that stays "
+        "near 1 is healthy.",
+    ),
+    "batch_edge_ratio": (
+        "Ratio to the edge, on the training batch",
+        "Above 1 at several measurements in a row is a warning that the run may blow up.",
+    ),
+    "edge": ("The optimizer's edge", "The curvature above which its steps begin to overshoot."),
+    "residual": (
+        "Residual of the eigenvalue",
+        "An eigenvalue lies within this distance of the one shown: small is good.",
+    ),
+    "hvps": (
+        "Hessian-vector products used",
+        "The work of one measurement; each costs about two gradients of the probe.",
+    ),
+    "min_eigenvalue": (
+        "Smallest eigenvalue of the Hessian",
+        "Below zero there is a direction in which the loss curves downwards.",
+    ),
+    "trace": ("Trace of the Hessian", "The sum of all curvatures, estimated from random signs."),
+    "trace_stderr": ("Standard error of the trace", "How sure the trace is: small is good."),
+    "frobenius": ("Frobenius norm of the Hessian", "The overall size of the curvature."),
+    "update_curvature": (
+        "Curvature along the last step",
+        "How the loss curves in the direction in which the optimizer has just moved.",
+    ),
+    "sam": (
+        "SAM sharpness",
+        "How far the loss rises after one step of fixed length uphill: lower is flatter.",
+    ),
+    "gradient_norm": ("Norm of the gradient", "How steep the loss is at the weights."),
+    "gradient_curvature": (
+        "Curvature along the gradient",
+        "How the loss curves in the direction of steepest descent.",
+    ),
+    "worst_case": (
+        "Worst-case sharpness",
+        "The largest rise of the loss that was found nearby: lower is flatter.",
+    ),
+    "average": (
+        "Average sharpness",
+        "The mean rise of the loss under random noise on the weights.",
+    ),
+    "average_stderr": ("Standard error of the average", "How sure it is: small is good."),
+    "keskar": ("Keskar sharpness", "The largest rise in a small box, in per cent of 1 + loss."),
+    "critical": (
+        "Critical sharpness",
+        "2 / the longest step along the optimizer's update that does not raise the loss.",
+    ),
+    "center_loss": ("Loss at the weights", "The probe's loss where each picture has its centre."),
+}
+OTHER = "A value that was logged at these steps."
+
+LINE = (
+    "Each curve is the loss minus the loss at the weights, along one direction: a narrow valley is "
+    "a sharp one, and all frames share one axis."
+)
+PLANE = (
+    "Colour is the loss minus the loss at the cross, which is where the weights are: dark blue "
+    "lies lower, light orange higher, and all frames share one scale."
+)
+DENSITY = (
+    "The share of the Hessian's eigenvalues at each value: the peak at zero holds nearly all of "
+    "them, bumps far to the right are the sharp directions."
+)

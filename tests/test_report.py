@@ -1,0 +1,273 @@
+"""The HTML report: complete, self-contained, and safe whatever the files hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, spectral_density
+from lightning_landscape.report import write_report
+from lightning_landscape.report.charts import thinned
+from tests.runs import train
+from tests.small import Linear, regression
+
+NASTY = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.source = [], path.read_text(encoding="utf-8")
+        self.words = ""
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words += data
+
+    def all(self, tag, **wanted):
+        found = [attrs for name, attrs in self.tags if name == tag]
+        return [a for a in found if all(a.get(key) == value for key, value in wanted.items())]
+
+    @property
+    def sections(self):
+        return [attrs["id"] for attrs in self.all("section")]
+
+    @property
+    def films(self):
+        return [attrs["data-kind"] for attrs in self.all("figure", **{"class": "film"})]
+
+
+def slice_at(step, size=5, kind="line", **metadata):
+    x = np.linspace(-1, 1, size)
+    losses = x**2 if kind == "line" else x[:, None] ** 2 + x**2
+    axes = (x,) if kind == "line" else (x, x)
+    return Slice(axes, losses + step, float(step), {"step": step, **metadata})
+
+
+def write(folder, rows=(), **pieces):
+    """A log directory: rows of the history, and ``landscape_line_1_step00000003=slice``."""
+    (folder / "landscape").mkdir(parents=True, exist_ok=True)
+    if rows:
+        lines = (json.dumps(row) + "\n" for row in rows)
+        (folder / "history.jsonl").write_text("".join(lines))
+    for name, piece in pieces.items():
+        piece.save(folder / "landscape" / f"{name.replace('_', '-')}.npz")
+    return folder
+
+
+def hessian(step, value=1.0, **more):
+    values = {"hessian/top_eigenvalue": value, "hessian/edge": 10.0, "hessian/edge_ratio": 0.95}
+    return {"step": step, "monitor": "hessian", **values, "probe_samples": 9, **more}
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "csv", "none"])
+def test_a_run(tmp_path, kind):
+    logger = {
+        "tensorboard": lambda: TensorBoardLogger(tmp_path),
+        "csv": lambda: CSVLogger(tmp_path),
+        "none": lambda: False,
+    }[kind]()
+    callbacks = [
+        HessianMonitor(every_n_train_steps=2, max_overhead=None, density_samples=2),
+        LandscapeMonitor(every_n_train_steps=2, max_overhead=None, resolution=3, name="a"),
+    ]
+    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=3)
+    path = write_report(tmp_path)
+    assert path.name == "report.html"
+    assert (path.parent / "history.jsonl").exists()
+    page = Page(path)
+    assert page.sections == ["summary", "charts", "pictures", "settings"]
+    assert page.films == ["hessian-density", "landscape-a-line", "landscape-a-plane"]
+    for key in ("hessian/top_eigenvalue", "hessian/edge", "hessian/edge_ratio", "hessian/hvps"):
+        assert key in page.words
+    assert "hessian 4 times, landscape/a 4 times" in page.words
+    assert "double_backward" in page.words
+    ratio = callbacks[0].history[-1]["hessian/edge_ratio"]
+    assert f"hessian/edge_ratio is {ratio:.3f} at step 9" in page.words
+    # Every picture is one, is not blank, and differs from the one before.
+    pictures = [attrs["src"] for attrs in page.all("img")]
+    assert len(pictures) == 3 * (4 + 1)
+    for source in pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("L")
+        assert np.asarray(image).std() > 5
+    assert len(set(pictures)) == 3 * 4
+    assert all("alt" in attrs for attrs in page.all("img"))
+
+
+def test_nothing_from_outside(tmp_path):
+    page = Page(write_report(write(tmp_path, [hessian(1)], landscape_plane_step1=plane(1))))
+    (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in policy["content"]
+    assert "unsafe" not in policy["content"]
+    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
+    assert addresses
+    assert all(address.startswith("data:") for address in addresses)
+    assert "http" not in re.sub(r"data:[^\"]*|http-equiv", "", page.source)
+    assert not page.all("style")[0]  # no attributes, in particular no style= elsewhere
+    assert not [attrs for _, attrs in page.tags if "style" in attrs]
+
+
+def plane(step, **metadata):
+    return slice_at(step, kind="plane", **metadata)
+
+
+@pytest.mark.parametrize("where", ["monitor", "key", "fact", "metadata", "folder", "file"])
+def test_everything_is_escaped(tmp_path, where):
+    folder = tmp_path / (NASTY.replace("/", "") if where == "folder" else "run")
+    name = NASTY.replace("/", "") if where == "file" else "landscape-line-1"
+    row = hessian(1)
+    if where == "monitor":
+        row = {"step": 1, "monitor": NASTY, f"{NASTY}/x": 1.0, "fact": 2}
+    elif where == "key":
+        row[f"hessian/{NASTY}"], row[f"hessian/{NASTY}/edge_ratio"] = 1.0, 1.0
+    elif where == "fact":
+        row[NASTY], row["engine_note"], row["many"] = NASTY, NASTY, [NASTY, 3]
+    known = {"directions": [NASTY], NASTY: NASTY} if where == "metadata" else {}
+    write(folder, [row])
+    slice_at(1, **known).save(folder / "landscape" / f"{name}-step00000001.npz")
+    (folder / "landscape" / f"{name}-step00000002.npz").write_bytes(b"torn")
+    (folder / "landscape" / f"{name}.npz").write_bytes(b"")
+    page = Page(write_report(folder))
+    assert len(page.all("script")) == 1
+    assert "alert(1)" in page.words
+    assert "<script>alert" not in page.source
+
+
+@pytest.mark.parametrize("file", ["history.jsonl", "landscape"])
+def test_partial_data(tmp_path, file):
+    if file == "history.jsonl":
+        page = Page(write_report(write(tmp_path, [hessian(1), hessian(2)])))
+        assert page.sections == ["summary", "charts", "settings"]
+    else:
+        page = Page(write_report(write(tmp_path, landscape_line_1_step3=slice_at(3))))
+        assert page.sections == ["summary", "pictures", "settings"]
+        assert "there is no history.jsonl" in page.words
+
+
+def test_damaged_files_are_named(tmp_path):
+    write(tmp_path, [hessian(1)], landscape_plane_step1=plane(1), landscape_plane_step2=plane(2))
+    torn = tmp_path / "landscape" / "landscape-plane-step2.npz"
+    torn.write_bytes(torn.read_bytes()[:100])
+    (tmp_path / "landscape" / "landscape-plane-step3.npz").write_bytes(b"")
+    np.savez(tmp_path / "landscape" / "other-step4.npz", a=np.ones(3))
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"step": 2, "hessian')
+    page = Page(write_report(tmp_path))
+    for name in ("landscape-plane-step2", "landscape-plane-step3", "other-step4"):
+        assert f"{name}.npz cannot be read" in page.words
+    assert page.films == ["landscape-plane"]
+    assert len(page.all("img")) == 2
+
+
+def test_a_slice_that_cannot_be_drawn(tmp_path):
+    backwards = Slice((np.array([1.0, 0.0]),), np.ones(2), 1.0, {"step": 1})
+    page = Page(write_report(write(tmp_path, landscape_line_1_step1=backwards)))
+    assert "landscape-line at step 1 could not be drawn" in page.words
+
+
+def test_values_that_are_not_finite(tmp_path):
+    rows = [hessian(1), hessian(2, None), hessian(3, 4.0), hessian(4, None)]
+    rows[-1]["hessian/edge_ratio"] = None
+    page = Page(write_report(write(tmp_path, rows)))
+    assert "hessian/edge_ratio was not finite at step 4" in page.words
+    assert page.words.count("hessian/top_eigenvalue, step 2: not finite") == 1
+    assert "nan" not in re.sub(
+        r"<style.*", "", "".join(re.findall(r"points=\"[^\"]*", page.source))
+    )
+    write_report(write(tmp_path, [hessian(1, None)]))
+
+
+def test_runs_are_named_where_there_are_several(tmp_path):
+    for name in ("a/version_0", "b"):
+        write(tmp_path / name, [hessian(1)], landscape_line_1_step1=slice_at(1))
+    with pytest.raises(ValueError, match="holds 2 runs") as raised:
+        write_report(tmp_path)
+    assert str(tmp_path / "a" / "version_0") in str(raised.value)
+    assert write_report(tmp_path / "a") == tmp_path / "a" / "version_0" / "report.html"
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        write_report(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=r"no history\.jsonl"):
+        write_report(tmp_path)
+
+
+def test_at_most_24_frames(tmp_path):
+    steps = range(0, 1000, 10)
+    pieces = {f"landscape_line_1_step{step:08d}": slice_at(step) for step in steps}
+    page = Page(write_report(write(tmp_path, **pieces)))
+    assert len(page.all("img")) == 24 + 1
+    shown = [a["aria-label"] for a in page.all("button")]
+    assert [shown[0], shown[-1]] == ["Show step 0", "Show step 990"]
+    assert "24 pictures of 100, evenly chosen: at most 24 are shown" in page.words
+
+
+def test_two_lines_of_one_step_are_one_picture(tmp_path):
+    pieces = {f"landscape_line_{n}_step1": slice_at(1, directions=[f"d{n}"]) for n in (1, 2)}
+    page = Page(write_report(write(tmp_path, **pieces)))
+    assert page.films == ["landscape-line"]
+    assert len(page.all("button")) == 1
+
+
+def test_the_scale_is_that_of_the_first_picture(tmp_path, monkeypatch):
+    import lightning_landscape.report.page as module
+
+    seen = []
+    drawn = module.plane_figure
+    monkeypatch.setattr(
+        module, "plane_figure", lambda s, scale: seen.append(scale) or drawn(s, scale=scale)
+    )
+    blown = Slice(plane(1).coordinates, np.full((5, 5), math.nan), math.nan, {"step": 1})
+    steep = Slice(plane(3).coordinates, 1e3 * plane(3).losses, 3e3, {"step": 3})
+    write(tmp_path, p_step1=blown, p_step2=plane(2), p_step3=steep)
+    write_report(tmp_path)
+    assert seen == [module.ColorScale.from_slice(plane(2))] * 3
+
+
+def test_a_density_is_read_back(tmp_path):
+    w = torch.nn.Parameter(torch.ones(4))
+    found = spectral_density(Objective(lambda: (w**4).sum(), {"w": w}), samples=2)
+    page = Page(write_report(write(tmp_path, hessian_density_step7=found)))
+    assert page.films == ["hessian-density"]
+    assert "bumps far to the right" in page.words
+
+
+def test_thousands_of_values_are_thinned_but_peaks_stay():
+    points = [(step, 99.0 if step == 4321 else float(step % 7)) for step in range(10_000)]
+    kept = thinned(points)
+    assert len(kept) <= 300
+    assert (4321, 99.0) in kept
+    assert [step for step, _ in kept] == sorted(step for step, _ in kept)
+
+
+def test_the_command(tmp_path):
+    write(tmp_path, [hessian(1)])
+    command = [sys.executable, "-m", "lightning_landscape.report"]
+    out = tmp_path / "new" / "page.html"
+    done = subprocess.run(
+        [*command, tmp_path, "-o", out], capture_output=True, text=True, check=True
+    )
+    assert str(out) in done.stdout
+    assert out.stat().st_size > 5000
+    failed = subprocess.run([*command, tmp_path / "no"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr
