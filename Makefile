@@ -4,8 +4,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 LOGDIR ?= runs/digits
+SCREENSHOTS ?= runs/screenshots
 
-.PHONY: install demo check-demo test mutations lint bench bench-accuracy clean
+.PHONY: install demo check-demo check-browser report test mutations lint bench bench-accuracy clean
 
 install: $(VENV)/installed
 
@@ -25,6 +26,14 @@ demo: install
 # Reads the demo's event files back and fails if something promised is not in them.
 check-demo: install
 	$(RUN) tests/check_demo.py $(LOGDIR)
+
+# Looks at TensorBoard and the report in Chromium; needs chromium and chromedriver.
+check-browser: install
+	$(RUN) -m tests.browser.check $(LOGDIR) $(SCREENSHOTS)
+
+# One HTML page about the demo's first run.
+report: install
+	$(RUN) -m lightning_landscape.report $(LOGDIR)/watch
 
 test: install
 	$(RUN) -m pytest

@@ -9,6 +9,7 @@ ZOO = "tests/integration/test_zoo.py"
 FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
 KERNELS = "tests/geometry/test_kernels.py"
+REPORT = "tests/test_report.py"
 CLIENTS = "tests/training/test_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
@@ -22,6 +23,9 @@ LOSSES = "training/losses.py"
 PROBE = "training/probe.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/sharding.py"
+PAGE = "report/page.py"
+CHARTS = "report/charts.py"
+READING = "report/run.py"
 RECORDS = "training/records.py"
 LOGGERS = "training/loggers.py"
 LOSS = "geometry/objective.py"
@@ -366,5 +370,40 @@ GUARDS = [
         "prefix = re.escape(prefix_of(logger))",
         "prefix = prefix_of(logger)",
         f"{CLIENTS} -k prefix",
+    ),
+    # -- the report
+    Guard(
+        "facts are escaped",
+        PAGE,
+        "{escape(_told(values))}",
+        "{_told(values)}",
+        f"{REPORT} -k escaped",
+    ),
+    Guard(
+        "names of keys are escaped", PAGE, "<dt>{escape(key)}", "<dt>{key}", f"{REPORT} -k escaped"
+    ),
+    Guard("problems are escaped", PAGE, "{escape(problem)}", "{problem}", f"{REPORT} -k escaped"),
+    Guard(
+        "names of curves are escaped",
+        CHARTS,
+        'words = escape(f"{curve.name}, step {step}: {number(value, 4)}")',
+        'words = f"{curve.name}, step {step}: {number(value, 4)}"',
+        f"{REPORT} -k escaped",
+    ),
+    Guard("nothing is fetched", PAGE, "default-src 'none'; ", "", f"{REPORT} -k outside"),
+    Guard("few frames", READING, "in evenly(sorted(steps))", "in sorted(steps)", f"{REPORT} -k 24"),
+    Guard(
+        "one scale for all frames",
+        PAGE,
+        "plane_figure(frame[0], scale=scale)",
+        "plane_figure(frame[0], scale=ColorScale.from_slice(frame[0]))",
+        f"{REPORT} -k scale",
+    ),
+    Guard(
+        "a gap where a value is not finite",
+        CHARTS,
+        "            lost.append(step)\n",
+        "",
+        f"{REPORT} -k finite",
     ),
 ]

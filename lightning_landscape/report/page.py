@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Drawn with another curve, not alone.
 _BESIDE = {"edge": ("top_eigenvalue", "preconditioned_eigenvalue")}
+# In the metadata of a slice: these differ from frame to frame, and each picture tells them.
+_OF_ONE_FRAME = ("step", "epoch", "norms", "cosine")
 _FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
 
 
@@ -42,7 +44,9 @@ def render(run: Run) -> str:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         f"base-uri 'none'; form-action 'none'"
     )
-    title = escape(f"Loss landscape of {run.folder.name or run.folder}")
+    # "watch/version_0": the last name alone is often the same for all runs.
+    name = "/".join(run.folder.resolve().parts[-2:])
+    title = escape(f"Loss landscape of {name}")
     sections = [
         _section("summary", "In short", _summary(run)),
         _section("charts", "Over the steps", _charts(run)),
@@ -259,7 +263,8 @@ def _settings(run: Run) -> str:
     for film in run.films:
         frame = next(iter(film.frames.values()))
         if isinstance(frame, list) and isinstance(frame[0], Slice):
-            facts[film.kind] = {key: [value] for key, value in frame[0].metadata.items()}
+            known = frame[0].metadata
+            facts[film.kind] = {k: [v] for k, v in known.items() if k not in _OF_ONE_FRAME}
     rows = "".join(
         f"<tr><td>{escape(owner)}</td><td>{escape(str(key))}</td><td>{escape(_told(values))}</td></tr>"
         for owner, known in facts.items()
