@@ -243,9 +243,8 @@ def _scale(film: Film) -> ColorScale | None:
 def _embedded(figure: Figure) -> str:
     from PIL import Image
 
-    image = Image.fromarray(figure_to_image(figure)).quantize(128, dither=Image.Dither.NONE)
     data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
+    Image.fromarray(figure_to_image(figure)).save(data, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
