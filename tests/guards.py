@@ -18,6 +18,7 @@ STATE = "training/module_state.py"
 RANDOM = "training/random_state.py"
 ISOLATED = "training/isolation.py"
 SESSION = "training/session.py"
+FAULTY = "training/faults.py"
 ROUND = "training/round.py"
 LOSSES = "training/losses.py"
 PROBE = "training/probe.py"
@@ -214,7 +215,7 @@ GUARDS = [
     ),
     Guard(
         "three faults in a row end it",
-        SESSION,
+        FAULTY,
         "disabled = monitor.faults >= _FAULTS_ALLOWED",
         "disabled = False",
         FAULTS,
@@ -316,8 +317,8 @@ GUARDS = [
     ),
     Guard(
         "no warm start from before a fault",
-        SESSION,
-        "        monitor.forget()\n",
+        FAULTY,
+        "    monitor.forget()\n",
         "",
         "tests/integration/test_faults_of_one.py",
     ),

@@ -9,42 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_landscape.geometry.objective import OtherRankError
-from lightning_landscape.training.history import launched_by_another_process
+from lightning_landscape.training.faults import count_fault
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
 from lightning_landscape.training.processes import Processes
-from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.publisher import Publisher
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.schedule import Budget
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
 
-# After this many faults in a row a callback stops measuring; the run never stops for them.
-_FAULTS_ALLOWED = 3
-
 # Seconds: what a callback must have spent for a picture along the run to be little beside it.
 _WORTH_A_PICTURE = 2.0
-
-_ENGINES = {
-    "double_backward": "exact, by double backward",
-    "finite_difference": "central differences of gradients",
-}
 
 _Result = TypeVar("_Result")
 
@@ -72,12 +61,9 @@ class Session:
         self.processes = Processes(trainer)
         self._before = Before()
         self._before_at = -1  # trainer.global_step when it was copied
-        self._recorder = Recorder(trainer)
+        self._publisher = Publisher(trainer, self.monitors)
         self._forward_seconds: float | None = None
         self._stepped = -1  # trainer.global_step at the last batch that stepped
-        self._layout_written = False
-        self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
-        self._notes: set[str] = set()  # why an engine was taken, as warned of
         self._fetches_itself = False  # training_step takes the iterator, not a batch
         self._offered: list[Probe] = []  # those that took the batch of this step
         self._assign_probes()
@@ -140,7 +126,7 @@ class Session:
             raise RuntimeError("the given probe could not be read on another process") from error
 
     def _restore_probe(self, monitor: Monitor, trainer: Trainer) -> None:
-        monitor.restore_probe(self._recorder, trainer)
+        monitor.restore_probe(self._publisher.recorder, trainer)
         probe = monitor.probe_in_use
         found = self.processes.total(probe.complete)
         if 0 < found < self.processes.count:  # a file is missing for one process only
@@ -186,7 +172,7 @@ class Session:
             probe.forget()
             for monitor in self.monitors:
                 if monitor.probe_in_use is probe:
-                    self._fault(monitor, error)
+                    self._count(monitor, error)
 
     def kept_before(self) -> Before:
         """The weights before the last step.
@@ -363,7 +349,8 @@ class Session:
                 self._forward_seconds = elapsed / max(this_round.work, 1)
         for monitor, measured, seconds in found:
             started = self._clock(pl_module)
-            self._record(trainer, pl_module, monitor, measured, step, final)
+            samples = self.probe_size(monitor.probe_in_use)
+            self._publisher.publish(pl_module, monitor, measured, step, samples, final)
             monitor.last_seconds = seconds + self._clock(pl_module) - started
             monitor.seconds_spent += monitor.last_seconds
         self.budget.charge(self._clock(pl_module) - begun)
@@ -380,24 +367,10 @@ class Session:
         Charged, but no part of what the next measurement is predicted to take.
         """
         begun = self._clock(pl_module)
-        what = f"{monitor.prefix}: a picture of the whole run"
-
-        def draw() -> None:
-            self._write(monitor.in_retrospect(self._recorder.folder, final), step)
-
-        self._recorder.guarded(what, draw)
+        self._publisher.look_back(monitor, step, final)
         seconds = self._clock(pl_module) - begun
         monitor.seconds_spent += seconds
         self.budget.charge(seconds)
-
-    def _write(self, measured: Measured, step: int) -> None:
-        """Files and pictures, on rank zero."""
-        for name, write in measured.files.items():
-            self._recorder.file(name, write)
-        for tag, draw in measured.pictures.items():
-            self._recorder.picture(tag, draw, step)
-        for tag, make in measured.surfaces.items():
-            self._recorder.mesh(tag, make, step)
 
     @contextlib.contextmanager
     def _isolated(
@@ -410,7 +383,7 @@ class Session:
                 entered = self.processes.together(partial(stack.enter_context, isolation))
             except Exception as error:  # here or on another process; the run goes on
                 for monitor in monitors:
-                    self._fault(monitor, error)
+                    self._count(monitor, error)
                 yield None
                 return
             yield Round(trainer, pl_module, entered, self, step)
@@ -420,123 +393,13 @@ class Session:
         try:
             result = self.processes.together(compute)
         except Exception as error:  # any fault of the user's loss, of a solver or of a device
-            self._fault(monitor, error)
+            self._count(monitor, error)
             return None
         monitor.faults = 0
         return result
 
-    def _record(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        monitor: Monitor,
-        measured: Measured,
-        step: int,
-        final: bool,
-    ) -> None:
-        if not monitor.measured:
-            keep = partial(monitor.keep_probe, self._recorder, trainer)
-            self._recorder.guarded("the probe", keep)
-        # Values of the weights before the step have their own label, and so their own row.
-        rows = []
-        for values, label in ((measured.before, step - 1), (measured.values, step)):
-            if values or label == step:
-                rows.append(self._row(trainer, monitor, measured, values, label))
-                self._publish(trainer, pl_module, monitor, values, rows[-1], final)
-        for listener in () if final else monitor.listeners:
-            told = next((row for row in rows if listener.monitor in row), rows[-1])
-            self._recorder.guarded(
-                f"{type(listener).__name__}(monitor={listener.monitor!r})",
-                partial(listener.on_record, trainer, told),
-                "told of a measurement",
-            )
-        monitor.measured += 1
-        monitor.last_measured_step = step
-        self._write_layout()
-        self._tell_engine(monitor, measured.facts, step)
-        self._write(measured, step)
-
-    def _row(
-        self,
-        trainer: Trainer,
-        monitor: Monitor,
-        measured: Measured,
-        values: Mapping[str, float],
-        step: int,
-    ) -> dict[str, Any]:
-        return {
-            "step": step,
-            "epoch": trainer.current_epoch,
-            "monitor": monitor.prefix,
-            **values,
-            "probe_samples": self.probe_size(monitor.probe_in_use),
-            "probe_mode": monitor.probe_mode,
-            **measured.facts,
-        }
-
-    def _publish(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        monitor: Monitor,
-        values: Mapping[str, float],
-        row: dict[str, Any],
-        final: bool,
-    ) -> None:
-        # One file for all: also with a callback that the run before did not have.
-        continued = any(m.measurements or m.resumed for m in self.monitors)
-        self._recorder.row(row, continued=continued)
-        monitor.measurements.add(row)
-        if trainer.is_global_zero and launched_by_another_process(trainer):
-            monitor.measurements.leave_word(self._recorder.history_file, row)
-        if values:
-            self._recorder.scalars(values, row["step"])
-            if monitor.verbose:
-                told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-                rank_zero_info(f"step {row['step']}: {told}")
-        if not final:  # Lightning forbids `self.log` when training has ended
-            self._recorder.guarded(
-                "trainer.callback_metrics",
-                partial(self._recorder.metrics, pl_module, values, monitor.prog_bar),
-            )
-
-    def _tell_engine(self, monitor: Monitor, facts: Mapping[str, Any], step: int) -> None:
-        """How the Hessian-vector products were made: as text, when it is new."""
-        engine, note = facts.get("engine"), facts.get("engine_note")
-        if engine is None or self._engines.get(monitor.prefix) == (engine, note):
-            return
-        self._engines[monitor.prefix] = (engine, note)
-        told = _ENGINES[engine] + (f" ({note})" if note else "")
-        self._recorder.text(monitor.key("engine"), told, step)
-        if note and note not in self._notes:
-            self._notes.add(note)  # once, not for every callback
-            monitor.say_once(f"Hessian-vector products are {told}")
-
-    def _write_layout(self) -> None:
-        if not self._layout_written:
-            self._layout_written = True
-            charts = {title: chart for m in self.monitors for title, chart in m.charts.items()}
-            if charts:
-                self._recorder.layout({"landscape": charts})
-
-    def _fault(self, monitor: Monitor, error: Exception) -> None:
-        monitor.faults += 1
-        monitor.failed += 1
-        disabled = monitor.faults >= _FAULTS_ALLOWED
-        ending = (
-            f"it failed {monitor.faults} times in a row and measures no more; training goes on"
-            if disabled
-            else "training goes on, and so does measuring"
-        )
-        monitor.disabled = disabled
-        monitor.forget()
-        told = (
-            f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}. {_remedy(error)}"
-        )
-        if self.processes.rank == 0:
-            rank_zero_warn(told)
-        elif not isinstance(error, OtherRankError):
-            warnings.warn(f"process {self.processes.rank}: {told}", stacklevel=2)
+    def _count(self, monitor: Monitor, error: Exception) -> None:
+        count_fault(monitor, error, self.processes.rank)
 
     # -- probes --------------------------------------------------------------------------------
 
@@ -612,19 +475,4 @@ def _copied(trainer: Trainer) -> Before:
         {key: p.detach().clone() for key, p in weights.items()},
         # Read here: a scheduler may change them before the batch ends.
         {id(p): float(g["lr"]) for p, g in held},
-    )
-
-
-def _told(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)
-    where = f", {Path(place[-1].filename).name} line {place[-1].lineno}" if place else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
-    return (
-        "If training_step cannot be called on the probe at this point, pass a fixed probe=... that "
-        "fits it, or loss_fn=lambda pl_module, batch: ..."
     )

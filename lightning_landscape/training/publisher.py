@@ -1,0 +1,149 @@
+"""What becomes of a measurement: rows, scalars, text, files and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+from lightning_landscape.training.history import launched_by_another_process
+from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.round import Measured
+
+if TYPE_CHECKING:
+    from lightning_landscape.training.monitor import Monitor
+
+_ENGINES = {
+    "double_backward": "exact, by double backward",
+    "finite_difference": "central differences of gradients",
+}
+
+
+class Publisher:
+    """Brings what callbacks found to the history, the loggers, the listeners and the disk."""
+
+    def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+        self.recorder = Recorder(trainer)
+        self._trainer = trainer
+        self._monitors = monitors
+        self._layout_written = False
+        self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
+        self._notes: set[str] = set()  # why an engine was taken, as warned of
+
+    def publish(
+        self,
+        pl_module: LightningModule,
+        monitor: Monitor,
+        measured: Measured,
+        step: int,
+        samples: int,
+        final: bool,
+    ) -> None:
+        """Rows and scalars, listeners, text, files and pictures of one measurement.
+
+        ``samples``: examples in the callback's probe.  ``final``: training has ended.
+        """
+        trainer = self._trainer
+        if not monitor.measured:
+            keep = partial(monitor.keep_probe, self.recorder, trainer)
+            self.recorder.guarded("the probe", keep)
+        # Values of the weights before the step have their own label, and so their own row.
+        rows = []
+        for values, label in ((measured.before, step - 1), (measured.values, step)):
+            if values or label == step:
+                rows.append(self._row(monitor, measured, values, label, samples))
+                self._log(pl_module, monitor, values, rows[-1], final)
+        for listener in () if final else monitor.listeners:
+            told = next((row for row in rows if listener.monitor in row), rows[-1])
+            self.recorder.guarded(
+                f"{type(listener).__name__}(monitor={listener.monitor!r})",
+                partial(listener.on_record, trainer, told),
+                "told of a measurement",
+            )
+        monitor.measured += 1
+        monitor.last_measured_step = step
+        self._write_layout()
+        self._tell_engine(monitor, measured.facts, step)
+        self._write(measured, step)
+
+    def _row(
+        self,
+        monitor: Monitor,
+        measured: Measured,
+        values: Mapping[str, float],
+        step: int,
+        samples: int,
+    ) -> dict[str, Any]:
+        return {
+            "step": step,
+            "epoch": self._trainer.current_epoch,
+            "monitor": monitor.prefix,
+            **values,
+            "probe_samples": samples,
+            "probe_mode": monitor.probe_mode,
+            **measured.facts,
+        }
+
+    def _log(
+        self,
+        pl_module: LightningModule,
+        monitor: Monitor,
+        values: Mapping[str, float],
+        row: dict[str, Any],
+        final: bool,
+    ) -> None:
+        # One file for all: also with a callback that the run before did not have.
+        continued = any(m.measurements or m.resumed for m in self._monitors)
+        self.recorder.row(row, continued=continued)
+        monitor.measurements.add(row)
+        if self._trainer.is_global_zero and launched_by_another_process(self._trainer):
+            monitor.measurements.leave_word(self.recorder.history_file, row)
+        if values:
+            self.recorder.scalars(values, row["step"])
+            if monitor.verbose:
+                told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+                rank_zero_info(f"step {row['step']}: {told}")
+        if not final:  # Lightning forbids `self.log` when training has ended
+            self.recorder.guarded(
+                "trainer.callback_metrics",
+                partial(self.recorder.metrics, pl_module, values, monitor.prog_bar),
+            )
+
+    def _tell_engine(self, monitor: Monitor, facts: Mapping[str, Any], step: int) -> None:
+        """How the Hessian-vector products were made: as text, when it is new."""
+        engine, note = facts.get("engine"), facts.get("engine_note")
+        if engine is None or self._engines.get(monitor.prefix) == (engine, note):
+            return
+        self._engines[monitor.prefix] = (engine, note)
+        told = _ENGINES[engine] + (f" ({note})" if note else "")
+        self.recorder.text(monitor.key("engine"), told, step)
+        if note and note not in self._notes:
+            self._notes.add(note)  # once, not for every callback
+            monitor.say_once(f"Hessian-vector products are {told}")
+
+    def _write_layout(self) -> None:
+        if not self._layout_written:
+            self._layout_written = True
+            charts = {title: chart for m in self._monitors for title, chart in m.charts.items()}
+            if charts:
+                self.recorder.layout({"landscape": charts})
+
+    def look_back(self, monitor: Monitor, step: int, final: bool) -> None:
+        """Draw all that the callback has measured so far, on rank zero alone."""
+
+        def draw() -> None:
+            self._write(monitor.in_retrospect(self.recorder.folder, final), step)
+
+        self.recorder.guarded(f"{monitor.prefix}: a picture of the whole run", draw)
+
+    def _write(self, measured: Measured, step: int) -> None:
+        """Files and pictures, on rank zero."""
+        for name, write in measured.files.items():
+            self.recorder.file(name, write)
+        for tag, draw in measured.pictures.items():
+            self.recorder.picture(tag, draw, step)
+        for tag, make in measured.surfaces.items():
+            self.recorder.mesh(tag, make, step)
