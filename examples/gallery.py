@@ -7,7 +7,7 @@ Four runs:
 1. ``sgd``: full-batch gradient descent, which goes to the edge of stability and stays there.
 2. ``adam``: the same network from the same start under Adam; then once more, now that its last
    weights are known, for the pictures between the two optimizers' solutions.
-3. ``with`` and 4. ``without``: a convolutional network of 24 layers, with skip connections and
+3. ``with`` and 4. ``without``: a convolutional network of 18 layers, with skip connections and
    without, from the same start.
 
 The callbacks measure and save slices beside the logs; ``lightning_landscape.figures`` draws them
@@ -45,9 +45,9 @@ from lightning_landscape.figures import (
     plane_figure,
 )
 
-STEPS = 600
+STEPS = 1000
 ADAM_STEPS = 300
-DEEP_STEPS = 120
+DEEP_STEPS = 400
 # Measure exactly on schedule, whatever it costs.  In a run of your own leave this out.
 EXACTLY: dict[str, Any] = {"max_overhead": None}
 
@@ -62,7 +62,7 @@ PICTURES = {
     "plane-eigenvectors": "The two sharpest directions: the valley at the edge of stability.",
     "plane-pca": "The plane in which the weights moved, their path, validation loss as lines.",
     "plane-between": "SGD's weights and Adam's on one plane, with the ridge that parts them.",
-    "filmstrip": "The sharpest plane nine times during training, on one colour scale.",
+    "filmstrip": "The valley across the top eigenvector, nine times: its walls close in.",
     "animation": "The same as an animation (GIF).",
     "eigenvalue-sgd": "Sharpness climbs to 2/lr and stays: the edge of stability.",
     "eigenvalue-adam": "Adam's edge: 38/lr on the preconditioned Hessian.",
@@ -136,8 +136,8 @@ class Block(nn.Module):
         return nn.functional.relu(x + y if self.skip else y)
 
 
-def deep(skip: bool, blocks: int = 11, channels: int = 8) -> nn.Module:
-    """24 layers: one convolution, eleven blocks of two, one linear layer."""
+def deep(skip: bool, blocks: int = 8, channels: int = 8) -> nn.Module:
+    """18 layers: one convolution, eight blocks of two, one linear layer."""
     pl.seed_everything(0)
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
@@ -189,9 +189,9 @@ def descent(out: Path) -> tuple[dict[str, Figure], Path, dict[str, Tensor]]:
     """Full-batch gradient descent: most of the pictures."""
     data = digits(0, 500)
     once = STEPS - STEPS // 4  # at the edge, and once more at the end
-    hessian = HessianMonitor(every_n_train_steps=5, **EXACTLY)
-    spectrum = HessianMonitor(every_n_train_steps=30, density_samples=4, name="all", **EXACTLY)
-    module = Classifier(two_layers(), "SGD", 0.4, "squared")
+    hessian = HessianMonitor(every_n_train_steps=10, **EXACTLY)
+    spectrum = HessianMonitor(every_n_train_steps=50, density_samples=6, name="all", **EXACTLY)
+    module = Classifier(two_layers(), "SGD", 0.2, "squared")
     folder = fit(
         out,
         "sgd",
@@ -201,12 +201,17 @@ def descent(out: Path) -> tuple[dict[str, Figure], Path, dict[str, Tensor]]:
         [
             hessian,
             spectrum,
-            monitor(STEPS // 8, "eigenvectors", "top", span=(-0.6, 0.6), resolution=25),
+            monitor(STEPS // 8, ("eigenvectors", "random"), "valley", span=(-0.6, 0.6)),
+            monitor(once, "eigenvectors", "top", span=(-0.6, 0.6), resolution=25),
             monitor(once, "random", "random", seeds=20, resolution=25),
             monitor(once, "gradient", "gradient", span=(-0.6, 0.6), resolution=0),
             monitor(once, "update", "update", resolution=0),
             monitor(
-                once, "pca", "path", resolution=25, validation_probe=DataLoader(digits(500, 1000), batch_size=500)
+                once,
+                "pca",
+                "path",
+                resolution=25,
+                validation_probe=DataLoader(digits(500, 1000), batch_size=500),
             ),
         ],
     )
@@ -226,13 +231,13 @@ def descent(out: Path) -> tuple[dict[str, Figure], Path, dict[str, Tensor]]:
         "plane-eigenvectors": plane_figure(last(folder, "top-plane")),
         "plane-pca": plane_figure(last(folder, "path-plane")),
         "filmstrip": filmstrip_figure(
-            [Slice.load(path) for path in sorted(folder.glob("landscape-top-plane-*.npz"))]
+            [Slice.load(path) for path in sorted(folder.glob("landscape-valley-plane-*.npz"))]
         ),
         "eigenvalue-sgd": eigenvalue_figure(hessian.history),
         "density": density_figure(densities[final], metadata={"step": final, **label}),
         "density-over-time": density_film_figure(densities, metadata=label),
     }
-    return figures, folder / "landscape-top-plane.gif", copy.deepcopy(module.state_dict())
+    return figures, folder / "landscape-valley-plane.gif", copy.deepcopy(module.state_dict())
 
 
 def adam(out: Path, other: dict[str, Tensor]) -> dict[str, Figure]:
@@ -280,10 +285,19 @@ def skips(out: Path) -> dict[str, Figure]:
             Classifier(deep(skip), "Adam", 3e-3, "cross entropy"),
             DataLoader(data, batch_size=100, shuffle=True),
             DEEP_STEPS,
-            [monitor(DEEP_STEPS, "random", "skip", resolution=21, line_resolution=0)],
+            [
+                monitor(
+                    DEEP_STEPS,
+                    "random",
+                    "skip",
+                    resolution=21,
+                    line_resolution=0,
+                    probe_samples=300,
+                )
+            ],
         )
         planes.append(last(folder, "skip-plane"))
-    return {"skip-connections": filmstrip_figure(planes)}
+    return {"skip-connections": filmstrip_figure(planes, names=["with skips", "without skips"])}
 
 
 def main() -> None:
@@ -293,17 +307,13 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
 
     figures, film, solution = descent(out)
-    print("sgd", time.perf_counter() - started)
     figures |= adam(out, solution)
-    print("adam", time.perf_counter() - started)
     figures |= skips(out)
-    print("skips", time.perf_counter() - started)
     for name, sentence in PICTURES.items():
         path = out / f"{name}.png"
         if name in figures:

@@ -86,8 +86,9 @@ def density_film_figure(
         "Spectral density over training",
         [
             "dark: many eigenvalues, dot: the largest seen",
-            listed("colour: share per unit of eigenvalue", probe_words(dict(metadata or {}))),
+            "colour: share per unit of eigenvalue",
             listed(
+                probe_words(dict(metadata or {})),
                 f"{len(steps)} of {len(every)} steps" if len(steps) < len(every) else "",
                 "hatched: not finite" if len(finite) < len(shown) else "",
             ),

@@ -23,7 +23,7 @@ from lightning_landscape.figures.canvas import (
     shortened,
     write_header,
 )
-from lightning_landscape.figures.data import centred, evenly
+from lightning_landscape.figures.data import centred, difference_range, evenly
 from lightning_landscape.figures.film import as_film, shared_scale
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.plane import (
@@ -58,7 +58,11 @@ _WORDS, _GAP, _FOOT = 0.34, 0.09, 0.42
 
 
 def filmstrip_figure(
-    slices: Sequence[Slice], *, scale: ColorScale | None = None, of: int | None = None
+    slices: Sequence[Slice],
+    *,
+    scale: ColorScale | None = None,
+    of: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draws up to nine slices of a run side by side, in one scale, with step and loss over each.
 
@@ -70,21 +74,32 @@ def filmstrip_figure(
         slices: lines, or planes, on the same coordinates, in the order of their steps.
         scale: the scale of the run's pictures. None: one that all that is shown fits on.
         of: how many pictures the run made, if ``slices`` are a choice already.
+        names: what to write over each picture instead of its step, where the slices are not those
+            of one run: several networks, say, on one scale.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
-        ValueError: if it is empty, or not all of one kind and on the same coordinates.
+        ValueError: if it is empty, or not all of one kind and on the same coordinates; or if there
+            are not as many names.
     """
     film = as_film("filmstrip_figure", slices)
-    shown = [film[index] for index in evenly(len(film), MOST)]
-    return _draw(shown, shared_scale(shown) if scale is None else scale, of or len(film))
+    if names is not None and len(names) != len(film):
+        raise ValueError(
+            f"filmstrip_figure(names={names!r:.80}): got {len(names)} names for {len(film)} slices"
+        )
+    chosen = evenly(len(film), MOST)
+    shown = [film[index] for index in chosen]
+    called = None if names is None else [names[index] for index in chosen]
+    return _draw(shown, shared_scale(shown) if scale is None else scale, of or len(film), called)
 
 
 @in_house_style
-def _draw(shown: list[Slice], scale: ColorScale, of: int) -> Figure:
+def _draw(
+    shown: list[Slice], scale: ColorScale, of: int, called: list[str] | None = None
+) -> Figure:
     """Draws the sheet."""
     planes = len(shown[0].coordinates) == 2
     first = shown[0].metadata
@@ -101,6 +116,7 @@ def _draw(shown: list[Slice], scale: ColorScale, of: int) -> Figure:
 
     span = rows * (side + _WORDS) - _WORDS
     ticks = _apart(scale, 0.14 / span)
+    levels = _levels(shown, scale) if planes else []
 
     to_scale, mesh = True, None
     for index, slice in enumerate(shown):
@@ -109,13 +125,14 @@ def _draw(shown: list[Slice], scale: ColorScale, of: int) -> Figure:
         y = height - top - (row + 1) * (side + _WORDS)
         axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
         if planes:
-            mesh = _draw_plane(axes, slice, scale, ticks)
+            mesh = _draw_plane(axes, slice, scale, levels)
             to_scale = set_aspect(axes, shown)
         else:
             _draw_line(axes, slice, shown[0], scale)
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
+        over = _words(slice, None if called is None else called[index])
         figure.text(
-            (x + 0.02) / WIDTH, (y + side + 0.03) / height, _words(slice), fontsize=SMALL,
+            (x + 0.02) / WIDTH, (y + side + 0.03) / height, over, fontsize=SMALL,
             ha="left", va="bottom", linespacing=1.0,
         )  # fmt: skip
     middle = (left + (columns * (side + _GAP) - _GAP) / 2) / WIDTH
@@ -134,27 +151,36 @@ def _draw(shown: list[Slice], scale: ColorScale, of: int) -> Figure:
         if rows == 1:  # too low for the whole label
             label = shortened(names[1], 16)
         figure.text(0.012, up, label, fontsize=TEXT, rotation=90, ha="left", va="center")
-    _write_words(figure, shown, scale, of, to_scale, planes)
+    _write_words(figure, shown, scale, of, to_scale, levels, called is not None)
     return figure
 
 
-def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, ticks: list[float]) -> Any:
+def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]) -> Any:
     """Draws one small map; returns what the colour bar is made from."""
     x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
     mesh = draw_map(axes, x, y, np.ma.masked_invalid(centred(slice)[0]), scale)
     if min(slice.losses.shape) > 1 and np.isfinite(slice.losses).any():
-        # At the labels of the colour bar.
-        levels = [tick for tick in ticks if abs(tick) < scale.limit]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No contour levels were found")
             axes.contour(
-                x, y, np.ma.masked_invalid(centred(slice)[0]), levels=levels, linewidths=0.6,
+                x, y, np.ma.masked_invalid(centred(slice)[0]), levels=levels, linewidths=0.7,
                 linestyles="-", colors=["white" if level < 0 else INK for level in levels],
             )  # fmt: skip
     mark_center(axes, size=6.0)
     _mark_ends(axes, x)
     axes.set_yticks(_ends(y), labels=[number(value) for value in _ends(y)])
     return mesh
+
+
+def _levels(shown: Sequence[Slice], scale: ColorScale) -> list[float]:
+    """Returns the levels of the contour lines: round ones, at most three on either side of zero."""
+    low, high = difference_range(shown)
+    first, last = np.floor(np.log10(scale.linthresh)), np.ceil(np.log10(scale.limit))
+    powers = 10.0 ** np.arange(first, last + 1)
+    steps = np.sort(np.concatenate([powers, 3 * powers]))
+    inside = steps[(steps >= scale.linthresh) & (steps < min(max(-low, high), scale.limit))]
+    highest = inside[::-1][:: 2 if len(inside) > 3 else 1][:3]
+    return [*(-highest).tolist(), *highest[::-1].tolist()]
 
 
 def _draw_line(axes: Axes, slice: Slice, first: Slice, scale: ColorScale) -> None:
@@ -202,27 +228,37 @@ def _apart(scale: ColorScale, least: float) -> list[float]:
     return sorted(chosen)
 
 
-def _words(slice: Slice) -> str:
-    """Returns step and loss, one below the other."""
+def _words(slice: Slice, name: str | None) -> str:
+    """Returns the name, or else the step, and the loss below it."""
     step = slice.metadata.get("step")
     loss = f"loss {number(float(slice.center_loss))}"
+    if name is not None:
+        return f"{shortened(name, 20)}\n{loss}"
     return loss if step is None else f"step {step}\n{loss}"
 
 
 def _write_words(
-    figure: Figure, shown: list[Slice], scale: ColorScale, of: int, to_scale: bool, planes: bool
-) -> None:
+    figure: Figure, shown: list[Slice], scale: ColorScale, of: int, to_scale: bool,
+    levels: list[float], compared: bool,
+) -> None:  # fmt: skip
     """Writes the header."""
     first = shown[0].metadata
-    what = f"Loss on the {'plane' if planes else 'line'} over training"
+    planes = len(shown[0].coordinates) == 2
+    kind = "plane" if planes else "line"
+    what = f"Loss on the {kind} over training"
+    if compared:
+        what = f"Loss on {len(shown)} {kind}s, one scale"
     count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
     if planes:
         meaning = f"colour: {difference_words(shown, 'cross')}"
-        last = listed(count, "" if to_scale else "not to scale", remarks(shown))
+        drawn = ", ".join(number(level) for level in levels if level > 0)
+        lines = f"lines at {drawn}" if drawn else ""
+        last = listed(lines, count, "" if to_scale else "not to scale", remarks(shown))
     else:
         meaning = f"height: {difference_words(shown, 'dot')}"
         curves = np.concatenate([centred(slice)[0] for slice in shown])
-        grey = f"grey: step {first.get('step', '?')}" if len(shown) > 1 else ""
+        behind = "the first" if compared else f"step {first.get('step', '?')}"
+        grey = f"grey: {behind}" if len(shown) > 1 else ""
         last = listed(count, grey, line_remark(curves, -scale.limit, scale.limit))
     write_header(
         figure, what, [listed(normalization_words(first), probe_words(first)), meaning, last]

@@ -187,8 +187,8 @@ def _draw_band(
     zeros = np.zeros_like(low)
     with np.errstate(invalid="ignore"):
         width = to_points(np.stack([zeros, high], 1)) - to_points(np.stack([zeros, low], 1))
-    # The line itself is 1.8 points wide, which is 3.5 pixels.
-    if not (np.nan_to_num(width[:, 1], nan=np.inf) > 4).any():
+    # The line itself is 1.8 points wide, which is 3.5 pixels; as much on either side is seen.
+    if not (np.nan_to_num(width[:, 1], nan=np.inf) > 7).any():
         return False
     band = np.where(usable, residuals, np.nan)
     axes.fill_between(steps, values - band, values + band, color=CURVE, alpha=0.25, linewidth=0)
@@ -196,16 +196,23 @@ def _draw_band(
 
 
 def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> Any:
-    """Writes the edge's value at the end of its line that the eigenvalue keeps away from."""
+    """Writes the edge's value on its line, at the end and on the side where the curve is far."""
     known = np.flatnonzero(np.isfinite(edges))
-    ends = [(known[0], "left"), (known[-1], "right")]
-    to_chart = axes.transScale.transform
-    distance = []
-    for index, _ in ends:
-        pair = to_chart([(steps[index], values[index]), (steps[index], edges[index])])[:, 1]
-        distance.append(abs(pair[0] - pair[1]) if np.isfinite(pair).all() else 0.0)
-    index, side = ends[int(np.argmax(distance))]
-    above = not values[index] > edges[index]
+    both = np.isfinite(values)
+    to_chart = axes.transData.transform
+    curve = axes.transAxes.inverted().transform(to_chart(np.stack([steps, values], 1)[both]))
+    # What the words cover, as shares of the chart: some 22 letters in one line.
+    wide, high = 0.5, 0.11
+    clear = []
+    for index, side in ((known[0], "left"), (known[-1], "right")):
+        at = axes.transAxes.inverted().transform(to_chart((steps[index], edges[index])))
+        left = at[0] if side == "left" else at[0] - wide
+        beside = curve[(curve[:, 0] >= left) & (curve[:, 0] <= left + wide)]
+        for above in (True, False):
+            middle = at[1] + (high if above else -high) / 2
+            room = np.abs(beside[:, 1] - middle).min(initial=1.0)
+            clear.append((float(room) if middle >= high / 2 else -1.0, index, side, above))
+    _, index, side, above = max(clear, key=lambda place: place[0])
     return axes.annotate(
         f"edge of stability {number(edges[index])}", (steps[index], edges[index]),
         xytext=(0, 3 if above else -4), textcoords="offset points", ha=side,
