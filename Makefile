@@ -4,9 +4,10 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 LOGDIR ?= runs/digits
+GALLERY ?= runs/gallery
 SCREENSHOTS ?= runs/screenshots
 
-.PHONY: install demo check-demo check-browser report test mutations lint bench bench-accuracy clean
+.PHONY: install demo check-demo check-browser report gallery test mutations lint bench bench-accuracy clean
 
 install: $(VENV)/installed
 
@@ -34,6 +35,10 @@ check-browser: install
 # One HTML page about the demo's first run.
 report: install
 	$(RUN) -m lightning_landscape.report $(LOGDIR)/watch
+
+# Every kind of picture, from real runs.
+gallery: install
+	$(RUN) examples/gallery.py --out $(GALLERY)
 
 test: install
 	$(RUN) -m pytest

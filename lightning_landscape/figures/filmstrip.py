@@ -107,7 +107,9 @@ def _draw(
     rows = -(-len(shown) // columns)
     marks = [number(value) for value in _ends(shown[0].coordinates[-1]) if planes]
     # Letters are some 0.07 inches wide.
-    left, right = (0.27 + 0.07 * max(map(len, marks)), 0.62) if planes else (0.68, 0.1)
+    left, right = (
+        (0.27 + 0.07 * max(map(len, marks)), _bar(shown, scale)) if planes else (0.68, 0.1)
+    )
     side = min((WIDTH - left - right + _GAP) / columns - _GAP, 1.5)
     top = HEADER + PITCH * 3 + 0.04
     figure = new_figure(height=top + rows * (side + _WORDS) + _FOOT)
@@ -170,6 +172,14 @@ def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]
     _mark_ends(axes, x)
     axes.set_yticks(_ends(y), labels=[number(value) for value in _ends(y)])
     return mesh
+
+
+def _bar(shown: Sequence[Slice], scale: ColorScale) -> float:
+    """Returns the inches that the colour bar and its labels take."""
+    low, high = difference_range(shown)
+    beyond = low < -scale.limit or high > scale.limit
+    letters = max(len(number(tick)) for tick in scale.ticks()) + 2 * beyond
+    return 0.34 + 0.07 * max(letters, 4)
 
 
 def _levels(shown: Sequence[Slice], scale: ColorScale) -> list[float]:

@@ -196,7 +196,10 @@ def _draw_band(
 
 
 def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> Any:
-    """Writes the edge's value on its line, at the end and on the side where the curve is far."""
+    """Writes the edge's value on its line, at the end and on the side where the curve is far.
+
+    Where the curve is near everywhere it is written at the top of the chart, which is kept free.
+    """
     known = np.flatnonzero(np.isfinite(edges))
     both = np.isfinite(values)
     to_chart = axes.transData.transform
@@ -210,12 +213,18 @@ def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: ND
         beside = curve[(curve[:, 0] >= left) & (curve[:, 0] <= left + wide)]
         for above in (True, False):
             middle = at[1] + (high if above else -high) / 2
-            room = np.abs(beside[:, 1] - middle).min(initial=1.0)
-            clear.append((float(room) if middle >= high / 2 else -1.0, index, side, above))
-    _, index, side, above = max(clear, key=lambda place: place[0])
+            gap = np.abs(beside[:, 1] - middle).min(initial=1.0)
+            clear.append((float(gap) if middle >= high / 2 else -1.0, index, side, above))
+    room, index, side, above = max(clear, key=lambda place: place[0])
+    place: dict[str, Any] = {"xytext": (0, 3 if above else -4), "textcoords": "offset points"}
+    if room < high / 2:
+        above = False
+        place = {
+            "xytext": (0.01 if side == "left" else 0.99, 0.985), "textcoords": "axes fraction"
+        }  # fmt: skip
     return axes.annotate(
         f"edge of stability {number(edges[index])}", (steps[index], edges[index]),
-        xytext=(0, 3 if above else -4), textcoords="offset points", ha=side,
+        **place, ha=side,
         va="bottom" if above else "top", color=EDGE, fontsize=SMALL, fontweight="bold", zorder=1.9,
         path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip

@@ -60,7 +60,7 @@ GROUND = LinearSegmentedColormap.from_list(
     "ground", ["#0b2454", "#2a5599", "#7f8290", "#e0a15a", "#fff4cf"]
 )
 # Beyond this ratio of the sides a map true to scale is a strip that shows nothing.
-MAX_ASPECT = 2.5
+MAX_ASPECT = 2.0
 
 
 def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
