@@ -336,11 +336,13 @@ def main() -> None:
 
 
 def small(figure: Figure, path: Path, width: int = 400) -> None:
-    """A copy of that many pixels across, in 64 colours."""
+    """A copy of that many pixels across, in 256 colours."""
     picture = Image.fromarray(figure_to_image(figure))
     height = round(picture.height * width / picture.width)
     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -202,6 +202,7 @@ def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: ND
     """
     known = np.flatnonzero(np.isfinite(edges))
     both = np.isfinite(values)
+    axes.get_xlim()  # settles the limits, which transData does not
     to_chart = axes.transData.transform
     curve = axes.transAxes.inverted().transform(to_chart(np.stack([steps, values], 1)[both]))
     # What the words cover, as shares of the chart: some 22 letters in one line.
