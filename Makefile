@@ -7,7 +7,8 @@ LOGDIR ?= runs/digits
 GALLERY ?= runs/gallery
 SCREENSHOTS ?= runs/screenshots
 
-.PHONY: install demo check-demo check-browser report gallery test mutations lint bench bench-accuracy clean
+.PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
+	bench-accuracy clean
 
 install: $(VENV)/installed
 

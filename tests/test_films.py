@@ -316,3 +316,12 @@ def test_every_frame_says_what_is_clipped_in_any() -> None:
     film = [plane(0, 0.1), plane(1, 100.0)]
     bar = draw_plane(film[0], ColorScale(0.01, 5.0), film).axes[1]
     assert [label.get_text() for label in bar.get_yticklabels()][-1] == "> 5"
+
+
+def test_filmstrip_of_named_slices() -> None:
+    figure = filmstrip_figure([plane(3), plane(3, 100)], names=["with", "without"])
+    assert "with\nloss" in words(figure)
+    assert "without\nloss" in words(figure)
+    assert "step 3" not in words(figure)
+    with pytest.raises(ValueError, match="got 1 names for 2 slices"):
+        filmstrip_figure([plane(0), plane(1)], names=["one"])
