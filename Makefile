@@ -41,8 +41,9 @@ report: install
 gallery: install
 	$(RUN) examples/gallery.py --out $(GALLERY)
 
+# One thread: small kernels spend most of their time waiting for the others.
 test: install
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 # Takes out one guard of the promises at a time; a test must miss it.
 mutations: install
