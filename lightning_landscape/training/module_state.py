@@ -236,7 +236,11 @@ def _restorer(value: Any) -> _Restore:
         items = dict(value)
 
         def restore_dict() -> None:
-            if value or items:
+            # As with lists: one that nothing changed (a vocabulary, say) is not written to.
+            if len(value) != len(items) or any(
+                k is not key or v is not item
+                for (k, v), (key, item) in zip(value.items(), items.items(), strict=True)
+            ):
                 value.clear()
                 value.update(items)
 

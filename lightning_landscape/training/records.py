@@ -132,11 +132,12 @@ class Recorder:
         from lightning_landscape.figures.surface import VIEW
 
         def add(logger: Any) -> None:
-            writer: Any = getattr(logger, "experiment", None)
+            writer = writer_of(logger)
             if hasattr(writer, "add_mesh"):
                 parts = {name: part[None] for name, part in make()._asdict().items()}
                 if parts["faces"].size:
-                    writer.add_mesh(tag, **parts, config_dict=VIEW, global_step=step)
+                    name = prefix_of(logger) + tag
+                    writer.add_mesh(name, **parts, config_dict=VIEW, global_step=step)
 
         if self._writes:
             self._each_logger(add)

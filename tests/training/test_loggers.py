@@ -210,11 +210,15 @@ def test_comet(tmp_path, kind):
 
 
 def test_tensorboard_with_a_prefix(tmp_path):
-    callbacks = run(tmp_path, TensorBoardLogger(tmp_path, name="", version="", prefix="a(b)"))
+    logger = TensorBoardLogger(tmp_path, name="", version="", prefix="a(b)")
+    callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=2)
+    callbacks[2].surface = True
+    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=3)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     for tag in PICTURES:
         assert [e.step for e in events.Images(f"a(b)-{tag}")] == steps(callbacks[2])
     assert events.Tensors("a(b)-hessian/engine/text_summary")
+    assert events.Tensors("a(b)-landscape/surface_VERTEX")
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     patterns = [p for chart in layout.category[0].chart for p in chart.multiline.tag]
