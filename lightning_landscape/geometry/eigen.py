@@ -27,6 +27,14 @@ _EXTRA_VECTORS = 1
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
 _COLD_PRODUCTS = 8
 
+# A warm start whose first residual is above this share of its value has gone cold in part: between
+# two far measurements another eigenvalue may have risen that it knows nothing of.
+_STALE_RESIDUAL, _STALE_PRODUCTS = 0.5, 5
+
+# The basis and its images hold at most this many entries, unless that is too few.
+_MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
+_COLUMNS = 2**20  # turned at a time, so that no second basis is needed
+
 
 class HessianLike(Protocol):
     """What the solver asks of an objective."""
@@ -48,7 +56,8 @@ class EigenResult:
         residuals: ``(k,)`` float64, ``||H v - theta v||``: some eigenvalue lies within this
             distance of theta.  (It does not say that it is the largest one.)
         hvps: products with ``H`` that were made.
-        converged: every residual is at most ``tol`` times the largest |Ritz value| seen.
+        converged: every residual is at most ``tol`` times the largest |Ritz value| seen; with
+            ``rtol`` also where the estimated errors are below it.
         subspace: the next Ritz vectors, kept for a warm start (``init=result``).
         asymmetry: the largest ``|u'Hv - v'Hu|`` seen over pairs of unit vectors, relative to the
             largest |Ritz value|.  Beyond rounding the second derivative is wrong somewhere: some
@@ -80,6 +89,8 @@ def top_eigenvalues(
     init: Vector | EigenResult | None = None,
     preconditioner: Mapping[str, Tensor | float] | None = None,
     generator: torch.Generator | None = None,
+    rtol: float = 0.0,
+    max_basis: int | None = None,
 ) -> EigenResult:
     r"""The ``k`` largest (or smallest) *algebraic* eigenvalues of the Hessian.
 
@@ -90,10 +101,11 @@ def top_eigenvalues(
         which: ``"LA"`` the largest, ``"SA"`` the smallest.
         method: ``"lanczos"``: Rayleigh-Ritz on a Krylov space with full reorthogonalisation,
             started from ``k`` vectors so that multiple eigenvalues are found; it keeps two vectors
-            per product.  ``"power"``: power iteration, one vector after the other, on a shifted
-            operator where a negative eigenvalue has the largest magnitude; it keeps three vectors
-            in all, needs several times the products, and may stay with an eigenvalue that has been
-            overtaken when it is warm-started: 17 % low at worst along a training run.
+            per product, up to ``2 max_basis``.  ``"power"``: power iteration, one vector after the
+            other, on a shifted operator where a negative eigenvalue has the largest magnitude; it
+            keeps three vectors in all, needs several times the products, and may stay with an
+            eigenvalue that has been overtaken when it is warm-started: 17 % low at worst along a
+            training run.
         tol: stop when ``||H v - theta v|| <= tol * max |Ritz value|``.  The error of theta itself
             is about ``residual^2 / gap``, so 1e-2 usually gives four digits.
         max_hvps: hard cap on products, at least ``k``.
@@ -101,6 +113,13 @@ def top_eigenvalues(
         preconditioner: ``P > 0``, name -> tensor or number: eigenvalues of
             ``P^-1/2 H P^-1/2``.  A missing name means 1.
         generator: seeds the random start; the same start every time without one.
+        rtol: stop earlier, once the estimated error of every eigenvalue is at most ``rtol`` times
+            the largest |Ritz value|.  The estimate is ``residual^2 / gap``, with the gap to the
+            next eigenvalue taken as small as that one's own residual allows.  0: the residual alone
+            decides, as it always does for ``"power"``.
+        max_basis: basis vectors kept at a time; when there are as many they are condensed to the
+            leading Ritz vectors, which costs no product.  ``None``: 16, fewer where the basis and
+            its images would exceed 2^30 numbers, and at least ``2k + 4``.
 
     Returns:
         An :class:`EigenResult`.  Not converging is not an error: ``converged`` is then False.  An
@@ -109,9 +128,11 @@ def top_eigenvalues(
     Raises:
         ValueError: an argument out of its range, or vectors that do not match the parameters.
 
-    Cost: one HVP, about 2 gradients, per product; warm-started during training some 5 products.
+    Cost: one HVP, about 2 gradients, per product; warm-started during training some 5 products, 3
+    with ``rtol=5e-3``.
 
-    Source: Lanczos 1950; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6.
+    Source: Lanczos 1950; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6; the bound
+    residual^2 / gap, Temple 1928; restarts that keep Ritz vectors, Wu and Simon 2000.
 
     Example:
         >>> from lightning_landscape.geometry.objective import Objective
@@ -122,7 +143,7 @@ def top_eigenvalues(
         3.0
     """
     layout = Layout(objective.params)
-    _check_arguments(k, which, method, tol, max_hvps, layout.size)
+    _check_arguments(k, which, method, tol, max_hvps, rtol, max_basis, layout.size)
     sign = 1.0 if which == "LA" else -1.0
     half = None if preconditioner is None else _inverse_root(layout, preconditioner)
 
@@ -136,8 +157,11 @@ def top_eigenvalues(
 
     seed = seed_from(generator)
     starts = _start_vectors(layout, k, init)
-    solve = _lanczos if method == "lanczos" else _power
-    ritz = solve(matvec, starts, random_start, k, tol, max_hvps)
+    if method == "lanczos":
+        most = _basis_size(k, layout.size) if max_basis is None else max_basis
+        ritz = _lanczos(matvec, starts, random_start, k, tol, rtol, max_hvps, most)
+    else:
+        ritz = _power(matvec, starts, random_start, k, tol, max_hvps)
     vectors = [layout.unflatten(v) for v in ritz.vectors]
     return EigenResult(
         eigenvalues=sign * ritz.values,
@@ -166,7 +190,9 @@ def _lanczos(
     random_start: Callable[[int], Tensor],
     k: int,
     tol: float,
+    rtol: float,
     max_products: int,
+    max_basis: int,
 ) -> _Ritz:
     """Rayleigh-Ritz on a growing orthonormal basis ``Q`` whose images ``A Q`` are kept.
 
@@ -174,65 +200,131 @@ def _lanczos(
     this is Lanczos.  Keeping the images costs memory and gives true residuals from any number of
     start vectors, where the three-term recurrence would need restarts to see multiplicities.
 
-    More than ``k`` start vectors are a warm start.  It spends one product on the residual of the
-    pair after the wanted ones, which would otherwise grow stale until it overtakes them unseen.
+    More than ``k`` start vectors are a warm start.  Where the residual decides, it spends one
+    product on the residual of the pair after the wanted ones, which would otherwise grow stale
+    until it overtakes them unseen.  Where the estimated error decides, that pair is taken to be as
+    large as its residual allows, and needs the product only when it may be near.
     """
-    first = starts[0] if starts else random_start(0)
-    size = first.numel()
+    space = _Space(matvec, starts[0] if starts else random_start(0), max_basis)
     fewest = 0 if starts else _COLD_PRODUCTS
     runner_up_due = len(starts) > k
-    basis = _Rows(size, first)
-    images = _Rows(size, first)
-    projected = torch.zeros(0, 0, dtype=torch.float64)
-    attempts, asymmetry = 0, 0.0
-
-    def grow(candidate: Tensor) -> bool:
-        nonlocal projected, asymmetry
-        direction = _orthonormal(candidate, basis.rows)
-        if direction is None:
-            return False
-        image = matvec(direction)
-        basis.append(direction)
-        images.append(image)
-        column = (basis.rows @ image).double().cpu()
-        asymmetry = max(asymmetry, float((column - (images.rows @ direction).cpu()).abs().max()))
-        projected = torch.nn.functional.pad(projected, (0, 1, 0, 1))
-        projected[-1, :] = projected[:, -1] = column
-        return True
-
     pending = list(starts[:max_products])
+    attempts, converged, trusted = 0, False, -1  # products after which an estimate is trusted
     while True:
-        if len(basis) >= k and not pending:
-            values, coefficients = torch.linalg.eigh(projected)
-            values, coefficients = values.flip(0), coefficients.flip(1)
-            leading = coefficients[:, : k + 1].T.to(basis.rows)
-            scale = values[: k + 1, None].to(leading)
-            defects = leading @ images.rows - scale * (leading @ basis.rows)
-            residuals = torch.linalg.vector_norm(defects[:k], dim=1).double().cpu()
-            bound = tol * float(values.abs().max())
-            converged = bool((residuals <= bound).all())
-            if len(basis) >= min(max_products, size):
+        if len(space) >= k and not pending:
+            values, defects = space.ritz(k + 1)
+            lengths = torch.linalg.vector_norm(defects, dim=1).double().cpu()
+            scale = float(values.abs().max())
+            errors = _estimated_errors(values, lengths, k)
+            by_residual = bool((lengths[:k] <= tol * scale).all())
+            if trusted < 0:
+                stale = float(lengths[0]) > _STALE_RESIDUAL * scale
+                trusted = _STALE_PRODUCTS if stale else 0
+            by_error = bool((errors <= rtol * scale).all()) and space.products >= trusted
+            converged = by_residual or by_error
+            if space.products >= max_products or len(space) >= space.size:
                 break
-            chosen = int(residuals.argmax())
-            if converged and len(basis) >= fewest:
-                if not runner_up_due or len(defects) == k:
+            chosen = int(lengths[:k].argmax())
+            if converged and space.products >= fewest:
+                if by_error or not runner_up_due or len(defects) == k:
                     break
                 runner_up_due, chosen = False, k
-            if grow(defects[chosen]):
-                if not bool(projected.isfinite().all()):
-                    return _not_finite(k, basis.rows, len(basis))
+            if space.grow(defects[chosen]):
+                if not space.finite:
+                    return _not_finite(k, space.basis.rows, space.products)
                 continue
         # Start vectors still to come, or the space is invariant and something may lie outside it.
         candidate = pending.pop(0) if pending else random_start(attempts)
         attempts += 1
-        grow(candidate)
-        if not bool(projected.isfinite().all()):
-            return _not_finite(k, basis.rows, len(basis))
+        space.grow(candidate)
+        if not space.finite:
+            return _not_finite(k, space.basis.rows, space.products)
 
-    kept = min(k + _EXTRA_VECTORS, len(basis))
-    vectors = coefficients[:, :kept].T.to(basis.rows) @ basis.rows
-    asymmetry /= max(float(values.abs().max()), torch.finfo(torch.float64).tiny)
-    return _Ritz(values[:k], list(vectors), residuals, len(basis), converged, asymmetry)
+    vectors = space.vectors(k + _EXTRA_VECTORS)
+    asymmetry = space.asymmetry / max(scale, torch.finfo(torch.float64).tiny)
+    return _Ritz(values[:k], list(vectors), lengths[:k], space.products, converged, asymmetry)
+
+
+def _estimated_errors(values: Tensor, residuals: Tensor, k: int) -> Tensor:
+    """``residual^2 / gap`` of the first ``k`` pairs; infinite where the next may be as large.
+
+    The next one is known to within its own residual only, and is taken at the upper end.
+    """
+    if len(residuals) <= k:
+        return torch.full((k,), float("inf"), dtype=torch.float64)
+    gaps = values[:k] - (values[k] + residuals[k])
+    return torch.where(gaps > 0, residuals[:k] ** 2 / gaps, torch.inf)
+
+
+class _Space:
+    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``."""
+
+    def __init__(self, matvec: Matvec, like: Tensor, most: int) -> None:
+        self.size = like.numel()
+        self.basis = _Rows(self.size, like)
+        self.images = _Rows(self.size, like)
+        self.products = 0
+        self.asymmetry = 0.0  # the largest |u'Av - v'Au|
+        self._matvec = matvec
+        self._most = most
+        self._matrix = torch.zeros(0, 0, dtype=torch.float64)
+        self._values, self._coefficients = torch.zeros(0), torch.zeros(0, 0)
+        self._before = torch.zeros(0, 0)  # coefficients of the leading Ritz vectors one step ago
+
+    def __len__(self) -> int:
+        return len(self.basis)
+
+    @property
+    def finite(self) -> bool:
+        return bool(self._matrix.isfinite().all())
+
+    def grow(self, candidate: Tensor) -> bool:
+        """One product, with what ``candidate`` adds to the basis; False if that is nothing."""
+        direction = _orthonormal(candidate, self.basis.rows)
+        if direction is None:
+            return False
+        if len(self) >= self._most:
+            self._condense()
+        image = self._matvec(direction)
+        self.products += 1
+        self.basis.append(direction)
+        self.images.append(image)
+        column = (self.basis.rows @ image).double().cpu()
+        row = (self.images.rows @ direction).cpu()
+        self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
+        self._matrix = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
+        self._matrix[-1, :] = self._matrix[:, -1] = column
+        return True
+
+    def ritz(self, count: int) -> tuple[Tensor, Tensor]:
+        """All Ritz values, largest first, and the first ``count`` residual vectors."""
+        self._before = self._coefficients[:, :count]
+        values, coefficients = torch.linalg.eigh(self._matrix)
+        self._values, self._coefficients = values.flip(0), coefficients.flip(1)
+        leading = self._coefficients[:, :count].T.to(self.basis.rows)
+        scale = self._values[:count, None].to(leading)
+        return self._values, leading @ self.images.rows - scale * (leading @ self.basis.rows)
+
+    def vectors(self, count: int) -> Tensor:
+        """The first Ritz vectors, as rows."""
+        return self._coefficients[:, :count].T.to(self.basis.rows) @ self.basis.rows
+
+    def _condense(self) -> None:
+        """Keep the leading half of the Ritz vectors, and the leading ones of the step before.
+
+        With those of the step before, what Lanczos knew of the way here is kept (as the third
+        vector of LOBPCG does), and a restart costs hardly a product.
+        """
+        kept = self._coefficients[:, : self._most // 2]
+        missing = len(self) - len(self._before)
+        before = torch.nn.functional.pad(self._before, (0, 0, 0, missing))
+        before = before - kept @ (kept.T @ before)
+        before = before[:, torch.linalg.vector_norm(before, dim=0) > 1e-6]
+        rotation = torch.linalg.qr(torch.cat([kept, before], 1))[0][:, : self._most - 1]
+        self.basis.rotate(rotation)
+        self.images.rotate(rotation)
+        self._matrix = rotation.T @ self._matrix @ rotation
+        self._coefficients = rotation.T @ self._coefficients
 
 
 def _power(
@@ -334,9 +426,18 @@ class _Rows:
 
     def append(self, row: Tensor) -> None:
         if self._used == len(self._store):
-            self._store = torch.cat([self._store, torch.empty_like(self._store)])
+            grown = self._store.new_empty(self._used + 4, self._store.shape[1])
+            grown[: self._used] = self._store
+            self._store = grown
         self._store[self._used] = row
         self._used += 1
+
+    def rotate(self, rotation: Tensor) -> None:
+        """``rotation.T @ rows`` in their place: ``rotation`` is ``(rows, fewer rows)``."""
+        used, turn = rotation.shape[1], rotation.T.to(self._store)
+        for part in torch.split(self._store[: self._used], _COLUMNS, dim=1):
+            part[:used] = turn @ part
+        self._used = used
 
 
 def _rows(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -382,7 +483,20 @@ def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) 
     return flat.rsqrt()
 
 
-def _check_arguments(k: int, which: str, method: str, tol: float, max_hvps: int, size: int) -> None:
+def _basis_size(k: int, size: int) -> int:
+    return max(2 * k + 4, min(_MOST_VECTORS + k, _MOST_ENTRIES // (2 * size)))
+
+
+def _check_arguments(
+    k: int,
+    which: str,
+    method: str,
+    tol: float,
+    max_hvps: int,
+    rtol: float,
+    max_basis: int | None,
+    size: int,
+) -> None:
     if not isinstance(k, int) or not 1 <= k <= size:
         raise ValueError(f"k={k!r}: expected an integer from 1 to the {size} parameters")
     if which not in ("LA", "SA"):
@@ -393,3 +507,9 @@ def _check_arguments(k: int, which: str, method: str, tol: float, max_hvps: int,
         raise ValueError(f"tol={tol!r}: expected a number > 0")
     if max_hvps < k:
         raise ValueError(f"max_hvps={max_hvps!r}: expected at least k={k} products")
+    if not 0.0 <= rtol < 1.0:
+        raise ValueError(f"rtol={rtol!r}: expected a number from 0 to 1")
+    if max_basis is not None and max_basis < 2 * k + 4:
+        raise ValueError(
+            f"max_basis={max_basis!r}: expected at least 2k + 4 = {2 * k + 4}, or None"
+        )
