@@ -20,12 +20,13 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.common import Section, summary
 from benchmarks.eigenvalue import eigenvalue
 from benchmarks.networks import NETWORKS
 from benchmarks.pictures import pictures
 from benchmarks.slices import slices
 
-Part = Callable[[bool, str], str]
+Part = Callable[[bool, str], Section]
 
 PARTS: dict[str, Part] = {
     **{f"eigenvalue-{name}": functools.partial(eigenvalue, name) for name in NETWORKS},
@@ -62,7 +63,8 @@ def main() -> None:
         started = time.perf_counter()
         sections.append(PARTS[name](chosen.quick, chosen.device))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    print("\n".join([_heading(chosen.device), *sections]))
+    texts = [section.text for section in sections]
+    print("\n".join([_heading(chosen.device), summary(sections), *texts]))
 
 
 def _heading(device: str) -> str:

@@ -7,7 +7,8 @@ import gc
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -78,6 +79,28 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     lines = [f"### {title}", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a part found: all of it, and its columns of a table that stands above everything.
+
+    Sections with the same ``measure`` share that table: ``columns[network][method]`` is a cell.
+    """
+
+    text: str
+    measure: str = ""
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def summary(sections: Sequence[Section]) -> str:
+    tables = []
+    for measure in dict.fromkeys(s.measure for s in sections if s.measure):
+        columns = {k: c for s in sections if s.measure == measure for k, c in s.columns.items()}
+        methods = dict.fromkeys(name for column in columns.values() for name in column)
+        rows = [[name, *[c.get(name, "") for c in columns.values()]] for name in methods]
+        tables.append(table(measure, ["by", *columns], rows))
+    return "\n".join(tables)
 
 
 def verdict(claim: str, found: float, bound: float, *, at_most: bool = False) -> str:

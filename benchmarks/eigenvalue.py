@@ -19,12 +19,13 @@ from functools import partial
 import torch
 
 from benchmarks import networks, solvers
-from benchmarks.common import rotated, seconds, settle, spread, table, timed, verdict
+from benchmarks.common import Section, rotated, seconds, settle, spread, table, timed, verdict
 from benchmarks.networks import NETWORKS, Problem
 from benchmarks.runs import top_by_arpack
 from benchmarks.solvers import CURVLINOPS, EIGENTHINGS, OURS, PYHESSIAN
 from lightning_landscape import top_eigenvalues
 
+MEASURE = "Top eigenvalue: gradients of the probe at the median (median relative error)"
 SHARPNESS = "SAM sharpness and curvature along the gradient"
 
 
@@ -37,8 +38,8 @@ class Column:
     errors: list[float] = field(default_factory=list)
 
 
-def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> str:
-    """The markdown section of one of ``NETWORKS``."""
+def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Section:
+    """Along the training of one of ``NETWORKS``."""
     problem = NETWORKS[network](device)
     tuned = network in ("mlp", "edge")
     methods, missing = solvers.solvers(problem, tuned)
@@ -69,7 +70,13 @@ def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> str:
         units.append(statistics.median(gradients))
         for name, column in columns.items():
             column.gradients.append(times[name] / units[-1])
-    return _section(problem, columns, units, negative, missing) + _bars(network, columns)
+    text = _table(problem, columns, units, negative, missing) + _bars(network, columns)
+    cells = {
+        name: f"{statistics.median(c.gradients):.1f} ({statistics.median(c.errors):.0e})"
+        for name, c in columns.items()
+        if c.errors and "tuned" not in name
+    }
+    return Section(text, MEASURE, {problem.name: cells})
 
 
 def _gradient(problem: Problem) -> float:
@@ -88,7 +95,7 @@ def _smallest(problem: Problem) -> float:
     return float(found.eigenvalues[0])
 
 
-def _section(
+def _table(
     problem: Problem,
     columns: dict[str, Column],
     units: list[float],
