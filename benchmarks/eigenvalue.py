@@ -26,6 +26,7 @@ from benchmarks.solvers import CURVLINOPS, EIGENTHINGS, OURS, PYHESSIAN
 from lightning_landscape import top_eigenvalues
 
 MEASURE = "Top eigenvalue: gradients of the probe at the median (median relative error)"
+TRAIN_MODE = "ours, warm, BatchNorm in train mode"
 SHARPNESS = "SAM sharpness and curvature along the gradient"
 
 
@@ -47,13 +48,10 @@ def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Sectio
         solve()  # what happens once in a process is nobody's bill
     settle()
     columns = {name: Column() for name in [*methods, SHARPNESS]}
+    in_train_mode = solvers.solvers(problem, False)[0][OURS]
     units: list[float] = []
     negative = 0
-    for index in problem.training(
-        min(int(__import__("os").environ.get("Q", "2")), problem.measurements)
-        if quick
-        else problem.measurements
-    ):
+    for index in problem.training(2 if quick else problem.measurements):
         truth = _reference(problem)
         dominated = _smallest(problem) < -truth
         negative += dominated
@@ -68,8 +66,10 @@ def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Sectio
                 columns[name].errors.append(abs(found.value / truth - 1))
         times[SHARPNESS] = seconds(partial(solvers.sharpness, problem), problem.device)
         units.append(statistics.median(gradients))
-        for name, column in columns.items():
-            column.gradients.append(times[name] / units[-1])
+        for name, took in times.items():
+            columns[name].gradients.append(took / units[-1])
+        if problem.note:
+            _add_train_mode(problem, in_train_mode, columns.setdefault(TRAIN_MODE, Column()))
     text = _table(problem, columns, units, negative, missing) + _bars(network, columns)
     cells = {
         name: f"{statistics.median(c.gradients):.1f} ({statistics.median(c.errors):.0e})"
@@ -82,6 +82,19 @@ def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Sectio
 def _gradient(problem: Problem) -> float:
     params = list(problem.module.parameters())
     return seconds(lambda: torch.autograd.grad(problem.probe_loss(), params), problem.device)
+
+
+def _add_train_mode(problem: Problem, solve: solvers.Solver, column: Column) -> None:
+    """On the loss that the optimizer descends, in gradients of that; eval mode as it was."""
+    module = problem.module.train()
+    statistics_of_norms = [buffer.clone() for buffer in module.buffers()]
+    unit = statistics.median(_gradient(problem) for _ in range(5))
+    took, found = timed(solve, problem.device)
+    column.gradients.append(took / unit)
+    column.products.append(found.products)
+    for buffer, kept in zip(module.buffers(), statistics_of_norms, strict=True):
+        buffer.copy_(kept)
+    module.eval()
 
 
 def _reference(problem: Problem) -> float:
