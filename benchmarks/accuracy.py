@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from benchmarks.common import table
 from benchmarks.runs import DATA, EDGE_ROWS, along_training, digits, edge_ratios, late_mean, mlp
 from lightning_landscape import Objective, hessian_trace
 from tests.oracles import dense_hessian
@@ -23,10 +24,8 @@ EDGE_SEEDS = range(3)
 TRACE_SEEDS = range(200)
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> None:
-    print(f"\n### {title}\n")
-    for cells in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(cells)} |", flush=True)
+def show(title: str, head: list[str], rows: list[list[str]]) -> None:
+    print(f"\n{table(title, head, rows)}", end="", flush=True)
 
 
 def eigenvalues() -> None:
@@ -50,7 +49,7 @@ def eigenvalues() -> None:
                     f"{series.hvps[0]}",
                 ]
             )
-    table(
+    show(
         "Top eigenvalue: 40 measurements along minibatch SGD, relative error against ARPACK",
         ["data", "method", "error, median", "worst", "HVPs, median", "worst", "first (cold)"],
         rows,
@@ -65,7 +64,7 @@ def edge_of_stability() -> None:
         ]
         found = [f"{min(means):.3f}-{max(means):.3f}", f"{row.low:.3f}-{row.high:.3f}"]
         rows.append([row.name, f"{row.steps}", f"{statistics.fmean(means):.3f}", *found])
-    table(
+    show(
         f"Edge of stability: mean edge ratio over the last 40 % of steps, {len(EDGE_SEEDS)} seeds",
         ["optimizer", "steps", "mean", "from-to", "plain torch, 5 seeds"],
         rows,
@@ -106,7 +105,7 @@ def trace() -> None:
                 f"{covered:.1%}",
             ]
         )
-    table(
+    show(
         f"Trace: {len(TRACE_SEEDS)} seeds against the dense Hessian of a small network",
         ["samples", "error, median", "worst", "standard error", "within 2 standard errors"],
         rows,

@@ -214,8 +214,9 @@ def top_by_arpack(net: nn.Module, loss: Loss, batch: Batch, weights: Tensor) -> 
     gradient = _flat(torch.autograd.grad(value, params, create_graph=True))
 
     def product(vector: np.ndarray) -> np.ndarray:
-        along = torch.from_numpy(vector)
-        return _flat(torch.autograd.grad(gradient, params, along, retain_graph=True)).numpy()
+        along = torch.from_numpy(vector).to(gradient.device)
+        product = _flat(torch.autograd.grad(gradient, params, along, retain_graph=True))
+        return product.cpu().numpy()
 
     operator = LinearOperator((len(weights),) * 2, matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(len(weights))

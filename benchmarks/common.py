@@ -1,0 +1,110 @@
+"""What the benchmarks share: a clock, medians with their spread, markdown tables."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+def timed(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """How long ``function`` takes, and what it returns.
+
+    On the CPU processor time: on an idle machine the same as the clock on the wall for a process of
+    one thread, and on a busy one not biased against what takes long.
+    """
+    gc.collect()  # garbage of whatever ran before is not on its bill
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    _synchronize(device)
+    started = clock()
+    result = function()
+    _synchronize(device)
+    return clock() - started, result
+
+
+def seconds(function: Callable[[], object], device: torch.device = CPU) -> float:
+    return timed(function, device)[0]
+
+
+def settle() -> None:
+    """After the first calls: what lives now is not searched for garbage again.
+
+    A full collection takes as long as many gradients, and leaves cold caches behind.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Peers print and draw progress bars."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """The median and, from four values on, the quartiles; the extremes of fewer."""
+    median = statistics.median(values)
+    if len(values) < 2:
+        return f"{median:{form}}"
+    if len(values) < 4:
+        low, high = min(values), max(values)
+    else:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:{form}} ({low:{form}}-{high:{form}})"
+
+
+def rotated(names: Iterable[str], turn: int) -> list[str]:
+    """Who goes first changes from turn to turn."""
+    order = list(names)
+    return order[turn % len(order) :] + order[: turn % len(order)]
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"### {title}", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a part found: all of it, and its columns of a table that stands above everything.
+
+    Sections with the same ``measure`` share that table: ``columns[network][method]`` is a cell.
+    """
+
+    text: str
+    measure: str = ""
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def summary(sections: Sequence[Section]) -> str:
+    tables = []
+    for measure in dict.fromkeys(s.measure for s in sections if s.measure):
+        columns = {k: c for s in sections if s.measure == measure for k, c in s.columns.items()}
+        methods = dict.fromkeys(name for column in columns.values() for name in column)
+        rows = [[name, *[c.get(name, "") for c in columns.values()]] for name in methods]
+        tables.append(table(measure, ["by", *columns], rows))
+    return "\n".join(tables)
+
+
+def verdict(claim: str, found: float, bound: float, *, at_most: bool = False) -> str:
+    """One line: the claim, what was found, and whether it holds."""
+    holds = found <= bound if at_most else found >= bound
+    sign = "<=" if at_most else ">="
+    return f"- {claim}: {found:.3g} ({sign} {bound:g}): {'holds' if holds else 'DOES NOT HOLD'}"
