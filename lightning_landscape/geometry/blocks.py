@@ -61,6 +61,7 @@ def block_eigenvalues(
     max_hvps: int = 50,
     init: Mapping[str, EigenResult] | None = None,
     generator: torch.Generator | None = None,
+    rtol: float = 0.0,
 ) -> dict[str, EigenResult]:
     r"""The top eigenvalues of each diagonal block ``H_bb`` of the Hessian.
 
@@ -72,7 +73,7 @@ def block_eigenvalues(
         blocks: parameter name -> block; names that are missing belong to none.  Default: one block
             per module, :func:`module_blocks`.
         k: how many per block, counted with multiplicity; a smaller block has fewer.
-        which: as in :func:`top_eigenvalues`, like ``method`` and ``tol``.
+        which: as in :func:`top_eigenvalues`, like ``method``, ``tol`` and ``rtol``.
         max_hvps: hard cap on products per block.
         init: the last result, for a warm start; blocks that it lacks start cold.
         generator: seeds the random starts.
@@ -109,6 +110,7 @@ def block_eigenvalues(
             max_hvps=max_hvps,
             init=(init or {}).get(block),
             generator=generator,
+            rtol=rtol,
         )
     return results
 

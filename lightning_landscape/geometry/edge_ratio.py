@@ -35,6 +35,7 @@ def edge_ratio(
     method: Literal["lanczos", "power"] = "lanczos",
     tol: float = 1e-2,
     max_hvps: int = 50,
+    rtol: float = 0.0,
 ) -> EdgeRatio:
     r"""``lambda_max(S^1/2 (H + wd) S^1/2) / 2`` for the effective step ``S`` of the optimizer.
 
@@ -43,7 +44,7 @@ def edge_ratio(
         edge: what :func:`stability_edge` found for these parameters; others do not matter.
         plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
         init: the last ``solved``, for a warm start.
-        method: as in :func:`top_eigenvalues`, like ``tol`` and ``max_hvps``.
+        method: as in :func:`top_eigenvalues`, like ``tol``, ``max_hvps`` and ``rtol``.
 
     Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.
 
@@ -69,6 +70,7 @@ def edge_ratio(
         tol=tol,
         max_hvps=max_hvps,
         init=init,
+        rtol=rtol,
         preconditioner={name: _inverse(step) for name, step in scale.items()},
     )
     return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved)

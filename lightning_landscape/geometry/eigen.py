@@ -148,9 +148,11 @@ def top_eigenvalues(
     half = None if preconditioner is None else _inverse_root(layout, preconditioner)
 
     def matvec(flat: Tensor) -> Tensor:
-        if half is None:
-            return sign * layout.flatten(objective.hvp(layout.unflatten(flat)))
-        return sign * half * layout.flatten(objective.hvp(layout.unflatten(half * flat)))
+        vector = flat if half is None else half * flat
+        product = layout.flatten(objective.hvp(layout.unflatten(vector)))
+        if half is not None:
+            product.mul_(half)
+        return product if sign == 1.0 else product.neg_()
 
     def random_start(index: int) -> Tensor:
         return layout.flatten(random_vector(objective.params, seed + index))
@@ -301,9 +303,10 @@ class _Space:
         self._before = self._coefficients[:, :count]
         values, coefficients = torch.linalg.eigh(self._matrix)
         self._values, self._coefficients = values.flip(0), coefficients.flip(1)
-        leading = self._coefficients[:, :count].T.to(self.basis.rows)
-        scale = self._values[:count, None].to(leading)
-        return self._values, leading @ self.images.rows - scale * (leading @ self.basis.rows)
+        leading = self._coefficients[:, :count].T
+        scaled = (self._values[:count, None] * leading).to(self.basis.rows)
+        defects = leading.to(self.images.rows) @ self.images.rows
+        return self._values, defects.addmm_(scaled, self.basis.rows, alpha=-1.0)
 
     def vectors(self, count: int) -> Tensor:
         """The first Ritz vectors, as rows."""
@@ -447,18 +450,18 @@ def _rows(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
 def _orthonormal(vector: Tensor, basis: Tensor) -> Tensor | None:
     """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
     length = float(torch.linalg.vector_norm(vector))
-    if not length > 0.0:
+    if not 0.0 < length < math.inf:
         return None
+    # In place from here on: with fresh memory for each result this took as long as a product.
     direction = vector / length
-    for _ in range(2):  # twice is enough (Kahan, Parlett)
-        direction = direction - basis.T @ (basis @ direction)
-    remaining = float(torch.linalg.vector_norm(direction))
-    if remaining < 100 * torch.finfo(vector.dtype).eps:
-        return None
-    direction = direction / remaining
-    if remaining < 0.1:
-        direction = direction - basis.T @ (basis @ direction)
-        direction = direction / torch.linalg.vector_norm(direction)
+    for _ in range(3):  # twice is enough (Kahan, Parlett), unless next to nothing remains
+        direction.addmv_(basis.T, basis @ direction, alpha=-1.0)
+        remaining = float(torch.linalg.vector_norm(direction))
+        if not remaining > 100 * torch.finfo(vector.dtype).eps:
+            return None
+        direction.div_(remaining)
+        if remaining > 0.7:  # little was taken off, and little rounding with it
+            break
     return direction
 
 
@@ -472,7 +475,7 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
         return [start]
     known = [*init.eigenvectors, *init.subspace][: k + _EXTRA_VECTORS]
     vectors = [layout.flatten(v) for v in known]
-    return [v for v in vectors if bool(v.isfinite().all()) and bool(v.any())]
+    return [v for v in vectors if 0.0 < float(torch.linalg.vector_norm(v)) < math.inf]
 
 
 def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -99,6 +100,16 @@ class Layout:
                 f"vector names {sorted(unknown)} that the parameters do not have: "
                 f"expected names among {_few(self.shapes)}"
             )
+        if len(vector) == len(self.shapes):  # one copy instead of zeros and a copy each
+            pieces = [vector[name] for name in self.shapes]
+            if all(
+                isinstance(piece, Tensor)
+                and piece.shape == shape
+                and piece.dtype == self.dtype
+                and piece.device == self.device
+                for piece, shape in zip(pieces, self.shapes.values(), strict=True)
+            ):
+                return torch.cat([cast(Tensor, piece).detach().reshape(-1) for piece in pieces])
         flat = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for name, piece in zip(
             self.sizes, torch.split(flat, list(self.sizes.values())), strict=True

@@ -207,14 +207,25 @@ class Round:
         method: Literal["lanczos", "power"] = "lanczos",
         tol: float = 1e-2,
         max_hvps: int = 50,
+        rtol: float = 0.0,
         init: EigenResult | None = None,
     ) -> EigenResult:
-        """At least ``k`` eigenvalues; another callback's of this round if it asked for the same."""
-        key = (monitor.loss_key, method, tol, max_hvps)
+        """At least ``k`` eigenvalues; another callback's of this round if it asked for the same.
+
+        Where it asked for less, its vectors are the best start there is.
+        """
+        key = (monitor.loss_key, method, tol, max_hvps, rtol)
         known = self._eigen.get(key)
         if known is None or len(known.eigenvalues) < k:
+            alike = [result for other, result in self._eigen.items() if other[0] == key[0]]
             known = self._eigen[key] = top_eigenvalues(
-                self.objective(monitor), k, method=method, tol=tol, max_hvps=max_hvps, init=init
+                self.objective(monitor),
+                k,
+                method=method,
+                tol=tol,
+                max_hvps=max_hvps,
+                rtol=rtol,
+                init=alike[-1] if alike else init,
             )
         return known
 
