@@ -65,8 +65,8 @@ class Budget:
         try:
             yield
         finally:
-            self._paid += clock() - self._paying_since
-            self._paying_since = None
+            seconds, self._paying_since = clock() - self._paying_since, None
+            self.charge(seconds)
 
     @property
     def spent(self) -> float:
