@@ -131,7 +131,7 @@ class Account:
             line += f"; skipped {skipped} to stay within it"
         if failed:
             line += f"; {failed} failed"
-        smaller = [m.prefix for m in self.monitors if m.coarse]
+        smaller = [f"{m.prefix} {m.coarse}" for m in self.monitors if m.coarse]
         if smaller:
             line += f"; the last picture is coarser: {', '.join(smaller)}"
         if self.left_out:
