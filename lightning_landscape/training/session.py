@@ -23,7 +23,7 @@ from lightning_landscape.geometry.objective import OtherRankError
 from lightning_landscape.training.account import WORTH_A_PICTURE, Account
 from lightning_landscape.training.copies import Before, copied
 from lightning_landscape.training.faults import count_fault
-from lightning_landscape.training.hooks import BATCH_START, seconds_per_call, wake
+from lightning_landscape.training.hooks import BATCH_START, seconds_per_batch, wake
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
@@ -41,7 +41,7 @@ class Session:
     """The measuring side of one ``fit``."""
 
     def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
-        self._leader = monitors[0]
+        self._callbacks = monitors  # in the Trainer's order; the first one leads
         self.monitors = sorted(monitors, key=lambda monitor: monitor.draws)  # scalars first
         self.account = Account(self.monitors)
         self.checked: set[Any] = set()
@@ -73,7 +73,7 @@ class Session:
         begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
         with self._paying(pl_module):
             self._prepare(trainer, pl_module, begins_at)
-            self._hook_seconds = seconds_per_call(self._leader, lambda: self._idle(trainer))
+            self._hook_seconds = seconds_per_batch(self._callbacks, lambda: self._idle(trainer))
         # A checkpoint written at the end of an epoch needs no making up for.
         self._follow(trainer, pl_module, min(begins_at, trainer.global_step))
         self._plan()
@@ -137,9 +137,9 @@ class Session:
         due_at = min((m.schedule.next_step for m in active), default=math.inf)
         self._wanted_at = 0.0 if capturing else due_at
         if capturing or any(m.needs_batch or m.needs_update for m in active):
-            wake(self._leader, [BATCH_START])
+            wake(self._callbacks[0], [BATCH_START])
         else:
-            self._leader.pass_over([BATCH_START])
+            self._callbacks[0].pass_over([BATCH_START])
 
     def _idle(self, trainer: Trainer) -> bool:
         """Whether nobody wants anything of this batch: asked at each, so it costs next to nothing.

@@ -289,7 +289,7 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
 
 
 def test_the_idle_hooks_are_charged(tmp_path, monkeypatch, clock, caplog):
-    monkeypatch.setattr(session, "seconds_per_call", lambda *_: 0.01)
+    monkeypatch.setattr(session, "seconds_per_batch", lambda *_: 0.01)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
     assert "times in 1.2 s" in closing_line(caplog)  # 120 steps
