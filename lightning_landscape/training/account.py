@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Seconds: a picture, and the plotting library's import, until they were seen; on a slow machine.
 _DRAWING, _IMPORT = 0.1, 0.6
+# Of what is left at the end of the fit, the part to plan with: no training follows to pay for more.
+_SURE = 0.8
 # Seconds: what a callback must have spent for a picture along the run to be little beside it.
 WORTH_A_PICTURE = 2.0
 
@@ -96,7 +98,7 @@ class Account:
 
     def allowance(self, monitor: Monitor, owing: int) -> float | None:
         """Forwards that its last picture may take, of ``owing`` to be made; None: all it wants."""
-        left = self.budget.left / owing
+        left = _SURE * self.budget.left / owing
         if monitor.max_overhead is None or self.of(monitor) <= left:
             return None
         left -= self.of_drawing(monitor.pictures)
