@@ -9,7 +9,7 @@ GALLERY ?= runs/gallery
 SCREENSHOTS ?= runs/screenshots
 
 .PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
-	bench-accuracy clean
+	bench-accuracy bench-overhead clean
 
 install: $(VENV)/installed
 
@@ -66,6 +66,10 @@ $(VENV)/landscaper: requirements-landscaper.txt | install
 
 bench-accuracy: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.accuracy
+
+# Whole runs beside the same without callbacks; hours in full, see the file for parts.
+bench-overhead: install
+	$(RUN) benchmarks/overhead.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,12 +12,17 @@ KERNELS = "tests/geometry/test_kernels.py"
 REPORT = "tests/test_report.py"
 CLIENTS = "tests/training/test_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
+SCHEDULE = "tests/training/test_schedule.py"
+IDLE = "tests/training/test_hooks.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
 STATE = "training/module_state.py"
 RANDOM = "training/random_state.py"
 ISOLATED = "training/isolation.py"
 SESSION = "training/session.py"
+ACCOUNT = "training/account.py"
+HOOKS = "training/hooks.py"
+LANDSCAPE = "callbacks/landscape.py"
 FAULTY = "training/faults.py"
 ROUND = "training/round.py"
 LOSSES = "training/losses.py"
@@ -212,6 +217,56 @@ GUARDS = [
         "        if trainer.global_step == self._stepped:\n            return",
         "        if False:\n            return",
         MEASURING,
+    ),
+    # -- the budget
+    Guard(
+        "idle steps do nothing",
+        SESSION,
+        "            step >= self._wanted_at",
+        "            True",
+        f"{SCHEDULE} -k nothing_is_due",
+    ),
+    Guard(
+        "what idle hooks cost is charged",
+        SESSION,
+        "        self.account.budget.charge(",
+        "        abs(",
+        f"{SCHEDULE} -k idle_hooks_are_charged",
+    ),
+    Guard(
+        "no picture is begun that cannot be paid",
+        ACCOUNT,
+        "monitor.draws and self.budget.affords(cost + self.of(monitor))",
+        "monitor.draws",
+        f"{SCHEDULE} -k cannot_pay",
+    ),
+    Guard(
+        "the last picture fits what is left",
+        ACCOUNT,
+        "if monitor.max_overhead is None or self.of(monitor) <= left:",
+        "if True:",
+        f"{SCHEDULE} -k as_fine_as",
+    ),
+    Guard(
+        "dear pictures of the whole run are left out",
+        SESSION,
+        "self.account.affords(piece.drawings)",
+        "True",
+        f"{SCHEDULE} -k is_left_out",
+    ),
+    Guard(
+        "a coarser slice is not the film's grid",
+        LANDSCAPE,
+        'if "coarse" in slice.metadata:',
+        "if False:",
+        "tests/callbacks/test_whole_run.py -k spoil",
+    ),
+    Guard(
+        "a subclass's own hooks are called",
+        HOOKS,
+        "if getattr(type(callback), name) is getattr(idle, name):",
+        "if True:",
+        f"{IDLE} -k subclass",
     ),
     Guard(
         "three faults in a row end it",

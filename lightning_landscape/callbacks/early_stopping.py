@@ -11,6 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_landscape.training.hooks import OF_EVERY_BATCH, rest, wake
 from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
 
 
@@ -107,6 +108,13 @@ class SharpnessEarlyStopping(pl.Callback):
             )
         if self not in owner.listeners:
             owner.listeners.append(self)
+        wake(self)  # an exception may have ended another fit
+        rest(self, OF_EVERY_BATCH, pl.Callback)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """As it was before the fit."""
+        if stage == "fit":
+            wake(self)
 
     def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         """A new measurement, on every process: count it, and act."""

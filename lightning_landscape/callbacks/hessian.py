@@ -229,6 +229,13 @@ class HessianMonitor(Monitor):
             ],
         }
 
+    @property
+    def forwards(self) -> int:
+        """Forwards of the probe that one measurement costs, about: 10 products an eigenvalue."""
+        problems = self.k + self.min_eigenvalue + self.batch_edge_ratio
+        probes = 10 * self.density_samples + self.trace_samples
+        return 3 + 6 * (min(10 * problems, problems * self.max_hvps) + probes)
+
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
         before = objective.hvps

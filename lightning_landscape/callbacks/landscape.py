@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from pytorch_lightning import LightningModule, Trainer
@@ -33,6 +33,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_landscape.figures import ColorScale
+
+
+_PANELS, _FRAMES = 9, 30  # at most, of a film and an animation
+
+
+class Points(NamedTuple):
+    """How many points the slices of one measurement have."""
+
+    plane: tuple[int, int]  # along x and along y
+    line: int
+
+    def at_most(self, size: int) -> Points:
+        """No more than ``size`` along an axis of the plane, 3/2 of that along a line."""
+        x, y = self.plane
+        return Points((min(x, size), min(y, size)), min(self.line, (3 * size // 2) | 1))
+
+    def __str__(self) -> str:
+        plane = f"{self.plane[0]} x {self.plane[1]}" if all(self.plane) else ""
+        return " and ".join(filter(None, (plane, f"{self.line}" if self.line else "")))
 
 
 class LandscapeMonitor(Monitor):
@@ -104,6 +123,10 @@ class LandscapeMonitor(Monitor):
     The losses are written beside the logs, ``landscape/*.npz`` (see ``Slice.load``).  Where no
     logger takes images the pictures are written there as PNG.  One is made at the end of the fit in
     any case.
+
+    Where the budget does not hold the picture at the end of the fit, it has fewer points, down to
+    5 x 5 and 7: the title, the slice's metadata (``coarse``) and the closing line say so.  The film
+    shows those of full size, and is left out, as its animation, where it cannot be afforded.
 
     Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; a validation probe
     costs as many forwards again.  At the end of the fit some 3 s for the film, if there were 30
@@ -201,6 +224,7 @@ class LandscapeMonitor(Monitor):
         self.surface = surface
         self.seeds = seeds
         self.trajectory = bool(trajectory) or "pca" in axes
+        self.follows_weights = self.trajectory
         self.validation_probe = validation_probe
         self.needs_update = "update" in axes
         if validation_probe is not None:
@@ -211,7 +235,8 @@ class LandscapeMonitor(Monitor):
             if self.further_probe.captured:
                 raise ValueError(f"{said}(validation_probe=Probe()): expected one with a source")
         self._axes = Axes(self, axes, seed, None if span is None else (span[0], span[1]))
-        self._grid = (sizes[0], sizes[-1])
+        self._full = Points((sizes[0], sizes[-1]), line_resolution)
+        self._points = self._full  # of the picture that is next
         self._scales: dict[str, dict[str, float]] = {}  # tag -> limits, from the first picture
         self._path: Trajectory | None = None  # on rank zero, while training
 
@@ -219,8 +244,32 @@ class LandscapeMonitor(Monitor):
     def forwards(self) -> int:
         """Forwards of the probe that one picture costs."""
         products = 10 * self._axes.pair.count("eigenvectors")
-        points = self._grid[0] * self._grid[1] + self.seeds * self.line_resolution
-        return points * (1 if self.further_probe is None else 2) + 6 * products
+        return self._evaluations(self._full) + 6 * products
+
+    @property
+    def pictures(self) -> int:  # type: ignore[override]
+        """Pictures that are drawn at each measurement."""
+        return bool(self._full.line) + bool(all(self._full.plane)) * (1 + self.surface)
+
+    def _evaluations(self, points: Points) -> int:
+        count = points.plane[0] * points.plane[1] + self.seeds * points.line
+        return count * (1 if self.further_probe is None else 2)
+
+    @property
+    def coarse(self) -> str:
+        """How many points the last picture had, where they were fewer than asked for."""
+        return "" if self._points == self._full else f"{self._points} of {self._full} points"
+
+    def settle_for(self, forwards: float | None) -> None:
+        """Take fewer points, down to 5 along an axis of the plane and 7 along a line."""
+        self._points = self._full
+        if forwards is None:
+            return
+        fixed = self.forwards - self._evaluations(self._full)
+        for size in range(max(*self._full.plane, self._full.line) | 1, 3, -2):
+            self._points = self._full.at_most(size)
+            if fixed + self._evaluations(self._points) <= forwards:
+                break
 
     # -- the path of the weights ---------------------------------------------------------------
 
@@ -264,7 +313,7 @@ class LandscapeMonitor(Monitor):
         axes = self._axes.take(this_round, objective, self._path)
         validation = self._validation(this_round)
         measured = Measured(facts={"center_loss": float(objective.loss())})
-        if self.line_resolution:
+        if self._points.line:
             further = [
                 self._axes.random(this_round, objective, repeat) for repeat in range(2, self.seeds)
             ]
@@ -275,7 +324,7 @@ class LandscapeMonitor(Monitor):
                 if "update" in lines[-1].metadata:
                     measured.facts |= lines[-1].metadata["update"]
             self._picture(measured, this_round, "line", lines)
-        if all(self._grid):
+        if all(self._points.plane):
             plane = self._plane(this_round, objective, axes, validation)
             self._keep(measured, "plane", plane)
             self._picture(measured, this_round, "plane", [plane])
@@ -288,8 +337,8 @@ class LandscapeMonitor(Monitor):
             objective,
             axis.vector,
             axis.span,
-            self.line_resolution,
-            metadata=self._known(this_round, axis),
+            self._points.line,
+            metadata=self._known(this_round, axis) | self._less("line"),
         )
         if axis.kind == "update":
             lowest, within = lowest_point(line)
@@ -300,7 +349,7 @@ class LandscapeMonitor(Monitor):
                 "overshoot": 1.0 / (lowest + 1.0) if within and lowest > -1.0 else math.nan,
             }
         if validation is not None:
-            other = line_slice(validation, axis.vector, axis.span, self.line_resolution)
+            other = line_slice(validation, axis.vector, axis.span, self._points.line)
             line.metadata["validation"] = self._further(this_round, other)
         return line
 
@@ -313,11 +362,10 @@ class LandscapeMonitor(Monitor):
     ) -> Slice:
         x, y = (axis.vector for axis in axes)
         spans = (axes[0].span, axes[1].span)
-        plane = plane_slice(
-            objective, x, y, spans, self._grid, metadata=self._known(this_round, *axes)
-        )
+        known = self._known(this_round, *axes) | self._less("plane")
+        plane = plane_slice(objective, x, y, spans, self._points.plane, metadata=known)
         if validation is not None:
-            other = plane_slice(validation, x, y, spans, self._grid)
+            other = plane_slice(validation, x, y, spans, self._points.plane)
             plane.metadata["validation"] = self._further(this_round, other)
         if self._path is not None:
             seen = project(self._path.weights, objective.params, [x, y])
@@ -358,6 +406,11 @@ class LandscapeMonitor(Monitor):
             "fixed": [axis.fixed for axis in axes],
         }
 
+    def _less(self, part: str) -> dict[str, Any]:
+        """Said in the slice, and so in the picture: fewer points than all the others."""
+        wanted, taken = getattr(self._full, part), getattr(self._points, part)
+        return {} if taken == wanted else {"coarse": {"wanted": wanted, "taken": taken}}
+
     def forget(self) -> None:
         """Start the solver afresh: after a fault processes may hold different results."""
         self._axes.forget()
@@ -378,14 +431,20 @@ class LandscapeMonitor(Monitor):
 
     def in_retrospect(self, folder: Path, final: bool) -> Measured:
         """At the end the film: small pictures on one sheet, and an animation beside the logs."""
-        part = "plane" if all(self._grid) else "line-1"
+        part = "plane" if all(self._full.plane) else "line-1"
         files = list(self.own_files(folder, part).values())
         if not final or len(files) < 2:
             return Measured()
         scale = self._scales.get(self.key(part.split("-")[0]))
+        film, animation = self.key("film"), f"{self.key(part).replace('/', '-')}.gif"
         return Measured(
-            pictures={self.key("film"): partial(_filmstrip, files, scale)},
-            files={f"{self.key(part).replace('/', '-')}.gif": partial(_animate, files, scale)},
+            pictures={film: partial(_filmstrip, files, scale)},
+            files={animation: partial(_animate, files, scale)},
+            # As measured, beside one picture of a plane.
+            drawings={
+                film: 1 + 0.2 * min(len(files), _PANELS),
+                animation: 1.2 * min(len(files), _FRAMES),
+            },
         )
 
     # -- files and pictures --------------------------------------------------------------------
@@ -436,25 +495,34 @@ class LandscapeMonitor(Monitor):
 
 
 def _film(files: list[Path], most: int) -> list[Slice]:
-    """Slices of the run, evenly chosen, on the grid of the newest."""
-    grid: list[Slice] = []
+    """Slices of the run, evenly chosen, on the grid of the newest that is not a coarser one."""
+    newest = load_evenly(files, _full_slice, most=1) or load_evenly(files, Slice.load, most=1)
+    if not newest:
+        return []
+    (grid,) = newest.values()
 
     def load(path: Path) -> Slice:
         slice = Slice.load(path)
-        pairs = zip(slice.coordinates, (grid or [slice])[0].coordinates, strict=True)
-        if not all(np.array_equal(axis, other) for axis, other in pairs):
-            raise ValueError("another grid")
+        for axis, other in zip(slice.coordinates, grid.coordinates, strict=True):
+            if not np.array_equal(axis, other):
+                raise ValueError("another grid")
         return slice
 
-    grid += load_evenly(files, load, most=1).values()
     return list(load_evenly(files, load, most).values())
+
+
+def _full_slice(path: Path) -> Slice:
+    slice = Slice.load(path)
+    if "coarse" in slice.metadata:
+        raise ValueError("coarser than asked for")
+    return slice
 
 
 def _filmstrip(files: list[Path], scale: dict[str, float] | None) -> Figure:
     from lightning_landscape.figures import ColorScale, filmstrip_figure
 
     shared = None if scale is None else ColorScale.from_dict(scale)
-    return filmstrip_figure(_film(files, most=9), scale=shared, of=len(files))
+    return filmstrip_figure(_film(files, most=_PANELS), scale=shared, of=len(files))
 
 
 def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> None:
@@ -462,4 +530,4 @@ def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> N
     from lightning_landscape.figures.film import write_film
 
     shared = None if scale is None else ColorScale.from_dict(scale)
-    write_film(_film(files, most=30), path, shared)
+    write_film(_film(files, most=_FRAMES), path, shared)

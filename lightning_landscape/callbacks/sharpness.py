@@ -165,6 +165,12 @@ class SharpnessMonitor(Monitor):
             *(("critical",) if critical else ()),
         )
 
+    @property
+    def forwards(self) -> int:
+        """Forwards of the probe that one measurement costs, about."""
+        ascent = 4 * self.worst_case_steps * self.worst_case + 2 * self.samples * self.average
+        return 3 + 6 + 2 + ascent + 40 * self.keskar + 15 * self.critical
+
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
         # The product first: moving the weights drops the graph that it is made on.

@@ -36,9 +36,10 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def step_and_loss(metadata: Mapping[str, Any], center_loss: float) -> str:
-    """Returns 'step 120, loss 0.53', as far as known."""
+    """Returns 'step 120, loss 0.53', as far as known, and whether the slice is a coarser one."""
     step, loss = metadata.get("step"), f"loss {number(center_loss)}"
-    return loss if step is None else f"step {step}, {loss}"
+    told = loss if step is None else f"step {step}, {loss}"
+    return f"{told}, fewer points" if metadata.get("coarse") else told
 
 
 def direction_names(metadata: Mapping[str, Any], count: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,6 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
 
 from lightning_landscape.training.history import History, read_history
+from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_BATCH, rest, wake
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.records import HISTORY_FILE
@@ -150,8 +151,24 @@ class Monitor(pl.Callback):
 
     @property
     def forwards(self) -> int:
-        """About how many forwards of the probe one measurement costs."""
+        """About how many forwards of the probe one measurement costs.
+
+        A gradient is 3, a Hessian-vector product 6.
+        """
         return 0
+
+    pictures = 0  # drawn at each measurement
+
+    @property
+    def coarse(self) -> str:
+        """In what the last picture falls short of the others; empty if it does not."""
+        return ""
+
+    def settle_for(self, forwards: float | None) -> None:
+        """Spend about ``forwards`` at most on the picture that is next; ``None``: all it takes.
+
+        Called on all processes alike, before the picture that is owed at the end of the fit.
+        """
 
     def measure(self, this_round: Round) -> Measured:
         """Measure now.  Runs isolated: whatever it does to the module is undone."""
@@ -169,6 +186,8 @@ class Monitor(pl.Callback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Training starts, ``step`` steps into the run; called on all processes alike."""
+
+    follows_weights = False  # :meth:`follows` is to be asked
 
     def follows(self, step: int) -> bool:
         """Whether :meth:`follow` wants to see the weights after ``step`` steps."""
@@ -326,14 +345,17 @@ class Monitor(pl.Callback):
                 f"DDPStrategy, or ModelParallelStrategy with fully_shard (FSDP2) where one device "
                 f"does not hold the training state"
             )
-        if self._leads(trainer):
-            self._session = Session(trainer, monitors)
+        wake(self)  # an exception may have ended another fit
+        self._session = Session(trainer, monitors) if self._leads(trainer) else None
+        used = {BATCH_START, BATCH_END} if self._session else set()
+        self.pass_over(hook for hook in OF_EVERY_BATCH if hook not in used)
+
+    def pass_over(self, hooks: Iterable[str]) -> None:
+        """Spare Lightning the calls of these hooks, unless a subclass made them its own."""
+        rest(self, hooks, Monitor)
 
     def _leads(self, trainer: Trainer) -> bool:
         return _monitors(trainer)[0] is self
-
-    def _led(self, trainer: Trainer) -> Session | None:
-        return self._session if self._leads(trainer) else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook that sees parameters made in ``configure_model``."""
@@ -341,14 +363,14 @@ class Monitor(pl.Callback):
             refuse_tensor_parallel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if session := self._led(trainer):
+        if session := self._session:
             session.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if session := self._led(trainer):
-            session.on_train_batch_start(trainer, batch, batch_idx)
+        if session := self._session:
+            session.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self,
@@ -358,15 +380,15 @@ class Monitor(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if session := self._led(trainer):
+        if session := self._session:
             session.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if session := self._led(trainer):
+        if session := self._session:
             session.on_validation_start(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if session := self._led(trainer):
+        if session := self._session:
             session.on_train_end(trainer, pl_module)
 
     def on_exception(
@@ -374,11 +396,13 @@ class Monitor(pl.Callback):
     ) -> None:
         """Let go of the session here too: Lightning tears down nothing after an exception."""
         self._session = None
+        wake(self)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the session: a callback that is kept or pickled holds no run."""
         if stage == "fit":
             self._session = None
+            wake(self)
 
     # -- checkpoints: small, plain values ------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
@@ -14,6 +15,7 @@ from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured
 
 if TYPE_CHECKING:
+    from lightning_landscape.training.account import Account
     from lightning_landscape.training.monitor import Monitor
 
 _ENGINES = {
@@ -22,10 +24,20 @@ _ENGINES = {
 }
 
 
+class Piece(NamedTuple):
+    """A picture or a file of the whole run, to be made if it can be afforded."""
+
+    monitor: Monitor
+    name: str
+    drawings: float  # what it costs, in ordinary pictures
+    make: Callable[[], object]
+
+
 class Publisher:
     """Brings what callbacks found to the history, the loggers, the listeners and the disk."""
 
-    def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+    def __init__(self, trainer: Trainer, monitors: Sequence[Monitor], account: Account) -> None:
+        self._account = account
         self.recorder = Recorder(trainer)
         self._trainer = trainer
         self._monitors = monitors
@@ -131,15 +143,23 @@ class Publisher:
             if charts:
                 self.recorder.layout({"landscape": charts})
 
-    def look_back(self, monitor: Monitor, step: int, final: bool) -> None:
-        """Draw all that the callback has measured so far, on rank zero alone."""
+    def in_retrospect(self, monitor: Monitor, step: int, final: bool) -> list[Piece]:
+        """What can be made of all that the callback has measured so far, on rank zero alone."""
+        asked: list[Measured] = []
+        self.recorder.guarded(
+            f"{monitor.prefix}: a picture of the whole run",
+            lambda: asked.append(monitor.in_retrospect(self.recorder.folder, final)),
+        )
+        acts = {
+            name: partial(self._make, Measured(**{kind: {name: made}}), step)
+            for measured in asked
+            for kind in ("pictures", "files")
+            for name, made in getattr(measured, kind).items()
+        }
+        prices = asked[0].drawings if asked else {}
+        return [Piece(monitor, name, prices.get(name, 1.0), act) for name, act in acts.items()]
 
-        def draw() -> None:
-            self._write(monitor.in_retrospect(self.recorder.folder, final), step)
-
-        self.recorder.guarded(f"{monitor.prefix}: a picture of the whole run", draw)
-
-    def _write(self, measured: Measured, step: int) -> None:
+    def _make(self, measured: Measured, step: int) -> None:
         """Files and pictures, on rank zero."""
         for name, write in measured.files.items():
             self.recorder.file(name, write)
@@ -147,3 +167,10 @@ class Publisher:
             self.recorder.picture(tag, draw, step)
         for tag, make in measured.surfaces.items():
             self.recorder.mesh(tag, make, step)
+
+    def _write(self, measured: Measured, step: int) -> None:
+        """The files and pictures of one measurement; what they took is the price of the next."""
+        begun = time.perf_counter()
+        self._make(measured, step)
+        if measured.pictures:
+            self._account.drawing = (time.perf_counter() - begun) / len(measured.pictures)

@@ -41,6 +41,8 @@ class Measured:
         pictures: tag -> a function that draws it.
         files: file name -> a function that writes it.
         surfaces: tag -> a function that makes a surface in space.
+        drawings: what a picture or a file of the whole run costs, in ordinary pictures; 1 if it is
+            not here.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Measured:
     pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     surfaces: dict[str, Callable[[], Surface]] = field(default_factory=dict)
+    drawings: dict[str, float] = field(default_factory=dict)
 
 
 class Round:
@@ -117,8 +120,24 @@ class Round:
         objective = self._objective(monitor, terms)
         if monitor.loss_key not in self._session.checked:
             self._session.checked.add(monitor.loss_key)
-            _warn_if_noisy(objective, monitor)
+            self._warn_if_noisy(objective, monitor)
         return objective
+
+    def _warn_if_noisy(self, objective: Objective, monitor: Monitor) -> None:
+        """Said once a run: the loss varies from call to call in spite of the isolation.
+
+        What the second call takes is the price of a forward: in the first, much is done once.
+        """
+        first = objective.loss()
+        started = self._session.clock(self.pl_module)
+        again = objective.losses_at([], [()])[0]
+        self._session.account.saw_forward(self._session.clock(self.pl_module) - started)
+        if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
+            rank_zero_warn(
+                f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
+                f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or "
+                f"keeps a state outside the module, and every value here carries that noise"
+            )
 
     def _objective(self, monitor: Monitor, terms: list[tuple[float, LossFn]]) -> Objective:
         return Objective(
@@ -240,7 +259,7 @@ class Round:
     @property
     def train_batch_size(self) -> int:
         """Examples in this process's last training batch."""
-        return self._session.train_batch_size
+        return self._session.account.batch_size
 
     def probe_size(self, monitor: Monitor) -> int:
         """Examples in the callback's probe, over all processes."""
@@ -287,14 +306,3 @@ def measured_parameters(
             f"patterns over names such as {list(trained)[:4]}"
         )
     return chosen
-
-
-def _warn_if_noisy(objective: Objective, monitor: Monitor) -> None:
-    """Said once a run: the loss varies from call to call in spite of the isolation."""
-    first, again = objective.loss(), objective.losses_at([], [()])[0]
-    if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
-        rank_zero_warn(
-            f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
-            f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or keeps a "
-            f"state outside the module, and every value here carries that noise"
-        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
 
 
 class Schedule:
@@ -17,11 +19,16 @@ class Schedule:
         self.every_n_epochs = every_n_epochs
         self.last_step: int | None = None
 
+    @property
+    def next_step(self) -> float:
+        """The first step that may be due, apart from those that end an epoch."""
+        if self.last_step is None:
+            return 0
+        return self.last_step + (self.every_n_train_steps or math.inf)
+
     def due(self, step: int, epoch: int, epoch_ends: bool) -> bool:
         """Whether to measure after ``step`` steps, in ``epoch`` (from 0)."""
-        if self.last_step is None:
-            return True
-        if self.every_n_train_steps and step - self.last_step >= self.every_n_train_steps:
+        if step >= self.next_step:
             return True
         return bool(self.every_n_epochs and epoch_ends and (epoch + 1) % self.every_n_epochs == 0)
 
@@ -35,17 +42,38 @@ class Budget:
 
     def __init__(self, max_overhead: float | None) -> None:
         self.max_overhead = max_overhead
-        self.spent = 0.0
-        self._started = time.perf_counter()
+        self.start()
 
     def start(self) -> None:
         """Training begins."""
-        self.spent = 0.0
+        self._paid = 0.0
+        self._paying_since: float | None = None
         self._started = time.perf_counter()
 
     def charge(self, seconds: float) -> None:
         """Count ``seconds`` as spent."""
-        self.spent += seconds
+        self._paid += seconds
+
+    @contextlib.contextmanager
+    def paying(self, clock: Callable[[], float]) -> Iterator[None]:
+        """All the time inside counts as spent, already while it passes.
+
+        ``clock`` may wait for a device, so that work given to it before is not counted, and work
+        given to it inside is.
+        """
+        self._paying_since = clock()
+        try:
+            yield
+        finally:
+            seconds, self._paying_since = clock() - self._paying_since, None
+            self.charge(seconds)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start that went into measuring."""
+        if self._paying_since is None:
+            return self._paid
+        return self._paid + time.perf_counter() - self._paying_since
 
     @property
     def trained(self) -> float:
@@ -61,6 +89,11 @@ class Budget:
     def earned(self) -> float:
         """Seconds that training has paid for so far; infinite without a limit."""
         return math.inf if self.max_overhead is None else self.max_overhead * self.trained
+
+    @property
+    def left(self) -> float:
+        """Seconds that may still be spent, below zero in debt."""
+        return self.earned - self.spent
 
     def affords(self, seconds: float) -> bool:
         """Whether a measurement of ``seconds`` keeps within the limit."""

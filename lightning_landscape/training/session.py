@@ -8,9 +8,9 @@ so that they share what is computed.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,49 +20,42 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.training.account import WORTH_A_PICTURE, Account
+from lightning_landscape.training.copies import Before, copied
 from lightning_landscape.training.faults import count_fault
+from lightning_landscape.training.hooks import BATCH_START, seconds_per_batch, wake
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.publisher import Publisher
 from lightning_landscape.training.round import Measured, Round
-from lightning_landscape.training.schedule import Budget
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
 
-# Seconds: what a callback must have spent for a picture along the run to be little beside it.
-_WORTH_A_PICTURE = 2.0
-
 _Result = TypeVar("_Result")
-
-
-@dataclass
-class Before:
-    """The weights before a step, as the optimizers hold them, or why there are none."""
-
-    weights: dict[int, Tensor] = field(default_factory=dict)  # id of a parameter -> its copy
-    rates: dict[int, float] = field(default_factory=dict)  # and its learning rate
-    fault: Exception | None = None
 
 
 class Session:
     """The measuring side of one ``fit``."""
 
     def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+        self._callbacks = monitors  # in the Trainer's order; the first one leads
         self.monitors = sorted(monitors, key=lambda monitor: monitor.draws)  # scalars first
-        given = [m.max_overhead for m in monitors if m.max_overhead is not None]
-        self.budget = Budget(min(given) if given else None)
+        self.account = Account(self.monitors)
         self.checked: set[Any] = set()
-        self.train_batch_size = 1
         self._probe_sizes: dict[int, int] = {}
         self.last_batch = Probe()
         self.processes = Processes(trainer)
         self._before = Before()
         self._before_at = -1  # trainer.global_step when it was copied
-        self._publisher = Publisher(trainer, self.monitors)
-        self._forward_seconds: float | None = None
+        self._publisher = Publisher(trainer, self.monitors, self.account)
+        self._wanted_at: float = 0.0  # the step before which nobody wants anything, see `_idle`
+        self._followers = [m for m in self.monitors if m.follows_weights]
+        self._watches_end = any(m.draws and m.needs_update for m in self.monitors)
+        self._hook_seconds = 0.0  # what an idle hook costs
+        self._first_batch = 0
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._fetches_itself = False  # training_step takes the iterator, not a batch
         self._offered: list[Probe] = []  # those that took the batch of this step
@@ -71,20 +64,30 @@ class Session:
     # -- hooks, called by the leading callback -------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the probes that were given or, on resuming, kept; start the clock."""
+        """Start the clock; read the probes that were given or, on resuming, kept."""
+        self.account.budget.start()
         self._stepped = trainer.global_step
+        self._first_batch = trainer.fit_loop.total_batch_idx + 1
         self._fetches_itself = takes_iterator(pl_module)
+        # Lightning saves its counter before it moves on, and makes up for that after this hook.
+        begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
+        with self._paying(pl_module):
+            self._prepare(trainer, pl_module, begins_at)
+            self._hook_seconds = seconds_per_batch(self._callbacks, lambda: self._idle(trainer))
+        # A checkpoint written at the end of an epoch needs no making up for.
+        self._follow(trainer, pl_module, min(begins_at, trainer.global_step))
+        self._plan()
 
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, begins_at: int) -> None:
         def prepare(batch: Any) -> Any:
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-        # Lightning saves its counter before it moves on, and makes up for that after this hook.
-        begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
+            monitor.settle_for(None)
             if monitor.further_probe is not None and not monitor.further_probe.complete:
                 self._load(monitor.further_probe, prepare)
             self._begin(monitor, trainer, pl_module, begins_at)
@@ -95,9 +98,6 @@ class Session:
                 self._restore_probe(monitor, trainer)
             else:
                 self._load(probe, prepare)
-        self.budget.start()
-        # A checkpoint written at the end of an epoch needs no making up for.
-        self._follow(trainer, pl_module, min(begins_at, trainer.global_step))
 
     def _begin(
         self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule, step: int
@@ -109,14 +109,12 @@ class Session:
             raise RuntimeError("what was given could not be read on another process") from error
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Show the weights to those that follow them; the time counts."""
+        """Show the weights to those that follow them."""
         following = [m for m in self.monitors if not m.disabled and m.follows(step)]
-        if not following:
-            return
-        started = self._clock(pl_module)
-        for monitor in following:
-            monitor.follow(trainer, pl_module, step)
-        self.budget.charge(self._clock(pl_module) - started)
+        if following:
+            with self._paying(pl_module):
+                for monitor in following:
+                    monitor.follow(trainer, pl_module, step)
 
     def _load(self, probe: Probe, prepare: Callable[[Any], Any]) -> None:
         """A process that cannot read its share ends the run on all, or they would wait for it."""
@@ -132,17 +130,54 @@ class Session:
         if 0 < found < self.processes.count:  # a file is missing for one process only
             monitor.give_up_probe("another process has none")
 
-    def on_train_batch_start(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+    def _plan(self) -> None:
+        """Find the step at which somebody is due; ends of epochs are seen as they come."""
+        active = [m for m in self.monitors if not m.disabled]
+        capturing = bool(self._captured_probes())
+        due_at = min((m.schedule.next_step for m in active), default=math.inf)
+        self._wanted_at = 0.0 if capturing else due_at
+        if capturing or any(m.needs_batch or m.needs_update for m in active):
+            wake(self._callbacks[0], [BATCH_START])
+        else:
+            self._callbacks[0].pass_over([BATCH_START])
+
+    def _idle(self, trainer: Trainer) -> bool:
+        """Whether nobody wants anything of this batch: asked at each, so it costs next to nothing.
+
+        What it and Lightning's call of the hook do cost is charged, see ``_count_batches``.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        step = loop._batches_that_stepped + 1
+        return not (
+            step >= self._wanted_at
+            or loop.batch_progress.is_last_batch
+            or (self._followers and any(m.follows(step) for m in self._followers))
+            or (self._watches_end and self._ends(trainer))
+        )
+
+    def _count_batches(self, trainer: Trainer) -> None:
+        """Count the batches since the last time, and charge for the idle hooks at them."""
+        batches = trainer.fit_loop.total_batch_idx + 1 - self._first_batch
+        self.account.budget.charge((batches - self.account.batches) * self._hook_seconds)
+        self.account.batches = batches
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Keep what will be wanted: a batch before it can be edited, weights before they move."""
+        if self._idle(trainer):
+            return
         coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
-        if self._before.fault is not None:
-            self._before, self._before_at = Before(), -1
-        if not self._fetches_itself:
-            self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
         wanting = [*coming, *(m for m in self.monitors if m.draws and self._ends(trainer))]
-        if any(m.needs_update for m in wanting) and self._before_at != trainer.global_step:
-            self._before_at = trainer.global_step
-            self._try_to(partial(self._keep_weights, trainer))
+        moves = any(m.needs_update for m in wanting) and self._before_at != trainer.global_step
+        with self._paying(pl_module if moves else None):
+            if self._before.fault is not None:
+                self._before, self._before_at = Before(), -1
+            if not self._fetches_itself:
+                self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
+            if moves:
+                self._before_at = trainer.global_step
+                self._try_to(partial(self._keep_weights, trainer))
 
     def _try_to(self, keep: Callable[[], None]) -> None:
         """Keep a copy; a fault (no room, say) is told when the copies are wanted."""
@@ -153,7 +188,7 @@ class Session:
 
     def _keep_weights(self, trainer: Trainer) -> None:
         if self._before.fault is None:
-            self._before = _copied(trainer)
+            self._before = copied(trainer)
 
     def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
         self._offered = self._captured_probes()
@@ -210,17 +245,15 @@ class Session:
         batch_idx: int,
     ) -> None:
         """Measure, if the optimizer has stepped and somebody is due."""
-        if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
-            self._try_to(partial(self._keep_batch, batch, batch_idx, self.monitors))
-        if pl_module.automatic_optimization and not outputs:
-            for probe in self._offered:
-                probe.withdraw()  # training_step gave no loss for it
-        if trainer.is_last_batch:
-            self._complete_probes()
+        if self._idle(trainer):
+            self._stepped = trainer.global_step
+            return
+        self._count_batches(trainer)
+        with self._paying():
+            self._capture(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == self._stepped:
             return  # accumulating, or weight averaging's extra epoch, or a step that was skipped
         self._stepped = trainer.global_step
-        self.train_batch_size = batch_size(batch)
         # The label under which Lightning logs the training loss of the weights as they are now:
         # its own counter moves on after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -233,10 +266,32 @@ class Session:
             and self._due(monitor, trainer)
         ]
         if due:
-            self._run(trainer, pl_module, due, step)
+            with self._paying(pl_module):
+                self.account.batch_size = batch_size(batch)
+                self._run(trainer, pl_module, due, step)
             self.last_batch.batches = []
             if not self._ends(trainer):
                 self._before, self._before_at = Before(), -1
+        self._plan()
+
+    def _capture(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Keep the batch, if that was not done before it was used, or give it back."""
+        if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
+            coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
+            self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
+        if pl_module.automatic_optimization and not outputs:
+            for probe in self._offered:
+                probe.withdraw()  # training_step gave no loss for it
+        self._offered = []
+        if trainer.is_last_batch:
+            self._complete_probes()
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""
@@ -246,31 +301,35 @@ class Session:
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One picture in any case from those that draw; then say what was done."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self._complete_probes()
-        last = [
-            monitor
-            for monitor in self.monitors
-            if monitor.draws
-            and monitor.probe_in_use.complete
-            and not monitor.disabled
-            and monitor.last_measured_step != step
-        ]
-        if last and step > 0:
-            self._measure(trainer, pl_module, last, step, final=True)
-        for monitor in self.monitors:
-            if monitor.measurements and trainer.is_global_zero:
-                self._look_back(pl_module, monitor, step, final=True)
-        rank_zero_info(self.closing_line())
+        self._count_batches(trainer)
+        with self._paying(pl_module):
+            self._complete_probes()
+            last = [
+                monitor
+                for monitor in self.monitors
+                if monitor.draws
+                and monitor.probe_in_use.complete
+                and not monitor.disabled
+                and monitor.last_measured_step != step
+            ]
+            for number, monitor in enumerate(last if step > 0 else ()):
+                allowance = self.account.allowance(monitor, len(last) - number)
+                monitor.settle_for(trainer.strategy.broadcast(allowance))
+                self._measure(trainer, pl_module, [monitor], step, final=True)
+            self._look_back(pl_module, [m for m in self.monitors if m.measurements], step)
+        rank_zero_info(self.account.closing_line())
 
     # -- a round -------------------------------------------------------------------------------
 
     def _run(
         self, trainer: Trainer, pl_module: LightningModule, due: list[Monitor], step: int
     ) -> None:
-        if self._forward_seconds is None and all(m.draws for m in due) and self._limited(due):
-            self._time_a_forward(trainer, pl_module, due[0], step)
+        if all(m.draws for m in due):
+            worth = self.account.worth_timing_a_forward(due)
+            if trainer.strategy.broadcast(worth):
+                self._time_a_forward(trainer, pl_module, due[0], step)
         # Rank zero holds the clock; the others follow, or they would wait for one another.
-        names = [m.prefix for m in self._affordable(due)]
+        names = [m.prefix for m in self.account.affordable(due)]
         names = trainer.strategy.broadcast(names)
         chosen = [m for m in due if m.prefix in names]  # scalars before pictures
         for monitor in due:
@@ -279,48 +338,12 @@ class Session:
         if chosen:
             self._measure(trainer, pl_module, chosen, step)
 
-    def _affordable(self, due: list[Monitor]) -> list[Monitor]:
-        """Those whose predicted cost the budget allows, beside the pictures owed at the end."""
-        exact = [m for m in due if m.max_overhead is None]
-        limited = [m for m in due if m.max_overhead is not None]
-        # Scalars go together, or cheap ones would starve a dearer one for ever.
-        scalars = [m for m in limited if not m.draws]
-        owed = [m for m in self.monitors if m.draws and m.max_overhead and not m.disabled]
-        # Put aside for those pictures, but not more than half: scalars come first.
-        reserve = min(sum(self._predicted(m) or 0.0 for m in owed), 0.5 * self.budget.earned)
-        cost = reserve + sum(self._predicted(m) or 0.0 for m in scalars)
-        if not self.budget.affords(cost):
-            return exact + [m for m in scalars if not m.measured]
-        chosen = exact + scalars
-        for monitor in limited:
-            price = self._predicted(monitor)
-            if monitor.draws and price is not None and self.budget.affords(cost + price):
-                cost += price
-                chosen.append(monitor)
-        return chosen
-
-    def _limited(self, monitors: Sequence[Monitor]) -> bool:
-        return any(m.max_overhead is not None for m in monitors)
-
-    def _predicted(self, monitor: Monitor) -> float | None:
-        """Seconds that the next measurement takes: as the last one, or from its forwards."""
-        if monitor.last_seconds is not None:
-            return monitor.last_seconds
-        return None if self._forward_seconds is None else monitor.forwards * self._forward_seconds
-
     def _time_a_forward(
         self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, step: int
     ) -> None:
-        started = self._clock(pl_module)
         with self._isolated(trainer, pl_module, [monitor], step) as this_round:
-            if this_round is None:
-                return
-            loss = partial(lambda this_round: this_round.objective(monitor).loss(), this_round)
-            if self._attempt(monitor, loss) is None:
-                return
-        elapsed = self._clock(pl_module) - started
-        self._forward_seconds = elapsed / max(this_round.work, 1)
-        self.budget.charge(elapsed)
+            if this_round is not None:
+                self._attempt(monitor, partial(this_round.objective, monitor))
 
     def _measure(
         self,
@@ -331,46 +354,62 @@ class Session:
         final: bool = False,
     ) -> None:
         """Measure inside an isolation; write and draw after it, with the run's own loggers."""
-        begun = self._clock(pl_module)
+        clock = partial(self.clock, pl_module)
+        begun = clock()
+        first = any(not m.measured and not m.draws for m in monitors)
         found: list[tuple[Monitor, Measured, float]] = []
         with self._isolated(trainer, pl_module, monitors, step) as this_round:
             if this_round is None:
                 return
             for monitor in monitors:
-                started = self._clock(pl_module)
+                started, work = clock(), this_round.work
                 measured = self._attempt(monitor, partial(monitor.measure, this_round))
                 if measured is None:
                     this_round.release()
-                else:
-                    measured.facts |= this_round.engine(monitor)
-                    found.append((monitor, measured, self._clock(pl_module) - started))
-            if self._forward_seconds is None:
-                elapsed = self._clock(pl_module) - begun
-                self._forward_seconds = elapsed / max(this_round.work, 1)
+                    continue
+                measured.facts |= this_round.engine(monitor)
+                seconds, work = clock() - started, this_round.work - work
+                if monitor.draws and work:
+                    self.account.forward = seconds / work
+                found.append((monitor, measured, seconds))
         for monitor, measured, seconds in found:
-            started = self._clock(pl_module)
+            started = clock()
             samples = self.probe_size(monitor.probe_in_use)
             self._publisher.publish(pl_module, monitor, measured, step, samples, final)
-            monitor.last_seconds = seconds + self._clock(pl_module) - started
+            monitor.last_seconds = seconds + clock() - started
             monitor.seconds_spent += monitor.last_seconds
-        self.budget.charge(self._clock(pl_module) - begun)
-        for monitor, _, _ in () if final or not trainer.is_global_zero else found:
-            cheap = monitor.max_overhead is None or monitor.seconds_spent > _WORTH_A_PICTURE
-            if cheap and _is_milestone(monitor.measured):
-                self._look_back(pl_module, monitor, step, final=False)
+        what = "last pictures" if final else "first values" if first else "later measurements"
+        self.account.note(what, clock() - begun)
+        if not final:
+            self._look_back(pl_module, [m for m, _, _ in found if _worth_a_picture(m)], step, False)
 
     def _look_back(
-        self, pl_module: LightningModule, monitor: Monitor, step: int, final: bool
+        self,
+        pl_module: LightningModule,
+        monitors: Sequence[Monitor],
+        step: int,
+        final: bool = True,
     ) -> None:
-        """Draw all that was measured so far, on rank zero alone.
+        """Draw all that was measured so far, on rank zero alone: the cheapest first.
 
-        Charged, but no part of what the next measurement is predicted to take.
+        No part of what the next measurement is predicted to take.
         """
-        begun = self._clock(pl_module)
-        self._publisher.look_back(monitor, step, final)
-        seconds = self._clock(pl_module) - begun
-        monitor.seconds_spent += seconds
-        self.budget.charge(seconds)
+        clock = partial(self.clock, pl_module)
+        begun = clock()
+        pieces = []
+        for monitor in monitors if self.processes.rank == 0 else ():
+            started = clock()
+            pieces += self._publisher.in_retrospect(monitor, step, final)
+            monitor.seconds_spent += clock() - started
+        for piece in sorted(pieces, key=lambda piece: piece.drawings):
+            if piece.monitor.max_overhead is None or self.account.affords(piece.drawings):
+                started = clock()
+                piece.make()
+                piece.monitor.seconds_spent += clock() - started
+            elif final:
+                self.account.left_out.append(piece.name)
+        if monitors:
+            self.account.note("pictures of the whole run", clock() - begun)
 
     @contextlib.contextmanager
     def _isolated(
@@ -440,39 +479,26 @@ class Session:
             self._probe_sizes[id(probe)] = self.processes.total(probe.size)
         return self._probe_sizes[id(probe)]
 
+    def _paying(self, pl_module: LightningModule | None = None) -> Any:
+        """Count the time inside; with a module, that of its device's work too."""
+        if pl_module is None:
+            return self.account.budget.paying(time.perf_counter)
+        return self.account.budget.paying(partial(self.clock, pl_module))
+
     @staticmethod
-    def _clock(pl_module: LightningModule) -> float:
+    def clock(pl_module: LightningModule) -> float:
+        """The time when all work given to the device is done."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()
 
-    def closing_line(self) -> str:
-        """What was measured, skipped and spent, in one line."""
-        counts = ", ".join(f"{m.prefix} {m.measured}" for m in self.monitors)
-        skipped = sum(m.skipped for m in self.monitors)
-        failed = sum(m.failed for m in self.monitors)
-        share = 100 * self.budget.share
-        line = (
-            f"lightning_landscape: measured {counts} times in {self.budget.spent:.1f} s, "
-            f"{share:.1f} % of the {self.budget.trained:.1f} s spent training"
-        )
-        if skipped:
-            line += f"; skipped {skipped} to stay within max_overhead={self.budget.max_overhead}"
-        return line + (f"; {failed} failed" if failed else "")
+
+def _worth_a_picture(monitor: Monitor) -> bool:
+    cheap = monitor.max_overhead is None or monitor.seconds_spent > WORTH_A_PICTURE
+    return cheap and _is_milestone(monitor.measured)
 
 
 def _is_milestone(count: int) -> bool:
     """10, 20, 40, 80, ..."""
     tens, rest = divmod(count, 10)
     return rest == 0 and tens > 0 and tens & (tens - 1) == 0
-
-
-def _copied(trainer: Trainer) -> Before:
-    """Of shards only the own ones: nothing is sent."""
-    held = [(p, g) for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
-    weights = {id(p): p for p, _ in held}
-    return Before(
-        {key: p.detach().clone() for key, p in weights.items()},
-        # Read here: a scheduler may change them before the batch ends.
-        {id(p): float(g["lr"]) for p, g in held},
-    )

@@ -103,6 +103,25 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
     assert (folder / "landscape-plane.gif").exists()
 
 
+def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
+    from lightning_landscape.callbacks.landscape import _film
+
+    def save(step, points, **metadata):
+        axis = np.linspace(-1.0, 1.0, points)
+        path = tmp_path / f"landscape-plane-step{step:08d}.npz"
+        losses = np.ones((points, points))
+        Slice((axis, axis), losses, 1.0, {"step": step, **metadata}).save(path)
+        return path
+
+    less = {"coarse": {"wanted": [15, 15], "taken": [5, 5]}}
+    files = [save(1, 15), save(2, 15), save(3, 5, **less)]
+    assert [slice.metadata["step"] for slice in _film(files, most=9)] == [1, 2]
+    # After a resume with another resolution the newest of full size counts.
+    files += [save(4, 7), save(5, 5, **less)]
+    assert [slice.metadata["step"] for slice in _film(files, most=9)] == [4]
+    assert [slice.metadata["step"] for slice in _film(files[-1:], most=9)] == [5]
+
+
 def test_no_film_of_one_picture(tmp_path):
     train(Linear, regression, [LandscapeMonitor(every_n_train_steps=100, **SMALL)], tmp_path)
     assert not [p for p in (tmp_path / "landscape").iterdir() if p.suffix == ".gif"]

@@ -166,7 +166,7 @@ PLACES = {  # outside the objective, whose reductions carry its own faults
     "in vector arithmetic": (sharpness, "norm"),
     "while isolating": (isolation, "ModuleState"),
     "while copying random states": (isolation, "RandomState"),
-    "while copying the weights before": (session, "_copied"),
+    "while copying the weights before": (session, "copied"),
     "while copying the batch": (session, "clone_batch"),
 }
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
-from lightning_landscape.training import schedule, session
+import pytest
+import torch
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, Slice
+from lightning_landscape.training import account, schedule, session
+from lightning_landscape.training.account import Account
+from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.schedule import Budget, Schedule
 from tests.runs import train
 from tests.small import Linear, regression
@@ -60,14 +65,19 @@ def test_schedule():
 
 
 class Timed:
-    """Every training step takes 1 s and every measurement ``cost`` s of a clock that we turn."""
+    """Every training step takes 1 s, every measurement ``cost`` s of a clock that we turn.
 
-    def __init__(self, monkeypatch, clock, costs):
+    ``evaluation`` is what one evaluation of the loss on a batch takes when measuring.
+    """
+
+    def __init__(self, monkeypatch, clock, costs, evaluation=0.0):
         step = Linear.training_step
 
         def slow(module, batch, batch_idx):
             if getattr(module.log, "__name__", "") != "_log_nothing":
                 clock.now += 1.0
+            else:
+                clock.now += evaluation
             return step(module, batch, batch_idx)
 
         monkeypatch.setattr(Linear, "training_step", slow)
@@ -101,7 +111,8 @@ def test_the_budget_holds_and_what_was_skipped_is_counted(tmp_path, monkeypatch,
 
 def test_pictures_wait_for_scalars_but_one_is_owed(tmp_path, monkeypatch, clock, caplog):
     monkeypatch.setattr(session.time, "perf_counter", clock)
-    Timed(monkeypatch, clock, {HessianMonitor: 1.0, LandscapeMonitor: 50.0})
+    # A forward of the probe of three batches takes 1 ms, 50,000 of them 50 s.
+    Timed(monkeypatch, clock, {HessianMonitor: 1.0, LandscapeMonitor: 50.0}, evaluation=1e-3 / 3)
     callbacks = [
         LandscapeMonitor(every_n_train_steps=10, resolution=3, line_resolution=0),
         HessianMonitor(every_n_train_steps=10),
@@ -127,3 +138,168 @@ def test_the_smallest_budget_counts_and_none_is_exact(tmp_path, monkeypatch, clo
     assert callbacks[0].skipped == 0
     assert callbacks[0].measured == 10
     assert [callbacks[1].measured, callbacks[1].skipped] == [1, 9]
+
+
+def closing_line(caplog):
+    return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape"))
+
+
+def share_told(caplog):
+    return float(re.search(r"([\d.]+) % of the", closing_line(caplog))[1]) / 100
+
+
+# -- prices ---------------------------------------------------------------------------------------
+
+
+def test_the_first_price_comes_from_the_steps(clock):
+    monitor = LandscapeMonitor(resolution=5, line_resolution=0)
+    monitor.probe_in_use = Probe((torch.zeros(60, 2),))
+    monitor.probe_in_use.load(lambda batch: batch)
+    prices = Account([monitor])
+    prices.budget.start()
+    clock.now = 50.0  # 100 steps of half a second on 20 examples: 1/6 s a forward of 20
+    prices.batches, prices.batch_size = 100, 20
+    assert prices.of_a_forward(monitor.probe_in_use) == pytest.approx(3 / 6)
+    prices.drawing = 0.25
+    assert prices.of(monitor) == pytest.approx(25 / 2 + 0.25)
+    prices.saw_forward(0.1)  # a forward was timed
+    assert prices.of(monitor) == pytest.approx(2.5 + 0.25)
+    monitor.last_seconds = 7.0  # and now the whole
+    assert prices.of(monitor) == 7.0
+
+
+def test_a_picture_is_not_begun_that_the_budget_cannot_pay(tmp_path, monkeypatch, clock, caplog):
+    # A forward of the probe of 3 batches takes .3 s, a picture 25 of them: 7.5 s of the 10 s.
+    Timed(monkeypatch, clock, {}, evaluation=0.1)
+    monitor = LandscapeMonitor(
+        every_n_train_steps=10, resolution=5, line_resolution=0, max_overhead=0.1
+    )
+    train(Linear, regression, [monitor], tmp_path, max_epochs=34)
+    # By the steps a forward takes 1 s.  Three of them are affordable at step 33, and one is timed:
+    # .6 s with the one before it.  Half of what is earned is for the last picture.
+    assert not [step for step in range(33, 103, 10) if 0.1 * step >= 0.6 + 7.5 + 0.05 * step]
+    assert [row["step"] for row in monitor.history] == [102]
+    assert share_told(caplog) <= 0.1
+    assert "Above" not in closing_line(caplog)
+    assert "coarser" not in closing_line(caplog)
+
+
+def test_the_last_picture_is_as_fine_as_what_is_left(tmp_path, monkeypatch, clock, caplog):
+    # .06 s a forward: of the 6 s four fifths are planned with, for 49 points, not for 81.
+    Timed(monkeypatch, clock, {}, evaluation=0.02)
+    monitor = LandscapeMonitor(every_n_train_steps=10, line_resolution=0)
+    train(Linear, regression, [monitor], tmp_path, max_epochs=40)
+    (path,) = (tmp_path / "landscape").glob("*.npz")
+    plane = Slice.load(path)
+    assert plane.losses.shape == (7, 7)
+    assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [7, 7]}
+    assert "the last picture is coarser: landscape 7 x 7 of 15 x 15 points" in closing_line(caplog)
+    assert share_told(caplog) <= 0.05
+
+
+def test_the_smallest_picture_is_made_in_any_case_and_it_is_said(
+    tmp_path, monkeypatch, clock, caplog
+):
+    Timed(monkeypatch, clock, {HessianMonitor: 2.0}, evaluation=0.5)  # 1.5 s a forward
+    callbacks = [HessianMonitor(), LandscapeMonitor(seeds=3)]
+    train(Linear, regression, callbacks, tmp_path, max_epochs=40)
+    slices = [Slice.load(path) for path in (tmp_path / "landscape").glob("*.npz")]
+    assert sorted(piece.losses.shape for piece in slices) == [(5, 5), (7,), (7,), (7,)]
+    line = closing_line(caplog)
+    assert "5 x 5 and 7 of 15 x 15 and 21 points" in line
+    assert "left out: hessian/eigenvalue" in line
+    assert re.search(r"Above the limit.*first values [\d.]+ s, last pictures [\d.]+ s", line)
+
+
+def test_within_the_limit_nothing_is_left_out(tmp_path, monkeypatch, clock, caplog):
+    Timed(monkeypatch, clock, {HessianMonitor: 0.5})
+    callbacks = [
+        HessianMonitor(every_n_train_steps=40),
+        LandscapeMonitor(every_n_train_steps=40, resolution=3, line_resolution=3),
+    ]
+    train(Linear, regression, callbacks, tmp_path, max_epochs=40)
+    line = closing_line(caplog)
+    assert not any(word in line for word in ("left out", "Above", "coarser"))
+    assert (tmp_path / "landscape" / "landscape-plane.gif").exists()
+
+
+def test_what_is_dear_of_the_whole_run_is_left_out(tmp_path, monkeypatch, clock, caplog):
+    # A picture takes .5 s, so the animation of the two 1.2, the film .7: 6 s less 5 are left.
+    picture = session.Publisher._make
+
+    def slow(publisher, measured, step):
+        clock.now += 0.5 * len(measured.pictures)
+        picture(publisher, measured, step)
+
+    monkeypatch.setattr(session.Publisher, "_make", slow)
+    Timed(monkeypatch, clock, {LandscapeMonitor: 2.0})
+    monitor = LandscapeMonitor(every_n_train_steps=10**6, resolution=3, line_resolution=0)
+    monitor.schedule.due = lambda step, *_: step == 110
+    train(Linear, regression, [monitor], tmp_path, max_epochs=40)
+    assert [row["step"] for row in monitor.history] == [110, 120]
+    assert "left out: landscape-plane.gif" in closing_line(caplog)
+    assert "landscape/film" not in closing_line(caplog)
+    assert share_told(caplog) <= 0.05
+
+
+# -- where nothing is due -------------------------------------------------------------------------
+
+
+def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
+    counts = {}
+
+    def counted(owner, name):
+        call = getattr(owner, name)
+
+        def count(*args, **kwargs):
+            counts[name] = counts.get(name, 0) + 1
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, count)
+
+    for owner, name in (
+        (session, "clone_batch"),
+        (session, "batch_size"),
+        (session, "isolated"),
+        (session, "copied"),
+        (session.Session, "_due"),
+        (session.Session, "_captured_probes"),
+    ):
+        counted(owner, name)
+    monkeypatch.setattr(session.Session, "clock", staticmethod(lambda module: counts["t"]()))
+    counts["t"] = lambda: counts.update(clock=counts.get("clock", 0) + 1) or 0.0
+
+    def work(epochs):
+        counts.update(dict.fromkeys(counts.keys() - {"t"}, 0))
+        monitors = [
+            HessianMonitor(every_n_train_steps=10**6, batch_edge_ratio=True, update_curvature=True),
+            SharpnessMonitor(every_n_train_steps=10**6),
+        ]
+        data = torch.utils.data.DataLoader(regression().dataset, batch_size=1)
+        train(Linear, data, monitors, tmp_path, max_epochs=epochs, limit_train_batches=1000)
+        return {name: count for name, count in counts.items() if name != "t"}
+
+    few, many = work(1), work(3)
+    assert few["isolated"] == 1
+    more = {name: many[name] - few[name] for name in many}
+    ends = 2  # of epochs more: looked at, for there something may be due by epochs
+    assert more.pop("_due") <= 8 * ends
+    assert more.pop("_captured_probes") <= 3 * ends + 2 * ends
+    assert set(more.values()) == {0}, more
+
+
+def test_the_idle_hooks_are_charged(tmp_path, monkeypatch, clock, caplog):
+    monkeypatch.setattr(session, "seconds_per_batch", lambda *_: 0.01)
+    Timed(monkeypatch, clock, {})
+    train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
+    assert "times in 1.2 s" in closing_line(caplog)  # 120 steps
+
+
+def test_limit_of_a_drawing_is_asked_with_the_import(monkeypatch, clock):
+    prices = Account([LandscapeMonitor()])
+    monkeypatch.setitem(account.sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(account.sys.modules, "matplotlib.figure")
+    assert prices.of_drawing(2) == pytest.approx(0.2 + 0.6)
+    assert prices.of_drawing(0) == 0.0
+    prices.drawing = 0.05
+    assert prices.of_drawing(2) == pytest.approx(0.1)
