@@ -7,6 +7,7 @@ BENCH ?=
 LOGDIR ?= runs/digits
 GALLERY ?= runs/gallery
 SCREENSHOTS ?= runs/screenshots
+WORKERS ?= 2
 
 .PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
 	bench-accuracy bench-overhead clean
@@ -42,9 +43,10 @@ report: install
 gallery: install
 	$(RUN) examples/gallery.py --out $(GALLERY)
 
-# One thread: small kernels spend most of their time waiting for the others.
+# One thread each: small kernels spend most of their time waiting for the others.
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
+		--numprocesses $(WORKERS) --dist worksteal
 
 # Takes out one guard of the promises at a time; a test must miss it.
 mutations: install

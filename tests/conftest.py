@@ -1,4 +1,4 @@
-"""Prints what the zoo found: one line per member and probe mode."""
+"""Tables that tests fill, row by row, printed at the end: also of rows that other workers found."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ from typing import Any
 
 import pytest
 
-ZOO_ROWS = pytest.StashKey[list[dict[str, str]]]()
-_COLUMNS = ("member", "mode", "bitwise equal", "engine", "quantities", "missing, and why")
+# Title -> rows, each a dict from column to cell.
+TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
+_TITLES = ("zoo", "one process against two")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ZOO_ROWS] = []
+    config.stash[TABLES] = {title: [] for title in _TITLES}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker of pytest-xdist is done: take over its rows."""
+    for title, rows in getattr(node, "workeroutput", {}).get("tables", {}).items():
+        node.config.stash[TABLES][title] += rows
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # this is a worker
+        session.config.workeroutput["tables"] = session.config.stash[TABLES]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ZOO_ROWS]
-    if not rows:
-        return
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in _COLUMNS]
-    terminalreporter.section("zoo")
-    for cells in (_COLUMNS, *([row[name] for name in _COLUMNS] for row in rows)):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        terminalreporter.write_line(line.rstrip())
+    for title, rows in config.stash[TABLES].items():
+        if not rows:
+            continue
+        columns = list(rows[0])
+        table = sorted([row[name] for name in columns] for row in rows)
+        widths = [max(len(cell) for cell in cells) for cells in zip(columns, *table, strict=True)]
+        terminalreporter.section(title)
+        for cells in (columns, *table):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            terminalreporter.write_line(line.rstrip())

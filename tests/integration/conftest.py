@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-FIGURES = pytest.StashKey[list[tuple[str, ...]]]()
-_TITLES = ("network, batches of rank 0 + rank 1", "figure", "one process", "two", "relative")
+from tests.conftest import TABLES
 
 
 @pytest.fixture
@@ -17,22 +16,18 @@ def one_thread():
 @pytest.fixture
 def side_by_side(request):
     """``side_by_side(what, figure, one, two)``: a row of the table in the summary."""
-    rows = request.config.stash.setdefault(FIGURES, [])
+    rows = request.config.stash[TABLES]["one process against two"]
 
     def add(what: str, figure: str, one: float, two: float) -> None:
         gap = abs(two - one) / abs(one) if one else abs(two)
-        rows.append((what, figure, f"{one:.9g}", f"{two:.9g}", f"{gap:.1e}"))
+        rows.append(
+            {
+                "network, batches of rank 0 + rank 1": what,
+                "figure": figure,
+                "one process": f"{one:.9g}",
+                "two": f"{two:.9g}",
+                "relative": f"{gap:.1e}",
+            }
+        )
 
     return add
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(FIGURES, [])
-    if not rows:
-        return
-    terminalreporter.section("one process against two")
-    table = [_TITLES, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_TITLES))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        terminalreporter.write_line("  ".join(cells).rstrip())

@@ -12,7 +12,7 @@ import torch
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
 from lightning_landscape.training.monitor import Monitor
-from tests.conftest import ZOO_ROWS
+from tests.conftest import TABLES
 from tests.runs import DataOrder, Outcome, differences, train
 from tests.zoo import Member, members
 
@@ -115,7 +115,7 @@ def test_zoo(member, mode, plain, tmp_path, request):
     missing = {key for key, there in found.items() if not there}
     engines = {row["engine"] for row in ours[0].history}
     reasons = [m.split(": ", 1)[1] for m in messages if not any(e in m for e in _EXPECTED)]
-    request.config.stash[ZOO_ROWS].append(
+    request.config.stash[TABLES]["zoo"].append(
         {
             "member": member.name,
             "mode": mode,
