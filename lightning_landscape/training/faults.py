@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.geometry.faults import OtherRankError
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lightning_landscape.geometry.objective import LossFn
+from lightning_landscape.geometry.batches import LossFn
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch
 

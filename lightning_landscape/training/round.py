@@ -15,8 +15,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_landscape.geometry.batches import LossFn
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
-from lightning_landscape.geometry.objective import LossFn, Objective
+from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.losses import probe_terms
 from lightning_landscape.training.probe import Probe

@@ -19,7 +19,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.geometry.faults import OtherRankError
 from lightning_landscape.training.faults import count_fault
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator

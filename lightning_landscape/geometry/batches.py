@@ -1,0 +1,346 @@
+"""One process's share of a loss: its batches one after the other, and the graphs kept of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
+from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
+from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
+from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
+
+LossFn = Callable[[], Tensor]
+Term = tuple[float, LossFn]
+Cut = Callable[[int, int], Sequence[Term]]
+
+# Pieces of a batch stand for it where they give its loss to this relative difference.
+_SAME_LOSS = 1e-5
+
+
+class Batches:
+    """Sums ``sum_i weight_i L_i`` over the batches of this process, and of their derivatives.
+
+    All of them flat tensors that belong to the caller.  What a batch's graph takes is bounded by
+    ``memory``: the graphs kept and the one in work cover at most the examples allowed.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        params: Sequence[Tensor],
+        memory: GraphMemory,
+        cut: Cut | None,
+    ) -> None:
+        self.terms = list(terms)  # as they were given
+        self.memory = memory
+        self.params = list(params)
+        self.weight = sum(weight for weight, _ in self.terms)
+        self.size = sum(p.numel() for p in self.params)
+        self.dtype = (
+            torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
+        )
+        self.device = self.params[0].device
+        # float64 sums, where the device has them
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.forwards = 0  # evaluations of all batches
+        self.gradients = 0
+        self.cudnn = True
+        self.forward_needs_grad = False
+        # What the first product came by: sums, to be taken by the caller.
+        self.known_loss: Tensor | None = None
+        self.known_gradient: Tensor | None = None
+        self._new_weights = True
+        self._cut = cut
+        # Graphs of so many examples are allowed in any case.
+        self.least = memory.examples or max(weight for weight, _ in self.terms)
+        self._pieces = self.terms  # as they are evaluated
+        self._graphs: dict[int, list[Tensor]] = {}
+        self._keep: set[int] = set()
+        self._arrange()
+
+    # -- sums over the batches -----------------------------------------------------------------
+
+    def loss(self) -> Tensor:
+        """The loss, ``(1,)``.  Cost: one forward."""
+        self.forwards += 1
+        return self._sum_of_losses(self._pieces)
+
+    def gradient(self) -> Tensor:
+        """The gradient.  Cost: one gradient."""
+        self.gradients += 1
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        for weight, fn in self._pieces:
+            total.add_(self.flat(self._differentiate(fn, create_graph=False)[1]), alpha=weight)
+        return total
+
+    def product(self, vector: Sequence[Tensor | None]) -> Tensor:
+        """The Hessian times ``vector``, one tensor per parameter, None for zero.
+
+        Cost: about 2 gradients on the graphs that are kept, 2 more for those that are not.
+        """
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        first, self._new_weights = self._new_weights, False
+        loss = torch.zeros(1, dtype=self.sum_dtype, device=self.device) if first else None
+        slope = torch.zeros_like(total) if first else None
+        self.gradients += len(self._graphs) < len(self._pieces)
+        for index, (weight, fn) in enumerate(self._pieces):
+            graph = self._graphs.get(index)
+            if graph is None:
+                value, graph = self._differentiate(fn, create_graph=True)
+                if loss is not None and slope is not None:
+                    loss += weight * value.to(loss)
+                    slope.add_(self.flat([g.detach() for g in graph]), alpha=weight)
+            self._add_product(total, weight, graph, vector, keep=index in self._keep)
+            if index in self._keep:
+                self._graphs[index] = graph
+            del graph  # before the next one is built
+        if first:
+            self.known_loss, self.known_gradient = loss, slope
+        return total
+
+    def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
+        """The largest of ``steps`` over the types that the first loss is computed in."""
+        used = {p.dtype for p in self.params} | saved_dtypes(self._pieces[0][1])
+        step = max(step for dtype, step in steps.items() if dtype in used)
+        return torch.full((1,), self.weight * step, dtype=self.sum_dtype, device=self.device)
+
+    def forget(self) -> None:
+        """The weights are others: drop all that belongs to those before."""
+        self.release()
+        self._new_weights = True
+        self.known_loss = self.known_gradient = None
+
+    def release(self) -> None:
+        """Drop the graphs."""
+        self._graphs.clear()
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def fits(self, *, products: bool) -> bool:
+        """Whether the graphs that will be there at once have room, or cannot be made fewer."""
+        alive = self._alive() if products else max(weight for weight, _ in self._pieces)
+        if alive <= self.least or self.memory.allowed <= self.least:
+            return True
+        if self.memory.bytes_per_example is None:
+            self._count_bytes()
+        devices = {p.device for p in self.params}
+        free = [free_memory(device) for device in devices]
+        known = [bytes for bytes in free if bytes is not None]
+        return self.memory.holds(alive, min(known) if len(known) == len(free) else None)
+
+    def shrink(self, least: float | None = None) -> bool:
+        """Half as many examples' graphs at once, at least ``least``; False if that changes nothing.
+
+        Without ``least``, for after an out of memory: until something changes.
+        """
+        had = bool(self._graphs)
+        self.release()
+        before = (self._keep, len(self._pieces))
+        while True:
+            current = min(self.memory.allowed, self._alive())
+            self.memory.allowed = max(current / 2, least or 0.0)
+            self._arrange()
+            if had or (self._keep, len(self._pieces)) != before:
+                return True
+            if least is not None or self.memory.allowed < 1:
+                return False
+
+    def _arrange(self) -> None:
+        """Cut the batches that are too large, if they can be; choose the graphs to keep."""
+        allowed = self.memory.allowed
+        self._pieces = [
+            piece
+            for index, term in enumerate(self.terms)
+            for piece in ([term] if term[0] <= allowed else self._pieces_of(index, int(allowed)))
+        ]
+        weights = [weight for weight, _ in self._pieces]
+        self._keep, kept = set(), 0.0
+        for index, weight in enumerate(weights):
+            # One more is there while it is in work, unless all are kept.
+            kept += weight
+            if kept + (0.0 if sum(weights) <= allowed else max(weights)) > allowed:
+                break
+            self._keep.add(index)
+        if len(weights) == 1:
+            self._keep = {0}  # it is there at each product anyway
+
+    def _alive(self) -> float:
+        """Examples whose graphs are there at once."""
+        weights = [weight for weight, _ in self._pieces]
+        kept = sum(weights[index] for index in self._keep)
+        return kept if len(self._keep) == len(weights) else kept + max(weights)
+
+    def _pieces_of(self, index: int, most: int) -> Sequence[Term]:
+        """Batch ``index`` in pieces of at most ``most`` examples, or whole if that is another loss.
+
+        Seen once a run, at the weights as they are.
+        """
+        whole = self.terms[index]
+        if self._cut is None or self.memory.cuttable is False or most < 1:
+            return [whole]
+        pieces = self._cut(index, most)
+        if not pieces:
+            self.memory.cuttable = False
+            self._say_whole(whole, "they have no examples to be cut along")
+            return [whole]
+        if self.memory.cuttable is None:
+            self._see_whether_pieces_are_the_whole(whole, pieces)
+        return pieces if self.memory.cuttable else [whole]
+
+    def _see_whether_pieces_are_the_whole(self, whole: Term, pieces: Sequence[Term]) -> None:
+        try:
+            expected = float(self._sum_of_losses([whole])) / whole[0]
+            found = float(self._sum_of_losses(pieces)) / sum(weight for weight, _ in pieces)
+        except Exception as error:  # a training_step that wants its own batch size raises anything
+            self.memory.cuttable = False
+            self._say_whole(whole, f"the loss of a piece could not be had ({error})")
+            return
+        if not math.isfinite(expected):
+            return  # says nothing about other weights
+        self.memory.cuttable = abs(found - expected) <= _SAME_LOSS * abs(expected)
+        if self.memory.cuttable:
+            self.memory.say_once(
+                f"a graph of {whole[0]:g} examples is more than there is room for; such batches "
+                f"are evaluated in pieces, which give the same loss"
+            )
+        else:
+            self._say_whole(
+                whole,
+                f"the pieces give a loss of {found:.6g} instead of {expected:.6g}, as with "
+                f"BatchNorm in train mode, dropout or a contrastive loss",
+            )
+
+    def _say_whole(self, whole: Term, reason: str) -> None:
+        self.memory.say_once(
+            f"a graph of {whole[0]:g} examples is more than there is room for, and such batches "
+            f"are not cut: {reason}; give the examples in smaller batches if memory runs out"
+        )
+
+    def _count_bytes(self) -> None:
+        """What the graph of one example takes, from one batch, or from a piece of it.
+
+        A piece need not give the same loss for that.
+        """
+        weight, fn = self.terms[0]
+        pieces: Sequence[Term] = ()
+        if weight > self.least and self._cut is not None:
+            pieces = self._cut(0, max(int(self.least), 1))
+        if pieces:
+            try:
+                self.memory.bytes_per_example = self._bytes_of(pieces[0][1]) / pieces[0][0]
+                return
+            except Exception as error:  # as above
+                if out_of_memory(error):
+                    raise
+        self.memory.bytes_per_example = self._bytes_of(fn) / weight
+
+    def _bytes_of(self, fn: LossFn) -> int:
+        with counting_saved(self.params) as saved:
+            try:
+                _ = self._differentiate(fn, create_graph=True)
+            except NoDoubleBackward:
+                _ = self._differentiate(fn, create_graph=False)
+            return saved()
+
+    # -- one batch -----------------------------------------------------------------------------
+
+    def _sum_of_losses(self, terms: Sequence[Term]) -> Tensor:
+        losses = [weight * checked(self._forward(fn)).detach() for weight, fn in terms]
+        return torch.stack([loss.to(self.device, self.sum_dtype) for loss in losses]).sum(0, True)
+
+    def _forward(self, fn: LossFn) -> object:
+        """The loss without a graph, unless the module differentiates inside its own loss."""
+        with plain_kernels(self.cudnn):
+            if not self.forward_needs_grad:
+                try:
+                    with torch.no_grad():
+                        return fn()
+                except RuntimeError as error:  # a gradient penalty, say: autograd.grad in no_grad
+                    if out_of_memory(error):
+                        raise
+                    with torch.enable_grad():
+                        loss = fn()
+                    self.forward_needs_grad = True
+                    return loss
+            with torch.enable_grad():
+                return fn()
+
+    def _differentiate(self, fn: LossFn, create_graph: bool) -> tuple[Tensor, list[Tensor]]:
+        with torch.enable_grad(), plain_kernels(self.cudnn):
+            loss = _differentiable(fn())
+            with refusing_double_backward() if create_graph else contextlib.nullcontext():
+                gradient = torch.autograd.grad(
+                    loss,
+                    self.params,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+        if create_graph and once_differentiable_in([loss, *gradient]):
+            raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
+        return loss.detach(), list(gradient)
+
+    def _add_product(
+        self,
+        total: Tensor,
+        weight: float,
+        gradient: Sequence[Tensor],
+        vector: Sequence[Tensor | None],
+        keep: bool,
+    ) -> None:
+        # Parameters in which the loss is linear have a gradient without a graph: no curvature.
+        curved = [
+            (g, v)
+            for g, v in zip(gradient, vector, strict=True)
+            if v is not None and g.requires_grad
+        ]
+        if not curved:
+            return
+        with refusing_double_backward():
+            product = torch.autograd.grad(
+                [g for g, _ in curved],
+                self.params,
+                grad_outputs=[v.to(dtype=g.dtype, device=g.device) for g, v in curved],
+                retain_graph=keep,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        total.add_(self.flat(product), alpha=weight)
+
+    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One flat tensor; gradients of sparse embeddings are made dense."""
+        return torch.cat(
+            [
+                (t.to_dense() if t.is_sparse else t)
+                .reshape(-1)
+                .to(dtype=self.dtype, device=self.device)
+                for t in tensors
+            ]
+        )
+
+
+def checked(loss: object) -> Tensor:
+    """The loss as a scalar tensor, or an error in words."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn returned {type(loss).__name__}: expected a scalar tensor")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}: expected a scalar, "
+            f"e.g. loss.mean()"
+        )
+    return loss.reshape(())
+
+
+def _differentiable(loss: object) -> Tensor:
+    scalar = checked(loss)
+    if not scalar.requires_grad:
+        raise ValueError(
+            "loss_fn returned a loss without a graph: it was detached, computed under no_grad, or "
+            "does not depend on a trainable parameter"
+        )
+    return scalar
