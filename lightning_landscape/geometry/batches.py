@@ -73,35 +73,39 @@ class Batches:
     def gradient(self) -> Tensor:
         """The gradient.  Cost: one gradient."""
         self.gradients += 1
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        total: Tensor | None = None
         for weight, fn in self._pieces:
-            total.add_(self.flat(self._differentiate(fn, create_graph=False)[1]), alpha=weight)
-        return total
+            total = self._added(total, weight, self._differentiate(fn, create_graph=False)[1])
+        return self._zeros() if total is None else total
 
     def product(self, vector: Sequence[Tensor | None]) -> Tensor:
         """The Hessian times ``vector``, one tensor per parameter, None for zero.
 
         Cost: about 2 gradients on the graphs that are kept, 2 more for those that are not.
         """
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        first, self._new_weights = self._new_weights, False
-        loss = torch.zeros(1, dtype=self.sum_dtype, device=self.device) if first else None
-        slope = torch.zeros_like(total) if first else None
+        total: Tensor | None = None
+        first = self._new_weights
+        if first:
+            self.release()  # of a call that failed half way
+        loss = torch.zeros(1, dtype=self.sum_dtype, device=self.device)
+        slope: Tensor | None = None
         self.gradients += len(self._graphs) < len(self._pieces)
         for index, (weight, fn) in enumerate(self._pieces):
             graph = self._graphs.get(index)
             if graph is None:
                 value, graph = self._differentiate(fn, create_graph=True)
-                if loss is not None and slope is not None:
+                if first:
                     loss += weight * value.to(loss)
-                    slope.add_(self.flat([g.detach() for g in graph]), alpha=weight)
-            self._add_product(total, weight, graph, vector, keep=index in self._keep)
+                    slope = self._added(slope, weight, [g.detach() for g in graph])
+            product = self._product(graph, vector, keep=index in self._keep)
+            if product:
+                total = self._added(total, weight, product)
             if index in self._keep:
                 self._graphs[index] = graph
             del graph  # before the next one is built
         if first:
-            self.known_loss, self.known_gradient = loss, slope
-        return total
+            self.known_loss, self.known_gradient, self._new_weights = loss, slope, False
+        return self._zeros() if total is None else total
 
     def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
         """The largest of ``steps`` over the types that the first loss is computed in."""
@@ -142,8 +146,9 @@ class Batches:
         self.release()
         before = (self._keep, len(self._pieces))
         while True:
-            current = min(self.memory.allowed, self._alive())
-            self.memory.allowed = max(current / 2, least or 0.0)
+            if self._arranged_for == self.memory.allowed:  # else another objective has shrunk it
+                current = min(self.memory.allowed, self._alive())
+                self.memory.allowed = max(current / 2, least or 0.0)
             self._arrange()
             if had or (self._keep, len(self._pieces)) != before:
                 return True
@@ -152,7 +157,7 @@ class Batches:
 
     def _arrange(self) -> None:
         """Cut the batches that are too large, if they can be; choose the graphs to keep."""
-        allowed = self.memory.allowed
+        allowed = self._arranged_for = self.memory.allowed
         self._pieces = [
             piece
             for index, term in enumerate(self.terms)
@@ -227,17 +232,19 @@ class Batches:
         A piece need not give the same loss for that.
         """
         weight, fn = self.terms[0]
-        pieces: Sequence[Term] = ()
         if weight > self.least and self._cut is not None:
             pieces = self._cut(0, max(int(self.least), 1))
-        if pieces:
-            try:
-                self.memory.bytes_per_example = self._bytes_of(pieces[0][1]) / pieces[0][0]
-                return
-            except Exception as error:  # as above
-                if out_of_memory(error):
-                    raise
-        self.memory.bytes_per_example = self._bytes_of(fn) / weight
+            weight, fn = pieces[0] if pieces else (weight, fn)
+        try:
+            self.memory.bytes_per_example = self._bytes_of(fn) / weight
+        except Exception as error:  # hooks that a module refuses, a piece that it does not take
+            if out_of_memory(error):
+                raise
+            self.memory.bytes_per_example = math.inf
+            self.memory.say_once(
+                f"the memory of a graph could not be counted ({error}): graphs are kept of "
+                f"{self.least:g} examples only, and products cost more"
+            )
 
     def _bytes_of(self, fn: LossFn) -> int:
         with counting_saved(self.params) as saved:
@@ -285,14 +292,9 @@ class Batches:
             raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 
-    def _add_product(
-        self,
-        total: Tensor,
-        weight: float,
-        gradient: Sequence[Tensor],
-        vector: Sequence[Tensor | None],
-        keep: bool,
-    ) -> None:
+    def _product(
+        self, gradient: Sequence[Tensor], vector: Sequence[Tensor | None], keep: bool
+    ) -> Sequence[Tensor]:
         # Parameters in which the loss is linear have a gradient without a graph: no curvature.
         curved = [
             (g, v)
@@ -300,9 +302,9 @@ class Batches:
             if v is not None and g.requires_grad
         ]
         if not curved:
-            return
+            return ()
         with refusing_double_backward():
-            product = torch.autograd.grad(
+            return torch.autograd.grad(
                 [g for g, _ in curved],
                 self.params,
                 grad_outputs=[v.to(dtype=g.dtype, device=g.device) for g, v in curved],
@@ -310,11 +312,13 @@ class Batches:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        total.add_(self.flat(product), alpha=weight)
 
-    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One flat tensor; gradients of sparse embeddings are made dense."""
-        return torch.cat(
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
+
+    def _added(self, total: Tensor | None, weight: float, tensors: Sequence[Tensor]) -> Tensor:
+        """``total`` plus ``weight`` times the tensors as one flat one; sparse ones made dense."""
+        flat = torch.cat(
             [
                 (t.to_dense() if t.is_sparse else t)
                 .reshape(-1)
@@ -322,6 +326,9 @@ class Batches:
                 for t in tensors
             ]
         )
+        if total is None:
+            return flat.mul_(weight)
+        return total.add_(flat, alpha=weight)
 
 
 def checked(loss: object) -> Tensor:

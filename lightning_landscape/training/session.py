@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.training.faults import count_fault
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
@@ -55,7 +56,8 @@ class Session:
         given = [m.max_overhead for m in monitors if m.max_overhead is not None]
         self.budget = Budget(min(given) if given else None)
         self.checked: set[Any] = set()
-        self.train_batch_size = 1
+        self.train_batch_size = self._largest_batch = 1
+        self._graph_memory: dict[Any, GraphMemory] = {}
         self._probe_sizes: dict[int, int] = {}
         self.last_batch = Probe()
         self.processes = Processes(trainer)
@@ -221,6 +223,7 @@ class Session:
             return  # accumulating, or weight averaging's extra epoch, or a step that was skipped
         self._stepped = trainer.global_step
         self.train_batch_size = batch_size(batch)
+        self._largest_batch = max(self._largest_batch, self.train_batch_size)
         # The label under which Lightning logs the training loss of the weights as they are now:
         # its own counter moves on after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -433,6 +436,12 @@ class Session:
     def reducer(self) -> Callable[[Tensor], Tensor] | None:
         """Sums over processes; None with one process."""
         return None if self.processes.count == 1 else self.processes.sum
+
+    def graph_memory(self, loss_key: Any, monitor: Monitor) -> GraphMemory:
+        """What the run knows about the graphs of one loss; those of a training batch have room."""
+        memory = self._graph_memory.setdefault(loss_key, GraphMemory(tell=monitor.say_once))
+        memory.examples = self._largest_batch
+        return memory
 
     def probe_size(self, probe: Probe) -> int:
         """Examples of a complete probe, over all processes."""
