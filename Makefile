@@ -8,7 +8,7 @@ GALLERY ?= runs/gallery
 SCREENSHOTS ?= runs/screenshots
 
 .PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
-	bench-accuracy clean
+	bench-accuracy bench-memory bench-scale clean
 
 install: $(VENV)/installed
 
@@ -59,6 +59,12 @@ bench: install
 
 bench-accuracy: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.accuracy
+
+bench-memory: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.memory
+
+bench-scale: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.scale
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

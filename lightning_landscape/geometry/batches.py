@@ -171,8 +171,10 @@ class Batches:
             if kept + (0.0 if sum(weights) <= allowed else max(weights)) > allowed:
                 break
             self._keep.add(index)
-        if len(weights) == 1:
-            self._keep = {0}  # it is there at each product anyway
+        if len(weights) == 1 and allowed >= self.least:
+            # It is there at each product anyway.  (A graph that goes while a product is made needs
+            # a quarter less: what is left to do after an out of memory.)
+            self._keep = {0}
 
     def _alive(self) -> float:
         """Examples whose graphs are there at once."""

@@ -380,6 +380,23 @@ def test_processes_give_up_together(unknown):
     assert Ranks().run(work) == ["went on", "went on"]
 
 
+def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown):
+    """The last way out: a graph that goes as the product is made takes less than one that stays."""
+    watched = Watched([EXAMPLES])
+    objective = watched.objective()
+    v, exact = watched.named(normal(83)), watched.problem.hessian @ normal(83)
+    objective.hvp(v)
+    assert watched.alive() == EXAMPLES
+    watched.room = 0
+    objective.release()
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.hvp(v)
+    watched.room = EXAMPLES
+    for _ in range(2):
+        close(objective.hvp(v), exact, 1e-10)
+        assert watched.alive() == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 def test_a_memory_that_is_really_full():
     """Address space for the graph of one example, not of four: torch raises the error itself."""
