@@ -108,6 +108,7 @@ class HessianMonitor(Monitor):
     """
 
     kind = "hessian"
+    displaces = False
 
     def __init__(
         self,

@@ -137,22 +137,31 @@ class Batches:
         known = [bytes for bytes in free if bytes is not None]
         return self.memory.holds(alive, min(known) if len(known) == len(free) else None)
 
-    def shrink(self, least: float | None = None) -> bool:
+    def shrink(self, least: float | None = None, *, products: bool = True) -> bool:
         """Half as many examples' graphs at once, at least ``least``; False if that changes nothing.
 
-        Without ``least``, for after an out of memory: until something changes.
+        Without ``least``, for after an out of memory: until something changes for the call that
+        met it, which uses kept graphs only for ``products``.
         """
-        had = bool(self._graphs)
+        had, allowed = bool(self._graphs), self.memory.allowed
         self.release()
-        before = (self._keep, len(self._pieces))
+
+        def arranged() -> tuple[int, set[int]]:
+            return len(self._pieces), self._keep if products else set()
+
+        before = arranged()
         while True:
             if self._arranged_for == self.memory.allowed:  # else another objective has shrunk it
                 current = min(self.memory.allowed, self._alive())
                 self.memory.allowed = max(current / 2, least or 0.0)
             self._arrange()
-            if had or (self._keep, len(self._pieces)) != before:
+            if had or arranged() != before:
                 return True
-            if least is not None or self.memory.allowed < 1:
+            if least is not None:
+                return False
+            if self.memory.allowed < 1:
+                self.memory.allowed = allowed
+                self._arrange()
                 return False
 
     def _arrange(self) -> None:
@@ -173,7 +182,7 @@ class Batches:
             self._keep.add(index)
         if len(weights) == 1 and allowed >= self.least:
             # It is there at each product anyway.  (A graph that goes while a product is made needs
-            # a quarter less: what is left to do after an out of memory.)
+            # a fifth less: what is left to do after an out of memory.)
             self._keep = {0}
 
     def _alive(self) -> float:

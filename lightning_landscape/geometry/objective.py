@@ -136,9 +136,16 @@ class Objective:
             self._loss = self._mean_loss()
         return self._loss.clone()
 
-    def gradient(self) -> dict[str, Tensor]:
-        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known."""
+    def gradient(self, *, products_follow: bool = False) -> dict[str, Tensor]:
+        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known.
+
+        With ``products_follow`` it is taken from the graph that the next :meth:`hvp` needs, which
+        then has it for nothing.
+        """
         self._begin()
+        if self._gradient is None and products_follow and self.engine_used == "double_backward":
+            self.hvp({})  # zero: the graph alone
+            self.hvps -= 1
         if self._gradient is None:
             self._gradient = self._mean_gradient()
         return self._named(self._gradient.clone())
@@ -389,7 +396,7 @@ class Objective:
                 let_go(error)  # what is kept goes, what its frames hold too
                 fault = error
             try:
-                changed = self._local.shrink()
+                changed = self._local.shrink(products=products)
                 if self._local.device.type == "cuda":
                     torch.cuda.empty_cache()
                 stuck = not changed and not isinstance(fault, OtherRankOutOfMemory)

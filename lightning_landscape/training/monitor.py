@@ -56,6 +56,9 @@ class Monitor(pl.Callback):
     """
 
     kind: ClassVar[str] = ""  # first part of the keys
+    displaces: ClassVar[bool] = (
+        True  # moves the weights, which drops graphs: after those that do not
+    )
     draws: ClassVar[bool] = False  # makes pictures: measured after the scalars, owed one at the end
 
     def __init__(

@@ -52,7 +52,8 @@ class Session:
     """The measuring side of one ``fit``."""
 
     def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
-        self.monitors = sorted(monitors, key=lambda monitor: monitor.draws)  # scalars first
+        # Scalars first, and of them those that need the graphs which others drop.
+        self.monitors = sorted(monitors, key=lambda monitor: (monitor.draws, monitor.displaces))
         given = [m.max_overhead for m in monitors if m.max_overhead is not None]
         self.budget = Budget(min(given) if given else None)
         self.checked: set[Any] = set()
