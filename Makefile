@@ -10,7 +10,7 @@ SCREENSHOTS ?= runs/screenshots
 WORKERS ?= 2
 
 .PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
-	bench-accuracy bench-overhead clean
+	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
 
@@ -72,6 +72,12 @@ bench-accuracy: install
 # Whole runs beside the same without callbacks; hours in full, see the file for parts.
 bench-overhead: install
 	$(RUN) benchmarks/overhead.py
+
+bench-memory: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.memory
+
+bench-scale: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.scale
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

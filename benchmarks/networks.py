@@ -292,3 +292,36 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.norm(self.layers(self.embed(x) + self.position)).mean(1))
         return out
+
+
+class LanguageModel(nn.Module):
+    """A causal language model: logits of the next token at each place."""
+
+    def __init__(self, vocabulary: int, width: int, heads: int, depth: int, length: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        layer = nn.TransformerEncoderLayer(
+            width,
+            heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        x = self.tokens(tokens) + self.places[:length]
+        return self.head(self.layers(x, mask=mask, is_causal=True)).transpose(1, 2)
+
+
+def language_model(
+    vocabulary: int = 64, width: int = 64, heads: int = 4, depth: int = 2, length: int = 32
+) -> LanguageModel:
+    """Two layers of width 64 over 32 tokens; 0.11 million parameters."""
+    return LanguageModel(vocabulary, width, heads, depth, length)

@@ -35,6 +35,9 @@ READING = "report/run.py"
 RECORDS = "training/records.py"
 LOGGERS = "training/loggers.py"
 LOSS = "geometry/objective.py"
+BATCHES = "geometry/batches.py"
+REDUCTION = "geometry/reduction.py"
+MEMORY = "geometry/memory.py"
 PLAIN = "geometry/kernels.py"
 
 
@@ -286,27 +289,27 @@ GUARDS = [
     Guard(
         "graphs of other weights",
         LOSS,
-        "            self._graphs = self._loss = self._gradient = None",
+        "            self._loss = self._gradient = None\n            self._local.forget()",
         "            pass",
         OBJECTIVE,
     ),
     Guard(
         "functions that are differentiable once",
-        LOSS,
-        "if create_graph and _once_differentiable",
-        "if False and _once_differentiable",
+        BATCHES,
+        "if create_graph and once_differentiable_in",
+        "if False and once_differentiable_in",
         OBJECTIVE,
     ),
     Guard(
         "losses that differentiate inside",
-        LOSS,
-        "self._forward_needs_grad = True",
+        BATCHES,
+        "self.forward_needs_grad = True",
         "raise",
         f"{OBJECTIVE} -k penalty",
     ),
     Guard(
         "sparse gradients",
-        LOSS,
+        BATCHES,
         "(t.to_dense() if t.is_sparse else t)",
         "t",
         OBJECTIVE,
@@ -349,15 +352,15 @@ GUARDS = [
     ),
     Guard(
         "the precision that autocast computes in",
-        LOSS,
-        " | saved_dtypes(self._terms[0][1])",
+        BATCHES,
+        " | saved_dtypes(self._pieces[0][1])",
         "",
         KERNELS,
     ),
     # -- several processes
     Guard(
         "a reduction that carries a fault",
-        LOSS,
+        REDUCTION,
         "        except Exception as error:  # every process must reach the reduction below\n"
         "            fault, total",
         "        except ZeroDivisionError as error:\n            fault, total",

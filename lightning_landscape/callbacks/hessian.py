@@ -110,6 +110,7 @@ class HessianMonitor(Monitor):
     """
 
     kind = "hessian"
+    displaces = False
 
     def __init__(
         self,

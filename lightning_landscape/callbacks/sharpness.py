@@ -174,7 +174,7 @@ class SharpnessMonitor(Monitor):
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
         # The product first: moving the weights drops the graph that it is made on.
-        gradient = objective.gradient()
+        gradient = objective.gradient(products_follow=True)
         curvature = curvature_along(objective, gradient)
         sharpness = sam_sharpness(objective, self.rho, self.adaptive)
         measured = Measured(

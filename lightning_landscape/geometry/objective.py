@@ -8,16 +8,23 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
+from lightning_landscape.geometry.batches import Batches, Cut, LossFn, Term
+from lightning_landscape.geometry.faults import (
+    NoDoubleBackward,
+    OtherRankOutOfMemory,
+    let_go,
+    out_of_memory,
+)
+from lightning_landscape.geometry.memory import GraphMemory
+from lightning_landscape.geometry.reduction import Reduction
 from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
 
-LossFn = Callable[[], Tensor]
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
 # Central differences of the gradient err as step^2 (truncation) plus precision/step (rounding).
@@ -31,17 +38,8 @@ _DIFFERENCE_STEP = {
     torch.float16: 1e-2,
 }
 
-# What torch's decorator makes of any backward, and the node that it puts into a gradient's graph.
-_MARKED = once_differentiable(lambda ctx, *grads: grads).__code__
-_ERROR = "torch::autograd::Error"
-
-
-class OtherRankError(RuntimeError):
-    """Another process failed while computing its share; this one gives up with it."""
-
-
-class _NoDoubleBackward(RuntimeError):
-    """The loss cannot be differentiated twice."""
+# Integers as wide as an entry of a parameter.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Objective:
@@ -60,10 +58,16 @@ class Objective:
         reduce: sums a tensor over processes and returns it, the same on all.  Each process then
             holds its own share of the batches.  If one fails, all raise.
         check_deterministic: evaluate the loss twice the first time and refuse one that varies.
+        memory: how many examples' graphs may be there at once.  Without one: as many as known free
+            memory holds (half of it), where nobody can tell those of the largest batch.
+        cut: ``cut(i, most) -> [(weight, loss_fn), ...]``: batch ``i`` in pieces of at most ``most``
+            examples, nothing where that cannot be.  Asked for when there is no room for the graph
+            of the whole batch, and used where the pieces give its loss to 1e-5.
 
     The weights are where they were after every call, also after one that raised: they are copied
     back, bit for bit.  What is kept for the next call (graph, loss, gradient) is dropped when the
-    weights have been moved, by this object or by anyone else.
+    weights have been moved, by this object or by anyone else.  When a device runs out of memory
+    everything kept is dropped and the call made again with fewer graphs, then with smaller pieces.
 
     Raises:
         TypeError: a loss that is not a tensor; a complex parameter.
@@ -85,6 +89,8 @@ class Objective:
         engine: Engine = "auto",
         reduce: Callable[[Tensor], Tensor] | None = None,
         check_deterministic: bool = True,
+        memory: GraphMemory | None = None,
+        cut: Cut | None = None,
     ) -> None:
         if engine not in ("auto", "double_backward", "finite_difference"):
             raise ValueError(
@@ -96,30 +102,30 @@ class Objective:
             "finite_difference" if engine == "finite_difference" else "double_backward"
         )
         self.engine_note = ""
-        self.forwards = 0  # evaluations of the whole loss
-        self.gradients = 0
         self.hvps = 0
-        self._terms = _weighted_terms(loss_fn)
-        self._weight = sum(weight for weight, _ in self._terms)
-        self._reduce = reduce
-        self._unchecked = check_deterministic
         self._list = list(self.params.values())
         self._sizes = [p.numel() for p in self._list]
-        self._size = sum(self._sizes)
-        self._dtype = (
-            torch.float64 if any(p.dtype == torch.float64 for p in self._list) else torch.float32
-        )
-        self._device = self._list[0].device
-        # float64 sums, where the device has them
-        self._sum_dtype = torch.float32 if self._device.type == "mps" else torch.float64
-        self._cudnn = True
-        self._forward_needs_grad = False
+        self._memory = memory or GraphMemory()
+        self._cut = cut
+        self._local = Batches(_weighted_terms(loss_fn), self._list, self._memory, cut)
+        self._reduction = Reduction(reduce, self._local.weight, self._local.device)
+        self._unchecked = check_deterministic
         self._relative_step: float | None = None  # of finite differences, once needed
-        self._graphs: list[tuple[float, list[Tensor]]] | None = None
+        self._room_for_gradients = self._room_for_products = False
         self._loss: Tensor | None = None
         self._gradient: Tensor | None = None
-        self._versions: tuple[int, ...] = ()
-        self._norms: Tensor | None = None
+        self._versions: list[int] = []
+        self._bits: Tensor | None = None
+
+    @property
+    def forwards(self) -> int:
+        """Evaluations of the whole loss, so far."""
+        return self._local.forwards
+
+    @property
+    def gradients(self) -> int:
+        """Evaluations of the whole gradient, with a graph or without, so far."""
+        return self._local.gradients
 
     # -- the four things one can ask -----------------------------------------------------------
 
@@ -127,21 +133,29 @@ class Objective:
         """``L(w)``, a 0-dimensional float64 tensor.  Cost: one forward, nothing if known."""
         self._begin()
         if self._loss is None:
-            self._loss = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
+            self._loss = self._mean_loss()
         return self._loss.clone()
 
-    def gradient(self) -> dict[str, Tensor]:
-        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known."""
+    def gradient(self, *, products_follow: bool = False) -> dict[str, Tensor]:
+        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known.
+
+        With ``products_follow`` it is taken from the graph that the next :meth:`hvp` needs, which
+        then has it for nothing.
+        """
         self._begin()
+        if self._gradient is None and products_follow and self.engine_used == "double_backward":
+            self.hvp({})  # zero: the graph alone
+            self.hvps -= 1
         if self._gradient is None:
-            self._gradient = self._mean_over_ranks(self._local_gradient, self._size, self._dtype)
+            self._gradient = self._mean_gradient()
         return self._named(self._gradient.clone())
 
     def hvp(self, vector: Vector) -> dict[str, Tensor]:
         """``H v`` with the Hessian ``H`` at ``w``.
 
-        Cost: about 2 gradients on the kept graph, which the first call builds (2 gradients more);
-        2 gradients by finite differences.
+        Cost: about 2 gradients on the kept graph, which the first call builds (2 gradients more),
+        as does every call for batches whose graph there is no room to keep; 2 gradients by finite
+        differences.
         """
         self._begin()
         self.hvps += 1
@@ -149,7 +163,7 @@ class Objective:
         if self.engine_used == "double_backward":
             try:
                 return self._double_backward_hvp(pieces)
-            except _NoDoubleBackward as error:
+            except NoDoubleBackward as error:
                 self.release()
                 if self.engine == "double_backward":
                     raise RuntimeError(
@@ -178,14 +192,16 @@ class Objective:
         moves = [self._pieces(direction) for direction in directions]
 
         def local() -> Tensor:
-            losses = torch.zeros(len(points), dtype=self._sum_dtype, device=self._device)
+            losses = torch.zeros(
+                len(points), dtype=self._local.sum_dtype, device=self._local.device
+            )
             with self._displaceable() as move_to:
                 for i, point in enumerate(points):
                     move_to(moves, point)
-                    losses[i] = self._local_loss()[0]
+                    losses[i] = self._local.loss()[0]
             return losses
 
-        return self._mean_over_ranks(local, len(points), self._sum_dtype)
+        return self._mean(local, len(points), self._local.sum_dtype)
 
     def gradient_at(self, displacement: Vector) -> dict[str, Tensor]:
         """``dL/dw`` at ``w + displacement``.  Cost: one gradient."""
@@ -195,9 +211,9 @@ class Objective:
         def local() -> Tensor:
             with self._displaceable() as move_to:
                 move_to([pieces], (1.0,))
-                return self._local_gradient()
+                return self._local.gradient()
 
-        return self._named(self._mean_over_ranks(local, self._size, self._dtype))
+        return self._named(self._mean_vector(local))
 
     def batch_mean(self, quantity: Callable[[Objective], float]) -> float:
         """The mean over batches, by weight, of ``quantity(objective)`` of each batch alone.
@@ -209,144 +225,68 @@ class Objective:
         self.release()  # quantity may move the weights
 
         def local() -> Tensor:
-            total = torch.zeros(1, dtype=self._sum_dtype, device=self._device)
-            batches = []
-            for weight, fn in self._terms:
-                batch = Objective(fn, self.params, engine=self.engine, check_deterministic=False)
-                batch._cudnn, batch._forward_needs_grad = self._cudnn, self._forward_needs_grad
-                batches.append(batch)
+            total = torch.zeros(1, dtype=self._local.sum_dtype, device=self._local.device)
+            batches = [self._batch(index) for index in range(len(self._local.terms))]
+            for batch, (weight, _) in zip(batches, self._local.terms, strict=True):
                 total += weight * quantity(batch)
+                batch.release()
             # One evaluation on every batch is one of the whole loss.
-            self.forwards += max(batch.forwards for batch in batches)
-            self.gradients += max(batch.gradients for batch in batches)
+            self._local.forwards += max(batch.forwards for batch in batches)
+            self._local.gradients += max(batch.gradients for batch in batches)
             self.hvps += max(batch.hvps for batch in batches)
             return total
 
-        return float(self._mean_over_ranks(local, 1, self._sum_dtype)[0])
+        return float(self._mean(local, 1, self._local.sum_dtype)[0])
+
+    def _batch(self, index: int) -> Objective:
+        """Batch ``index`` alone, of this process alone."""
+        cut = self._cut
+        alone = Objective(
+            self._local.terms[index : index + 1],
+            self.params,
+            engine=self.engine,
+            check_deterministic=False,
+            memory=self._memory,
+            cut=None if cut is None else lambda _, most: cut(index, most),
+        )
+        alone._local.cudnn = self._local.cudnn
+        alone._local.forward_needs_grad = self._local.forward_needs_grad
+        return alone
 
     def release(self) -> None:
         """Drop the kept graph, and with it the memory of one forward and backward per batch."""
-        self._graphs = None
+        self._local.release()
 
-    # -- one process's share -------------------------------------------------------------------
-
-    def _local_loss(self) -> Tensor:
-        self.forwards += 1
-        losses = [weight * _checked(self._forward(fn)).detach() for weight, fn in self._terms]
-        return torch.stack([loss.to(self._device, self._sum_dtype) for loss in losses]).sum(0, True)
-
-    def _forward(self, fn: LossFn) -> object:
-        """The loss without a graph, unless the module differentiates inside its own loss."""
-        with plain_kernels(self._cudnn):
-            if not self._forward_needs_grad:
-                try:
-                    with torch.no_grad():
-                        return fn()
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError:  # e.g. a gradient penalty: autograd.grad under no_grad
-                    with torch.enable_grad():
-                        loss = fn()
-                    self._forward_needs_grad = True
-                    return loss
-            with torch.enable_grad():
-                return fn()
-
-    def _differentiate(self, fn: LossFn, create_graph: bool) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad(), plain_kernels(self._cudnn):
-            loss = _differentiable(fn())
-            with _refusing_double_backward() if create_graph else contextlib.nullcontext():
-                gradient = torch.autograd.grad(
-                    loss,
-                    self._list,
-                    create_graph=create_graph,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-        if create_graph and _once_differentiable([loss, *gradient]):
-            raise _NoDoubleBackward("the backward of one of its functions is once_differentiable")
-        return loss.detach(), list(gradient)
-
-    def _local_gradient(self) -> Tensor:
-        self.gradients += 1
-        total = torch.zeros(self._size, dtype=self._dtype, device=self._device)
-        for weight, fn in self._terms:
-            total += weight * self._flat(self._differentiate(fn, create_graph=False)[1])
-        return total
+    # -- products ------------------------------------------------------------------------------
 
     def _double_backward_hvp(self, pieces: Sequence[Tensor | None]) -> dict[str, Tensor]:
 
         def local() -> Tensor:
-            return self._local_hvp(pieces)
+            return self._local.product(pieces)
 
         try:
-            return self._named(self._mean_over_ranks(local, self._size, self._dtype))
-        except _NoDoubleBackward:
+            return self._named(self._mean_vector(local, products=True))
+        except NoDoubleBackward:
             # cuDNN's recurrent layers have none.  Without cuDNN convolutions are slower, hence
             # only now; tried whatever the message says, so that all processes do the same.
-            if not (self._cudnn and torch.cuda.is_available()):
+            if not (self._local.cudnn and torch.cuda.is_available()):
                 raise
         self.release()
-        self._cudnn = False
-        return self._named(self._mean_over_ranks(local, self._size, self._dtype))
-
-    def _local_hvp(self, pieces: Sequence[Tensor | None]) -> Tensor:
-        if self._graphs is None:
-            self._graphs = self._build_graphs()
-        total = torch.zeros(self._size, dtype=self._dtype, device=self._device)
-        for weight, gradient in self._graphs:
-            # Parameters in which the loss is linear have a gradient without a graph: no curvature.
-            curved = [
-                (g, v)
-                for g, v in zip(gradient, pieces, strict=True)
-                if v is not None and g.requires_grad
-            ]
-            if not curved:
-                continue
-            outputs = [g for g, _ in curved]
-            vectors = [v.to(dtype=g.dtype, device=g.device) for g, v in curved]
-            with _refusing_double_backward():
-                product = torch.autograd.grad(
-                    outputs,
-                    self._list,
-                    grad_outputs=vectors,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            total += weight * self._flat(product)
-        return total
-
-    def _build_graphs(self) -> list[tuple[float, list[Tensor]]]:
-        self.gradients += 1
-        graphs = []
-        loss = torch.zeros((), dtype=self._sum_dtype, device=self._device)
-        for weight, fn in self._terms:
-            value, gradient = self._differentiate(fn, create_graph=True)
-            graphs.append((weight, gradient))
-            loss += weight * value.to(loss)
-        if self._reduce is None:  # with several processes these are one share only
-            flats = [weight * self._flat([g.detach() for g in graph]) for weight, graph in graphs]
-            self._gradient = torch.stack(flats).sum(0) / self._weight
-            self._loss = loss / self._weight
-        return graphs
+        self._local.cudnn = False
+        return self._named(self._mean_vector(local, products=True))
 
     def _difference_hvp(self, vector: Vector) -> dict[str, Tensor]:
         length = norm(vector)
         if length == 0.0:
             return {name: torch.zeros_like(p).detach() for name, p in self.params.items()}
         if self._relative_step is None:
-            self._relative_step = float(self._mean_over_ranks(self._local_step, 1, self._sum_dtype))
+            local = partial(self._local.difference_step, _DIFFERENCE_STEP)
+            self._relative_step = float(self._mean(local, 1, self._local.sum_dtype))
         weights = norm({name: p.detach() for name, p in self.params.items()}) or 1.0
         step = self._relative_step * weights / length
         ahead = self.gradient_at({name: step * v for name, v in vector.items()})
         behind = self.gradient_at({name: -step * v for name, v in vector.items()})
         return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
-
-    def _local_step(self) -> Tensor:
-        used = {p.dtype for p in self._list} | saved_dtypes(self._terms[0][1])
-        step = max(step for dtype, step in _DIFFERENCE_STEP.items() if dtype in used)
-        return torch.full((1,), self._weight * step, dtype=self._sum_dtype, device=self._device)
 
     # -- moving the weights --------------------------------------------------------------------
 
@@ -376,26 +316,32 @@ class Objective:
             torch._foreach_copy_(live, base)
             self._versions = self._current_versions()
 
-    def _current_versions(self) -> tuple[int, ...]:
-        return tuple(p._version for p in self._list)
+    def _current_versions(self) -> list[int]:
+        return [p._version for p in self._list]
 
-    def _current_norms(self) -> Tensor:
-        live = [p.detach() for p in self._list]
-        norms = torch._foreach_norm(live, 2, dtype=self._sum_dtype)
-        return torch.stack([norm.to(self._device) for norm in norms])
+    def _current_bits(self) -> Tensor:
+        """Per parameter, the sum of its entries' bit patterns: another if any one entry changes.
+
+        Faster than a norm, and exact: integers that overflow wrap around.
+        """
+        sums = torch.empty(len(self._list), dtype=torch.int64, device=self._local.device)
+        for i, p in enumerate(self._list):
+            bits = _BITS[p.element_size()]
+            sums[i] = torch.sum(p.detach().view(bits), dtype=bits)
+        return sums
 
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""
         # Fused optimizers and writes through ``.data`` leave the version counters as they were.
-        versions, norms = self._current_versions(), self._current_norms()
-        same_norms = self._norms is not None and torch.equal(norms, self._norms)
-        if versions != self._versions or not same_norms:
-            self._graphs = self._loss = self._gradient = None
-        self._versions, self._norms = versions, norms
+        versions, bits = self._current_versions(), self._current_bits()
+        same_bits = self._bits is not None and torch.equal(bits, self._bits)
+        if versions != self._versions or not same_bits:
+            self._loss = self._gradient = None
+            self._local.forget()
+        self._versions, self._bits = versions, bits
         if not self._unchecked:
             return
-        first = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
-        again = self._mean_over_ranks(self._local_loss, 1, self._sum_dtype)[0]
+        first, again = self._mean_loss(), self._mean_loss()
         if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
             raise ValueError(
                 f"loss_fn is not deterministic: two evaluations at the same weights gave "
@@ -404,51 +350,70 @@ class Objective:
             )
         self._unchecked, self._loss = False, first
 
-    # -- flat tensors, processes ---------------------------------------------------------------
+    # -- means over batches and processes ------------------------------------------------------
 
-    def _mean_over_ranks(
-        self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype
+    def _mean_loss(self) -> Tensor:
+        local = self._local
+
+        def share() -> Tensor:
+            known, local.known_loss = local.known_loss, None
+            return local.loss() if known is None else known
+
+        return self._mean(share, 1, local.sum_dtype)[0]
+
+    def _mean_gradient(self) -> Tensor:
+        local = self._local
+
+        def share() -> Tensor:
+            known, local.known_gradient = local.known_gradient, None
+            return local.gradient() if known is None else known
+
+        return self._mean_vector(share)
+
+    def _mean_vector(self, compute: Callable[[], Tensor], products: bool = False) -> Tensor:
+        """For what needs graphs: these have room first."""
+
+        def with_room() -> Tensor:
+            return self._reduction.mean(compute, self._local.size, self._local.dtype)
+
+        return self._until_it_fits(with_room, graphs=True, products=products)
+
+    def _mean(self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype) -> Tensor:
+        return self._until_it_fits(lambda: self._reduction.mean(compute, size, dtype))
+
+    def _until_it_fits(
+        self, call: Callable[[], Tensor], graphs: bool = False, products: bool = False
     ) -> Tensor:
-        """``sum over processes of compute() / sum of weights``; ``compute`` gives ``(size,)``.
-
-        The one reduction carries the sum, the weight and what went wrong, so that no process
-        waits for one that failed and all take the same way out.
-        """
-        if self._reduce is None:
-            return compute() / self._weight
-        fault: Exception | None = None
-        try:
-            total = compute()
-        except Exception as error:  # every process must reach the reduction below
-            fault, total = error, torch.zeros(size, dtype=dtype, device=self._device)
-        unsupported = isinstance(fault, _NoDoubleBackward)
-        status = [self._weight if fault is None else 0.0, float(unsupported)]
-        status.append(float(fault is not None and not unsupported))
-        carried = torch.cat([total.to(self._device), total.new_tensor(status).to(self._device)])
-        carried = self._reduce(carried)
-        weight, unsupported_ranks, failed_ranks = carried[-3:].tolist()
-        try:
-            if failed_ranks:
-                if fault is not None and not unsupported:
+        """``call()``, again with less at once after an out of memory; on all processes alike."""
+        while True:
+            try:
+                if graphs:
+                    self._make_room(products)
+                return call()
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                let_go(error)  # what is kept goes, what its frames hold too
+                fault = error
+            try:
+                changed = self._local.shrink(products=products)
+                if self._local.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                stuck = not changed and not isinstance(fault, OtherRankOutOfMemory)
+                if self._reduction.any(partial(bool, stuck)):
                     raise fault
-                raise OtherRankError("another process failed while computing its share")
-            if unsupported_ranks:
-                raise fault if fault is not None else _NoDoubleBackward("on another process")
-        finally:
-            fault = None  # its traceback holds this frame, and that the graph
-        mean: Tensor = carried[:-3] / weight
-        return mean
+            finally:
+                del fault
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One flat tensor; gradients of sparse embeddings are made dense."""
-        return torch.cat(
-            [
-                (t.to_dense() if t.is_sparse else t)
-                .reshape(-1)
-                .to(dtype=self._dtype, device=self._device)
-                for t in tensors
-            ]
-        )
+    def _make_room(self, products: bool) -> None:
+        """Let the graphs be no more than what memory is known to hold; once an objective."""
+        if self._room_for_products or (self._room_for_gradients and not products):
+            return
+        while self._reduction.any(lambda: not self._local.fits(products=products)):
+            self._local.shrink(self._local.least)
+        self._room_for_gradients, self._room_for_products = True, products
+
+    # -- names ---------------------------------------------------------------------------------
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(flat, self._sizes)
@@ -501,7 +466,7 @@ def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _weighted_terms(
     loss_fn: LossFn | Sequence[tuple[float, LossFn]],
-) -> list[tuple[float, LossFn]]:
+) -> list[Term]:
     terms = [(1.0, loss_fn)] if callable(loss_fn) else list(loss_fn)
     if not terms:
         raise ValueError("loss_fn=[]: expected at least one (weight, loss_fn)")
@@ -511,56 +476,3 @@ def _weighted_terms(
                 f"loss_fn holds ({weight!r}, {fn!r}): expected (weight > 0, callable) pairs"
             )
     return terms
-
-
-def _checked(loss: object) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss_fn returned {type(loss).__name__}: expected a scalar tensor")
-    if loss.numel() != 1:
-        raise ValueError(
-            f"loss_fn returned a tensor of shape {tuple(loss.shape)}: expected a scalar, "
-            f"e.g. loss.mean()"
-        )
-    return loss.reshape(())
-
-
-def _differentiable(loss: object) -> Tensor:
-    checked = _checked(loss)
-    if not checked.requires_grad:
-        raise ValueError(
-            "loss_fn returned a loss without a graph: it was detached, computed under no_grad, or "
-            "does not depend on a trainable parameter"
-        )
-    return checked
-
-
-def _once_differentiable(tensors: Sequence[Tensor]) -> bool:
-    """Whether a function marked ``once_differentiable`` had a part in a loss or its gradient.
-
-    In the loss it is seen by its backward.  In the gradient it leaves a node that raises, but no
-    way from there to the parameters; or, where what flowed into it was constant, nothing at all.
-    Autograd, asked for the derivatives by the parameters alone, passes both by and leaves part of
-    the Hessian out without a word.
-    """
-    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        if getattr(backward, "__code__", None) is _MARKED or node.name() == _ERROR:
-            return True
-        following = {following for following, _ in node.next_functions if following is not None}
-        pending += following - seen
-        seen |= following
-    return False
-
-
-@contextlib.contextmanager
-def _refusing_double_backward() -> Iterator[None]:
-    """Name the error of a loss that cannot be differentiated twice; out of memory is another."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, OtherRankError):
-        raise
-    except RuntimeError as error:  # NotImplementedError is one
-        raise _NoDoubleBackward(str(error).strip().split("\n")[0]) from error

@@ -7,10 +7,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
@@ -45,7 +44,7 @@ def _told(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if out_of_memory(error):
         return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
     return (
         "If training_step cannot be called on the probe at this point, pass a fixed probe=... that "

@@ -9,9 +9,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lightning_landscape.geometry.objective import LossFn
+from lightning_landscape.geometry.batches import Cut, LossFn, Term
 from lightning_landscape.training.isolation import Isolation
-from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch
+from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
 
 UserLoss = Callable[[LightningModule, Any], Tensor]
 ProbeMode = Literal["train", "eval"]
@@ -28,8 +28,8 @@ def probe_terms(
     loss_fn: UserLoss | None,
     reduction: Reduction,
     total: int,
-) -> list[tuple[float, LossFn]]:
-    """``(examples, loss)`` for each batch of the probe, for an ``Objective``.
+) -> tuple[list[Term], Cut]:
+    """``(examples, loss)`` for each batch of the probe, and how one is cut, for an ``Objective``.
 
     With ``reduction="sum"`` each loss is a sum over its examples, and so is the objective's: it
     equals what one batch with all ``total`` examples would give.
@@ -55,7 +55,11 @@ def probe_terms(
 
         return loss
 
-    return [(float(held.size), term(i, held)) for i, held in enumerate(probe.batches)]
+    def cut(position: int, most: int) -> list[Term]:
+        pieces = cut_batch(probe.batches[position], most)
+        return [(float(piece.size), term(position, piece)) for piece in pieces]
+
+    return [(float(held.size), term(i, held)) for i, held in enumerate(probe.batches)], cut
 
 
 def takes_iterator(pl_module: LightningModule) -> bool:

@@ -57,6 +57,8 @@ class Monitor(pl.Callback):
     """
 
     kind: ClassVar[str] = ""  # first part of the keys
+    # Moves the weights, which drops graphs: measured after those that do not.
+    displaces: ClassVar[bool] = True
     draws: ClassVar[bool] = False  # makes pictures: measured after the scalars, owed one at the end
 
     def __init__(

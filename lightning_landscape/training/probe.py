@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from lightning_landscape.training.random_state import RandomState
@@ -134,6 +136,39 @@ def clone_batch(batch: Any) -> Any:
     return _map_tensors(batch, lambda tensor: tensor.detach().clone())
 
 
+def cut_batch(held: ProbeBatch, most: int) -> list[ProbeBatch]:
+    """``held`` in pieces of at most ``most`` examples; nothing where it cannot be cut.
+
+    Tensors as long as the batch has examples are cut along their first dimension, everything else
+    is shared.  Whether the pieces mean what the whole does is for their losses to say.
+    """
+    starts = range(0, held.size, most)
+    found = False
+
+    def piece(start: int, tensor: Tensor) -> Tensor:
+        nonlocal found
+        if tensor.layout != torch.strided or tensor.ndim == 0 or len(tensor) != held.size:
+            return tensor
+        found = True
+        return tensor[start : start + most]
+
+    try:
+        batches = [_map_tensors(held.batch, partial(piece, s), _refuse) for s in starts]
+    except _NotCuttable:
+        return []
+    sizes = [min(most, held.size - start) for start in starts]
+    cut = [ProbeBatch(b, held.index, n) for b, n in zip(batches, sizes, strict=True)]
+    return cut if found else []
+
+
+class _NotCuttable(Exception):
+    """A batch whose parts refer to one another: a graph library's, packed sequences."""
+
+
+def _refuse(value: Any) -> Any:
+    raise _NotCuttable
+
+
 def batch_size(batch: Any) -> int:
     """The number of examples: the length of the first tensor with a dimension, as in Lightning.
 
@@ -161,27 +196,36 @@ def _tensors_in(batch: Any) -> Iterator[Tensor]:
     yield from found
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` rebuilt with ``function`` applied to its tensors, whatever they sit in."""
+def _map_tensors(
+    value: Any,
+    function: Callable[[Tensor], Tensor],
+    indivisible: Callable[[Any], Any] = copy.deepcopy,
+) -> Any:
+    """``value`` rebuilt with ``function`` applied to its tensors, whatever they sit in.
+
+    ``indivisible`` is applied to objects that know themselves how their tensors belong together.
+    """
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, PackedSequence) and indivisible is not copy.deepcopy:
+        return indivisible(value)
     if isinstance(value, Mapping):
-        mapped = {key: _map_tensors(item, function) for key, item in value.items()}
+        mapped = {key: _map_tensors(item, function, indivisible) for key, item in value.items()}
         if not isinstance(value, MutableMapping) or type(value) is dict:
             return mapped
         rebuilt = copy.copy(value)  # OrderedDict, BatchEncoding, ...: keep what else they hold
         rebuilt.update(mapped)
         return rebuilt
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(item, function) for item in value))
+        return type(value)(*(_map_tensors(item, function, indivisible) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, function) for item in value)
+        return type(value)(_map_tensors(item, function, indivisible) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record: Any = copy.copy(value)
         for field in dataclasses.fields(value):
-            item = _map_tensors(getattr(value, field.name), function)
+            item = _map_tensors(getattr(value, field.name), function, indivisible)
             object.__setattr__(record, field.name, item)
         return record
     if hasattr(value, "__dict__") and hasattr(value, "to"):
-        return copy.deepcopy(value)  # a graph library's batch, which Lightning moves with .to()
+        return indivisible(value)  # a graph library's batch, which Lightning moves with .to()
     return value

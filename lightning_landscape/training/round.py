@@ -15,8 +15,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
-from lightning_landscape.geometry.objective import LossFn, Objective
+from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.losses import probe_terms
 from lightning_landscape.training.probe import Probe
@@ -78,13 +79,20 @@ class Round:
         key = monitor.loss_key
         if key not in self._objectives:
             self._objectives[key] = self._build(monitor)
+        return self._alone(key)
+
+    def _alone(self, key: Any) -> Objective:
+        """The objective ``key``; the graphs of others make room for its own."""
+        for other, objective in self._objectives.items():
+            if other != key:
+                objective.release()
         return self._objectives[key]
 
     def further_objective(self, monitor: Monitor, probe: Probe) -> Objective:
         """The loss on another probe, in eval mode."""
         key = (id(probe), "eval", *monitor.loss_key[2:])
         if key not in self._objectives:
-            terms = probe_terms(
+            terms, cut = probe_terms(
                 self.trainer,
                 self.pl_module,
                 self._isolation,
@@ -94,8 +102,8 @@ class Round:
                 reduction=monitor.loss_reduction,
                 total=self._session.probe_size(probe),
             )
-            self._objectives[key] = self._objective(monitor, terms)
-        return self._objectives[key]
+            self._objectives[key] = self._objective(monitor, key, terms, cut)
+        return self._alone(key)
 
     def further_size(self, probe: Probe) -> int:
         """Examples in another probe, over all processes."""
@@ -107,7 +115,7 @@ class Round:
 
     def _build(self, monitor: Monitor) -> Objective:
         probe = monitor.probe_in_use
-        terms = probe_terms(
+        terms, cut = probe_terms(
             self.trainer,
             self.pl_module,
             self._isolation,
@@ -117,7 +125,7 @@ class Round:
             reduction=monitor.loss_reduction,
             total=self.probe_size(monitor),
         )
-        objective = self._objective(monitor, terms)
+        objective = self._objective(monitor, monitor.loss_key, terms, cut)
         if monitor.loss_key not in self._session.checked:
             self._session.checked.add(monitor.loss_key)
             self._warn_if_noisy(objective, monitor)
@@ -139,7 +147,7 @@ class Round:
                 f"keeps a state outside the module, and every value here carries that noise"
             )
 
-    def _objective(self, monitor: Monitor, terms: list[tuple[float, LossFn]]) -> Objective:
+    def _objective(self, monitor: Monitor, key: Any, terms: list[Term], cut: Cut) -> Objective:
         return Objective(
             terms,
             measured_parameters(
@@ -148,6 +156,8 @@ class Round:
             engine=monitor.engine,
             reduce=self._session.reducer,
             check_deterministic=False,
+            memory=self._session.graph_memory(key, monitor),
+            cut=cut,
         )
 
     def release(self) -> None:
@@ -158,7 +168,8 @@ class Round:
     def batch_objective(self, monitor: Monitor) -> Objective:
         """The loss on the training batch that has just been used, at the weights as they are."""
         self._session.kept_before()
-        terms = probe_terms(
+        self.release()
+        terms, cut = probe_terms(
             self.trainer,
             self.pl_module,
             self._isolation,
@@ -168,7 +179,7 @@ class Round:
             reduction="mean",
             total=1,
         )
-        return self._objective(monitor, terms)
+        return self._objective(monitor, ("batch", *monitor.loss_key), terms, cut)
 
     @functools.cached_property
     def optimizers(self) -> list[Any]:

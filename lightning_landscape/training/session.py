@@ -19,7 +19,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_landscape.geometry.objective import OtherRankError
+from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.training.account import WORTH_A_PICTURE, Account
 from lightning_landscape.training.copies import Before, copied
 from lightning_landscape.training.faults import count_fault
@@ -42,9 +43,12 @@ class Session:
 
     def __init__(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
         self._callbacks = monitors  # in the Trainer's order; the first one leads
-        self.monitors = sorted(monitors, key=lambda monitor: monitor.draws)  # scalars first
+        # Scalars first, and of them those that need the graphs which others drop.
+        self.monitors = sorted(monitors, key=lambda monitor: (monitor.draws, monitor.displaces))
         self.account = Account(self.monitors)
         self.checked: set[Any] = set()
+        self._largest_batch = 1  # of training, in examples, of those that were looked at
+        self._graph_memory: dict[Any, GraphMemory] = {}
         self._probe_sizes: dict[int, int] = {}
         self.last_batch = Probe()
         self.processes = Processes(trainer)
@@ -268,6 +272,7 @@ class Session:
         if due:
             with self._paying(pl_module):
                 self.account.batch_size = batch_size(batch)
+                self._largest_batch = max(self._largest_batch, self.account.batch_size)
                 self._run(trainer, pl_module, due, step)
             self.last_batch.batches = []
             if not self._ends(trainer):
@@ -472,6 +477,12 @@ class Session:
     def reducer(self) -> Callable[[Tensor], Tensor] | None:
         """Sums over processes; None with one process."""
         return None if self.processes.count == 1 else self.processes.sum
+
+    def graph_memory(self, loss_key: Any, monitor: Monitor) -> GraphMemory:
+        """What the run knows about the graphs of one loss; those of a training batch have room."""
+        memory = self._graph_memory.setdefault(loss_key, GraphMemory(tell=monitor.say_once))
+        memory.examples = self._largest_batch
+        return memory
 
     def probe_size(self, probe: Probe) -> int:
         """Examples of a complete probe, over all processes."""

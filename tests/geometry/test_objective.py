@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_landscape.geometry.objective import Objective, OtherRankError
+from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.objective import Objective
 from tests.geometry.networks import NETWORKS, Problem, mlp
 from tests.geometry.test_kernels import sdpa_flags
 from tests.oracles import F64, Quadratic, flat, generator, normal, symmetric

@@ -1,0 +1,130 @@
+"""What measuring takes in memory: the peak beside a training step's, and over 1,000 measurements.
+
+    make bench-memory
+
+Peaks are bytes of tensors, from torch's allocator (``benchmarks/allocations.py``): exact, whatever
+else the machine does.  "Bounded" is where nobody can tell how much memory is free: the graphs of a
+probe of four training batches are then those of one at a time.  The memory over measurements is
+the process's own, as the operating system sees it.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.allocations import peak_bytes
+from benchmarks.networks import ResNet20, language_model
+from benchmarks.runs import mlp
+from lightning_landscape import Objective, top_eigenvalues
+from lightning_landscape.geometry import batches
+from lightning_landscape.geometry.memory import GraphMemory
+
+MEASUREMENTS = 1000
+Loss = Callable[[slice], Tensor]
+
+
+def networks() -> dict[str, tuple[nn.Module, int, Loss]]:
+    """Name -> network, training batch, loss on some of 4 batches."""
+    torch.manual_seed(0)
+    small, x, y = (
+        mlp([64, 256, 256, 10], nn.ReLU),
+        torch.randn(2048, 64),
+        torch.randint(0, 10, (2048,)),
+    )
+    cnn, images, labels = (
+        ResNet20(channels=3),
+        torch.randn(512, 3, 32, 32),
+        torch.randint(0, 10, (512,)),
+    )
+    model, tokens = language_model(), torch.randint(0, 64, (128, 33))
+    return {
+        "MLP, 512 examples": (small, 512, lambda s: F.cross_entropy(small(x[s]), y[s])),
+        "ResNet-20, 128 images": (cnn, 128, lambda s: F.cross_entropy(cnn(images[s]), labels[s])),
+        "transformer, 32 x 32 tokens": (
+            model,
+            32,
+            lambda s: F.cross_entropy(model(tokens[s, :-1]), tokens[s, 1:]),
+        ),
+    }
+
+
+def peaks() -> None:
+    """The table of peaks, each in units of a training step's on one batch."""
+    head = ("network", "training step", "HVP", "top eigenvalue", "its vectors")
+    head += ("probe of 4 batches, all kept", "bounded")
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name, network in networks().items():
+        print("| " + " | ".join([name, *_peaks_of(*network)]) + " |", flush=True)
+
+
+def _peaks_of(net: nn.Module, size: int, loss: Loss) -> list[str]:
+    params = dict(net.named_parameters())
+    held = list(params.values())
+    vector = {name: torch.randn_like(p) for name, p in params.items()}
+    parts = [slice(i * size, (i + 1) * size) for i in range(4)]
+    terms = [(float(size), partial(loss, part)) for part in parts]
+
+    def objective(count: int) -> Objective:
+        memory = GraphMemory(size)
+        return Objective(terms[:count], params, check_deterministic=False, memory=memory)
+
+    def products(count: int) -> None:
+        whole = objective(count)
+        for _ in range(2):
+            whole.hvp(vector)
+
+    step = peak_bytes(lambda: torch.autograd.grad(loss(parts[0]), held))
+    one = peak_bytes(lambda: products(1))
+    solved = peak_bytes(lambda: top_eigenvalues(objective(1)))
+    with mock.patch.object(batches, "free_memory", return_value=2**62):
+        kept = peak_bytes(lambda: products(4))
+    with mock.patch.object(batches, "free_memory", return_value=None):
+        bounded = peak_bytes(lambda: products(4))
+    vectors = (solved - one) / sum(4 * p.numel() for p in held)
+    ratios = [f"{peak / step:.1f}" for peak in (one, solved, kept, bounded)]
+    return [f"{step / 1e6:.1f} MB", *ratios[:2], f"{vectors:.0f}", *ratios[2:]]
+
+
+def over_time() -> None:
+    """The process's memory while a network trains and is measured again and again."""
+    torch.manual_seed(0)
+    net, x, y = mlp([16, 32, 10], nn.ReLU), torch.randn(64, 16), torch.randint(0, 10, (64,))
+    params = dict(net.named_parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    last = None
+    print("measurements  resident memory  live tensors")
+    for count in range(1, MEASUREMENTS + 1):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        objective = Objective(lambda: F.cross_entropy(net(x), y), params)
+        last = top_eigenvalues(objective, init=last)
+        objective.loss_at(last.eigenvectors[0])
+        if count % (MEASUREMENTS // 10) == 0:
+            tensors = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+            print(f"{count:12d}  {_resident() / 1e6:12.1f} MB  {tensors:12d}", flush=True)
+
+
+def _resident() -> int:
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    over_time()  # first: the events from which peaks are read take gigabytes
+    print()
+    peaks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How the cost grows with the network: from 10^4 to 10^8 parameters.
+
+    make bench-scale
+
+For each network, on one thread (or on a GPU where there is one): the time of a Hessian-vector
+product in gradients of the same probe, the share of a top eigenvalue's time that is the solver's
+own arithmetic and not products, and the peak of memory beside that of a gradient, which is what a
+training step takes.  Prints a markdown table and the growth law, fitted to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.allocations import peak_bytes
+from benchmarks.networks import language_model
+from benchmarks.runs import mlp
+from lightning_landscape import Objective, top_eigenvalues
+from lightning_landscape.geometry.vectors import Vector
+
+Problem = tuple[nn.Module, Callable[[], Tensor]]
+
+
+def _classifier(widths: tuple[int, ...], examples: int) -> Problem:
+    net, x = mlp(widths, nn.ReLU), torch.randn(examples, widths[0])
+    y = torch.randint(0, widths[-1], (examples,))
+    return net, lambda: nn.functional.cross_entropy(net(x), y)
+
+
+def _language_model(width: int, depth: int, vocabulary: int, length: int, examples: int) -> Problem:
+    net = language_model(vocabulary, width, max(width // 64, 1), depth, length)
+    tokens = torch.randint(0, vocabulary, (examples, length + 1))
+    loss = nn.functional.cross_entropy
+    return net, lambda: loss(net(tokens[:, :-1]), tokens[:, 1:])
+
+
+def _gpt2(length: int, examples: int) -> Problem:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    net = GPT2LMHeadModel(config)
+    tokens = torch.randint(0, config.vocab_size, (examples, length))
+    return net, lambda: net(input_ids=tokens, labels=tokens).loss
+
+
+NETWORKS: dict[str, Callable[[], Problem]] = {
+    "MLP 10^4": lambda: _classifier((64, 96, 32, 10), 512),
+    "MLP 10^5": lambda: _classifier((64, 256, 256, 10), 512),
+    "MLP 10^6": lambda: _classifier((64, 960, 960, 10), 512),
+    "MLP 10^7": lambda: _classifier((64, 3120, 3120, 10), 512),
+    "transformer 10^5": lambda: _language_model(64, 2, 64, 32, 32),
+    "transformer 10^6": lambda: _language_model(128, 4, 1024, 64, 16),
+    "transformer 10^7": lambda: _language_model(384, 5, 2048, 64, 8),
+    "GPT-2 small, 1.2 10^8": lambda: _gpt2(64, 2),
+}
+
+
+def measure(name: str, products: int) -> dict[str, Any]:
+    """One network on one thread, or on the GPU."""
+    torch.manual_seed(0)
+    net, loss = NETWORKS[name]()
+    net.train()
+    params = dict(net.named_parameters())
+    held = list(params.values())
+    repeats = 3 if sum(p.numel() for p in held) > 5 * 10**6 else 9
+
+    def objective() -> Objective:
+        return Objective(loss, params, check_deterministic=False)
+
+    def gradient() -> object:
+        return torch.autograd.grad(loss(), held)
+
+    kept = objective()
+    start = kept.gradient()
+    kept.hvp(start)  # builds the graph
+    top_eigenvalues(objective(), max_hvps=2)  # loads what the solver needs
+    pairs = [(_seconds(gradient), _seconds(lambda: kept.hvp(start))) for _ in range(repeats)]
+    kept.release()
+    total, own = _solved(objective(), products)
+    return {
+        "parameters": sum(p.numel() for p in held),
+        "gradient": statistics.median(one for one, _ in pairs),
+        "hvp": statistics.median(two / one for one, two in pairs),
+        "own": own,
+        "share": own / total,
+        "step": peak_bytes(gradient),
+        "product": peak_bytes(lambda: objective().hvp(start)),
+        "peak": peak_bytes(lambda: top_eigenvalues(objective(), tol=1e-9, max_hvps=products)),
+    }
+
+
+def _solved(objective: Objective, products: int) -> tuple[float, float]:
+    """Seconds of an eigenvalue, in all and outside the products."""
+    timed = _Timed(objective)
+    total = _seconds(lambda: top_eigenvalues(timed, tol=1e-9, max_hvps=products))
+    return total, total - timed.spent
+
+
+def _clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started = _clock()
+    function()
+    return _clock() - started
+
+
+class _Timed:
+    """An objective whose products are timed."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.params, self.spent = objective, objective.params, 0.0
+
+    def hvp(self, vector: Vector) -> dict[str, Tensor]:
+        started = _clock()
+        product = self.objective.hvp(vector)
+        self.spent += _clock() - started
+        return product
+
+
+def _exponent(rows: list[dict[str, Any]], key: str) -> float:
+    """The slope of log(value) over log(parameters), by least squares."""
+    x = [math.log(row["parameters"]) for row in rows]
+    y = [math.log(row[key]) for row in rows]
+    slope, _ = statistics.linear_regression(x, y)
+    return slope
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--products", type=int, default=10, help="of the eigenvalue solver")
+    parser.add_argument("--largest", type=float, default=2e8, help="skip larger networks")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    head = ("network", "parameters", "gradient, s", "HVP, gradients", "solver's own time")
+    head += ("memory of a gradient", "of a product", "ratio", "of an eigenvalue: vectors more")
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    rows = []
+    for name in NETWORKS:
+        if float(name.split("10^")[1]) > math.log10(options.largest):
+            continue
+        row = measure(name, options.products)
+        rows.append(row)
+        cells = (
+            name,
+            f"{row['parameters']:,}",
+            f"{row['gradient']:.4g}",
+            f"{row['hvp']:.2f}",
+            f"{row['share']:.1%}",
+            f"{row['step'] / 1e6:.1f} MB",
+            f"{row['product'] / 1e6:.1f} MB",
+            f"{row['product'] / row['step']:.1f}",
+            f"{(row['peak'] - row['product']) / (4 * row['parameters']):.0f}",
+        )
+        print("| " + " | ".join(cells) + " |", flush=True)
+    ratios = [row["hvp"] for row in rows]
+    print(
+        f"\n{options.products} products an eigenvalue, {torch.get_default_device().type}.  With n "
+        f"parameters an HVP costs {min(ratios):.1f} to {max(ratios):.1f} gradients, growing as "
+        f"n^{_exponent(rows, 'hvp'):.2f}; the solver's own seconds grow as "
+        f"n^{_exponent(rows, 'own'):.2f}."
+    )
+
+
+if __name__ == "__main__":
+    main()

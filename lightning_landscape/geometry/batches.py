@@ -1,0 +1,364 @@
+"""One process's share of a loss: its batches one after the other, and the graphs kept of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
+from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
+from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
+from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
+
+LossFn = Callable[[], Tensor]
+Term = tuple[float, LossFn]
+Cut = Callable[[int, int], Sequence[Term]]
+
+# Pieces of a batch stand for it where they give its loss to this relative difference.
+_SAME_LOSS = 1e-5
+
+
+class Batches:
+    """Sums ``sum_i weight_i L_i`` over the batches of this process, and of their derivatives.
+
+    All of them flat tensors that belong to the caller.  What a batch's graph takes is bounded by
+    ``memory``: the graphs kept and the one in work cover at most the examples allowed.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        params: Sequence[Tensor],
+        memory: GraphMemory,
+        cut: Cut | None,
+    ) -> None:
+        self.terms = list(terms)  # as they were given
+        self.memory = memory
+        self.params = list(params)
+        self.weight = sum(weight for weight, _ in self.terms)
+        self.size = sum(p.numel() for p in self.params)
+        self.dtype = (
+            torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
+        )
+        self.device = self.params[0].device
+        # float64 sums, where the device has them
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.forwards = 0  # evaluations of all batches
+        self.gradients = 0
+        self.cudnn = True
+        self.forward_needs_grad = False
+        # What the first product came by: sums, to be taken by the caller.
+        self.known_loss: Tensor | None = None
+        self.known_gradient: Tensor | None = None
+        self._new_weights = True
+        self._cut = cut
+        # Graphs of so many examples are allowed in any case.
+        self.least = memory.examples or max(weight for weight, _ in self.terms)
+        self._pieces = self.terms  # as they are evaluated
+        self._graphs: dict[int, list[Tensor]] = {}
+        self._keep: set[int] = set()
+        self._arrange()
+
+    # -- sums over the batches -----------------------------------------------------------------
+
+    def loss(self) -> Tensor:
+        """The loss, ``(1,)``.  Cost: one forward."""
+        self.forwards += 1
+        return self._sum_of_losses(self._pieces)
+
+    def gradient(self) -> Tensor:
+        """The gradient.  Cost: one gradient."""
+        self.gradients += 1
+        total: Tensor | None = None
+        for weight, fn in self._pieces:
+            total = self._added(total, weight, self._differentiate(fn, create_graph=False)[1])
+        return self._zeros() if total is None else total
+
+    def product(self, vector: Sequence[Tensor | None]) -> Tensor:
+        """The Hessian times ``vector``, one tensor per parameter, None for zero.
+
+        Cost: about 2 gradients on the graphs that are kept, 2 more for those that are not.
+        """
+        total: Tensor | None = None
+        first = self._new_weights
+        if first:
+            self.release()  # of a call that failed half way
+        loss = torch.zeros(1, dtype=self.sum_dtype, device=self.device)
+        slope: Tensor | None = None
+        self.gradients += len(self._graphs) < len(self._pieces)
+        for index, (weight, fn) in enumerate(self._pieces):
+            graph = self._graphs.get(index)
+            if graph is None:
+                value, graph = self._differentiate(fn, create_graph=True)
+                if first:
+                    loss += weight * value.to(loss)
+                    slope = self._added(slope, weight, [g.detach() for g in graph])
+            product = self._product(graph, vector, keep=index in self._keep)
+            if product:
+                total = self._added(total, weight, product)
+            if index in self._keep:
+                self._graphs[index] = graph
+            del graph  # before the next one is built
+        if first:
+            self.known_loss, self.known_gradient, self._new_weights = loss, slope, False
+        return self._zeros() if total is None else total
+
+    def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
+        """The largest of ``steps`` over the types that the first loss is computed in."""
+        used = {p.dtype for p in self.params} | saved_dtypes(self._pieces[0][1])
+        step = max(step for dtype, step in steps.items() if dtype in used)
+        return torch.full((1,), self.weight * step, dtype=self.sum_dtype, device=self.device)
+
+    def forget(self) -> None:
+        """The weights are others: drop all that belongs to those before."""
+        self.release()
+        self._new_weights = True
+        self.known_loss = self.known_gradient = None
+
+    def release(self) -> None:
+        """Drop the graphs."""
+        self._graphs.clear()
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def fits(self, *, products: bool) -> bool:
+        """Whether the graphs that will be there at once have room, or cannot be made fewer."""
+        alive = self._alive() if products else max(weight for weight, _ in self._pieces)
+        if alive <= self.least or self.memory.allowed <= self.least:
+            return True
+        if self.memory.bytes_per_example is None:
+            self._count_bytes()
+        devices = {p.device for p in self.params}
+        free = [free_memory(device) for device in devices]
+        known = [bytes for bytes in free if bytes is not None]
+        return self.memory.holds(alive, min(known) if len(known) == len(free) else None)
+
+    def shrink(self, least: float | None = None, *, products: bool = True) -> bool:
+        """Half as many examples' graphs at once, at least ``least``; False if that changes nothing.
+
+        Without ``least``, for after an out of memory: until something changes for the call that
+        met it, which uses kept graphs only for ``products``.
+        """
+        had, allowed = bool(self._graphs), self.memory.allowed
+        self.release()
+
+        def arranged() -> tuple[int, set[int]]:
+            return len(self._pieces), self._keep if products else set()
+
+        before = arranged()
+        while True:
+            if self._arranged_for == self.memory.allowed:  # else another objective has shrunk it
+                current = min(self.memory.allowed, self._alive())
+                self.memory.allowed = max(current / 2, least or 0.0)
+            self._arrange()
+            if had or arranged() != before:
+                return True
+            if least is not None:
+                return False
+            if self.memory.allowed < 1:
+                self.memory.allowed = allowed
+                self._arrange()
+                return False
+
+    def _arrange(self) -> None:
+        """Cut the batches that are too large, if they can be; choose the graphs to keep."""
+        allowed = self._arranged_for = self.memory.allowed
+        self._pieces = [
+            piece
+            for index, term in enumerate(self.terms)
+            for piece in ([term] if term[0] <= allowed else self._pieces_of(index, int(allowed)))
+        ]
+        weights = [weight for weight, _ in self._pieces]
+        self._keep, kept = set(), 0.0
+        for index, weight in enumerate(weights):
+            # One more is there while it is in work, unless all are kept.
+            kept += weight
+            if kept + (0.0 if sum(weights) <= allowed else max(weights)) > allowed:
+                break
+            self._keep.add(index)
+        if len(weights) == 1 and allowed >= self.least:
+            # It is there at each product anyway.  (A graph that goes while a product is made needs
+            # a fifth less: what is left to do after an out of memory.)
+            self._keep = {0}
+
+    def _alive(self) -> float:
+        """Examples whose graphs are there at once."""
+        weights = [weight for weight, _ in self._pieces]
+        kept = sum(weights[index] for index in self._keep)
+        return kept if len(self._keep) == len(weights) else kept + max(weights)
+
+    def _pieces_of(self, index: int, most: int) -> Sequence[Term]:
+        """Batch ``index`` in pieces of at most ``most`` examples, or whole if that is another loss.
+
+        Seen once a run, at the weights as they are.
+        """
+        whole = self.terms[index]
+        if self._cut is None or self.memory.cuttable is False or most < 1:
+            return [whole]
+        pieces = self._cut(index, most)
+        if not pieces:
+            self.memory.cuttable = False
+            self._say_whole(whole, "they have no examples to be cut along")
+            return [whole]
+        if self.memory.cuttable is None:
+            self._see_whether_pieces_are_the_whole(whole, pieces)
+        return pieces if self.memory.cuttable else [whole]
+
+    def _see_whether_pieces_are_the_whole(self, whole: Term, pieces: Sequence[Term]) -> None:
+        try:
+            expected = float(self._sum_of_losses([whole])) / whole[0]
+            found = float(self._sum_of_losses(pieces)) / sum(weight for weight, _ in pieces)
+        except Exception as error:  # a training_step that wants its own batch size raises anything
+            self.memory.cuttable = False
+            self._say_whole(whole, f"the loss of a piece could not be had ({error})")
+            return
+        if not math.isfinite(expected):
+            return  # says nothing about other weights
+        self.memory.cuttable = abs(found - expected) <= _SAME_LOSS * abs(expected)
+        if self.memory.cuttable:
+            self.memory.say_once(
+                f"a graph of {whole[0]:g} examples is more than there is room for; such batches "
+                f"are evaluated in pieces, which give the same loss"
+            )
+        else:
+            self._say_whole(
+                whole,
+                f"the pieces give a loss of {found:.6g} instead of {expected:.6g}, as with "
+                f"BatchNorm in train mode, dropout or a contrastive loss",
+            )
+
+    def _say_whole(self, whole: Term, reason: str) -> None:
+        self.memory.say_once(
+            f"a graph of {whole[0]:g} examples is more than there is room for, and such batches "
+            f"are not cut: {reason}; give the examples in smaller batches if memory runs out"
+        )
+
+    def _count_bytes(self) -> None:
+        """What the graph of one example takes, from one batch, or from a piece of it.
+
+        A piece need not give the same loss for that.
+        """
+        weight, fn = self.terms[0]
+        if weight > self.least and self._cut is not None:
+            pieces = self._cut(0, max(int(self.least), 1))
+            weight, fn = pieces[0] if pieces else (weight, fn)
+        try:
+            self.memory.bytes_per_example = self._bytes_of(fn) / weight
+        except Exception as error:  # hooks that a module refuses, a piece that it does not take
+            if out_of_memory(error):
+                raise
+            self.memory.bytes_per_example = math.inf
+            self.memory.say_once(
+                f"the memory of a graph could not be counted ({error}): graphs are kept of "
+                f"{self.least:g} examples only, and products cost more"
+            )
+
+    def _bytes_of(self, fn: LossFn) -> int:
+        with counting_saved(self.params) as saved:
+            try:
+                _ = self._differentiate(fn, create_graph=True)
+            except NoDoubleBackward:
+                _ = self._differentiate(fn, create_graph=False)
+            return saved()
+
+    # -- one batch -----------------------------------------------------------------------------
+
+    def _sum_of_losses(self, terms: Sequence[Term]) -> Tensor:
+        losses = [weight * checked(self._forward(fn)).detach() for weight, fn in terms]
+        return torch.stack([loss.to(self.device, self.sum_dtype) for loss in losses]).sum(0, True)
+
+    def _forward(self, fn: LossFn) -> object:
+        """The loss without a graph, unless the module differentiates inside its own loss."""
+        with plain_kernels(self.cudnn):
+            if not self.forward_needs_grad:
+                try:
+                    with torch.no_grad():
+                        return fn()
+                except RuntimeError as error:  # a gradient penalty, say: autograd.grad in no_grad
+                    if out_of_memory(error):
+                        raise
+                    with torch.enable_grad():
+                        loss = fn()
+                    self.forward_needs_grad = True
+                    return loss
+            with torch.enable_grad():
+                return fn()
+
+    def _differentiate(self, fn: LossFn, create_graph: bool) -> tuple[Tensor, list[Tensor]]:
+        with torch.enable_grad(), plain_kernels(self.cudnn):
+            loss = _differentiable(fn())
+            with refusing_double_backward() if create_graph else contextlib.nullcontext():
+                gradient = torch.autograd.grad(
+                    loss,
+                    self.params,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+        if create_graph and once_differentiable_in([loss, *gradient]):
+            raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
+        return loss.detach(), list(gradient)
+
+    def _product(
+        self, gradient: Sequence[Tensor], vector: Sequence[Tensor | None], keep: bool
+    ) -> Sequence[Tensor]:
+        # Parameters in which the loss is linear have a gradient without a graph: no curvature.
+        curved = [
+            (g, v)
+            for g, v in zip(gradient, vector, strict=True)
+            if v is not None and g.requires_grad
+        ]
+        if not curved:
+            return ()
+        with refusing_double_backward():
+            return torch.autograd.grad(
+                [g for g, _ in curved],
+                self.params,
+                grad_outputs=[v.to(dtype=g.dtype, device=g.device) for g, v in curved],
+                retain_graph=keep,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
+
+    def _added(self, total: Tensor | None, weight: float, tensors: Sequence[Tensor]) -> Tensor:
+        """``total`` plus ``weight`` times the tensors as one flat one; sparse ones made dense."""
+        flat = torch.cat(
+            [
+                (t.to_dense() if t.is_sparse else t)
+                .reshape(-1)
+                .to(dtype=self.dtype, device=self.device)
+                for t in tensors
+            ]
+        )
+        if total is None:
+            return flat.mul_(weight)
+        return total.add_(flat, alpha=weight)
+
+
+def checked(loss: object) -> Tensor:
+    """The loss as a scalar tensor, or an error in words."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn returned {type(loss).__name__}: expected a scalar tensor")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}: expected a scalar, "
+            f"e.g. loss.mean()"
+        )
+    return loss.reshape(())
+
+
+def _differentiable(loss: object) -> Tensor:
+    scalar = checked(loss)
+    if not scalar.requires_grad:
+        raise ValueError(
+            "loss_fn returned a loss without a graph: it was detached, computed under no_grad, or "
+            "does not depend on a trainable parameter"
+        )
+    return scalar

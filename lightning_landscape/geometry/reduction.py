@@ -1,0 +1,84 @@
+"""Means over processes, each of which holds its own share of the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.faults import (
+    NoDoubleBackward,
+    OtherRankError,
+    OtherRankOutOfMemory,
+    out_of_memory,
+)
+
+# What all processes raise when one has a fault of this kind; the first kind there is wins.
+_ELSEWHERE: dict[str, Exception] = {
+    "failed": OtherRankError("another process failed while computing its share"),
+    "starved": OtherRankOutOfMemory("another process ran out of memory"),
+    "unsupported": NoDoubleBackward("on another process"),
+}
+
+
+class Reduction:
+    """``sum over processes of compute() / sum of weights``.
+
+    The one reduction carries the sum, the weight and what went wrong, so that no process waits for
+    one that failed and all take the same way out.
+
+    Args:
+        reduce: sums a tensor over processes and returns it, the same on all; None with one process.
+        weight: of this process's share.
+        device: where the sums are made.
+    """
+
+    def __init__(
+        self, reduce: Callable[[Tensor], Tensor] | None, weight: float, device: torch.device
+    ) -> None:
+        self._reduce = reduce
+        self._weight = weight
+        self._device = device
+
+    def mean(self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype) -> Tensor:
+        """The mean; ``compute`` gives a new tensor of shape ``(size,)`` and type ``dtype``."""
+        if self._reduce is None:
+            return compute().div_(self._weight)
+        fault: Exception | None = None
+        try:
+            total = compute()
+        except Exception as error:  # every process must reach the reduction below
+            fault, total = error, torch.zeros(size, dtype=dtype, device=self._device)
+        kind = _kind(fault)
+        status = [self._weight if kind is None else 0.0, *(float(kind == k) for k in _ELSEWHERE)]
+        carried = torch.cat([total.to(self._device), total.new_tensor(status).to(self._device)])
+        carried = self._reduce(carried)
+        weight, *ranks = carried[-len(status) :].tolist()
+        try:
+            for worst, count in zip(_ELSEWHERE, ranks, strict=True):
+                if count:
+                    elsewhere = _ELSEWHERE[worst]
+                    raise fault if fault and kind == worst else type(elsewhere)(*elsewhere.args)
+        finally:
+            fault = None  # its traceback holds this frame, and that the graph
+        mean: Tensor = carried[: -len(status)] / weight
+        return mean
+
+    def any(self, compute: Callable[[], bool]) -> bool:
+        """Whether ``compute()`` is true on any process."""
+        if self._reduce is None:
+            return compute()
+
+        def told() -> Tensor:
+            return torch.full((1,), float(compute()), device=self._device)
+
+        return bool(self.mean(told, 1, torch.float32) > 0)
+
+
+def _kind(fault: Exception | None) -> str | None:
+    if fault is None:
+        return None
+    if isinstance(fault, NoDoubleBackward):
+        return "unsupported"
+    return "starved" if out_of_memory(fault) else "failed"

@@ -1,0 +1,498 @@
+"""Graphs within bounds: how many are there at once, what a full memory leads to, what it all says.
+
+The network is one whose dense Hessian is known, so that a bound can never buy a wrong number.
+"""
+
+import itertools
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn import Parameter
+
+from lightning_landscape.geometry import batches, memory
+from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
+from lightning_landscape.geometry.objective import Objective
+from tests.geometry.networks import mlp
+from tests.geometry.test_objective import Ranks, close, unflat
+from tests.oracles import F64, flat, normal
+
+EXAMPLES = 8
+FULL = torch.OutOfMemoryError("CUDA out of memory (simulated)")
+FULL_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+class Saved:
+    """What a graph keeps for one tensor, alive as long as the graph is."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Watched:
+    """A network's loss in batches; sees how many examples' graphs are alive at once.
+
+    A graph that would make more than ``room`` of them raises ``error``.
+    """
+
+    def __init__(self, sizes, room=float("inf"), error=FULL, loss=F.cross_entropy):
+        self.problem = mlp()
+        self.problem.x, self.problem.y = self.problem.x[:EXAMPLES], self.problem.y[:EXAMPLES]
+        self.room, self.error, self.loss = room, error, loss
+        self.built = Counter()  # rows of a batch -> its graphs
+        self.forwards = Counter()
+        self.peak = 0
+        self._alive = {}
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.parts = [slice(a, a + n) for a, n in zip(starts, sizes, strict=True)]
+
+    def alive(self):
+        return sum(rows for rows, saved in self._alive.values() if len(saved))
+
+    def term(self, part):
+        rows = part.stop - part.start
+        name = (part.start, part.stop)
+
+        def loss():
+            x, y = self.problem.x[part], self.problem.y[part]
+            if not torch.is_grad_enabled():
+                self.forwards[name] += 1
+                return self.loss(self.problem.module(x), y)
+            if self.alive() + rows > self.room:
+                raise self.error
+            self.built[name] += 1
+            saved = weakref.WeakSet()
+            self._alive[len(self._alive)] = rows, saved
+
+            def pack(tensor):
+                token = Saved(tensor.detach())
+                saved.add(token)
+                self.peak = max(self.peak, self.alive())
+                return token
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
+                return self.loss(self.problem.module(x), y)
+
+        return float(rows), loss
+
+    def cut(self, index, most):
+        start, stop = self.parts[index].start, self.parts[index].stop
+        edges = [*range(start, stop, most), stop]
+        return [self.term(slice(a, b)) for a, b in itertools.pairwise(edges)]
+
+    def objective(self, limit=None, cut=False, told=None, **options):
+        told = [] if told is None else told
+        return Objective(
+            [self.term(part) for part in self.parts],
+            self.problem.params,
+            check_deterministic=False,
+            memory=GraphMemory(limit, tell=told.append),
+            cut=self.cut if cut else None,
+            **options,
+        )
+
+    def check(self, objective, products=3):
+        """Everything an objective gives is the truth, whatever there was room for."""
+        exact, whole = self.problem.hessian, self.problem
+        for seed in range(products):
+            v = normal(83, seed=seed)
+            close(objective.hvp(self.named(v)), exact @ v, 1e-10)
+        gradient = torch.autograd.grad(whole.loss(), list(whole.params.values()))
+        close(objective.gradient(), torch.cat([g.reshape(-1) for g in gradient]), 1e-10)
+        close(objective.loss(), whole.loss().detach(), 1e-10)
+
+    def named(self, v):
+        pieces = unflat(v, self.problem.params)
+        return dict(zip(self.problem.params, pieces, strict=True))
+
+
+@pytest.fixture
+def unknown(monkeypatch):
+    """Nobody can tell how much memory is free."""
+    monkeypatch.setattr(batches, "free_memory", lambda device: None)
+
+
+# -- what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(1, 0), (2, 1), (4, 3), (7, 6), (8, 8), (None, 0)], ids=str
+)
+def test_graphs_cover_at_most_the_examples_allowed(limit, kept, unknown):
+    watched = Watched([1] * EXAMPLES)
+    objective = watched.objective(limit)
+    watched.check(objective, products=1)
+    watched.built.clear()
+    watched.peak = 0
+    watched.check(objective, products=3)
+    assert watched.peak == max(limit or 1, 1) if kept < EXAMPLES else watched.built.total() == 0
+    rebuilt = [(i, i + 1) for i in range(kept, EXAMPLES)]
+    assert watched.built == Counter(3 * rebuilt)
+    assert objective.gradients == (1 if kept == EXAMPLES else 4)
+    objective.release()
+    assert watched.alive() == 0
+
+
+def test_the_one_batch_there_is_stays(unknown):
+    """It is there at each product anyway."""
+    watched = Watched([EXAMPLES])
+    watched.check(watched.objective(2))
+    assert sum(watched.built.values()) <= 2  # one to count its bytes
+    alone = Watched([EXAMPLES])
+    alone.check(alone.objective())
+    assert alone.built.total() == 1
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(1.01, True), (0.99, False)])
+def test_more_is_kept_only_where_memory_is_known_to_hold_it(spare, kept, monkeypatch):
+    """At most half of what is free; the bytes of a graph are counted, not guessed."""
+    watched = Watched([2] * 4)
+    weight, fn = watched.term(watched.parts[0])
+    with counting_saved(watched.problem.params.values()) as saved:
+        params = list(watched.problem.params.values())
+        loss = F.cross_entropy(watched.problem.module(watched.problem.x[:2]), watched.problem.y[:2])
+        graph = torch.autograd.grad(loss, params, create_graph=True)
+        needed = saved() / weight * EXAMPLES
+    del graph, loss, fn
+    monkeypatch.setattr(batches, "free_memory", lambda device: int(2 * needed * spare))
+    plain = Watched([2] * 4)  # its own hooks would hide what is saved from the count
+    plain_terms = [
+        (
+            2.0,
+            lambda p=p: F.cross_entropy(
+                plain.problem.module(plain.problem.x[p]), plain.problem.y[p]
+            ),
+        )
+        for p in plain.parts
+    ]
+    objective = Objective(plain_terms, plain.problem.params, memory=GraphMemory(2))
+    plain.check(objective)
+    assert objective.gradients == (1 if kept else 3)
+
+
+def test_the_bytes_of_a_graph_are_counted_once_a_run(monkeypatch):
+    asked = []
+    monkeypatch.setattr(batches, "free_memory", lambda device: asked.append(1) or 10**12)
+    watched = Watched([2] * 4)
+    shared = GraphMemory(2)
+    for _ in range(3):
+        objective = Objective(
+            [watched.term(p) for p in watched.parts],
+            watched.problem.params,
+            check_deterministic=False,
+            memory=shared,
+        )
+        objective.hvp(watched.named(normal(83)))
+        del objective
+    assert watched.built == {(0, 2): 4, (2, 4): 3, (4, 6): 3, (6, 8): 3}
+    assert len(asked) == 3  # how much is free may have changed
+
+
+# -- cutting --------------------------------------------------------------------------------------
+
+
+def test_a_batch_without_room_is_cut(unknown):
+    told = []
+    watched = Watched([EXAMPLES])
+    objective = watched.objective(2, cut=True, told=told)
+    watched.check(objective)
+    assert watched.peak == 2
+    assert watched.forwards[0, 8] == 1  # its loss was compared with that of the pieces
+    assert watched.built[0, 8] == 0
+    assert "in pieces" in told[0]
+    assert len(told) == 1
+
+
+def test_a_batch_with_room_is_not_cut(monkeypatch):
+    monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
+    watched = Watched([EXAMPLES])
+    watched.check(watched.objective(2, cut=True))
+    assert watched.built == {(0, 2): 1, (0, 8): 1}  # the first to count its bytes
+
+
+def of_the_batch(outputs, targets):
+    """Like BatchNorm or a contrastive loss: not a mean over examples."""
+    return F.cross_entropy(outputs - outputs.mean(0), targets)
+
+
+def test_a_batch_whose_pieces_are_another_loss_is_not_cut(unknown):
+    told = []
+    watched = Watched([EXAMPLES], loss=of_the_batch)
+    objective = watched.objective(2, cut=True, told=told)
+    for _ in range(2):
+        product = objective.hvp(watched.named(normal(83)))
+    whole = Watched([EXAMPLES], loss=of_the_batch)
+    assert torch.equal(flat(product), flat(whole.objective().hvp(whole.named(normal(83)))))
+    assert watched.built[0, 8] == 1
+    assert watched.forwards[0, 8] == 1
+    assert len(told) == 1
+    assert "not cut: the pieces give a loss of" in told[0]
+
+
+def test_a_piece_that_the_loss_does_not_take(unknown):
+    told = []
+
+    def picky(outputs, targets):
+        if len(targets) != EXAMPLES:
+            raise ValueError("expected 8 rows")
+        return F.cross_entropy(outputs, targets)
+
+    watched = Watched([EXAMPLES], loss=picky)
+    watched.check(watched.objective(2, cut=True, told=told))
+    assert [("not be counted" in text, "not cut" in text) for text in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_batches_taken_alone_are_the_given_ones(unknown):
+    """Also where they are evaluated in pieces."""
+    watched = Watched([4, 4])
+    objective = watched.objective(2, cut=True)
+    watched.check(objective)
+    losses = []
+    objective.batch_mean(lambda batch: losses.append(float(batch.loss())) or 0.0)
+    assert losses == pytest.approx(
+        [
+            float(
+                F.cross_entropy(watched.problem.module(watched.problem.x[p]), watched.problem.y[p])
+            )
+            for p in watched.parts
+        ]
+    )
+
+
+# -- a full memory --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [FULL, FULL_CPU, MemoryError("no")], ids=["cuda", "cpu", "python"]
+)
+@pytest.mark.parametrize(
+    ("sizes", "cut", "room"),
+    [([1] * EXAMPLES, False, 1), ([1] * EXAMPLES, False, 5), ([8], True, 3), ([5, 3], True, 1)],
+    ids=str,
+)
+def test_out_of_memory_is_met_with_less_at_once(sizes, cut, room, error, monkeypatch):
+    monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)  # and that was wrong
+    watched = Watched(sizes, room, error)
+    objective = watched.objective(max(sizes), cut)
+    watched.check(objective)
+    assert 0 < watched.peak <= room
+
+
+def test_a_run_does_not_try_again_what_did_not_fit(monkeypatch):
+    monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
+    watched = Watched([1] * EXAMPLES, room=3)
+    shared, refused = GraphMemory(), []
+    for _ in range(2):
+        objective = Objective(
+            [watched.term(p) for p in watched.parts],
+            watched.problem.params,
+            check_deterministic=False,
+            memory=shared,
+        )
+        watched.built.clear()
+        objective.hvp(watched.named(normal(83)))
+        refused.append(watched.built.total() - EXAMPLES)
+        del objective
+    assert refused[0] > 0
+    assert refused[1] == 0
+
+
+def test_what_another_objective_of_the_run_has_learned_is_used(monkeypatch):
+    """Shrunk for a batch taken alone: the whole tries that before it goes further."""
+    monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
+    watched = Watched([4, 4])
+    objective = watched.objective(cut=True)
+    watched.check(objective)
+    watched.room = 1
+    v = watched.named(normal(83))
+    objective.batch_mean(lambda batch: float(flat(batch.hvp(v)).sum()))
+    watched.built.clear()
+    watched.check(objective)
+    assert watched.peak == 8  # from before
+    assert max(stop - start for start, stop in watched.built) == 1
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("call", ["gradient", "hvp"])
+def test_when_the_smallest_does_not_fit_the_error_comes_out(call, cut, unknown):
+    watched = Watched([EXAMPLES], room=0)
+    objective = watched.objective(cut=cut)
+    before = flat(watched.problem.params).clone()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError, match="simulated"):
+            objective.gradient() if call == "gradient" else objective.hvp(watched.named(normal(83)))
+    assert torch.equal(before, flat(watched.problem.params))
+    assert watched.alive() == 0
+    assert objective.engine_used == "double_backward"
+    watched.room = EXAMPLES
+    watched.check(objective)
+
+
+def test_the_graph_makes_room_for_others(monkeypatch):
+    """A product leaves a graph behind; what comes next finds no room, drops it and goes on."""
+    watched = Watched([4, 4])
+    objective = watched.objective()
+    objective.hvp(watched.named(normal(83)))
+    assert watched.alive() == 8
+    watched.room = 4
+    displaced = objective.gradient_at({})  # drops it in any case, to move the weights
+    objective.hvp(watched.named(normal(83)))
+    assert watched.alive() <= 4
+    watched.check(objective)
+    close(displaced, flat(objective.gradient()), 1e-10)
+
+
+def test_processes_go_smaller_together(unknown):
+    """It was the memory of one of them."""
+
+    def work(rank, reduce):
+        watched = Watched([4, 4], room=4 if rank == 1 else 100)
+        objective = watched.objective(8, reduce=reduce)
+        watched.check(objective)
+        return watched.built.total(), objective.gradients
+
+    (first, second) = Ranks().run(work)
+    # One try with both graphs, one with one at once; then two products that build them anew.
+    assert first == (2 + 3 * 2, 4)
+    assert second == (1 + 3 * 2, 4)
+
+
+def test_processes_give_up_together(unknown):
+    def work(rank, reduce):
+        watched = Watched([4, 4], room=0 if rank == 1 else 100)
+        objective = watched.objective(8, reduce=reduce)
+        expected = torch.OutOfMemoryError if rank == 1 else OtherRankError
+        with pytest.raises(expected):
+            objective.hvp(watched.named(normal(83)))
+        watched.room = 100
+        watched.check(objective)
+        return "went on"
+
+    assert Ranks().run(work) == ["went on", "went on"]
+
+
+def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown):
+    """The last way out: a graph that goes as the product is made takes less than one that stays."""
+    watched = Watched([EXAMPLES])
+    objective = watched.objective()
+    v, exact = watched.named(normal(83)), watched.problem.hessian @ normal(83)
+    objective.hvp(v)
+    assert watched.alive() == EXAMPLES
+    watched.room = 0
+    objective.release()
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.hvp(v)
+    watched.room = EXAMPLES
+    for _ in range(2):
+        close(objective.hvp(v), exact, 1e-10)
+        assert watched.alive() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
+def test_a_memory_that_is_really_full():
+    """Address space for the graph of one example, not of four: torch raises the error itself."""
+    program = """
+        import resource, torch
+        from lightning_landscape import Objective
+        torch.manual_seed(0)
+        w = torch.nn.Parameter(torch.ones(300, dtype=torch.float64))
+        x = torch.rand(4, 20_000, 300, dtype=torch.float64)
+        def term(rows):
+            return len(rows), lambda: torch.tanh(rows * w).sum((1, 2)).mean()
+        def cut(index, most):
+            return [term(x[i : i + most]) for i in range(0, 4, most)]
+        v = {"w": torch.ones_like(w)}
+        free = Objective([term(x)], {"w": w}, check_deterministic=False).hvp(v)["w"]
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 700 * 10**6,) * 2)
+        try:
+            Objective([term(x)], {"w": w}, check_deterministic=False).hvp(v)
+        except RuntimeError as error:
+            print("full:", "can't allocate memory" in str(error))
+        tight = Objective([term(x)], {"w": w}, check_deterministic=False, cut=cut).hvp(v)["w"]
+        print("same:", torch.allclose(free, tight, rtol=1e-10))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["full:", "True", "same:", "True"], done.stderr[-2000:]
+
+
+# -- what is counted, what is free ----------------------------------------------------------------
+
+
+def test_bytes_saved_in_closed_form():
+    """A storage counts once however often it is saved, and parameters do not count."""
+    w = Parameter(torch.ones(1000, dtype=F64))
+    c = torch.full((1000,), 2.0, dtype=F64)
+    with counting_saved([w]) as saved:
+        product = w * c  # saves c
+        loss = product.square().sum() + (product[10:] * product[:-10]).sum()  # product, views of it
+        assert saved() == 8 * (1000 + 1000)
+        (w * w).sum()  # the parameter only
+        assert saved() == 8 * (1000 + 1000)
+    loss.backward()
+    assert torch.equal(w.grad[10:-10], torch.full((980,), 16.0, dtype=F64))
+
+
+def test_free_memory_of_the_host(monkeypatch, tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (groups / "slice" / "job").mkdir(parents=True)
+    monkeypatch.setattr(memory, "_PROC", proc)
+    monkeypatch.setattr(memory, "_CGROUPS", groups)
+    cpu = torch.device("cpu")
+    assert free_memory(cpu) is None
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    1000 kB\nHugePages: 0\n")
+    assert free_memory(cpu) == 1000 * 1024
+    (proc / "self" / "cgroup").write_text("0::/slice/job\n")
+    assert free_memory(cpu) == 1000 * 1024
+    own = groups / "slice" / "job"
+    (own / "memory.max").write_text("max\n")
+    (own / "memory.current").write_text("5\n")
+    assert free_memory(cpu) == 1000 * 1024
+    (groups / "slice" / "memory.max").write_text("500000\n")
+    (groups / "slice" / "memory.current").write_text("200000\n")
+    assert free_memory(cpu) == 300_000
+    (groups / "slice" / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+    assert free_memory(cpu) == 350_000
+    (own / "memory.max").write_text("4")
+    assert free_memory(cpu) == 0
+
+
+def test_free_memory_of_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert free_memory(torch.device("cuda")) == 130
+    assert free_memory(torch.device("mps")) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is available")
+def test_free_memory_here():
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examples": 0}, "examples=0: expected a number > 0"),
+        ({"share": 0.0}, r"share=0\.0: expected a number above 0"),
+        ({"share": 1.5}, r"share=1\.5"),
+    ],
+)
+def test_graph_memory_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GraphMemory(**arguments)
