@@ -8,6 +8,7 @@ ISOLATION = "tests/integration/test_isolation.py"
 ZOO = "tests/integration/test_zoo.py"
 FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
+GRAPHS = "tests/geometry/test_memory.py"
 KERNELS = "tests/geometry/test_kernels.py"
 REPORT = "tests/test_report.py"
 CLIENTS = "tests/training/test_loggers.py"
@@ -356,6 +357,77 @@ GUARDS = [
         " | saved_dtypes(self._pieces[0][1])",
         "",
         KERNELS,
+    ),
+    # -- memory
+    Guard(
+        "graphs within the examples allowed",
+        BATCHES,
+        "> allowed:\n                break",
+        "> 1e9:\n                break",
+        GRAPHS,
+    ),
+    Guard(
+        "more graphs only where memory is known to hold them",
+        MEMORY,
+        "if free is None or self.bytes_per_example is None:",
+        "if free is None:\n            return True\n        if self.bytes_per_example is None:",
+        GRAPHS,
+    ),
+    Guard(
+        "a share of the free memory",
+        MEMORY,
+        "<= self.share * free",
+        "<= free",
+        GRAPHS,
+    ),
+    Guard(
+        "pieces that give the whole loss",
+        BATCHES,
+        "abs(found - expected) <= _SAME_LOSS * abs(expected)",
+        "True",
+        GRAPHS,
+    ),
+    Guard(
+        "what an out of memory's frames hold",
+        LOSS,
+        "                let_go(error)  # what is kept goes, what its frames hold too\n",
+        "",
+        GRAPHS,
+    ),
+    Guard(
+        "the CPU's way to be out of memory",
+        "geometry/faults.py",
+        """_FULL = ("can't allocate memory", """,
+        "_FULL = (",
+        GRAPHS,
+    ),
+    Guard(
+        "processes that go smaller together",
+        REDUCTION,
+        'return "starved" if out_of_memory(fault) else "failed"',
+        'return "failed"',
+        GRAPHS,
+    ),
+    Guard(
+        "one graph in work at a time",
+        BATCHES,
+        "            del graph  # before the next one is built\n",
+        "            self._last = graph\n",
+        GRAPHS,
+    ),
+    Guard(
+        "products before displacements",
+        SESSION,
+        "(monitor.draws, monitor.displaces)",
+        "monitor.draws",
+        "tests/integration/test_memory.py -k twice",
+    ),
+    Guard(
+        "batches that know themselves how they belong together",
+        PROBE,
+        "_map_tensors(held.batch, partial(piece, s), _refuse)",
+        "_map_tensors(held.batch, partial(piece, s))",
+        "tests/training/test_probe.py",
     ),
     # -- several processes
     Guard(

@@ -380,6 +380,35 @@ def test_processes_give_up_together(unknown):
     assert Ranks().run(work) == ["went on", "went on"]
 
 
+def test_what_failed_is_gone_before_anything_else_is_tried(unknown):
+    """The error's frames hold the graph that was too large, as a user's own do here."""
+    watched = Watched([EXAMPLES])
+    left = []
+
+    def term(part):
+        rows, inner = watched.term(part)
+
+        def loss():
+            if not torch.is_grad_enabled():
+                left.append(watched.alive())
+            value = inner()
+            if torch.is_grad_enabled() and rows > 4:
+                raise FULL
+            return value
+
+        return rows, loss
+
+    objective = Objective(
+        [term(slice(0, 8))],
+        watched.problem.params,
+        check_deterministic=False,
+        memory=GraphMemory(tell=str),
+        cut=lambda _, most: [term(slice(i, i + most)) for i in range(0, 8, most)],
+    )
+    watched.check(objective)
+    assert left == [0, 0, 0]  # the whole and two pieces, to be compared
+
+
 def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown):
     """The last way out: a graph that goes as the product is made takes less than one that stays."""
     watched = Watched([EXAMPLES])
