@@ -154,12 +154,13 @@ def test_a_path_that_does_not_move_has_none():
 def test_points_that_are_not_finite():
     x, y = frame(2)
     bad = {name: torch.full_like(t, math.nan) for name, t in CENTER.items()}
-    good = [place(CENTER, (x, y), c) for c in ((-2.0, 0.0), (-1.0, 0.5))]
+    # Start and centre differ along both directions: else the sign of one would be rounding.
+    good = [place(CENTER, (x, y), c) for c in ((-2.0, 0.3), (-1.0, 0.5))]
     with_bad = pca_directions([good[0], bad, good[1]], CENTER)
     for a, b in zip(with_bad, pca_directions(good, CENTER), strict=True):
         torch.testing.assert_close(a, b)
     seen = project([good[0], bad], CENTER, [x, y])
-    assert seen.coordinates[0].tolist() == pytest.approx([-2.0, 0.0], abs=1e-12)
+    assert seen.coordinates[0].tolist() == pytest.approx([-2.0, 0.3], abs=1e-12)
     assert seen.coordinates[1].isnan().all()
     assert seen.explained.isfinite().all()
     assert pca_directions(good, bad) == []
