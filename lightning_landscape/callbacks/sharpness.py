@@ -171,6 +171,11 @@ class SharpnessMonitor(Monitor):
         ascent = 4 * self.worst_case_steps * self.worst_case + 2 * self.samples * self.average
         return 3 + 6 + 2 + ascent + 40 * self.keskar + 15 * self.critical
 
+    @property
+    def joins(self) -> bool:
+        """Not where each batch has a worst case of its own."""
+        return not (self.worst_case and self.per_batch)
+
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
         # The product first: moving the weights drops the graph that it is made on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Batches:
         self.gradients = 0
         self.cudnn = True
         self.forward_needs_grad = False
+        self._kernels_are_plain = False
         # What the first product came by: sums, to be taken by the caller.
         self.known_loss: Tensor | None = None
         self.known_gradient: Tensor | None = None
@@ -69,6 +70,19 @@ class Batches:
         """The loss, ``(1,)``.  Cost: one forward."""
         self.forwards += 1
         return self._sum_of_losses(self._pieces)
+
+    @contextlib.contextmanager
+    def evaluations(self) -> Iterator[None]:
+        """Around many losses: the kernels are exchanged once, and not for each of them."""
+        with plain_kernels(self.cudnn):
+            self._kernels_are_plain = True
+            try:
+                yield
+            finally:
+                self._kernels_are_plain = False
+
+    def _plain_kernels(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._kernels_are_plain else plain_kernels(self.cudnn)
 
     def gradient(self) -> Tensor:
         """The gradient.  Cost: one gradient."""
@@ -268,12 +282,16 @@ class Batches:
     # -- one batch -----------------------------------------------------------------------------
 
     def _sum_of_losses(self, terms: Sequence[Term]) -> Tensor:
-        losses = [weight * checked(self._forward(fn)).detach() for weight, fn in terms]
-        return torch.stack([loss.to(self.device, self.sum_dtype) for loss in losses]).sum(0, True)
+        total: Tensor | None = None
+        for weight, fn in terms:
+            loss = checked(self._forward(fn)).detach().to(self.device, self.sum_dtype)
+            total = loss * weight if total is None else total.add_(loss, alpha=weight)
+        assert total is not None
+        return total.reshape(1)
 
     def _forward(self, fn: LossFn) -> object:
         """The loss without a graph, unless the module differentiates inside its own loss."""
-        with plain_kernels(self.cudnn):
+        with self._plain_kernels():
             if not self.forward_needs_grad:
                 try:
                     with torch.no_grad():

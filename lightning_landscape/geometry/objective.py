@@ -195,7 +195,7 @@ class Objective:
             losses = torch.zeros(
                 len(points), dtype=self._local.sum_dtype, device=self._local.device
             )
-            with self._displaceable() as move_to:
+            with self._displaceable() as move_to, self._local.evaluations():
                 for i, point in enumerate(points):
                     move_to(moves, point)
                     losses[i] = self._local.loss()[0]
@@ -253,6 +253,10 @@ class Objective:
         alone._local.forward_needs_grad = self._local.forward_needs_grad
         return alone
 
+    def has_room(self) -> bool:
+        """Whether free memory is known to hold the graphs of all batches, on all processes."""
+        return not self._reduction.any(lambda: not self._local.fits(products=True))
+
     def release(self) -> None:
         """Drop the kept graph, and with it the memory of one forward and backward per batch."""
         self._local.release()
@@ -300,15 +304,25 @@ class Objective:
         self.release()  # its saved tensors are the weights about to be overwritten
         live = [p.detach() for p in self._list]
         base = [p.clone() for p in live]
+        # Points of a grid share all coordinates but the last: where they set out from is kept.
+        column: list[Tensor] = []
+        column_at: Sequence[float] = ()
 
         def move_to(moves: Sequence[Sequence[Tensor | None]], point: Sequence[float]) -> None:
-            torch._foreach_copy_(live, base)
-            for pieces, coefficient in zip(moves, point, strict=True):
-                moved = [(w, d) for w, d in zip(live, pieces, strict=True) if d is not None]
-                if moved and coefficient != 0.0:
-                    torch._foreach_add_(
-                        [w for w, _ in moved], [d for _, d in moved], alpha=coefficient
-                    )
+            nonlocal column, column_at
+            start = base
+            if any(point[:-1]):
+                if tuple(point[:-1]) != column_at:
+                    column = column or [p.clone() for p in base]
+                    torch._foreach_copy_(column, base)
+                    for pieces, coefficient in zip(moves[:-1], point[:-1], strict=True):
+                        _add(column, pieces, coefficient)
+                    column_at = tuple(point[:-1])
+                start = column
+            if not point:
+                torch._foreach_copy_(live, start)
+            else:
+                _set(live, start, moves[-1], point[-1])
 
         try:
             yield move_to
@@ -436,6 +450,31 @@ class Objective:
             vector[name].detach().to(dtype=p.dtype, device=p.device) if name in vector else None
             for name, p in self.params.items()
         ]
+
+
+def _add(weights: Sequence[Tensor], pieces: Sequence[Tensor | None], coefficient: float) -> None:
+    """``weights += coefficient * pieces``, in place; None is zero."""
+    moved = [(w, d) for w, d in zip(weights, pieces, strict=True) if d is not None]
+    if moved and coefficient != 0.0:
+        torch._foreach_add_([w for w, _ in moved], [d for _, d in moved], alpha=coefficient)
+
+
+def _set(
+    weights: list[Tensor],
+    start: list[Tensor],
+    pieces: Sequence[Tensor | None],
+    coefficient: float,
+) -> None:
+    """``weights = start + coefficient * pieces``: one pass over memory, or few kernels."""
+    if weights[0].device.type != "cpu":
+        torch._foreach_copy_(weights, start)
+        _add(weights, pieces, coefficient)
+        return
+    for w, s, d in zip(weights, start, pieces, strict=True):
+        if d is None or coefficient == 0.0:
+            w.copy_(s)
+        else:
+            torch.add(s, d, alpha=coefficient, out=w)
 
 
 def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

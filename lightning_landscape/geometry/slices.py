@@ -158,7 +158,7 @@ def plane_slice(
     x = _axis("span", span_x, "resolution", size_x)
     y = _axis("span", span_y, "resolution", size_y)
     center = float(objective.loss())
-    grid = [(float(a), float(b)) for b in y for a in x]
+    grid = [(float(a), float(b)) for a in x for b in y]  # the weights move along y alone
     losses = _losses(objective, [direction_x, direction_y], grid, center)
     lengths = [norm(direction_x), norm(direction_y)]
     product = lengths[0] * lengths[1]
@@ -166,7 +166,7 @@ def plane_slice(
         "norms": lengths,
         "cosine": inner(direction_x, direction_y) / product if product else 0.0,
     }
-    return Slice((x, y), losses.reshape(size_y, size_x), center, {**facts, **(metadata or {})})
+    return Slice((x, y), losses.reshape(size_x, size_y).T, center, {**facts, **(metadata or {})})
 
 
 def _losses(

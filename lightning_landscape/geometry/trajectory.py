@@ -103,9 +103,9 @@ def pca_directions(path: Sequence[Vector], center: Vector, k: int = 2) -> list[d
     Source: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018, section 7.
 
     Example:
-        >>> path = [{"w": torch.tensor([x, 0.1 * x * x])} for x in (-2.0, -1.0, 1.0, 2.0)]
+        >>> path = [{"w": x * torch.tensor([3.0, 4.0])} for x in (-2.0, -1.0, 1.0, 2.0)]
         >>> pca_directions(path, {"w": torch.zeros(2)}, k=1)[0]["w"].round(decimals=3)
-        tensor([1., 0.])
+        tensor([0.6000, 0.8000])
     """
     products = _products(path, center, ())
     points = products.diagonal().isfinite().nonzero().flatten().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.batches import Cut, LossFn, Term
 from lightning_landscape.training.isolation import Isolation
+from lightning_landscape.training.joining import join_batches
 from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
 
 UserLoss = Callable[[LightningModule, Any], Tensor]
@@ -28,38 +30,51 @@ def probe_terms(
     loss_fn: UserLoss | None,
     reduction: Reduction,
     total: int,
+    joined: bool = False,
 ) -> tuple[list[Term], Cut]:
     """``(examples, loss)`` for each batch of the probe, and how one is cut, for an ``Objective``.
 
     With ``reduction="sum"`` each loss is a sum over its examples, and so is the objective's: it
-    equals what one batch with all ``total`` examples would give.
-    """
+    equals what one batch with all ``total`` examples would give.  ``joined``: all of a probe's
+    batches as one.
 
-    def term(position: int, held: ProbeBatch) -> LossFn:
-        scale = total / held.size if reduction == "sum" else 1.0
+    Raises:
+        NotJoinable: the batches cannot be joined.
+    """
+    batches = probe.batches
+
+    def term(position: int, size: int, index: int, fresh: Callable[[], Any]) -> LossFn:
+        scale = total / size if reduction == "sum" else 1.0
         # Other batches and other processes get other dropout masks, the same at each evaluation.
-        index = position * trainer.world_size + trainer.global_rank
+        masks = position * trainer.world_size + trainer.global_rank
 
         def loss() -> Tensor:
             with (
-                isolation.evaluation(index, mode=mode),
+                isolation.evaluation(masks, mode=mode),
                 trainer.precision_plugin.train_step_context(),
             ):
-                # A fresh copy: training_step may edit its batch in place.
-                batch = clone_batch(held.batch)
+                batch = fresh()  # training_step may edit its batch in place
                 if loss_fn is not None:
                     value = loss_fn(pl_module, batch)
                 else:
-                    value = _training_loss(pl_module, batch, held.index)
+                    value = _training_loss(pl_module, batch, index)
             return value * scale if scale != 1.0 else value
 
         return loss
 
-    def cut(position: int, most: int) -> list[Term]:
-        pieces = cut_batch(probe.batches[position], most)
-        return [(float(piece.size), term(position, piece)) for piece in pieces]
+    def whole(position: int, held: ProbeBatch) -> Term:
+        fresh = partial(clone_batch, held.batch)
+        return float(held.size), term(position, held.size, held.index, fresh)
 
-    return [(float(held.size), term(i, held)) for i, held in enumerate(probe.batches)], cut
+    def cut(position: int, most: int) -> list[Term]:
+        held = join_batches(batches) if joined else batches[position]
+        return [whole(position, piece) for piece in cut_batch(held, most)]
+
+    if joined:
+        first = join_batches(batches)  # raises here, and not when it is evaluated
+        loss = term(0, first.size, first.index, lambda: join_batches(batches).batch)
+        return [(float(first.size), loss)], cut
+    return [whole(position, held) for position, held in enumerate(batches)], cut
 
 
 def takes_iterator(pl_module: LightningModule) -> bool:

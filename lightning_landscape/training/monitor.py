@@ -184,6 +184,11 @@ class Monitor(pl.Callback):
         """
         return Measured()
 
+    @property
+    def joins(self) -> bool:
+        """Whether the probe's batches may be taken as one: they mean nothing by themselves."""
+        return True
+
     further_probe: Probe | None = None  # a second one, given by the user
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
@@ -254,6 +259,7 @@ class Monitor(pl.Callback):
             self.loss_reduction,
             self.engine,
             None if self.parameters is None else tuple(self.parameters),
+            self.joins,
         )
 
     def say_once(self, message: str) -> None:

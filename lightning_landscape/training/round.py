@@ -19,7 +19,8 @@ from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.training.isolation import Isolation
-from lightning_landscape.training.losses import probe_terms
+from lightning_landscape.training.joining import NotJoinable
+from lightning_landscape.training.losses import ProbeMode, probe_terms
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.sharding import Whole
 
@@ -78,7 +79,7 @@ class Round:
         """The loss on the callback's probe; shared between callbacks that mean the same one."""
         key = monitor.loss_key
         if key not in self._objectives:
-            self._objectives[key] = self._build(monitor)
+            self._objectives[key] = self._on_probe(monitor)
         return self._alone(key)
 
     def _alone(self, key: Any) -> Objective:
@@ -92,17 +93,7 @@ class Round:
         """The loss on another probe, in eval mode."""
         key = (id(probe), "eval", *monitor.loss_key[2:])
         if key not in self._objectives:
-            terms, cut = probe_terms(
-                self.trainer,
-                self.pl_module,
-                self._isolation,
-                probe,
-                mode="eval",
-                loss_fn=monitor.loss_fn,
-                reduction=monitor.loss_reduction,
-                total=self._session.probe_size(probe),
-            )
-            self._objectives[key] = self._objective(monitor, key, terms, cut)
+            self._objectives[key] = self._build(monitor, key, probe, "eval")
         return self._alone(key)
 
     def further_size(self, probe: Probe) -> int:
@@ -113,23 +104,60 @@ class Round:
         """``tensor`` as rank zero has it; on the others it must be zero and of its shape."""
         return self._session.processes.sum(tensor)
 
-    def _build(self, monitor: Monitor) -> Objective:
-        probe = monitor.probe_in_use
-        terms, cut = probe_terms(
-            self.trainer,
-            self.pl_module,
-            self._isolation,
-            probe,
-            mode=monitor.probe_mode,
-            loss_fn=monitor.loss_fn,
-            reduction=monitor.loss_reduction,
-            total=self.probe_size(monitor),
-        )
-        objective = self._objective(monitor, monitor.loss_key, terms, cut)
-        if monitor.loss_key not in self._session.checked:
-            self._session.checked.add(monitor.loss_key)
+    def _on_probe(self, monitor: Monitor) -> Objective:
+        return self._build(monitor, monitor.loss_key, monitor.probe_in_use, monitor.probe_mode)
+
+    def _build(self, monitor: Monitor, key: Any, probe: Probe, mode: ProbeMode) -> Objective:
+        """The loss on a probe: on its batches, or on one of all of them where that is the same."""
+
+        def build(joined: bool) -> Objective:
+            terms, cut = probe_terms(
+                self.trainer,
+                self.pl_module,
+                self._isolation,
+                probe,
+                mode=mode,
+                loss_fn=monitor.loss_fn,
+                reduction=monitor.loss_reduction,
+                total=self._session.probe_size(probe),
+                joined=joined,
+            )
+            # Of a joined probe the graphs may be cut, where those of its batches were whole.
+            return self._objective(monitor, (key, joined), terms, cut)
+
+        joined = self._session.joined
+        if key in joined:
+            return build(joined[key])
+        objective = build(False)
+        if probe is monitor.probe_in_use:
             self._warn_if_noisy(objective, monitor)
-        return objective
+        whole = self._as_one(objective, build, probe) if monitor.joins else None
+        joined[key] = whole is not None
+        return objective if whole is None else whole
+
+    def _as_one(
+        self, objective: Objective, build: Callable[[bool], Objective], probe: Probe
+    ) -> Objective | None:
+        """The loss on all batches as one, if that is the same and there is room for its graph.
+
+        Seen once a run, at the weights as they are; on all processes or on none.
+        """
+        processes = self._session.processes
+        if processes.total(len(probe.batches)) == processes.count:
+            return None
+        try:
+            whole: Objective | None = build(True)
+        except NotJoinable:
+            whole = None
+        if processes.total(whole is not None) < processes.count or whole is None:
+            return None
+        try:
+            same = whole.has_room() and torch.allclose(
+                whole.loss(), objective.loss(), rtol=1e-5, atol=0.0
+            )
+        except Exception:  # a training_step that wants its own batch size raises anything
+            return None
+        return whole if same else None
 
     def _warn_if_noisy(self, objective: Objective, monitor: Monitor) -> None:
         """Said once a run: the loss varies from call to call in spite of the isolation.
@@ -219,7 +247,7 @@ class Round:
     @contextlib.contextmanager
     def before_the_step(self, monitor: Monitor) -> Iterator[Objective]:
         """The loss on the probe, with the weights where they were before the last step."""
-        objective = self._build(monitor)
+        objective = self._on_probe(monitor)
         before = self._weights_before(objective)
         live = [p.detach() for p in objective.params.values()]
         now = [p.clone() for p in live]

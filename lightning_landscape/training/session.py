@@ -46,7 +46,7 @@ class Session:
         # Scalars first, and of them those that need the graphs which others drop.
         self.monitors = sorted(monitors, key=lambda monitor: (monitor.draws, monitor.displaces))
         self.account = Account(self.monitors)
-        self.checked: set[Any] = set()
+        self.joined: dict[Any, bool] = {}  # whether a loss is taken on all of a probe as one batch
         self._largest_batch = 1  # of training, in examples, of those that were looked at
         self._graph_memory: dict[Any, GraphMemory] = {}
         self._probe_sizes: dict[int, int] = {}

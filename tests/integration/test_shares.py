@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, read_history
+from lightning_landscape.training.monitor import Monitor
 from tests.integration.members import MEMBERS, end_of, fsdp2
 from tests.integration.processes import both, forks
 
@@ -27,6 +28,7 @@ SUMS = {  # figure -> how far two ways of adding up may lie apart
     "sharpness/critical": 1e-5,
     "probe_samples": 0.0,
 }
+DIFFERENCES = {"sharpness/sam", "sharpness/worst_case"}
 
 
 def batches(kind, sizes, begin):
@@ -63,8 +65,13 @@ def read(root):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("joined", [False, True], ids=["batches", "joined"])
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_figures(kind, tmp_path, side_by_side):
+def test_figures(kind, joined, tmp_path, side_by_side, monkeypatch):
+    """Batch by batch, and with the batches of each process taken as one."""
+    if not joined:
+        monkeypatch.setattr(Monitor, "joins", False)
+        monkeypatch.setattr(SharpnessMonitor, "joins", False)
     runs = [("ddp", HALVES), ("ddp", UNEQUAL), ("fsdp2", UNEQUAL)]
 
     def work(rank):
@@ -85,8 +92,14 @@ def test_figures(kind, tmp_path, side_by_side):
         assert any("plane" in key for key in one)
         what = f"{kind.__name__}, {name} {shares[0]} + {shares[1]}"
         for key in one:
-            close = pytest.approx(one[key], rel=SUMS.get(key, 1e-5), nan_ok=True)
+            # One mean over many examples is rounded in float32, those of batches are summed in
+            # float64: a difference of losses then carries two roundings of a loss of about 2.
+            rounding = 2 * 2.4e-7 if joined and key in DIFFERENCES else 0.0
+            close = pytest.approx(
+                one[key], rel=SUMS.get(key, 1e-5), abs=rounding or None, nan_ok=True
+            )
             assert two[key] == close, (what, key)
+        what += ", joined" if joined else ""
         for key in ("hessian/top_eigenvalue", "sharpness/sam"):
             side_by_side(what, key, one[key][-1], two[key][-1])
         last = [key for key in one if "plane" in key][-1]
@@ -97,6 +110,5 @@ def test_figures(kind, tmp_path, side_by_side):
     one = read(tmp_path / "at once")
     for key in ("hessian/top_eigenvalue", "sharpness/gradient_norm"):
         assert two[key] == pytest.approx(one[key], rel=1e-5), key
-        side_by_side(
-            f"{kind.__name__}, fsdp2 against one batch of 40", key, one[key][-1], two[key][-1]
-        )
+        at_once = f"{kind.__name__}, fsdp2 against one batch of 40{', joined' if joined else ''}"
+        side_by_side(at_once, key, one[key][-1], two[key][-1])

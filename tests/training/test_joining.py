@@ -1,0 +1,161 @@
+"""A probe's batches are taken as one where that is the same, and only there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape.training.joining import NotJoinable, join_batches
+from lightning_landscape.training.probe import ProbeBatch, cut_batch
+from tests.runs import train
+from tests.small import Linear, regression
+from tests.training.test_probe import Example, Graphs, Pair
+
+X, Y = torch.arange(15.0).reshape(5, 3), torch.arange(5)
+
+
+# -- structures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [X, (X, Y), [X, Y], {"x": X, "y": [Y]}, Pair(X, Y), Example(X)],
+    ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
+)
+def test_the_pieces_of_a_batch_make_the_batch(batch):
+    whole = join_batches(cut_batch(ProbeBatch(batch, 7, 5), 2))
+    assert (whole.index, whole.size, type(whole.batch)) == (7, 5, type(batch))
+    assert repr(whole.batch) == repr(batch)
+
+
+def test_words_go_with_their_examples_and_constants_stay():
+    weights = torch.ones(7)
+    held = [
+        ProbeBatch({"x": X[:2], "words": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
+        ProbeBatch({"x": X[2:], "words": ["c", "d", "e"], "weights": weights, "name": "n"}, 1, 3),
+    ]
+    whole = join_batches(held).batch
+    assert torch.equal(whole["x"], X)
+    assert whole["words"] == ["a", "b", "c", "d", "e"]
+    assert torch.equal(whole["weights"], weights)
+    assert whole["weights"] is not weights
+    assert whole["name"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (X, X.double()),
+        (torch.ones(5, 3), torch.ones(5, 4)),
+        ((X, Y), (X,)),
+        ({"x": X}, {"y": X}),
+        ((X, 1), (X, 2)),
+        ((X, torch.tensor(1.0)), (X, torch.tensor(2.0))),
+        (X, (X,)),
+        (Graphs(), Graphs()),
+        (torch.eye(5).to_sparse(), torch.eye(5).to_sparse()),
+        (pack_sequence([torch.ones(3)] * 5), pack_sequence([torch.ones(3)] * 5)),
+    ],
+    ids=[
+        "types", "padding", "lengths", "keys", "numbers", "constants", "structures", "graphs",
+        "sparse", "packed",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_joined(first, second):
+    with pytest.raises(NotJoinable):
+        join_batches([ProbeBatch(first, 0, 5), ProbeBatch(second, 1, 5)])
+
+
+# -- in a run -----------------------------------------------------------------------------------
+
+
+class Watched(Linear):
+    """Notes how many examples each evaluation of the probe had."""
+
+    seen: list[int] = []  # noqa: RUF012  # of the class: what hangs on the module is put back
+
+    def training_step(self, batch, batch_idx):
+        if getattr(self.log, "__name__", "") == "_log_nothing":
+            Watched.seen.append(len(batch[0]))
+        return super().training_step(batch, batch_idx)
+
+
+class Normalised(Watched):
+    """Linear regression with BatchNorm: what a batch gives depends on its other examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1))
+
+
+class OfTwenty(Watched):
+    """Takes batches of 20 and no others."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([part.reshape(20, -1) for part in batch], batch_idx)
+
+
+def sizes(module, monitors, tmp_path) -> list[int]:
+    Watched.seen = []
+    train(module, regression, monitors, tmp_path, max_epochs=1)
+    assert all(monitor.failed == 0 and monitor.measured == 1 for monitor in monitors)
+    return Watched.seen
+
+
+def test_three_batches_of_twenty_are_one_of_sixty(tmp_path):
+    monitor = HessianMonitor(max_overhead=None)
+    seen = sizes(Watched, [monitor], tmp_path)
+    # Twice on the batches, to see that they repeat; counted and compared once; then as one.
+    assert seen[:6] == [20] * 6
+    assert set(seen[8:]) == {60}
+    x, _ = regression().dataset.tensors
+    exact = torch.linalg.eigvalsh(2 * x.double().T @ x.double() / 60)[-1]
+    assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_sum_stays_a_sum(tmp_path):
+    def summed():
+        return Watched(lr=1e-4, reduction="sum")
+
+    monitor = HessianMonitor(max_overhead=None, loss_reduction="sum")
+    assert 60 in sizes(summed, [monitor], tmp_path)
+    x, _ = regression().dataset.tensors
+    exact = torch.linalg.eigvalsh(2 * x.double().T @ x.double())[-1]
+    assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(float(exact), rel=1e-5)
+
+
+@pytest.mark.parametrize("module", [Normalised, OfTwenty])
+def test_batches_that_are_another_loss_together_stay_apart(module, tmp_path):
+    seen = sizes(module, [LandscapeMonitor(max_overhead=None, resolution=3)], tmp_path)
+    assert seen[-30:] == [20] * 30
+
+
+def test_in_eval_mode_normalised_batches_are_one(tmp_path):
+    monitor = LandscapeMonitor(max_overhead=None, resolution=3, probe_mode="eval")
+    assert sizes(Normalised, [monitor], tmp_path)[-10:] == [60] * 10
+
+
+def test_the_worst_case_of_each_batch_needs_the_batches(tmp_path):
+    monitor = SharpnessMonitor(max_overhead=None, worst_case=True, per_batch=True)
+    assert set(sizes(Watched, [monitor], tmp_path)) == {20}
+
+
+@pytest.mark.parametrize("free", [None, 10])
+def test_without_known_room_they_stay_apart(free, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_landscape.geometry.batches.free_memory", lambda device: free)
+    seen = sizes(Watched, [HessianMonitor(max_overhead=None)], tmp_path)
+    assert set(seen) == {20}
+
+
+def test_batches_of_other_types_stay_apart(tmp_path):
+    batches = [(torch.ones(4, 5), torch.ones(4, 1)), (torch.ones(4, 5).double(), torch.ones(4, 1))]
+
+    class Mixed(Watched):
+        def training_step(self, batch, batch_idx):
+            return super().training_step([part.float() for part in batch], batch_idx)
+
+    monitor = HessianMonitor(max_overhead=None, probe=batches)
+    assert set(sizes(Mixed, [monitor], tmp_path)) == {4}
