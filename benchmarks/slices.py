@@ -11,7 +11,9 @@ data under ``no_grad``, timed before each.
   its bill, as putting the weights back is part of ours.
 - Landscaper: ``compute_loss_landscape(..., steps=21, dim=2)`` on its own random directions,
   normalised layer by layer, with a function that runs the same forward; its output goes nowhere.
-- Ours: ``random_direction``, ``filter_normalize``, ``plane_slice``.
+- Ours: ``random_direction``, ``filter_normalize``, ``plane_slice``.  Several batches are put
+  together at each point, as ``LandscapeMonitor`` does where that gives the same loss.  (A user of
+  loss-landscapes who puts them together by hand has the column of 512 examples.)
 
 That all compute the same function is checked on planes given to each of them, at equal points.
 """
@@ -34,6 +36,8 @@ from benchmarks.common import Section, quiet, rotated, seconds, settle, spread, 
 from benchmarks.networks import Problem, mlp, resnet20, transformer
 from benchmarks.runs import Batch
 from lightning_landscape import Objective, filter_normalize, plane_slice, random_direction
+from lightning_landscape.training.joining import join_batches
+from lightning_landscape.training.probe import ProbeBatch
 
 SIDE = 21
 PLAIN = 20  # forward passes timed as one: a single one may take 0.1 ms
@@ -58,8 +62,14 @@ class Case:
 
     def objective(self) -> Objective:
         module, loss = self.problem.module, self.problem.loss
-        terms = [(float(len(x)), lambda x=x, y=y: loss(module(x), y)) for x, y in self.batches]
-        return Objective(terms, self.problem.params, check_deterministic=False)
+        held = [ProbeBatch(batch, i, len(batch[0])) for i, batch in enumerate(self.batches)]
+
+        def joined() -> Tensor:
+            inputs, targets = join_batches(held).batch if len(held) > 1 else held[0].batch
+            value: Tensor = loss(module(inputs), targets)
+            return value
+
+        return Objective(joined, self.problem.params, check_deterministic=False)
 
 
 def _repeat(function: Callable[[], object]) -> None:

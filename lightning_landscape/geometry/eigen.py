@@ -31,6 +31,11 @@ _COLD_PRODUCTS = 8
 # two far measurements another eigenvalue may have risen that it knows nothing of.
 _STALE_RESIDUAL, _STALE_PRODUCTS = 0.5, 5
 
+# The pair after the wanted ones is known when its residual is below this share of the largest
+# |Ritz value|.  Where all vectors turn fast it otherwise fades away, and with it the view of what
+# overtakes: errors of 17 % on such films of matrices, below .1 % with this.
+_KNOWN = 0.2
+
 # The basis and its images hold at most this many entries, unless that is too few.
 _MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
 _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
@@ -205,7 +210,7 @@ def _lanczos(
     More than ``k`` start vectors are a warm start.  Where the residual decides, it spends one
     product on the residual of the pair after the wanted ones, which would otherwise grow stale
     until it overtakes them unseen.  Where the estimated error decides, that pair is taken to be as
-    large as its residual allows, and needs the product only when it may be near.
+    large as its residual allows, and needs the product only where it is hardly known.
     """
     space = _Space(matvec, starts[0] if starts else random_start(0), max_basis)
     fewest = 0 if starts else _COLD_PRODUCTS
@@ -222,11 +227,13 @@ def _lanczos(
             if trusted < 0:
                 stale = float(lengths[0]) > _STALE_RESIDUAL * scale
                 trusted = _STALE_PRODUCTS if stale else 0
-            by_error = bool((errors <= rtol * scale).all()) and space.products >= trusted
+            exact = bool((errors <= rtol * scale).all()) and space.products >= trusted
+            seen = len(lengths) > k and float(lengths[k]) <= _KNOWN * scale
+            by_error = exact and seen
             converged = by_residual or by_error
             if space.products >= max_products or len(space) >= space.size:
                 break
-            chosen = int(lengths[:k].argmax())
+            chosen = k if exact and not seen else int(lengths[:k].argmax())
             if converged and space.products >= fewest:
                 if by_error or not runner_up_due or len(defects) == k:
                     break
