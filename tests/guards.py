@@ -15,6 +15,8 @@ CLIENTS = "tests/training/test_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 SCHEDULE = "tests/training/test_schedule.py"
 IDLE = "tests/training/test_hooks.py"
+JOINING = "tests/training/test_joining.py"
+SAVINGS = "tests/geometry/test_eigen_savings.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
 STATE = "training/module_state.py"
@@ -536,5 +538,43 @@ GUARDS = [
         "            lost.append(step)\n",
         "",
         f"{REPORT} -k finite",
+    ),
+    # -- batches as one, and an early stop
+    Guard(
+        "batches are one only where that is the same loss",
+        ROUND,
+        """            same = whole.has_room() and torch.allclose(
+                whole.loss(), objective.loss(), rtol=1e-5, atol=0.0
+            )""",
+        "            same = whole.has_room()",
+        f"{JOINING} -k another_loss",
+    ),
+    Guard(
+        "batches are one only where there is room",
+        ROUND,
+        "same = whole.has_room() and torch",
+        "same = torch",
+        f"{JOINING} -k without_known_room",
+    ),
+    Guard(
+        "batches that have a meaning of their own",
+        "callbacks/sharpness.py",
+        "return not (self.worst_case and self.per_batch)",
+        "return True",
+        f"{JOINING} -k worst_case",
+    ),
+    Guard(
+        "a runner-up that is hardly known forbids an early stop",
+        "geometry/eigen.py",
+        "by_error = exact and seen",
+        "by_error = exact",
+        f"{SAVINGS} -k crossing",
+    ),
+    Guard(
+        "the next eigenvalue is taken as large as may be",
+        "geometry/eigen.py",
+        "gaps = values[:k] - (values[k] + residuals[k])",
+        "gaps = values[:k] - values[k]",
+        f"{SAVINGS} -k an_estimated_error",
     ),
 ]

@@ -132,7 +132,8 @@ class Round:
         if probe is monitor.probe_in_use:
             self._warn_if_noisy(objective, monitor)
         whole = self._as_one(objective, build, probe) if monitor.joins else None
-        joined[key] = whole is not None
+        if bool(objective.loss().isfinite()):  # else it says nothing about other weights
+            joined[key] = whole is not None
         return objective if whole is None else whole
 
     def _as_one(

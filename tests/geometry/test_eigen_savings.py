@@ -66,6 +66,21 @@ def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
     assert result.hvps == 3
 
 
+@pytest.mark.parametrize(
+    ("values", "residuals", "expected"),
+    [
+        ([5.0, 4.0, 1.0], [0.1, 0.5], [0.01 / 0.5]),  # the next is at most 4.5
+        ([5.0, 4.9, 1.0], [0.1, 0.2], [np.inf]),  # it may be 5.1
+        ([5.0, 4.0, 3.0, 1.0], [0.1, 0.2, 0.5], [0.01 / 1.5, 0.04 / 0.5]),
+        ([5.0, 4.0], [0.1, 0.2], [np.inf, np.inf]),  # nothing is known of a third
+    ],
+)
+def test_an_estimated_error(values, residuals, expected):
+    values, residuals = (torch.tensor(x, dtype=torch.float64) for x in (values, residuals))
+    found = eigen._estimated_errors(values, residuals, len(expected))
+    np.testing.assert_allclose(found, expected)
+
+
 @pytest.mark.parametrize("most", [6, 8, 16])
 @pytest.mark.parametrize("tol", [1e-2, 1e-8])
 def test_a_bounded_basis_costs_few_products(most, tol):

@@ -132,7 +132,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (a test says so)")
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
     ("first", "error"),
-    [(1, OUT_OF_MEMORY), (6, RuntimeError("here only")), (30, OUT_OF_MEMORY)],
+    [(1, OUT_OF_MEMORY), (8, RuntimeError("here only")), (30, OUT_OF_MEMORY)],
     ids=["first", "early", "late"],
 )
 def test_in_training_step(name, error, first, tmp_path, without):
