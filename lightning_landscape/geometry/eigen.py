@@ -13,9 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.subspace import Matvec, Space, orthonormal
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
-
-Matvec = Callable[[Tensor], Tensor]
 
 # A warm start from the last top vector alone locks on to it when two eigenvalues cross.  The next
 # Ritz vector keeps the way to the others open, as a start of its own: of a sum, the products around
@@ -38,7 +37,6 @@ _KNOWN = 0.2
 
 # The basis and its images hold at most this many entries, unless that is too few.
 _MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
-_COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 
 
 class HessianLike(Protocol):
@@ -212,7 +210,7 @@ def _lanczos(
     until it overtakes them unseen.  Where the estimated error decides, that pair is taken to be as
     large as its residual allows, and needs the product only where it is hardly known.
     """
-    space = _Space(matvec, starts[0] if starts else random_start(0), max_basis)
+    space = Space(matvec, starts[0] if starts else random_start(0), max_basis)
     fewest = 0 if starts else _COLD_PRODUCTS
     runner_up_due = len(starts) > k
     pending = list(starts[:max_products])
@@ -265,78 +263,6 @@ def _estimated_errors(values: Tensor, residuals: Tensor, k: int) -> Tensor:
     return torch.where(gaps > 0, residuals[:k] ** 2 / gaps, torch.inf)
 
 
-class _Space:
-    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``."""
-
-    def __init__(self, matvec: Matvec, like: Tensor, most: int) -> None:
-        self.size = like.numel()
-        self.basis = _Rows(self.size, like)
-        self.images = _Rows(self.size, like)
-        self.products = 0
-        self.asymmetry = 0.0  # the largest |u'Av - v'Au|
-        self._matvec = matvec
-        self._most = most
-        self._matrix = torch.zeros(0, 0, dtype=torch.float64)
-        self._values, self._coefficients = torch.zeros(0), torch.zeros(0, 0)
-        self._before = torch.zeros(0, 0)  # coefficients of the leading Ritz vectors one step ago
-
-    def __len__(self) -> int:
-        return len(self.basis)
-
-    @property
-    def finite(self) -> bool:
-        return bool(self._matrix.isfinite().all())
-
-    def grow(self, candidate: Tensor) -> bool:
-        """One product, with what ``candidate`` adds to the basis; False if that is nothing."""
-        direction = _orthonormal(candidate, self.basis.rows)
-        if direction is None:
-            return False
-        if len(self) >= self._most:
-            self._condense()
-        image = self._matvec(direction)
-        self.products += 1
-        self.basis.append(direction)
-        self.images.append(image)
-        column = (self.basis.rows @ image).double().cpu()
-        row = (self.images.rows @ direction).cpu()
-        self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
-        self._matrix = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
-        self._matrix[-1, :] = self._matrix[:, -1] = column
-        return True
-
-    def ritz(self, count: int) -> tuple[Tensor, Tensor]:
-        """All Ritz values, largest first, and the first ``count`` residual vectors."""
-        self._before = self._coefficients[:, :count]
-        values, coefficients = torch.linalg.eigh(self._matrix)
-        self._values, self._coefficients = values.flip(0), coefficients.flip(1)
-        leading = self._coefficients[:, :count].T
-        scaled = (self._values[:count, None] * leading).to(self.basis.rows)
-        defects = leading.to(self.images.rows) @ self.images.rows
-        return self._values, defects.addmm_(scaled, self.basis.rows, alpha=-1.0)
-
-    def vectors(self, count: int) -> Tensor:
-        """The first Ritz vectors, as rows."""
-        return self._coefficients[:, :count].T.to(self.basis.rows) @ self.basis.rows
-
-    def _condense(self) -> None:
-        """Keep the leading half of the Ritz vectors, and the leading ones of the step before.
-
-        With those of the step before, what Lanczos knew of the way here is kept (as the third
-        vector of LOBPCG does), and a restart costs hardly a product.
-        """
-        kept = self._coefficients[:, : self._most // 2]
-        missing = len(self) - len(self._before)
-        before = torch.nn.functional.pad(self._before, (0, 0, 0, missing))
-        before = before - kept @ (kept.T @ before)
-        before = before[:, torch.linalg.vector_norm(before, dim=0) > 1e-6]
-        rotation = torch.linalg.qr(torch.cat([kept, before], 1))[0][:, : self._most - 1]
-        self.basis.rotate(rotation)
-        self.images.rotate(rotation)
-        self._matrix = rotation.T @ self._matrix @ rotation
-        self._coefficients = rotation.T @ self._coefficients
-
-
 def _power(
     matvec: Matvec,
     starts: Sequence[Tensor],
@@ -359,11 +285,11 @@ def _power(
     for index in range(k):
         start = starts[index] if index < len(starts) else random_start(index)
         previous = _rows(found, start)
-        vector = _orthonormal(start, previous)
+        vector = orthonormal(start, previous)
         attempt = 0
         while vector is None:  # a start inside the span of what was found
             attempt += 1
-            vector = _orthonormal(random_start(k + attempt), previous)
+            vector = orthonormal(random_start(k + attempt), previous)
         defect, stalled, last_length, wrong_end = float("inf"), 0, 0.0, False
         fewest = 0 if index < len(starts) else products + _COLD_PRODUCTS
         budget = max_products - (k - 1 - index)  # at least one product for each that follows
@@ -385,7 +311,7 @@ def _power(
                 if value < 0.0 and shift < magnitude:
                     # A negative eigenvalue has the largest magnitude: lift all above zero.
                     shift, fewest = magnitude, products + _COLD_PRODUCTS
-                    fresh = _orthonormal(random_start(k + products), previous)
+                    fresh = orthonormal(random_start(k + products), previous)
                     vector, defect = (vector if fresh is None else fresh), float("inf")
                     wrong_end = True
                     continue
@@ -395,7 +321,7 @@ def _power(
             last_length = length
             if stalled >= 5 and shift < length:
                 shift = length  # two eigenvalues of opposite sign and equal magnitude
-            step = _orthonormal(deflated + shift * vector, previous)
+            step = orthonormal(deflated + shift * vector, previous)
             if step is None:
                 break
             vector = step
@@ -420,56 +346,8 @@ def _not_finite(k: int, basis: Tensor, products: int) -> _Ritz:
     return _Ritz(nan, [zero] * k, nan.clone(), products, False)
 
 
-class _Rows:
-    """A matrix that grows by rows, a few at a time, without copying at each one."""
-
-    def __init__(self, width: int, like: Tensor) -> None:
-        self._store = like.new_empty(4, width)
-        self._used = 0
-
-    def __len__(self) -> int:
-        return self._used
-
-    @property
-    def rows(self) -> Tensor:
-        return self._store[: self._used]
-
-    def append(self, row: Tensor) -> None:
-        if self._used == len(self._store):
-            grown = self._store.new_empty(self._used + 4, self._store.shape[1])
-            grown[: self._used] = self._store
-            self._store = grown
-        self._store[self._used] = row
-        self._used += 1
-
-    def rotate(self, rotation: Tensor) -> None:
-        """``rotation.T @ rows`` in their place: ``rotation`` is ``(rows, fewer rows)``."""
-        used, turn = rotation.shape[1], rotation.T.to(self._store)
-        for part in torch.split(self._store[: self._used], _COLUMNS, dim=1):
-            part[:used] = turn @ part
-        self._used = used
-
-
 def _rows(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(vectors)) if vectors else like.new_zeros(0, like.numel())
-
-
-def _orthonormal(vector: Tensor, basis: Tensor) -> Tensor | None:
-    """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
-    length = float(torch.linalg.vector_norm(vector))
-    if not 0.0 < length < math.inf:
-        return None
-    # In place from here on: with fresh memory for each result this took as long as a product.
-    direction = vector / length
-    for _ in range(3):  # twice is enough (Kahan, Parlett), unless next to nothing remains
-        direction.addmv_(basis.T, basis @ direction, alpha=-1.0)
-        remaining = float(torch.linalg.vector_norm(direction))
-        if not remaining > 100 * torch.finfo(vector.dtype).eps:
-            return None
-        direction.div_(remaining)
-        if remaining > 0.7:  # little was taken off, and little rounding with it
-            break
-    return direction
 
 
 def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) -> list[Tensor]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.eigen import HessianLike, Matvec
+from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
+from lightning_landscape.geometry.subspace import Matvec
 from lightning_landscape.geometry.vectors import Layout, random_signs, seed_from
 
 # How far the grid reaches beyond the outermost Ritz values, in units of sigma: what lies further

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_landscape import EigenResult, top_eigenvalues
-from lightning_landscape.geometry import eigen
+from lightning_landscape.geometry import eigen, subspace
 from tests.geometry.test_eigen import Operator, film, spread
 from tests.oracles import symmetric
 
@@ -100,14 +100,14 @@ def test_a_bounded_basis_costs_few_products(most, tol):
 
 def test_the_basis_is_no_larger_than_allowed(monkeypatch):
     largest = 0
-    append = eigen._Rows.append
+    append = subspace._Rows.append
 
     def watched(rows, row):
         nonlocal largest
         append(rows, row)
         largest = max(largest, len(rows._store))
 
-    monkeypatch.setattr(eigen._Rows, "append", watched)
+    monkeypatch.setattr(subspace._Rows, "append", watched)
     matrix = symmetric(spread([5.0, 4.9, 4.8], 150))
     result = top_eigenvalues(Operator(matrix), max_basis=8, tol=1e-8, max_hvps=400)
     assert result.hvps > 16
