@@ -191,8 +191,8 @@ GUARDS = [
     Guard(
         "a fresh batch for each evaluation",
         LOSSES,
-        "batch = clone_batch(held.batch)",
-        "batch = held.batch",
+        "fresh = partial(clone_batch, held.batch)",
+        "fresh = lambda: held.batch",
         f"{ISOLATION} -k values_repeat",
     ),
     Guard(
