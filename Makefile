@@ -71,13 +71,13 @@ bench-accuracy: install
 
 # Whole runs beside the same without callbacks; hours in full, see the file for parts.
 bench-overhead: install
-	$(RUN) benchmarks/overhead.py
+	$(RUN) benchmarks/overhead.py $(BENCH)
 
 bench-memory: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.memory
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.memory $(BENCH)
 
 bench-scale: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.scale
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.scale $(BENCH)
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache
