@@ -225,7 +225,8 @@ def _lanczos(
             if trusted < 0:
                 stale = float(lengths[0]) > _STALE_RESIDUAL * scale
                 trusted = _STALE_PRODUCTS if stale else 0
-            exact = bool((errors <= rtol * scale).all()) and space.products >= trusted
+            exact = rtol > 0.0 and bool((errors <= rtol * scale).all())
+            exact = exact and space.products >= trusted
             seen = len(lengths) > k and float(lengths[k]) <= _KNOWN * scale
             by_error = exact and seen
             converged = by_residual or by_error

@@ -481,7 +481,9 @@ class Session:
     def graph_memory(self, loss_key: Any, monitor: Monitor) -> GraphMemory:
         """What the run knows about the graphs of one loss; those of a training batch have room."""
         memory = self._graph_memory.setdefault(loss_key, GraphMemory(tell=monitor.say_once))
-        memory.examples = self._largest_batch
+        probe = monitor.probe_in_use  # a captured one holds training batches
+        sizes = [held.size for held in probe.batches] if probe.captured else []
+        memory.examples = max([self._largest_batch, *sizes])
         return memory
 
     def probe_size(self, probe: Probe) -> int:

@@ -52,6 +52,8 @@ def test_common_arguments(kind, arguments, error, message):
         (HessianMonitor, {"method": "arpack"}, r"method='arpack'\): expected 'lanczos' or 'power'"),
         (HessianMonitor, {"tol": 0.0}, r"tol=0.0\): expected a number between 0 and 1"),
         (HessianMonitor, {"tol": float("nan")}, r"tol=nan"),
+        (HessianMonitor, {"rtol": 1.0}, r"rtol=1.0\): expected a number from 0 to 1, or None"),
+        (HessianMonitor, {"rtol": -0.1}, r"rtol=-0.1\)"),
         (HessianMonitor, {"k": 5, "max_hvps": 4}, r"max_hvps=4\): expected an integer >= k=5"),
         (SharpnessMonitor, {"rho": 0.0}, r"SharpnessMonitor\(rho=0.0\): expected a finite number"),
         (SharpnessMonitor, {"rho": float("inf")}, r"rho=inf"),
