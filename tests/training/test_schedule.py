@@ -204,11 +204,19 @@ def test_the_smallest_picture_is_made_in_any_case_and_it_is_said(
     callbacks = [HessianMonitor(), LandscapeMonitor(seeds=3)]
     train(Linear, regression, callbacks, tmp_path, max_epochs=40)
     slices = [Slice.load(path) for path in (tmp_path / "landscape").glob("*.npz")]
-    assert sorted(piece.losses.shape for piece in slices) == [(5, 5), (7,), (7,), (7,)]
+    assert sorted(piece.losses.shape for piece in slices) == [(7,), (7,), (7,)]
     line = closing_line(caplog)
-    assert "5 x 5 and 7 of 15 x 15 and 21 points" in line
+    assert "7 of 15 x 15 and 21 points, no plane" in line
     assert "left out: hessian/eigenvalue" in line
     assert re.search(r"Above the limit.*first values [\d.]+ s, last pictures [\d.]+ s", line)
+
+
+def test_a_plane_without_lines_is_made_in_any_case(tmp_path, monkeypatch, clock, caplog):
+    Timed(monkeypatch, clock, {}, evaluation=0.5)
+    train(Linear, regression, [LandscapeMonitor(line_resolution=0)], tmp_path, max_epochs=40)
+    slices = [Slice.load(path) for path in (tmp_path / "landscape").glob("*.npz")]
+    assert [piece.losses.shape for piece in slices] == [(5, 5)]
+    assert "5 x 5 of 15 x 15 points" in closing_line(caplog)
 
 
 def test_within_the_limit_nothing_is_left_out(tmp_path, monkeypatch, clock, caplog):
