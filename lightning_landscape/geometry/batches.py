@@ -284,10 +284,10 @@ class Batches:
     def _sum_of_losses(self, terms: Sequence[Term]) -> Tensor:
         total: Tensor | None = None
         for weight, fn in terms:
-            loss = checked(self._forward(fn)).detach().to(self.device, self.sum_dtype)
+            loss = checked(self._forward(fn)).detach().reshape(1).to(self.device, self.sum_dtype)
             total = loss * weight if total is None else total.add_(loss, alpha=weight)
         assert total is not None
-        return total.reshape(1)
+        return total
 
     def _forward(self, fn: LossFn) -> object:
         """The loss without a graph, unless the module differentiates inside its own loss."""

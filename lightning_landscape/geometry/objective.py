@@ -189,17 +189,17 @@ class Objective:
         """
         self._begin()
         points = list(coefficients)
+        if not points:
+            return torch.zeros(0, dtype=self._local.sum_dtype, device=self._local.device)
         moves = [self._pieces(direction) for direction in directions]
 
         def local() -> Tensor:
-            losses = torch.zeros(
-                len(points), dtype=self._local.sum_dtype, device=self._local.device
-            )
+            losses = []
             with self._displaceable() as move_to, self._local.evaluations():
-                for i, point in enumerate(points):
+                for point in points:
                     move_to(moves, point)
-                    losses[i] = self._local.loss()[0]
-            return losses
+                    losses.append(self._local.loss())
+            return torch.cat(losses)
 
         return self._mean(local, len(points), self._local.sum_dtype)
 
