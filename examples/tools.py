@@ -1,0 +1,142 @@
+"""What the examples share: real data, short runs, claims that are checked."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+TRAINED = 1200  # of the 1797 scans; the others are held out
+
+
+def digits(images: bool = False) -> tuple[TensorDataset, TensorDataset]:
+    """scikit-learn's 8x8 scans of handwritten digits, scaled: for training, and held out."""
+    pixels, labels = load_digits(return_X_y=True)
+    inputs = torch.tensor(pixels, dtype=torch.float32)
+    inputs = (inputs - inputs.mean()) / inputs.std()
+    if images:
+        inputs = inputs.view(-1, 1, 8, 8)
+    targets = torch.tensor(labels)
+    # The scans come writer by writer: mixed, so that all are in both parts.
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    inputs, targets = inputs[order], targets[order]
+    return (
+        TensorDataset(inputs[:TRAINED], targets[:TRAINED]),
+        TensorDataset(inputs[TRAINED:], targets[TRAINED:]),
+    )
+
+
+def mnist1d() -> tuple[TensorDataset, TensorDataset]:
+    """MNIST-1D (Greydanus 2020): digits as curves of 40 points, made by its own generator."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    made = make_dataset(get_dataset_args())
+    parts = []
+    for end in ("", "_test"):
+        inputs = torch.tensor(made[f"x{end}"], dtype=torch.float32)
+        parts.append(TensorDataset(inputs, torch.tensor(made[f"y{end}"])))
+    return parts[0], parts[1]
+
+
+def only(data: TensorDataset, classes: Sequence[int]) -> Subset[tuple[Tensor, ...]]:
+    """The examples of some classes."""
+    kept = torch.isin(data.tensors[1], torch.tensor(list(classes)))
+    return Subset(data, kept.nonzero().flatten().tolist())
+
+
+def as_batch(data: TensorDataset | Subset[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """All examples as one batch."""
+    return next(iter(DataLoader(data, batch_size=len(data))))
+
+
+def accuracy(module: nn.Module, data: TensorDataset | Subset[tuple[Tensor, ...]]) -> float:
+    """The share of examples whose class has the largest output, in eval mode."""
+    inputs, targets = as_batch(data)
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        right = (module(inputs).argmax(1) == targets).float().mean()
+    module.train(training)
+    return float(right)
+
+
+def fit(
+    module: pl.LightningModule,
+    data: TensorDataset | Subset[tuple[Tensor, ...]],
+    *,
+    callbacks: Sequence[pl.Callback],
+    logdir: Path,
+    name: str,
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+) -> pl.Trainer:
+    """One run on the CPU; the order of the batches follows from ``seed``."""
+    pl.seed_everything(seed, verbose=False)
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        max_steps=steps * _optimizer_steps(module),
+        accelerator="cpu",
+        logger=TensorBoardLogger(logdir, name=name, version=""),
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    return trainer
+
+
+def _optimizer_steps(module: pl.LightningModule) -> int:
+    """Optimizer steps a batch: Lightning's ``max_steps`` counts them, with SAM there are two."""
+    return int(getattr(module, "optimizer_steps_per_batch", 1))
+
+
+def quiet() -> None:
+    """Leave Lightning's hints out of the tables."""
+    for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """``median (lowest to highest)``."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns, as wide as they need to be."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)) for row in [head, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+class Claims:
+    """Sentences about numbers that have just been measured, and whether they hold."""
+
+    def __init__(self) -> None:
+        self._broken = 0
+        print("\nClaims:")
+
+    def __call__(self, sentence: str, holds: bool) -> None:
+        """Print it; remember if it does not hold."""
+        self._broken += not holds
+        print(f"  {'holds' if holds else 'DOES NOT HOLD'}: {sentence}")
+
+    def end(self) -> None:
+        """End the program, with an error if a claim did not hold."""
+        if self._broken:
+            sys.exit(f"{self._broken} of the claims above did not hold in this run")
