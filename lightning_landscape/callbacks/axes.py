@@ -142,7 +142,7 @@ class Axes:
             )
             return self._drawn(objective, 2 + position)
         if kind == "update" and not this_round.steps(
-            self._monitor, "the direction 'update', a random one in its place,"
+            self._monitor, "the direction 'update' (a random one takes its place)"
         ):
             return self._drawn(objective, 2 + position)
         if kind == "update" and not this_round.knows_update:

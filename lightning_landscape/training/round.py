@@ -144,7 +144,7 @@ class Round:
     def steps(self, monitor: Monitor, what: str) -> bool:
         """Whether a step has led here, which ``what`` is about; where none has, it is said."""
         if not self._session.trains:
-            monitor.say_once(f"{what} is not available without training: it is about a step")
+            monitor.say_once(f"{what} is not available here: it is about a step, and none is made")
         return self._session.trains
 
     def from_rank_zero(self, tensor: Tensor) -> Tensor:

@@ -317,6 +317,19 @@ class Session:
         self.trains = self.account.trains = False
         self.account.budget.max_overhead = None
 
+    def wanted_examples(self) -> tuple[int, int]:
+        """How many training and validation examples are still to be captured."""
+        further = [m.further_probe for m in self.monitors if not m.disabled]
+        missing = [p for p in further if p is not None and p.captured and not p.complete]
+        training = (probe.samples for probe in self._captured_probes())
+        return max(training, default=0), max((p.samples for p in missing), default=0)
+
+    @property
+    def work(self) -> int:
+        """What the measurements under way have computed, in forwards of the probe."""
+        this_round = self.under_way
+        return 0 if this_round is None else this_round.work
+
     def measure_now(
         self,
         trainer: Trainer,
