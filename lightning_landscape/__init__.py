@@ -1,6 +1,7 @@
 """Measure the loss landscape while a model trains: PyTorch Lightning callbacks and functions."""
 
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
+from lightning_landscape.callbacks.generalization import GeneralizationMonitor
 from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
@@ -41,6 +42,7 @@ __all__ = [
     "EdgeRatio",
     "EigenResult",
     "Estimate",
+    "GeneralizationMonitor",
     "GraphMemory",
     "HessianMonitor",
     "LandscapeMonitor",

@@ -141,6 +141,10 @@ class Axes:
                 "second (or no first) principal direction it is a random one"
             )
             return self._drawn(objective, 2 + position)
+        if kind == "update" and not this_round.steps(
+            self._monitor, "the direction 'update' (a random one takes its place)"
+        ):
+            return self._drawn(objective, 2 + position)
         if kind == "update" and not this_round.knows_update:
             self._monitor.say_once(
                 "training ended where no end was foreseen, so that the last step was not kept; "

@@ -259,11 +259,11 @@ class HessianMonitor(Monitor):
         values |= self._edge_values(this_round, objective, result)
         measured = Measured(values)
         self._add_spectrum(objective, measured, this_round)
-        if self.update_curvature:
+        if self.update_curvature and this_round.steps(self, self.key("update_curvature")):
             update = this_round.last_update(objective)
             values[self.key("update_curvature")] = curvature_along(objective, update)
         values[self.key("hvps")] = float(objective.hvps - before)
-        if self.batch_edge_ratio:
+        if self.batch_edge_ratio and this_round.steps(self, self.key("batch_edge_ratio")):
             values |= self._batch_values(this_round)
         if result.asymmetry > _ASYMMETRY:
             self.say_once(

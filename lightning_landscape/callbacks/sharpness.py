@@ -206,7 +206,7 @@ class SharpnessMonitor(Monitor):
             measured.values[self.key("average_stderr")] = average.stderr
         if self.keskar:
             self._add(measured, "keskar", keskar_sharpness(objective, self.epsilon))
-        if self.critical:
+        if self.critical and this_round.steps(self, self.key("critical")):
             self._add_critical(measured, this_round)
         return measured
 

@@ -238,6 +238,11 @@ class Objective:
 
         return float(self._mean(local, 1, self._local.sum_dtype)[0])
 
+    def batch_losses(self) -> list[float]:
+        """``L_i(w)`` of each batch that this process holds; nothing is sent.  Cost: one forward."""
+        self._begin()
+        return self._local.losses()
+
     def _batch(self, index: int) -> Objective:
         """Batch ``index`` alone, of this process alone."""
         cut = self._cut

@@ -65,6 +65,22 @@ SCALARS = {
         "Critical sharpness",
         "2 / the longest step along the optimizer's update that does not raise the loss.",
     ),
+    "train_loss": (
+        "Loss on training examples",
+        "The mean over the training probe, in the mode named in the settings.",
+    ),
+    "val_loss": (
+        "Loss on validation examples",
+        "The same loss on as many examples that were not trained on.",
+    ),
+    "gap": (
+        "Generalization gap",
+        "Validation loss less training loss: how much better the model does on what it has seen.",
+    ),
+    "gap_stderr": (
+        "Standard error of the gap",
+        "From the spread over the probes' batches: a gap within two of these is not seen.",
+    ),
     "center_loss": ("Loss at the weights", "The probe's loss where each picture has its centre."),
 }
 OTHER = "A value that was logged at these steps."

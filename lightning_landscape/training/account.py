@@ -39,6 +39,7 @@ class Account:
         self.batch_size = 1  # of the last one that was looked at
         self.went: defaultdict[str, float] = defaultdict(float)  # what for -> seconds
         self.left_out: list[str] = []  # pictures of the whole run, for want of time
+        self.trains = True  # else no time is spent training
 
     # -- prices --------------------------------------------------------------------------------
 
@@ -122,10 +123,9 @@ class Account:
         counts = ", ".join(f"{m.prefix} {m.measured}" for m in self.monitors)
         skipped = sum(m.skipped for m in self.monitors)
         failed = sum(m.failed for m in self.monitors)
-        line = (
-            f"lightning_landscape: measured {counts} times in {spent:.1f} s, "
-            f"{100 * share:.1f} % of the {trained:.1f} s spent training"
-        )
+        line = f"lightning_landscape: measured {counts} times in {spent:.1f} s"
+        if self.trains:
+            line += f", {100 * share:.1f} % of the {trained:.1f} s spent training"
         limit = budget.max_overhead
         if limit is not None:
             line += f" (max_overhead={limit})"

@@ -15,6 +15,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.profilers import PassThroughProfiler
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
+VALIDATION_BATCH_START = "on_validation_batch_start"
 
 # The hooks that Lightning calls for every batch.
 OF_EVERY_BATCH = (
@@ -24,7 +25,7 @@ OF_EVERY_BATCH = (
     "on_before_backward",
     "on_after_backward",
     "on_before_optimizer_step",
-    "on_validation_batch_start",
+    VALIDATION_BATCH_START,
     "on_validation_batch_end",
 )
 

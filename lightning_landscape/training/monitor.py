@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import move_data_to_device, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_landscape.training.history import History, read_history
 from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_BATCH, rest, wake
+from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.records import HISTORY_FILE
@@ -59,7 +59,7 @@ class Monitor(pl.Callback):
     kind: ClassVar[str] = ""  # first part of the keys
     # Moves the weights, which drops graphs: measured after those that do not.
     displaces: ClassVar[bool] = True
-    draws: ClassVar[bool] = False  # makes pictures: measured after the scalars, owed one at the end
+    draws: ClassVar[bool] = False  # makes pictures: measured after the scalars
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Monitor(pl.Callback):
         self.resumed = False
         self._resumed_after = -1  # the last step of the run before
         self.measurements = History()
-        self._kept_probe: dict[str, str] | None = None
+        self._kept_probe = KeptProbe("training")
         self._said: set[str] = set()
         self._session: Session | None = None
 
@@ -158,6 +158,11 @@ class Monitor(pl.Callback):
         A gradient is 3, a Hessian-vector product 6.
         """
         return 0
+
+    @property
+    def owes(self) -> bool:
+        """Whether it measures when the fit ends, if it has not at the last step."""
+        return self.draws
 
     pictures = 0  # drawn at each measurement
 
@@ -189,7 +194,8 @@ class Monitor(pl.Callback):
         """Whether the probe's batches may be taken as one: they mean nothing by themselves."""
         return True
 
-    further_probe: Probe | None = None  # a second one, given by the user
+    # A second one; where it is captured, by the callback, which closes it on each process.
+    further_probe: Probe | None = None
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Training starts, ``step`` steps into the run; called on all processes alike."""
@@ -269,61 +275,42 @@ class Monitor(pl.Callback):
             self._said.add(words)
             rank_zero_warn(f"{self.prefix}: {message}")
 
-    # -- the probe over checkpoints ------------------------------------------------------------
+    # -- probes over checkpoints ---------------------------------------------------------------
 
-    def keep_probe(self, recorder: Recorder, trainer: Trainer) -> None:
-        """Write a captured probe beside the logs, once, so that a resumed run can go on with it."""
-        probe = self.probe_in_use
-        if not probe.captured or getattr(trainer, "fast_dev_run", False):
+    @property
+    def kept_probes(self) -> list[tuple[Probe, KeptProbe]]:
+        """The probes that are captured where none is given, and what checkpoints tell of them."""
+        return [(self.probe_in_use, self._kept_probe)]
+
+    def keep_probes(self, recorder: Recorder, trainer: Trainer) -> None:
+        """Write captured probes beside the logs, once: a resumed run goes on with them."""
+        if getattr(trainer, "fast_dev_run", False):
             return
-        if probe.file is None:
-            name = f"probe-{probe.samples}-rank{trainer.global_rank}.pt"
-            probe.file = str(recorder.folder / name)
-            recorder.share(name, probe.save)
-        self._kept_probe = {"file": probe.file, "hash": probe.fingerprint()}
+        for probe, kept in self.kept_probes:
+            if probe.captured:
+                kept.write(probe, recorder, trainer)
 
-    def restore_probe(self, recorder: Recorder, trainer: Trainer) -> None:
+    def restore_probe(
+        self, probe: Probe, kept: KeptProbe, recorder: Recorder, trainer: Trainer
+    ) -> None:
         """After a resume: the probe of the run before, or a new series, which is said."""
-        if self._kept_probe is None:
+        if kept.told is None:
             if self.resumed and trainer.ckpt_path and trainer.global_step > 0:
                 self.say_once(
-                    "the checkpoint was written before the first measurement and names no probe; "
-                    "one is taken from the next training batches"
+                    f"the checkpoint was written before the first measurement and names no "
+                    f"{kept.words}; one is taken from the next {kept.source} batches"
                 )
-            return
-        probe, kept = self.probe_in_use, self._kept_probe
-        path = Path(kept["file"])
-        # Checkpoints hold the path of rank zero.
-        name = path.name.replace("rank0", f"rank{trainer.global_rank}")
-        places = [path.parent, recorder.folder]
-        if trainer.ckpt_path:
-            places += [above / path.parent.name for above in Path(trainer.ckpt_path).parents[:3]]
-        to_device = partial(move_data_to_device, device=trainer.strategy.root_device)
-        problem = "its file is missing"
-        for place in places:
-            if not (place / name).is_file():
-                continue
-            try:
-                probe.restore(place / name, to_device)
-            except Exception as error:  # a damaged file raises any of a dozen types
-                problem = f"its file cannot be read ({error})"
-                continue
-            if trainer.global_rank == 0 and probe.fingerprint() != kept["hash"]:
-                problem = "its file holds other data"
-                probe.forget()
-                continue
-            probe.file = str(place / name)
-            return
-        self.give_up_probe(f"{problem} (looked for {name})")
+        elif problem := kept.read(probe, recorder, trainer):
+            self.give_up_probe(probe, kept, problem)
 
-    def give_up_probe(self, problem: str) -> None:
+    def give_up_probe(self, probe: Probe, kept: KeptProbe, problem: str) -> None:
         """Begin a new series: the probe of the run before cannot be had."""
         self.say_once(
-            f"the probe of the run before could not be used: {problem}; a new series starts on a "
-            f"new probe"
+            f"the {kept.words} of the run before could not be used: {problem}; a new series starts "
+            f"on a new probe"
         )
-        self.probe_in_use.forget()
-        self._kept_probe = None
+        probe.forget()
+        kept.told = None
         self.schedule.last_step = None
 
     # -- Lightning's hooks: the first of our callbacks leads -----------------------------------
@@ -425,7 +412,7 @@ class Monitor(pl.Callback):
             "last_step": self.schedule.last_step,
             "measured": self.measured,
             "skipped": self.skipped,
-            "probe": None if self._kept_probe is None else dict(self._kept_probe),
+            "probe": self._kept_probe.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -435,9 +422,16 @@ class Monitor(pl.Callback):
         self.schedule.last_step = state_dict["last_step"]
         self.measured = state_dict["measured"]
         self.skipped = state_dict["skipped"]
-        self._kept_probe = state_dict["probe"]
+        self._kept_probe.told = state_dict["probe"]
         self.resumed = True
         self._resumed_after = -1 if self.schedule.last_step is None else self.schedule.last_step
+
+
+def session_of(trainer: Trainer) -> Session:
+    """What all of our callbacks in this Trainer measure in, from ``setup`` on."""
+    session = _monitors(trainer)[0]._session
+    assert session is not None
+    return session
 
 
 def _monitors(trainer: Trainer) -> list[Monitor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Probe:
         self.samples = samples
         self.batches: list[ProbeBatch] = []
         self.complete = False
+        self.closed = False  # this process gets no more batches for it
         self.file: str | None = None  # where it was written
 
     @property
@@ -91,7 +92,7 @@ class Probe:
 
     def forget(self) -> None:
         """Start again without batches."""
-        self.batches, self.complete = [], False
+        self.batches, self.complete, self.closed = [], False, False
 
     def fingerprint(self) -> str:
         """A hash of all tensors in the batches."""
@@ -159,6 +160,22 @@ def cut_batch(held: ProbeBatch, most: int) -> list[ProbeBatch]:
     sizes = [min(most, held.size - start) for start in starts]
     cut = [ProbeBatch(b, held.index, n) for b, n in zip(batches, sizes, strict=True)]
     return cut if found else []
+
+
+def first_examples(batches: Sequence[ProbeBatch], count: int) -> list[ProbeBatch]:
+    """The first ``count`` examples; where a batch cannot be cut, the whole ones before it.
+
+    One batch at least.
+    """
+    taken: list[ProbeBatch] = []
+    for held in batches:
+        left = count - sum(batch.size for batch in taken)
+        if held.size <= left:
+            taken.append(held)
+            continue
+        pieces = cut_batch(held, left) if left > 0 else []
+        return taken + (pieces[:1] if pieces or taken else [held])
+    return taken
 
 
 class _NotCuttable(Exception):

@@ -34,6 +34,11 @@ class Processes:
         self.rank = trainer.global_rank
         self._said: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are that are to be sent; with one process nothing is."""
+        return torch.device("cpu") if self.count == 1 else self._trainer.strategy.root_device
+
     def meet(self, *, failed: bool = False, done: bool = False, size: int = 0) -> None:
         """Go on only if nobody failed and all are about to do the same.
 
@@ -61,6 +66,14 @@ class Processes:
         self.meet(size=total.numel())
         dist.all_reduce(total)
         return total
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        """``tensor`` of every process in their order, of the same shape on all."""
+        if self.count == 1:
+            return [tensor]
+        rows = tensor.new_zeros(self.count, *tensor.shape)
+        rows[self.rank] = tensor
+        return list(self.sum(rows).unbind())
 
     def total(self, count: int) -> int:
         """``count`` added up over processes."""

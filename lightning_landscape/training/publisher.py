@@ -60,7 +60,7 @@ class Publisher:
         """
         trainer = self._trainer
         if not monitor.measured:
-            keep = partial(monitor.keep_probe, self.recorder, trainer)
+            keep = partial(monitor.keep_probes, self.recorder, trainer)
             self.recorder.guarded("the probe", keep)
         # Values of the weights before the step have their own label, and so their own row.
         rows = []

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.kernels import plain_kernels
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import NotJoinable
-from lightning_landscape.training.losses import ProbeMode, probe_terms
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss, probe_terms
+from lightning_landscape.training.probe import Probe, ProbeBatch
+from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.sharding import Whole
 
 if TYPE_CHECKING:
@@ -99,6 +101,51 @@ class Round:
     def further_size(self, probe: Probe) -> int:
         """Examples in another probe, over all processes."""
         return self._session.probe_size(probe)
+
+    def batch_losses(self, monitor: Monitor, batches: Sequence[ProbeBatch]) -> list[float]:
+        """The mean loss per example of each of this process's batches, in the callback's mode."""
+        terms, cut = self._terms(monitor, batches, monitor.loss_fn, monitor.loss_reduction)
+        key = ("batches", *monitor.loss_key)
+        return self._objective(monitor, key, terms, cut).batch_losses() if terms else []
+
+    def batch_values(
+        self, monitor: Monitor, batches: Sequence[ProbeBatch], function: Callable[..., Any]
+    ) -> list[Any]:
+        """``function(pl_module, batch)`` of each of this process's batches, likewise."""
+        terms, _ = self._terms(monitor, batches, function, "mean")
+        with torch.no_grad(), plain_kernels():
+            return [value() for _, value in terms]
+
+    def _terms(
+        self,
+        monitor: Monitor,
+        batches: Sequence[ProbeBatch],
+        loss_fn: UserLoss | None,
+        reduction: Reduction,
+    ) -> tuple[list[Term], Cut]:
+        probe = Probe()
+        probe.batches = list(batches)
+        return probe_terms(
+            self.trainer,
+            self.pl_module,
+            self._isolation,
+            probe,
+            mode=monitor.probe_mode,
+            loss_fn=loss_fn,
+            reduction=reduction,
+            total=1,
+        )
+
+    @property
+    def processes(self) -> Processes:
+        """Those of the run, which all measure the same at the same time."""
+        return self._session.processes
+
+    def steps(self, monitor: Monitor, what: str) -> bool:
+        """Whether a step has led here, which ``what`` is about; where none has, it is said."""
+        if not self._session.trains:
+            monitor.say_once(f"{what} is not available here: it is about a step, and none is made")
+        return self._session.trains
 
     def from_rank_zero(self, tensor: Tensor) -> Tensor:
         """``tensor`` as rank zero has it; on the others it must be zero and of its shape."""
@@ -308,7 +355,8 @@ class Round:
     @property
     def work(self) -> int:
         """What was computed so far, in forwards of the probe (a gradient is 3, an HVP 6)."""
-        return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in self._objectives.values())
+        objectives = list(self._objectives.values())  # a progress bar may ask meanwhile
+        return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in objectives)
 
 
 def measured_parameters(

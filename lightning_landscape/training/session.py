@@ -63,6 +63,8 @@ class Session:
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._fetches_itself = False  # training_step takes the iterator, not a batch
         self._offered: list[Probe] = []  # those that took the batch of this step
+        self.trains = True  # else there is no step: a finished model is measured
+        self.under_way: Round | None = None
         self._assign_probes()
 
     # -- hooks, called by the leading callback -------------------------------------------------
@@ -83,25 +85,16 @@ class Session:
         self._plan()
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, begins_at: int) -> None:
-        def prepare(batch: Any) -> Any:
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
+        prepare = partial(to_device, trainer, pl_module)
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
             monitor.settle_for(None)
-            if monitor.further_probe is not None and not monitor.further_probe.complete:
-                self._load(monitor.further_probe, prepare)
+            for probe in (monitor.further_probe, monitor.probe_in_use):
+                if probe is not None and not probe.captured and not probe.complete:
+                    self._load(probe, prepare)
+            self._restore_probes(monitor, trainer)
             self._begin(monitor, trainer, pl_module, begins_at)
-            probe = monitor.probe_in_use
-            if probe.complete:
-                continue
-            if probe.captured:
-                self._restore_probe(monitor, trainer)
-            else:
-                self._load(probe, prepare)
 
     def _begin(
         self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule, step: int
@@ -127,12 +120,14 @@ class Session:
         except OtherRankError as error:
             raise RuntimeError("the given probe could not be read on another process") from error
 
-    def _restore_probe(self, monitor: Monitor, trainer: Trainer) -> None:
-        monitor.restore_probe(self._publisher.recorder, trainer)
-        probe = monitor.probe_in_use
-        found = self.processes.total(probe.complete)
-        if 0 < found < self.processes.count:  # a file is missing for one process only
-            monitor.give_up_probe("another process has none")
+    def _restore_probes(self, monitor: Monitor, trainer: Trainer) -> None:
+        for probe, kept in monitor.kept_probes:
+            if not probe.captured or probe.complete:
+                continue
+            monitor.restore_probe(probe, kept, self._publisher.recorder, trainer)
+            found = self.processes.total(probe.complete)
+            if 0 < found < self.processes.count:  # a file is missing for one process only
+                monitor.give_up_probe(probe, kept, "another process has none")
 
     def _plan(self) -> None:
         """Find the step at which somebody is due; ends of epochs are seen as they come."""
@@ -262,13 +257,9 @@ class Session:
         # its own counter moves on after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         self._follow(trainer, pl_module, step)
-        due = [
-            monitor
-            for monitor in self.monitors
-            if monitor.probe_in_use.complete
-            and not monitor.disabled
-            and self._due(monitor, trainer)
-        ]
+        due = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
+        self._complete_further(trainer, due)
+        due = [monitor for monitor in due if _ready(monitor)]
         if due:
             with self._paying(pl_module):
                 self.account.batch_size = batch_size(batch)
@@ -309,20 +300,70 @@ class Session:
         self._count_batches(trainer)
         with self._paying(pl_module):
             self._complete_probes()
-            last = [
-                monitor
-                for monitor in self.monitors
-                if monitor.draws
-                and monitor.probe_in_use.complete
-                and not monitor.disabled
-                and monitor.last_measured_step != step
-            ]
-            for number, monitor in enumerate(last if step > 0 else ()):
+            owing = [m for m in self.monitors if m.owes and not m.disabled]
+            self._complete_further(trainer, owing)
+            last = [m for m in owing if _ready(m) and m.last_measured_step != step]
+            for number, monitor in enumerate(last if step > 0 and self.trains else ()):
                 allowance = self.account.allowance(monitor, len(last) - number)
                 monitor.settle_for(trainer.strategy.broadcast(allowance))
                 self._measure(trainer, pl_module, [monitor], step, final=True)
             self._look_back(pl_module, [m for m in self.monitors if m.measurements], step)
         rank_zero_info(self.account.closing_line())
+
+    # -- without training ----------------------------------------------------------------------
+
+    def stop_training(self) -> None:
+        """No step is made in this fit: nothing pays for a measurement, and nothing limits it."""
+        self.trains = self.account.trains = False
+        self.account.budget.max_overhead = None
+
+    def wanted_examples(self) -> tuple[int, int]:
+        """How many training and validation examples are still to be captured."""
+        further = [m.further_probe for m in self.monitors if not m.disabled]
+        missing = [p for p in further if p is not None and p.captured and not p.complete]
+        training = (probe.samples for probe in self._captured_probes())
+        return max(training, default=0), max((p.samples for p in missing), default=0)
+
+    @property
+    def work(self) -> int:
+        """What the measurements under way have computed, in forwards of the probe."""
+        this_round = self.under_way
+        return 0 if this_round is None else this_round.work
+
+    def measure_now(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        training: Sequence[Any],
+        validation: Sequence[Any],
+    ) -> None:
+        """Measure everything once, at the end of a fit without training.
+
+        Args:
+            trainer: whose counters tell the step.
+            pl_module: in the state that it would be trained on from.
+            training: what is kept in place of the training batches that would have passed.
+            validation: likewise.
+        """
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        count = self.processes.total
+        with self._paying(pl_module):
+            for probe in self._captured_probes():
+                for index, batch in enumerate(training):
+                    probe.offer(to_device(trainer, pl_module, batch), index, count)
+            for further in (m.further_probe for m in self.monitors if not m.disabled):
+                if further is not None and further.captured and not further.complete:
+                    for index, batch in enumerate(validation):
+                        if further.size < further.samples:
+                            further.offer(to_device(trainer, pl_module, batch), index, lambda _: 0)
+                    further.closed = True
+            self._complete_probes()
+            self._complete_further(trainer, self.monitors)
+            if training:
+                self.account.batch_size = batch_size(training[0])
+            ready = [m for m in self.monitors if not m.disabled and _ready(m)]
+            if ready:
+                self._measure(trainer, pl_module, ready, step, final=True)
 
     # -- a round -------------------------------------------------------------------------------
 
@@ -430,7 +471,11 @@ class Session:
                     self._count(monitor, error)
                 yield None
                 return
-            yield Round(trainer, pl_module, entered, self, step)
+            self.under_way = Round(trainer, pl_module, entered, self, step)
+            try:
+                yield self.under_way
+            finally:
+                self.under_way = None
 
     def _attempt(self, monitor: Monitor, compute: Callable[[], _Result]) -> _Result | None:
         """``compute()``, or None after a fault here or on another process."""
@@ -464,6 +509,21 @@ class Session:
     def _captured_probes(self) -> list[Probe]:
         probes = {id(m.probe_in_use): m.probe_in_use for m in self.monitors if not m.disabled}
         return [p for p in probes.values() if p.captured and not p.complete]
+
+    def _complete_further(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+        """Whether what callbacks captured themselves is all there: for all processes alike.
+
+        Asked for here and not where it is captured: processes may have different numbers of
+        validation batches.
+        """
+        for monitor in monitors:
+            probe = monitor.further_probe
+            if probe is None or probe.complete or not probe.captured or monitor.disabled:
+                continue
+            closed = probe.closed or sum(trainer.num_val_batches) == 0
+            told = torch.tensor([int(closed), probe.size], device=self.processes.device)
+            closed_on, size = self.processes.sum(told).tolist()
+            probe.complete = closed_on == self.processes.count and size > 0
 
     def _complete_probes(self) -> None:
         for probe in self._captured_probes():
@@ -504,6 +564,19 @@ class Session:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()
+
+
+def to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch as a loader gave it, made what ``training_step`` gets."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _ready(monitor: Monitor) -> bool:
+    """Whether its data are there."""
+    further = monitor.further_probe
+    return monitor.probe_in_use.complete and (further is None or further.complete)
 
 
 def _worth_a_picture(monitor: Monitor) -> bool:
