@@ -33,6 +33,7 @@ PROBE = "training/probe.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/sharding.py"
 PAGE = "report/page.py"
+FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
 READING = "report/run.py"
 RECORDS = "training/records.py"
@@ -523,8 +524,14 @@ GUARDS = [
         'words = f"{curve.name}, step {step}: {number(value, 4)}"',
         f"{REPORT} -k escaped",
     ),
-    Guard("nothing is fetched", PAGE, "default-src 'none'; ", "", f"{REPORT} -k outside"),
-    Guard("few frames", READING, "in evenly(sorted(steps))", "in sorted(steps)", f"{REPORT} -k 24"),
+    Guard("nothing is fetched", FRAME, "default-src 'none'; ", "", f"{REPORT} -k outside"),
+    Guard(
+        "few frames",
+        READING,
+        "in evenly(len(left), most)",
+        "in range(len(left))",
+        f"{REPORT} -k 24",
+    ),
     Guard(
         "one scale for all frames",
         PAGE,

@@ -69,6 +69,12 @@ SCALARS = {
 }
 OTHER = "A value that was logged at these steps."
 
+
+def of_scalar(key: str) -> tuple[str, str]:
+    """A title and how to read the values of a key; of one that is not known the key itself."""
+    return SCALARS.get(key.rpartition("/")[2], (key, OTHER))
+
+
 LINE = (
     "Each curve is the loss minus the loss at the weights, along one direction: a narrow valley is "
     "a sharp one, and all frames share one axis."
