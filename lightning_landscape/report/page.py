@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Drawn with another curve, not alone.
-_BESIDE = {"edge": ("top_eigenvalue", "preconditioned_eigenvalue")}
+_BESIDE = {
+    "edge": ("top_eigenvalue", "preconditioned_eigenvalue"),
+    "val_loss": ("train_loss",),
+}
 # In the metadata of a slice: these differ from frame to frame, and each picture tells them.
 _OF_ONE_FRAME = ("step", "epoch", "norms", "cosine")
 _FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
@@ -135,6 +138,8 @@ def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
     curves = [Curve(key, series[key])]
     if last == bounded and f"{prefix}/edge" in series:
         curves.append(Curve(f"{prefix}/edge", series[f"{prefix}/edge"]))
+    if last == "train_loss" and f"{prefix}/val_loss" in series:
+        curves.append(Curve(f"{prefix}/val_loss", series[f"{prefix}/val_loss"]))
     title, reading = words.of_scalar(key)
     drawn = chart(title, curves, reference=1.0 if last.endswith("edge_ratio") else None)
     legend = "".join(
@@ -185,9 +190,11 @@ def _drawing(film: Film) -> tuple[Callable[[Any, int], Figure], str]:
     if isinstance(first, SpectralDensity):
         return lambda frame, step: density_figure(frame, metadata={"step": step}), words.DENSITY
     scale = _scale(film)
-    if len(first[0].coordinates) == 1:
-        return lambda frame, step: line_figure(frame, scale=scale), words.LINE
-    return lambda frame, step: plane_figure(frame[0], scale=scale), words.PLANE
+    planes = len(first[0].coordinates) == 2
+    reading = words.of_slices(film.kind, planes)
+    if planes:
+        return lambda frame, step: plane_figure(frame[0], scale=scale), reading
+    return lambda frame, step: line_figure(frame, scale=scale), reading
 
 
 def _scale(film: Film) -> ColorScale | None:
