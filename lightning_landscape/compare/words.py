@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from lightning_landscape.compare import Comparison
     from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread
 
-_NAMES = 28  # letters of a name on a terminal
-
 
 class Cell(NamedTuple):
     """What stands in a cell: the value, and smaller where it is from."""
