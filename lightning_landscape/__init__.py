@@ -6,6 +6,7 @@ from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.callbacks.suite import landscape_callbacks
+from lightning_landscape.compare import Comparison, compare
 from lightning_landscape.geometry.average import AverageSharpness, average_sharpness
 from lightning_landscape.geometry.blocks import block_eigenvalues, module_blocks
 from lightning_landscape.geometry.critical import CriticalSharpness, critical_sharpness
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AverageSharpness",
+    "Comparison",
     "CriticalSharpness",
     "EdgeRatio",
     "EigenResult",
@@ -59,6 +61,7 @@ __all__ = [
     "Trajectory",
     "average_sharpness",
     "block_eigenvalues",
+    "compare",
     "critical_sharpness",
     "curvature_along",
     "edge_ratio",

@@ -11,6 +11,8 @@ OBJECTIVE = "tests/geometry/test_objective.py"
 GRAPHS = "tests/geometry/test_memory.py"
 KERNELS = "tests/geometry/test_kernels.py"
 REPORT = "tests/test_report.py"
+COMPARISON = "tests/test_comparison.py"
+COMPARISON_FIGURES = "tests/test_comparison_figures.py"
 CLIENTS = "tests/training/test_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 SCHEDULE = "tests/training/test_schedule.py"
@@ -33,8 +35,17 @@ PROBE = "training/probe.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/sharding.py"
 PAGE = "report/page.py"
+FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
+HISTORY = "training/history.py"
 READING = "report/run.py"
+COMPARISON_PAGE = "compare/page.py"
+COMPARISON_PICTURES = "compare/pictures.py"
+COMPARISON_TABLE = "compare/table.py"
+COMPARED_RUNS = "compare/runs.py"
+CURVES = "figures/curves.py"
+FILMSTRIP = "figures/filmstrip.py"
+PAIRWISE = "figures/comparison.py"
 RECORDS = "training/records.py"
 LOGGERS = "training/loggers.py"
 LOSS = "geometry/objective.py"
@@ -523,8 +534,14 @@ GUARDS = [
         'words = f"{curve.name}, step {step}: {number(value, 4)}"',
         f"{REPORT} -k escaped",
     ),
-    Guard("nothing is fetched", PAGE, "default-src 'none'; ", "", f"{REPORT} -k outside"),
-    Guard("few frames", READING, "in evenly(sorted(steps))", "in sorted(steps)", f"{REPORT} -k 24"),
+    Guard("nothing is fetched", FRAME, "default-src 'none'; ", "", f"{REPORT} -k outside"),
+    Guard(
+        "few frames",
+        READING,
+        "in evenly(len(left), most)",
+        "in range(len(left))",
+        f"{REPORT} -k 24",
+    ),
     Guard(
         "one scale for all frames",
         PAGE,
@@ -538,6 +555,154 @@ GUARDS = [
         "            lost.append(step)\n",
         "",
         f"{REPORT} -k finite",
+    ),
+    Guard(
+        "a row needs a step",
+        HISTORY,
+        "not isinstance(row, dict) or not _is_step",
+        "not isinstance(row, dict) or False and not _is_step",
+        f"{REPORT} -k damaged_lines",
+    ),
+    Guard(
+        "facts that change are curves",
+        READING,
+        "len(set(map(repr, values.values()))) > 1",
+        "False",
+        f"{REPORT} -k any_scalar",
+    ),
+    # -- comparisons
+    Guard(
+        "names of runs are escaped",
+        COMPARISON_PAGE,
+        '<th scope="row">{escape(name)}</th>',
+        '<th scope="row">{name}</th>',
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "keys of a comparison are escaped",
+        COMPARISON_PAGE,
+        'colspan="2">{escape(key)}</th>',
+        'colspan="2">{key}</th>',
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "notes are escaped",
+        COMPARISON_PAGE,
+        "{escape(note)}",
+        "{note}",
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "directories are escaped",
+        COMPARISON_PAGE,
+        "{escape(str(folder))}",
+        "{folder}",
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "groups are escaped",
+        COMPARISON_PAGE,
+        "{escape(comparison.groups.get(name, ''))}",
+        "{comparison.groups.get(name, '')}",
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "names of pictures are escaped",
+        COMPARISON_PAGE,
+        "<h3>{escape(name)}</h3>",
+        "<h3>{name}</h3>",
+        f"{COMPARISON} -k escaped",
+    ),
+    Guard(
+        "a value that is not finite enters no extreme",
+        COMPARISON_TABLE,
+        "for step, value in points if math.isfinite(value)]",
+        "for step, value in points]",
+        f"{COMPARISON} -k by_hand",
+    ),
+    Guard(
+        "a seed that blew up enters no median",
+        COMPARISON_TABLE,
+        "for reading in readings if math.isfinite(reading.value)]",
+        "for reading in readings]",
+        f"{COMPARISON} -k by_hand",
+    ),
+    Guard(
+        "one scale for all runs",
+        COMPARISON_PICTURES,
+        "filmstrip_figure(shown, scale=scale, names=names)",
+        "filmstrip_figure(shown, scale=common_scale(shown[:1]), names=names)",
+        f"{COMPARISON} -k share_one_colour_scale",
+    ),
+    Guard(
+        "a run that blew up leaves the colours to the others",
+        COMPARISON_PICTURES,
+        "limit = min(limits[-1], _OUTLIER * limits[(len(limits) - 1) // 2])",
+        "limit = limits[-1]",
+        f"{COMPARISON} -k blown_up_plane",
+    ),
+    Guard(
+        "runs have distinct names",
+        COMPARED_RUNS,
+        "while min(map(len, parts)) > 1 and len({one[-1] for one in parts}) == 1:",
+        "while min(map(len, parts)) > 1:",
+        f"{COMPARISON} -k short_and_distinct",
+    ),
+    Guard(
+        "each run once",
+        COMPARED_RUNS,
+        "if count > 1:",
+        "if False:",
+        f"{COMPARISON} -k cannot_be_compared",
+    ),
+    Guard(
+        "a slice on a grid of its own",
+        FILMSTRIP,
+        "            _set_frame(axes, shown, ends)\n",
+        "",
+        f"{COMPARISON_FIGURES} -k different_grids",
+    ),
+    Guard(
+        "a run that blew up leaves the axis to the others",
+        CURVES,
+        "bound = _OUTLIER * typical[(len(typical) - 1) // 2] if typical else 1.0",
+        "bound = math.inf",
+        f"{COMPARISON_FIGURES} -k blown_up",
+    ),
+    Guard(
+        "no value beyond the last measurement of a seed",
+        CURVES,
+        "left=np.nan, right=np.nan",
+        "left=None, right=None",
+        f"{COMPARISON_FIGURES} -k seed_counts",
+    ),
+    Guard(
+        "the edge of Adam bounds no plain eigenvalue",
+        CURVES,
+        "if last == kinds[any(preconditioned in row for row in known)]",
+        "if last in kinds",
+        f"{COMPARISON_FIGURES} -k edge_is_dashed",
+    ),
+    Guard(
+        "an edge far above takes no room",
+        CURVES,
+        "edges[edges <= _NEAR * high]",
+        "edges",
+        f"{COMPARISON_FIGURES} -k far_above",
+    ),
+    Guard(
+        "few curves",
+        CURVES,
+        "for index in evenly(len(curves), MOST)",
+        "for index in range(len(curves))",
+        f"{COMPARISON_FIGURES} -k hundreds_of_runs",
+    ),
+    Guard(
+        "numbers that fit in their cells",
+        PAIRWISE,
+        "letters=min(int((side - 0.02) / 0.07), 5)",
+        "letters=9",
+        f"{COMPARISON_FIGURES} -k inside_their_cells",
     ),
     # -- batches as one, and an early stop
     Guard(

@@ -194,6 +194,80 @@ def test_values_that_are_not_finite(tmp_path):
     write_report(write(tmp_path, [hessian(1, None)]))
 
 
+def row(step, monitor, **values):
+    return {
+        "step": step, "monitor": monitor, **{f"{monitor}/{k}": v for k, v in values.items()},
+        "probe_samples": 9,
+    }  # fmt: skip
+
+
+def charts(page):
+    """Title -> the names of its curves."""
+    found = re.findall(
+        r'<figure class="chart"><figcaption><h3>(.*?)</h3><p class="legend">(.*?)</p>', page.source
+    )
+    return {title: re.findall(r">([^<]+)</span>", legend) for title, legend in found}
+
+
+def test_interpolation_and_generalization(tmp_path):
+    steps = (1, 2)
+    rows = [
+        row(
+            s, "interpolation", barrier=0.1 * s, distance=3.0 * s, init_loss=2.0, init_rise=1.0,
+            init_barrier=0.5,
+        )
+        for s in steps
+    ]  # fmt: skip
+    rows += [
+        row(s, "generalization", train_loss=0.5, val_loss=0.7, gap=0.2, gap_stderr=0.01)
+        for s in steps
+    ]
+    pieces = {f"interpolation_line_step{s}": slice_at(s, directions=["init"]) for s in steps}
+    write(tmp_path, rows, **pieces, interpolation_plane_step2=plane(2))
+    page = Page(write_report(tmp_path))
+    assert charts(page) == {
+        "Loss barrier": ["interpolation/barrier"],
+        "Distance to the reference": ["interpolation/distance"],
+        "Loss on other examples (init)": ["interpolation/init_loss"],
+        "Rise since the reference (init)": ["interpolation/init_rise"],
+        "Loss barrier (init)": ["interpolation/init_barrier"],
+        "Loss on training data": ["generalization/train_loss", "generalization/val_loss"],
+        "Generalization gap": ["generalization/gap"],
+        "Standard error of the gap": ["generalization/gap_stderr"],
+    }
+    assert page.films == ["interpolation-line", "interpolation-plane"]
+    assert "a hump on the way is a barrier" in page.words
+    assert "a plane through the weights and the references" in page.words
+    assert "generalization/val_loss, step 2: 0.7" in page.words
+
+
+def test_any_scalar_has_a_curve(tmp_path):
+    rows = [
+        {
+            "step": step, "epoch": step, "monitor": "mine", "mine/x": step, "other/y": 0.5,
+            "moves": 0.1 * step, "stays": 0.5, "center_loss": 0.25, "count": step, "flag": True,
+        }
+        for step in (1, 2)
+    ]  # fmt: skip
+    page = Page(write_report(write(tmp_path, rows)))
+    assert charts(page) == {
+        "mine/x": ["mine/x"],
+        "other/y": ["other/y"],
+        "mine/moves": ["mine/moves"],
+        "Loss at the weights": ["mine/center_loss"],
+    }
+    settings = page.source.partition('id="settings"')[2]
+    told = dict(re.findall(r"<td>mine</td><td>(\w+)</td><td>([^<]*)</td>", settings))
+    assert told == {"epoch": "1 to 2", "stays": "0.5", "count": "1 to 2", "flag": "yes"}
+
+
+def test_damaged_lines_are_counted(tmp_path):
+    write(tmp_path, [hessian(1), {"step": "soon"}, {"monitor": "hessian"}])
+    page = Page(write_report(tmp_path))
+    assert "history.jsonl: 2 damaged lines left out" in page.words
+    assert "hessian 1 times" in page.words
+
+
 def test_runs_are_named_where_there_are_several(tmp_path):
     for name in ("a/version_0", "b"):
         write(tmp_path / name, [hessian(1)], landscape_line_1_step1=slice_at(1))

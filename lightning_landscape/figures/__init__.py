@@ -7,6 +7,8 @@ pixels wide.
 """
 
 from lightning_landscape.figures.canvas import figure_to_image
+from lightning_landscape.figures.comparison import barrier_matrix_figure, points_figure
+from lightning_landscape.figures.curves import curves_figure
 from lightning_landscape.figures.density import density_figure
 from lightning_landscape.figures.density_film import density_film_figure
 from lightning_landscape.figures.film import film_frames, save_film
@@ -19,6 +21,8 @@ from lightning_landscape.figures.surface import surface_mesh
 
 __all__ = [
     "ColorScale",
+    "barrier_matrix_figure",
+    "curves_figure",
     "density_figure",
     "density_film_figure",
     "eigenvalue_figure",
@@ -27,6 +31,7 @@ __all__ = [
     "filmstrip_figure",
     "line_figure",
     "plane_figure",
+    "points_figure",
     "save_film",
     "surface_mesh",
 ]

@@ -94,8 +94,8 @@ def write_film(
     )
 
 
-def as_film(call: str, slices: Sequence[Slice]) -> list[Slice]:
-    """Returns the slices as a list, if they are one film."""
+def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[Slice]:
+    """Returns the slices as a list, if they are one film, or at least all lines or all planes."""
     if not isinstance(slices, Sequence) or isinstance(slices, str):
         raise TypeError(f"{call}(slices={slices!r:.80}): expected a list of Slices")
     if not slices:
@@ -104,7 +104,7 @@ def as_film(call: str, slices: Sequence[Slice]) -> list[Slice]:
         axes = len(getattr(slices[0], "coordinates", ())) or 1
         check_slice(f"{call}(slices=...), slice {index}", slice, axes=axes)
         pairs = zip(slice.coordinates, slices[0].coordinates, strict=True)
-        if not all(np.array_equal(axis, first) for axis, first in pairs):
+        if one_grid and not all(np.array_equal(axis, first) for axis, first in pairs):
             raise ValueError(
                 f"{call}(slices=...): slice {index} has other coordinates than slice 0; pass "
                 "slices of one kind, on the same grid"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from lightning_landscape.figures.canvas import (
     COLORS,
@@ -27,6 +28,7 @@ from lightning_landscape.figures.data import centred, difference_range, evenly
 from lightning_landscape.figures.film import as_film, shared_scale
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.plane import (
+    cell_edges,
     draw_colorbar,
     draw_map,
     mark_center,
@@ -35,7 +37,9 @@ from lightning_landscape.figures.plane import (
 )
 from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.figures.words import (
+    agreed,
     axis_label,
+    counted_words,
     difference_words,
     direction_names,
     listed,
@@ -48,7 +52,6 @@ from lightning_landscape.figures.words import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
     from lightning_landscape.geometry.slices import Slice
 
@@ -71,7 +74,9 @@ def filmstrip_figure(
     behind the others.
 
     Args:
-        slices: lines, or planes, on the same coordinates, in the order of their steps.
+        slices: lines, or planes, on the same coordinates, in the order of their steps. With
+            ``names`` the coordinates may differ: each is drawn on its own grid, all within one
+            frame that holds the widest.
         scale: the scale of the run's pictures. None: one that all that is shown fits on.
         of: how many pictures the run made, if ``slices`` are a choice already.
         names: what to write over each picture instead of its step, where the slices are not those
@@ -85,7 +90,7 @@ def filmstrip_figure(
         ValueError: if it is empty, or not all of one kind and on the same coordinates; or if there
             are not as many names.
     """
-    film = as_film("filmstrip_figure", slices)
+    film = as_film("filmstrip_figure", slices, one_grid=names is None)
     if names is not None and len(names) != len(film):
         raise ValueError(
             f"filmstrip_figure(names={names!r:.80}): got {len(names)} names for {len(film)} slices"
@@ -102,10 +107,11 @@ def _draw(
 ) -> Figure:
     """Draws the sheet."""
     planes = len(shown[0].coordinates) == 2
-    first = shown[0].metadata
+    shared = agreed([slice.metadata for slice in shown])
+    ends = [_ends(shown, axis) for axis in range(len(shown[0].coordinates))]
     columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    marks = [number(value) for value in _ends(shown[0].coordinates[-1]) if planes]
+    marks = [number(value) for value in ends[-1] if planes]
     # Letters are some 0.07 inches wide.
     left, right = (
         (0.27 + 0.07 * max(map(len, marks)), _bar(shown, scale)) if planes else (0.68, 0.1)
@@ -114,7 +120,7 @@ def _draw(
     top = HEADER + PITCH * 3 + 0.04
     figure = new_figure(height=top + rows * (side + _WORDS) + _FOOT)
     height = figure.get_figheight()
-    names, norms = direction_names(first, 2), norm_ranges(shown, len(shown[0].coordinates))
+    names, norms = direction_names(shared, 2), norm_ranges(shown, len(shown[0].coordinates))
 
     span = rows * (side + _WORDS) - _WORDS
     ticks = _apart(scale, 0.14 / span)
@@ -128,9 +134,14 @@ def _draw(
         axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
         if planes:
             mesh = _draw_plane(axes, slice, scale, levels)
+            _set_frame(axes, shown, ends)
             to_scale = set_aspect(axes, shown)
         else:
             _draw_line(axes, slice, shown[0], scale)
+            low, high = min(ends[0][0], 0.0), max(ends[0][-1], 0.0)
+            margin = 0.05 * (high - low) or 0.5
+            axes.set_xlim(low - margin, high + margin)
+            _mark_ends(axes, ends[0])
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
         over = _words(slice, None if called is None else called[index])
         figure.text(
@@ -169,9 +180,28 @@ def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]
                 linestyles="-", colors=["white" if level < 0 else INK for level in levels],
             )  # fmt: skip
     mark_center(axes, size=6.0)
-    _mark_ends(axes, x)
-    axes.set_yticks(_ends(y), labels=[number(value) for value in _ends(y)])
     return mesh
+
+
+def _set_frame(axes: Axes, shown: Sequence[Slice], ends: Sequence[list[float]]) -> None:
+    """Gives a small map the frame of all; what is not on its own grid is left white."""
+    edges = [[cell_edges(axis)[[0, -1]] for axis in slice.coordinates] for slice in shown]
+    (left, right), (bottom, top) = (
+        (min(low for low, _ in sides), max(high for _, high in sides))
+        for sides in zip(*edges, strict=True)
+    )
+    own_x, own_y = axes.get_xlim(), axes.get_ylim()
+    if (*own_x, *own_y) != (left, right, bottom, top):
+        grid = Rectangle(
+            (own_x[0], own_y[0]), own_x[1] - own_x[0], own_y[1] - own_y[0], hatch="////",
+            facecolor="white", edgecolor=GREY, linewidth=0, zorder=0,
+        )  # fmt: skip
+        axes.patch.set(hatch="")
+        axes.add_patch(grid)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    _mark_ends(axes, ends[0])
+    axes.set_yticks(ends[1], labels=[number(value) for value in ends[1]])
 
 
 def _bar(shown: Sequence[Slice], scale: ColorScale) -> float:
@@ -201,27 +231,27 @@ def _draw_line(axes: Axes, slice: Slice, first: Slice, scale: ColorScale) -> Non
     ticks = _apart(scale, 0.15)
     axes.set_yticks(ticks, labels=[number(tick) for tick in ticks])
     axes.minorticks_off()
-    _mark_ends(axes, x)
     draw_grid(axes)
     axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=1)
     if slice is not first:
-        axes.plot(x, centred(first)[0], color=GREY, linewidth=1.2)
+        axes.plot(first.coordinates[0], centred(first)[0], color=GREY, linewidth=1.2)
     curve = centred(slice)[0]
     axes.plot(x, curve, color=COLORS[0], linewidth=1.6)
     axes.plot([0.0], [0.0], "o", color=COLORS[0], markersize=4, zorder=5)
     mark_outside(axes, x, curve, -scale.limit, scale.limit, COLORS[0])
 
 
-def _ends(coordinates: NDArray[Any]) -> list[float]:
-    """Returns the first and the last coordinate, and 0 if it lies between."""
-    first, last = float(coordinates[0]), float(coordinates[-1])
+def _ends(shown: Sequence[Slice], axis: int) -> list[float]:
+    """Returns the first and the last coordinate of all slices, and 0 if it lies between."""
+    first = min(float(slice.coordinates[axis][0]) for slice in shown)
+    last = max(float(slice.coordinates[axis][-1]) for slice in shown)
     return [first, 0.0, last] if first < 0 < last else sorted({first, last})
 
 
-def _mark_ends(axes: Axes, x: NDArray[Any]) -> None:
+def _mark_ends(axes: Axes, ends: list[float]) -> None:
     """Labels the ends of the horizontal axis, inside its width: the next picture is near."""
     axes.tick_params(labelsize=SMALL, length=3, pad=2)
-    axes.set_xticks(_ends(x), labels=[number(value) for value in _ends(x)])
+    axes.set_xticks(ends, labels=[number(value) for value in ends])
     labels = axes.get_xticklabels()
     if len(labels) > 1:
         labels[0].set_horizontalalignment("left")
@@ -252,12 +282,12 @@ def _write_words(
     levels: list[float], compared: bool,
 ) -> None:  # fmt: skip
     """Writes the header."""
-    first = shown[0].metadata
+    first, shared = shown[0].metadata, agreed([slice.metadata for slice in shown])
     planes = len(shown[0].coordinates) == 2
     kind = "plane" if planes else "line"
     what = f"Loss on the {kind} over training"
     if compared:
-        what = f"Loss on {len(shown)} {kind}s, one scale"
+        what = counted_words(len(shown), kind)
     count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
     if planes:
         meaning = f"colour: {difference_words(shown, 'cross')}"
@@ -271,5 +301,5 @@ def _write_words(
         grey = f"grey: {behind}" if len(shown) > 1 else ""
         last = listed(count, grey, line_remark(curves, -scale.limit, scale.limit))
     write_header(
-        figure, what, [listed(normalization_words(first), probe_words(first)), meaning, last]
+        figure, what, [listed(normalization_words(shared), probe_words(shared)), meaning, last]
     )

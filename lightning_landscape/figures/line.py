@@ -33,9 +33,11 @@ from lightning_landscape.figures.scale import OUTLIER, ColorScale
 from lightning_landscape.figures.words import (
     TIMES,
     axis_label,
+    counted_words,
     direction_names,
     direction_norms,
     directions_line,
+    legend_name,
     listed,
     norm_ranges,
     normalization_words,
@@ -55,7 +57,11 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
 def line_figure(
-    slices: Slice | Sequence[Slice], *, scale: ColorScale | None = None, band: bool = False
+    slices: Slice | Sequence[Slice],
+    *,
+    scale: ColorScale | None = None,
+    band: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draws one or several 1-D slices in one chart; the dot is where the weights are.
 
@@ -72,6 +78,7 @@ def line_figure(
         scale: the scale of all frames of a film. None: from these slices alone.
         band: draw the median of the slices and a band from their lowest to their highest loss, as
             for directions drawn from several seeds.
+        names: what to call each slice, where they are not those of one run.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
@@ -79,15 +86,24 @@ def line_figure(
     Raises:
         TypeError: if ``slices`` is neither a slice nor a sequence of slices.
         ValueError: if there is none, one is not a line, its coordinates and losses do not fit, or
-            the slices of a band have other coordinates.
+            the slices of a band have other coordinates; or if there are not as many names.
     """
     lines = _as_lines(slices)
-    return draw_lines(lines, scale, lines, band)
+    if names is not None and (band or len(names) != len(lines)):
+        raise ValueError(
+            f"line_figure(names={names!r:.80}): got {len(names)} names for "
+            f"{'one band' if band else f'{len(lines)} slices'}; pass one a slice and no band"
+        )
+    return draw_lines(lines, scale, lines, band, names)
 
 
 @in_house_style
 def draw_lines(
-    lines: Sequence[Slice], scale: ColorScale | None, film: Sequence[Slice], band: bool = False
+    lines: Sequence[Slice],
+    scale: ColorScale | None,
+    film: Sequence[Slice],
+    band: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draws one frame of a film; all but the title and the curves is the same in each of them."""
     shaded = lines if band else []
@@ -104,8 +120,10 @@ def draw_lines(
         low, high = -scale.limit, scale.limit
 
     title, small = _header(lines)
+    if names is not None:
+        title = counted_words(len(lines), "line")
     small += [*_validation_words(dashed), *_update_words(lines)]
-    entries = len(lines) if len(lines) > 1 else 0
+    entries = len(lines) if len(lines) > 1 or names is not None else 0
     # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
     legend = HEADER + PITCH * (len(small) + 1)
     top = legend + PITCH * entries + 0.08
@@ -127,7 +145,8 @@ def draw_lines(
             axes.plot(line.coordinates[0], validation, color=color, linestyle="--", linewidth=1.4)
             mark_outside(axes, line.coordinates[0], validation, low, high, color)
         x = np.asarray(line.coordinates[0], dtype=np.float64)
-        axes.plot(x, curve, color=color, linestyle=dashes, label=_name(index, lines))
+        called = _name(index, lines) if names is None else legend_name(names[index], 44)
+        axes.plot(x, curve, color=color, linestyle=dashes, label=called)
         axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
         mark_outside(axes, x, curve, low, high, color)
         _mark_update(axes, line, curve, color)

@@ -144,9 +144,9 @@ def draw_map(
 ) -> Any:  # fmt: skip
     """Draws the coloured cells, on a hatched sheet that shows through where there is no loss."""
     axes.patch.set(hatch="////", edgecolor=GREY)
-    mesh = axes.pcolormesh(_edges(x), _edges(y), ground, cmap=GROUND, norm=scale.norm())
-    axes.set_xlim(*_edges(x)[[0, -1]])
-    axes.set_ylim(*_edges(y)[[0, -1]])
+    mesh = axes.pcolormesh(cell_edges(x), cell_edges(y), ground, cmap=GROUND, norm=scale.norm())
+    axes.set_xlim(*cell_edges(x)[[0, -1]])
+    axes.set_ylim(*cell_edges(y)[[0, -1]])
     return mesh
 
 
@@ -167,7 +167,7 @@ def remarks(film: Sequence[Slice]) -> str:
     return listed(*found)
 
 
-def _edges(centers: NDArray[Any]) -> NDArray[Any]:
+def cell_edges(centers: NDArray[Any]) -> NDArray[Any]:
     """Returns the borders of cells with these centres, one more than there are centres."""
     if len(centers) == 1:
         return np.array([centers[0] - 0.5, centers[0] + 0.5])

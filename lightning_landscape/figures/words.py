@@ -112,3 +112,28 @@ def probe_words(metadata: Mapping[str, Any]) -> str:
 def listed(*parts: str) -> str:
     """Returns the parts that are not empty, with commas."""
     return ", ".join(filter(None, parts))
+
+
+def agreed(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the metadata that all slices of a picture share.
+
+    Example:
+        >>> agreed([{"step": 1, "seed": 0}, {"step": 2, "seed": 0}])
+        {'seed': 0}
+    """
+    first, *others = metadata
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+
+
+def counted_words(count: int, kind: str) -> str:
+    """Returns 'Loss on 3 planes, one scale'."""
+    return f"Loss on {count} {kind}s, one scale" if count != 1 else f"Loss on one {kind}"
+
+
+def legend_name(name: str, length: int) -> str:
+    """Returns a name for a legend, from which matplotlib drops what begins with '_'."""
+    return shortened(f" {name}" if name.startswith("_") else name, length)

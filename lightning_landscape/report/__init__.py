@@ -6,9 +6,9 @@ embedded, style and script are inline and pinned by their hashes in the Content-
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from lightning_landscape.report.frame import write_page
 from lightning_landscape.report.page import render
 from lightning_landscape.report.run import read_run
 
@@ -32,12 +32,4 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
     """
     run = read_run(Path(log_dir))
     target = run.folder / "report.html" if path is None else Path(path)
-    page = render(run)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return target
+    return write_page(render(run), target)

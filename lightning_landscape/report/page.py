@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 from collections.abc import Callable, Mapping
 from html import escape
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.figures import (
     ColorScale,
     density_figure,
-    figure_to_image,
     line_figure,
     plane_figure,
 )
@@ -22,14 +17,18 @@ from lightning_landscape.figures.words import number
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.report import words
-from lightning_landscape.report.charts import Curve, chart
-from lightning_landscape.report.run import FRAMES, Film, Run
+from lightning_landscape.report.charts import Curve, Point, chart
+from lightning_landscape.report.frame import asset, document, embedded, section
+from lightning_landscape.report.run import FRAMES, Film, Run, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Drawn with another curve, not alone.
-_BESIDE = {"edge": ("top_eigenvalue", "preconditioned_eigenvalue")}
+_BESIDE = {
+    "edge": ("top_eigenvalue", "preconditioned_eigenvalue"),
+    "val_loss": ("train_loss",),
+}
 # In the metadata of a slice: these differ from frame to frame, and each picture tells them.
 _OF_ONE_FRAME = ("step", "epoch", "norms", "cosine")
 _FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
@@ -39,43 +38,15 @@ def render(run: Run) -> str:
     """The whole page."""
     # Films first: drawing them may add to the problems.
     films = "".join(_film(run, film) for film in run.films)
-    style, script = _asset("style.css"), _asset("script.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        f"base-uri 'none'; form-action 'none'"
-    )
     # "watch/version_0": the last name alone is often the same for all runs.
     name = "/".join(run.folder.resolve().parts[-2:])
-    title = escape(f"Loss landscape of {name}")
     sections = [
-        _section("summary", "In short", _summary(run)),
-        _section("charts", "Over the steps", _charts(run)),
-        _section("pictures", "The surface", films),
-        _section("settings", "What was measured, and how", _settings(run)),
+        section("summary", "In short", _summary(run)),
+        section("charts", "Over the steps", _charts(run)),
+        section("pictures", "The surface", films),
+        section("settings", "What was measured, and how", _settings(run)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{title}</title><style>{style}</style></head>\n<body><main><h1>{title}</h1>"
-        f'<p class="where">{escape(str(run.folder))}</p>{"".join(sections)}</main>'
-        f"<script>{script}</script></body></html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _section(name: str, title: str, content: str) -> str:
-    if not content:
-        return ""
-    return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
+    return document(f"Loss landscape of {name}", str(run.folder), sections, asset("script.js"))
 
 
 # -- in short ---------------------------------------------------------------------------------
@@ -108,7 +79,7 @@ def _summary(run: Run) -> str:
     return f"{lines}{_tiles(run)}"
 
 
-def _verdict(key: str, points: list[tuple[int, float]]) -> str:
+def _verdict(key: str, points: list[Point]) -> str:
     step, value = points[-1]
     if not math.isfinite(value):
         return f"{key} was not finite at step {step}, the last one: the run had blown up."
@@ -136,33 +107,23 @@ def _tiles(run: Run) -> str:
 # -- charts -----------------------------------------------------------------------------------
 
 
-def _series(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Values by key; a callback's own facts count where they are numbers that change."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for row in run.rows:
-        monitor = str(row.get("monitor", ""))
-        for key, value in row.items():
-            if key == "center_loss" and isinstance(value, float):
-                series.setdefault(f"{monitor}/{key}", []).append((int(row["step"]), value))
-            elif _is_value(key, value, monitor):
-                series.setdefault(key, []).append((int(row["step"]), float(value)))
-    return series
-
-
-def _is_value(key: str, value: object, monitor: str) -> bool:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and (key.startswith(f"{monitor}/") if monitor else "/" in key)
+def _series(run: Run) -> dict[str, list[Point]]:
+    return {key: list(values.items()) for key, values in run.series.items()}
 
 
 def _charts(run: Run) -> str:
     series = _series(run)
-    order = sorted(series, key=lambda key: (_rank(key), key))
-    return "".join(_one_chart(key, series) for key in order if not _drawn_with_another(key, series))
+    return "".join(
+        _one_chart(key, series)
+        for key in sorted(series, key=rank)
+        if not _drawn_with_another(key, series)
+    )
 
 
-def _rank(key: str) -> int:
+def rank(key: str) -> tuple[int, str]:
+    """In which order keys are told: what says most about a run first, then by name."""
     last = key.rpartition("/")[2]
-    return _FIRST.index(last) if last in _FIRST else len(_FIRST)
+    return (_FIRST.index(last) if last in _FIRST else len(_FIRST)), key
 
 
 def _drawn_with_another(key: str, series: Mapping[str, Any]) -> bool:
@@ -170,14 +131,16 @@ def _drawn_with_another(key: str, series: Mapping[str, Any]) -> bool:
     return any(f"{prefix}/{other}" in series for other in _BESIDE.get(last, ()))
 
 
-def _one_chart(key: str, series: Mapping[str, list[tuple[int, float]]]) -> str:
+def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
     prefix, _, last = key.rpartition("/")
     # Of Adam and kin the edge bounds the preconditioned eigenvalue, not the plain one.
     bounded = "preconditioned_eigenvalue" if f"{prefix}/{_FIRST[2]}" in series else "top_eigenvalue"
     curves = [Curve(key, series[key])]
     if last == bounded and f"{prefix}/edge" in series:
         curves.append(Curve(f"{prefix}/edge", series[f"{prefix}/edge"]))
-    title, reading = words.SCALARS.get(last, (key, words.OTHER))
+    if last == "train_loss" and f"{prefix}/val_loss" in series:
+        curves.append(Curve(f"{prefix}/val_loss", series[f"{prefix}/val_loss"]))
+    title, reading = words.of_scalar(key)
     drawn = chart(title, curves, reference=1.0 if last.endswith("edge_ratio") else None)
     legend = "".join(
         f'<span class="key k{index}">{escape(curve.name)}</span>'
@@ -197,7 +160,7 @@ def _film(run: Run, film: Film) -> str:
     draw, reading = _drawing(film)
     for step, frame in film.frames.items():
         try:
-            pictures.append((step, _embedded(draw(frame, step))))
+            pictures.append((step, embedded(draw(frame, step))))
         except Exception as error:  # values that no picture can be made of
             run.problems.append(f"{film.kind} at step {step} could not be drawn ({error})")
     if not pictures:
@@ -227,9 +190,11 @@ def _drawing(film: Film) -> tuple[Callable[[Any, int], Figure], str]:
     if isinstance(first, SpectralDensity):
         return lambda frame, step: density_figure(frame, metadata={"step": step}), words.DENSITY
     scale = _scale(film)
-    if len(first[0].coordinates) == 1:
-        return lambda frame, step: line_figure(frame, scale=scale), words.LINE
-    return lambda frame, step: plane_figure(frame[0], scale=scale), words.PLANE
+    planes = len(first[0].coordinates) == 2
+    reading = words.of_slices(film.kind, planes)
+    if planes:
+        return lambda frame, step: plane_figure(frame[0], scale=scale), reading
+    return lambda frame, step: line_figure(frame, scale=scale), reading
 
 
 def _scale(film: Film) -> ColorScale | None:
@@ -240,23 +205,17 @@ def _scale(film: Film) -> ColorScale | None:
     return None
 
 
-def _embedded(figure: Figure) -> str:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(figure_to_image(figure)).save(data, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 # -- settings ---------------------------------------------------------------------------------
 
 
 def _settings(run: Run) -> str:
     facts: dict[str, dict[str, list[Any]]] = {}
+    drawn = run.series
     for row in run.rows:
         monitor = str(row.get("monitor", ""))
         for key, value in row.items():
-            if key in ("step", "monitor", "center_loss") or _is_value(key, value, monitor):
+            name = key if "/" in key or not monitor else f"{monitor}/{key}"
+            if key in ("step", "monitor") or (is_number(value) and name in drawn):
                 continue
             facts.setdefault(monitor, {}).setdefault(key, []).append(value)
     for film in run.films:

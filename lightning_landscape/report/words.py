@@ -65,12 +65,26 @@ SCALARS = {
         "Critical sharpness",
         "2 / the longest step along the optimizer's update that does not raise the loss.",
     ),
+    "barrier": (
+        "Loss barrier",
+        "How far the loss on the way to the reference rises above the straight line between both "
+        "ends: 0 means that no hill lies between.",
+    ),
+    "distance": (
+        "Distance to the reference",
+        "The Euclidean length of the difference between the weights and the reference.",
+    ),
+    "reference_loss": (
+        "Loss at the reference",
+        "Of the reference's weights, on the probe: the other end of the line.",
+    ),
     "train_loss": (
-        "Loss on training examples",
-        "The mean over the training probe, in the mode named in the settings.",
+        "Loss on training data",
+        "Solid, of the weights on a fixed set of examples; dashed, where it was measured, on "
+        "validation data: they part as the network overfits.",
     ),
     "val_loss": (
-        "Loss on validation examples",
+        "Loss on validation data",
         "The same loss on as many examples that were not trained on.",
     ),
     "gap": (
@@ -83,11 +97,54 @@ SCALARS = {
     ),
     "center_loss": ("Loss at the weights", "The probe's loss where each picture has its centre."),
 }
+# By the end of a key of interpolation, after the name of what is measured on the way.
+_ON_THE_WAY = {
+    "loss": ("Loss on other examples", "Of the weights now, on the probe of that name."),
+    "rise": (
+        "Rise since the reference",
+        "Loss of the weights now less that of the reference, on the probe of that name: with an "
+        "old task, what was forgotten.",
+    ),
+    "barrier": SCALARS["barrier"],
+}
 OTHER = "A value that was logged at these steps."
+
+
+def of_scalar(key: str) -> tuple[str, str]:
+    """A title and how to read the values of a key; of one that is not known the key itself.
+
+    Example:
+        >>> of_scalar("interpolation/init_barrier")[0], of_scalar("mine/x")[0]
+        ('Loss barrier (init)', 'mine/x')
+    """
+    prefix, _, name = key.rpartition("/")
+    if name in SCALARS:
+        return SCALARS[name]
+    of, _, what = name.rpartition("_")
+    if of and what in _ON_THE_WAY and prefix.partition("/")[0] == "interpolation":
+        title, reading = _ON_THE_WAY[what]
+        return f"{title} ({of})", reading
+    return key, OTHER
+
+
+def of_slices(kind: str, planes: bool) -> str:
+    """How to read the lines or planes of a kind, such as ``landscape-line``."""
+    if kind.startswith("interpolation-"):
+        return INTERPOLATED_PLANE if planes else INTERPOLATED_LINE
+    return PLANE if planes else LINE
+
 
 LINE = (
     "Each curve is the loss minus the loss at the weights, along one direction: a narrow valley is "
     "a sharp one, and all frames share one axis."
+)
+INTERPOLATED_LINE = (
+    "The loss minus the loss at the weights, on the straight line between the weights and the "
+    "reference: a hump on the way is a barrier. All frames share one axis."
+)
+INTERPOLATED_PLANE = (
+    "The loss on a plane through the weights and the references. Colour is the loss minus the loss "
+    "at the cross, which is where the weights are; all frames share one scale."
 )
 PLANE = (
     "Colour is the loss minus the loss at the cross, which is where the weights are: dark blue "

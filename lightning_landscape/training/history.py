@@ -63,20 +63,33 @@ class History:
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a ``history.jsonl``, by step; NaN where the file has null.
 
-    A run that was killed may have left a line half written, which is left out, and rows of steps
-    that the resumed run measured again: of rows of one callback with the same step and the same
-    keys the last one is kept.
+    A run that was killed may have left a line half written, which is left out, as is a row without
+    a number for its step, and rows of steps that the resumed run measured again: of rows of one
+    callback with the same step and the same keys the last one is kept.
     """
+    return read_rows(path)[0]
+
+
+def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    """What :func:`read_history` returns, and how many lines were damaged and left out."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in Path(path).read_bytes().splitlines():
+    damaged = 0
+    for line in filter(None, Path(path).read_bytes().splitlines()):
         try:
             row = json.loads(line)
         except ValueError:  # torn, perhaps in the middle of a character
+            row = None
+        if not isinstance(row, dict) or not _is_step(row.get("step")):
+            damaged += 1
             continue
-        if isinstance(row, dict) and "step" in row:
-            filled = {key: math.nan if value is None else value for key, value in row.items()}
-            rows[row["step"], row.get("monitor"), frozenset(row)] = filled
-    return sorted(rows.values(), key=lambda row: int(row["step"]))
+        filled = {key: math.nan if value is None else value for key, value in row.items()}
+        rows[row["step"], str(row.get("monitor")), frozenset(row)] = filled
+    return sorted(rows.values(), key=lambda row: int(row["step"])), damaged
+
+
+def _is_step(step: object) -> bool:
+    number = isinstance(step, (int, float)) and not isinstance(step, bool)
+    return number and -(2**63) < step < 2**63  # type: ignore[operator]
 
 
 def launched_by_another_process(trainer: Trainer) -> bool:

@@ -1,0 +1,97 @@
+"""Puts a comparison together: reads, sums up, draws, writes the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_landscape.compare import Comparison
+from lightning_landscape.compare.page import render
+from lightning_landscape.compare.pictures import Pictures
+from lightning_landscape.compare.runs import chosen_keys, groups_of, read_runs
+from lightning_landscape.compare.table import GroupCell, RunCell, group_cell, run_cell
+from lightning_landscape.report.frame import write_page
+from lightning_landscape.report.page import rank
+
+_NAMED = 3  # runs and keys of which a note tells the names
+
+
+def comparison(
+    runs: Mapping[str, str | Path] | Sequence[str | Path],
+    out: str | Path | None,
+    keys: str | Sequence[str] | None,
+    groups: Mapping[str, str] | None,
+    group_by: str | None,
+    points: Sequence[tuple[str, str]],
+) -> Comparison:
+    """What :func:`lightning_landscape.compare` returns."""
+    read = read_runs(runs)
+    grouped = groups_of(list(read), groups, group_by)
+    series = {name: run.series for name, run in read.items()}
+    found = sorted({key for known in series.values() for key in known}, key=rank)
+    chosen = chosen_keys(found, keys)
+    table = {
+        name: {key: run_cell(known[key]) for key in chosen if key in known}
+        for name, known in series.items()
+    }
+    pictures = Pictures()
+    pictures.curves(chosen, series, grouped)
+    for x, y in points:
+        for key in (x, y):
+            if key not in found:
+                chosen_keys(found, [key])  # says which there are
+        last = {
+            name: (_last(known.get(x, {})), _last(known.get(y, {})))
+            for name, known in series.items()
+        }
+        pictures.points(last, x, y, grouped)
+    pictures.slices({name: run.films for name, run in read.items()})
+    result = Comparison(
+        runs={name: run.folder for name, run in read.items()},
+        keys=chosen,
+        table=table,
+        groups=grouped,
+        group_table=_grouped(chosen, table, grouped),
+        figures=pictures.figures,
+        captions=pictures.captions,
+        notes=[
+            *_lacking(chosen, table),
+            *(f"{name}: {problem}" for name, run in read.items() for problem in run.problems),
+            *pictures.notes,
+        ],
+    )
+    if out is None:
+        return result
+    return dataclasses.replace(result, path=write_page(render(result), Path(out)))
+
+
+def _grouped(
+    keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell]], groups: Mapping[str, str]
+) -> dict[str, dict[str, GroupCell]]:
+    cells: dict[str, dict[str, GroupCell]] = {}
+    for group in dict.fromkeys(groups.values()):
+        members = [table[name] for name, own in groups.items() if own == group]
+        known = {key: [cells[key] for cells in members if key in cells] for key in keys}
+        cells[group] = {key: group_cell(of, len(members)) for key, of in known.items() if of}
+    return cells
+
+
+def _lacking(keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell]]) -> list[str]:
+    """A note for each set of runs that lack the same keys."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        if without := tuple(name for name, cells in table.items() if key not in cells):
+            lacking.setdefault(without, []).append(key)
+    return [f"not measured in {_some(runs)}: {_some(absent)}" for runs, absent in lacking.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    told = ", ".join(names[:_NAMED] if more > 1 else names)
+    return f"{told} and {more} more" if more > 1 else told
+
+
+def _last(values: Mapping[int, float]) -> float:
+    return values[max(values)] if values else math.nan

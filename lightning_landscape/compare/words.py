@@ -1,0 +1,110 @@
+"""A comparison in words: the cells of the table, and the table on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_landscape.figures.words import number
+
+if TYPE_CHECKING:
+    from lightning_landscape.compare import Comparison
+    from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread
+
+
+class Cell(NamedTuple):
+    """What stands in a cell: the value, and smaller where it is from."""
+
+    value: str
+    source: str
+
+
+def beside_last(key: str) -> str:
+    """What is told of a key beside its last value: its best or worst, or a mean.
+
+    Example:
+        >>> beside_last("hessian/edge_ratio"), beside_last("generalization/val_loss")
+        ('highest', 'lowest')
+    """
+    name = key.rpartition("/")[2]
+    if name in ("hvps", "residual") or name.endswith("_stderr"):
+        return "mean"
+    return "lowest" if name.endswith("loss") or name.startswith("min_") else "highest"
+
+
+def run_words(cell: RunCell | None, what: str) -> Cell:
+    """``Cell("9.6", "step 120")``; empty where the run lacks the key."""
+    if cell is None:
+        return Cell("", "")
+    reading: Reading = getattr(cell, what)
+    value = number(reading.value, 4) if math.isfinite(reading.value) else "not finite"
+    lost = f"{cell.not_finite} of {cell.measured} not finite" if cell.not_finite else ""
+    if what == "last":
+        return Cell(value, f"step {reading.step}")
+    step = f"step {reading.step}" if reading.step is not None else ""
+    return Cell(value, _listed(step, lost))
+
+
+def group_words(cell: GroupCell | None, what: str) -> Cell:
+    """``Cell("9.6 (9.1 to 12)", "3 seeds, step 120")``."""
+    if cell is None:
+        return Cell("", "")
+    spread: Spread = getattr(cell, what)
+    seeds = f"{cell.seeds} of {cell.of}" if cell.seeds < cell.of else f"{cell.of}"
+    seeds += " seeds" if cell.of > 1 else " seed"
+    lost = f"{spread.not_finite} not finite" if spread.not_finite else ""
+    if not spread.seeds:
+        return Cell("not finite", seeds)
+    value = number(spread.median, 4)
+    if spread.seeds > 1:
+        value += f" ({number(spread.low, 4)} to {number(spread.high, 4)})"
+    return Cell(value, _listed(seeds, lost, _steps(spread)))
+
+
+def _steps(spread: Spread) -> str:
+    if spread.first_step is None:
+        return ""
+    if spread.first_step == spread.last_step:
+        return f"step {spread.first_step}"
+    return f"steps {spread.first_step} to {spread.last_step}"
+
+
+def as_text(comparison: Comparison) -> str:
+    """The table for a terminal, one block a key, and the notes below."""
+    blocks = []
+    for key in comparison.keys:
+        second = beside_last(key)
+        rows = [
+            [f"{name} (median, low to high)", *(_one(words) for words in cells)]
+            for name, cells in (
+                (name, [group_words(known.get(key), what) for what in ("last", second)])
+                for name, known in comparison.group_table.items()
+            )
+        ]
+        rows += [
+            [name, *(_one(run_words(known.get(key), what)) for what in ("last", second))]
+            for name, known in comparison.table.items()
+        ]
+        blocks.append("\n".join([key, *_aligned([["", "last", second], *rows])]))
+    notes = "\n".join(f"- {note}" for note in comparison.notes)
+    return "\n\n".join(filter(None, [*blocks, notes]))
+
+
+def _one(cell: Cell) -> str:
+    if not cell.value:
+        return "-"
+    return f"{cell.value}, {cell.source}" if cell.source else cell.value
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,344 @@
+"""One scalar of several runs in one chart, or of several settings with several seeds each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from lightning_landscape.figures.canvas import (
+    COLORS,
+    GREY,
+    HEADER,
+    INK,
+    PITCH,
+    SMALL,
+    TEXT,
+    draw_grid,
+    in_house_style,
+    new_figure,
+    set_ticks,
+    write_across,
+    write_header,
+)
+from lightning_landscape.figures.data import HUGE, evenly, sizes
+from lightning_landscape.figures.line import line_remark, mark_outside
+from lightning_landscape.figures.scale import ColorScale, round_up
+from lightning_landscape.figures.words import legend_name, listed, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+# More curves cannot be told apart, nor more of their names be read.
+MOST = 10
+MARKERS = "os^vDP"
+# A run that blew up may stretch the axis to this many times a typical value, not more; and values
+# that are next to nothing may stretch a logarithmic one downwards by this factor.
+_OUTLIER, _NOTHING = 1e4, 1e-12
+_NEAR = 4.0  # an edge no further than this above all curves is in the chart
+_STEPS = 1000  # at which the spread over seeds is drawn
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What is drawn of one run, or of one group: then with the lowest and the highest seed."""
+
+    name: str
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]  # nan where not finite
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+    label: str = ""
+
+    @property
+    def shown(self) -> list[NDArray[np.float64]]:
+        """All values that are drawn."""
+        return [part for part in (self.values, self.low, self.high) if part is not None]
+
+
+@in_house_style
+def curves_figure(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    key: str,
+    *,
+    groups: Mapping[str, str] | None = None,
+    edge: bool = True,
+) -> Figure:
+    """Draws one scalar over the training steps of several runs in one chart.
+
+    The axis is logarithmic where all values are positive and span more than two decades, and
+    symmetric-logarithmic where some are not and they span as much. Values that are not finite, and
+    those of a run that blew up to more than 10,000 times what is typical of the runs, are marked at
+    the border of the chart and leave the axis to the others.
+
+    The optimizer's edge of stability is dashed, in the colour of its run, where ``key`` is the
+    eigenvalue that it bounds: the preconditioned one in the rows of adaptive optimizers, the top
+    eigenvalue in others. For ``.../edge_ratio`` a dashed line marks 1.
+
+    With ``groups`` each group is one curve: the median over its runs (seeds), in a band from the
+    lowest to the highest. A run that was not measured at a step where another one was counts with
+    the straight line between its neighbouring measurements; before its first and after its last
+    one, and where it is not finite, it does not count.
+
+    Args:
+        histories: run -> its rows, such as ``read_history`` returns, in any order. A run without
+            ``key`` has no curve, which the figure says. Of more than ten curves it shows ten,
+            evenly chosen, and says so.
+        key: the scalar, e.g. ``"hessian/top_eigenvalue"``.
+        groups: run -> group, for all runs. None: a curve for each run.
+        edge: draw the edge.
+
+    Returns:
+        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+
+    Raises:
+        TypeError: if ``histories`` is not a mapping from names to sequences of mappings.
+        ValueError: if ``histories`` is empty, or ``groups`` lacks a run.
+    """
+    rows = _checked(histories, groups)
+    curves = _curves(rows, key, groups)
+    bounds = {curve.name: curve for curve in _edges(rows, key, groups) if edge}
+    chosen = [curves[index] for index in evenly(len(curves), MOST)]
+    dashed = [bounds[curve.name] for curve in chosen if curve.name in bounds]
+
+    shown = np.concatenate([values for curve in chosen for values in curve.shown] or [np.empty(0)])
+    low, high, scale = _limits(chosen, dashed, key)
+    without = sum(not any(key in row for row in known) for known in rows.values())
+    count = f"{len(chosen)} of {len(curves)} {'runs' if groups is None else 'groups'}"
+    small = [
+        "" if groups is None else "line: median over seeds, band: lowest to highest",
+        listed(
+            count if len(chosen) < len(curves) else "",
+            f"not measured in {without} of {len(rows)} runs" if without else "",
+        ),
+        _dashed_words(dashed, key, high),
+        line_remark(shown, low, high) if chosen else "",
+    ]
+    legend = HEADER + PITCH * len(list(filter(None, small)))
+    columns = 2 if len(chosen) > 2 and max(len(curve.label) for curve in chosen) <= 21 else 1
+    top = legend - PITCH * (-len(chosen) // columns) + 0.08
+    figure = new_figure(height=top + 2.5)
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.165, 0.43 / height, 0.805, 1 - (top + 0.43) / height))
+    _set_axes(axes, low, high, scale)
+    if key.endswith("edge_ratio"):
+        axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+    one = len({value for curve in dashed for value in curve.values}) == 1
+    for index, curve in enumerate(chosen):
+        _draw(axes, curve, index, low, high)
+        if bound := bounds.get(curve.name):
+            color = INK if one else COLORS[index % len(COLORS)]
+            axes.plot(bound.steps, bound.values, "--", color=color, linewidth=1.2, zorder=1.8)
+    if not np.isfinite(shown).any():
+        write_across(axes, "nothing finite" if chosen else "not measured")
+    write_header(figure, key, small)
+    if chosen:
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="upper left", fontsize=SMALL, ncols=columns,
+            bbox_to_anchor=(0.03, 1 - legend / height), borderpad=0, borderaxespad=0,
+            labelspacing=0.3, handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
+        )  # fmt: skip
+    return figure
+
+
+def _draw(axes: Axes, curve: _Curve, index: int, low: float, high: float) -> None:
+    """Draws one curve with some markers, its band, and what lies outside of the chart."""
+    color = COLORS[index % len(COLORS)]
+    marker = MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
+    # Some eight of them, and where a single value stands between two gaps.
+    gap = np.isnan(np.concatenate([[np.nan], curve.values, [np.nan]]))
+    every = max(1, len(curve.steps) // 8)
+    marked = np.arange(len(curve.steps)) % every == index % every
+    axes.plot(
+        curve.steps, curve.values, "-", color=color, marker=marker, markersize=4.5,
+        markevery=np.flatnonzero(marked | (gap[:-2] & gap[2:])).tolist(), label=curve.label,
+    )  # fmt: skip
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(
+            curve.steps, curve.low, curve.high, color=color, alpha=0.2, linewidth=0, zorder=1.5
+        )  # fmt: skip
+    for values in curve.shown:
+        mark_outside(axes, curve.steps, values, low, high, color)
+
+
+def _limits(
+    curves: Sequence[_Curve], dashed: Sequence[_Curve], key: str
+) -> tuple[float, float, float | None]:
+    """Returns the lowest and the highest value that the chart shows, and how its axis is scaled.
+
+    That is ``None`` for a linear axis, 0 for a logarithmic one, and for a symmetric-logarithmic one
+    the end of its linear part.
+    """
+    finite = [part[np.isfinite(part)] for curve in curves for part in curve.shown]
+    values = np.concatenate([*finite, np.empty(0)])
+    if not values.size:
+        return 0.0, 1.0, None
+    typical = sorted(float(np.median(size)) for size in map(sizes, finite) if size.size)
+    bound = _OUTLIER * typical[(len(typical) - 1) // 2] if typical else 1.0
+    low, high = max(float(values.min()), -bound), min(float(values.max()), bound)
+    if key.endswith("edge_ratio"):
+        high = max(high, 1.0)
+    edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
+    high = max(high, float(edges[edges <= _NEAR * high].max(initial=-np.inf)))
+    size = sizes(np.clip(values, low, high))
+    if low > 0 and high > 100 * low:
+        return max(low, _NOTHING * high), high, 0.0
+    if low <= 0 and size.size and size.max() > 100 * float(np.median(size)):
+        limit = max(-low, high)
+        return low, high, float(np.clip(np.quantile(size, 0.1), limit / 5000, limit / 20))
+    # Down to zero, unless that would make lines of curves that are far from it.
+    if high - low > 0.3 * max(abs(low), abs(high)):
+        low, high = min(low, 0.0), max(high, 0.0)
+    return low, high, None
+
+
+def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
+    """Sets the axes: what `_limits` returned, and a little room."""
+    draw_grid(axes)
+    axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
+    set_ticks(axes, axes.xaxis, *([axes.yaxis] if scale is None else []), bins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    if scale is None:
+        room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
+    elif scale == 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low / 1.5, high * 1.5)
+    else:
+        ends = ColorScale(linthresh=round_up(scale), limit=round_up(max(-low, high)))
+        axes.set_yscale("symlog", linthresh=ends.linthresh, linscale=0.5, base=10)
+        axes.set_ylim(1.5 * min(low, -scale), 1.5 * max(high, scale))
+        ticks = [tick for tick in ends.ticks() if 1.5 * low <= tick <= 1.5 * high]
+        axes.set_yticks(ticks, labels=[number(tick) for tick in ticks])
+        axes.minorticks_off()
+
+
+def _dashed_words(dashed: Sequence[_Curve], key: str, high: float) -> str:
+    """Says what the dashed lines are, and where an edge lies that the chart does not hold."""
+    if key.endswith("edge_ratio"):
+        return "dashed: the edge, 1"
+    edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
+    edges = edges[np.isfinite(edges)]
+    if not edges.size:
+        return ""
+    if edges.min() > high:
+        return f"edge above the chart, at {number(float(edges.min()))}"
+    return "dashed: edge of stability"
+
+
+def _write_legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
+    """Writes which curve is which, below the three small lines of the header."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="upper left",
+            bbox_to_anchor=(0.03, 1 - (HEADER + 3 * PITCH) / height),
+            fontsize=SMALL, ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3,
+            handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
+        )  # fmt: skip
+
+
+def _checked(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], groups: Mapping[str, str] | None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the rows of each run that have a step, in their order."""
+    good = isinstance(histories, Mapping) and all(
+        isinstance(rows, Sequence)
+        and not isinstance(rows, str)
+        and all(isinstance(row, Mapping) for row in rows)
+        for rows in histories.values()
+    )
+    if not good:
+        raise TypeError(
+            f"curves_figure(histories={histories!r:.80}): expected a mapping from names to lists "
+            f"of dicts, such as {{'adam': read_history('logs/adam/history.jsonl')}}"
+        )
+    if not histories:
+        raise ValueError("curves_figure(histories={}): expected at least one run")
+    for name in histories:
+        if groups is not None and name not in groups:
+            raise ValueError(
+                f"curves_figure(groups={groups!r:.80}): it lacks the run {name!r}; name the group "
+                f"of every run"
+            )
+    return {
+        name: sorted(
+            (row for row in rows if row.get("step") is not None), key=lambda row: float(row["step"])
+        )
+        for name, rows in histories.items()
+    }
+
+
+def series_of(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Any, Any]:
+    """Returns steps and values of one key, nan where not finite; of one step the last value."""
+    found = {
+        float(row["step"]): math.nan if row[key] is None else float(row[key])
+        for row in rows
+        if key in row
+    }
+    values = np.array(list(found.values()), dtype=np.float64)
+    return np.array(list(found), dtype=np.float64), np.where(np.abs(values) < HUGE, values, np.nan)
+
+
+def _curves(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, groups: Mapping[str, str] | None
+) -> list[_Curve]:
+    """Returns a curve for each run that has the key, or for each group."""
+    series = {name: series_of(known, key) for name, known in rows.items()}
+    if groups is None:
+        return [
+            _Curve(name, *found, label=legend_name(name, 46))
+            for name, found in series.items()
+            if len(found[0])
+        ]
+    members: dict[str, list[Any]] = {}
+    for name, found in series.items():
+        members.setdefault(str(groups[name]), []).append(found)
+    curves = []
+    for group, runs in members.items():
+        if known := [found for found in runs if len(found[0])]:
+            seeds = f"{len(known)} of {len(runs)}" if len(known) < len(runs) else f"{len(known)}"
+            label = f"{legend_name(group, 32)}, {seeds} seed{'s' if len(runs) > 1 else ''}"
+            curves.append(_Curve(group, *spread_over(known), label=label))
+    return curves
+
+
+def spread_over(series: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
+    """Returns steps, median, lowest and highest of several runs, each ``(steps, values)``.
+
+    Example:
+        >>> one, two = ([0, 10], [1.0, 3.0]), ([0, 5], [2.0, 6.0])
+        >>> [part.tolist() for part in spread_over([one, two])]
+        [[0.0, 5.0, 10.0], [1.5, 4.0, 3.0], [1.0, 2.0, 3.0], [2.0, 6.0, 3.0]]
+    """
+    steps = np.unique(np.concatenate([np.asarray(at, dtype=np.float64) for at, _ in series]))
+    steps = steps[evenly(len(steps), _STEPS)]
+    table = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in series])
+    known = np.isfinite(table).any(axis=0)  # of no numbers numpy warns
+    middle, low, high = np.full((3, len(steps)), np.nan)
+    middle[known] = np.nanmedian(table[:, known], axis=0)
+    low[known], high[known] = np.nanmin(table[:, known], 0), np.nanmax(table[:, known], 0)
+    return steps, middle, low, high
+
+
+def _edges(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, groups: Mapping[str, str] | None
+) -> list[_Curve]:
+    """Returns the edge of each run in which it bounds the key."""
+    prefix, _, last = key.rpartition("/")
+    preconditioned = f"{prefix}/preconditioned_eigenvalue"
+    kinds = ("top_eigenvalue", "preconditioned_eigenvalue")
+    bounded = {
+        name: known
+        for name, known in rows.items()
+        if last == kinds[any(preconditioned in row for row in known)]
+    }
+    return _curves(bounded, f"{prefix}/edge", groups)
