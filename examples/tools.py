@@ -56,7 +56,7 @@ def only(data: TensorDataset, classes: Sequence[int]) -> Subset[tuple[Tensor, ..
 
 def as_batch(data: TensorDataset | Subset[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """All examples as one batch."""
-    return next(iter(DataLoader(data, batch_size=len(data))))
+    return tuple(next(iter(DataLoader(data, batch_size=len(data)))))
 
 
 def accuracy(module: nn.Module, data: TensorDataset | Subset[tuple[Tensor, ...]]) -> float:
