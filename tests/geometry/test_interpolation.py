@@ -1,0 +1,263 @@
+"""The way between weights, and its barrier, against closed forms and explicit copies."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from lightning_landscape import (
+    Objective,
+    Slice,
+    line_between,
+    loss_barrier,
+    plane_through,
+    reestimate_batch_norm,
+)
+from tests.oracles import normal
+
+F64 = torch.float64
+
+
+def chain(a: float, b: float, x: torch.Tensor, c: float):
+    """``L = mean((a b x - c x)^2) / 2``, of two weights in a row."""
+    params = {n: nn.Parameter(torch.tensor(v, dtype=F64)) for n, v in (("a", a), ("b", b))}
+
+    def loss():
+        return ((params["a"] * params["b"] - c) * x).square().mean() / 2
+
+    return Objective(loss, params)
+
+
+def network(seed: int = 0, **options) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 9, **options), nn.ReLU(), nn.Linear(9, 3, **options))
+
+
+def loss_of(net: nn.Module, x: torch.Tensor, y: torch.Tensor):
+    return lambda: nn.functional.cross_entropy(net(x), y)
+
+
+def mixed(one: nn.Module, other: nn.Module, t: float) -> nn.Module:
+    """A copy with the weights ``(1-t) one + t other``."""
+    made = copy.deepcopy(one)
+    with torch.no_grad():
+        for p, a, b in zip(made.parameters(), one.parameters(), other.parameters(), strict=True):
+            p.copy_((1 - t) * a + t * b)
+    return made
+
+
+def weights(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def test_the_barrier_of_the_scalar_chain():
+    """From (a, b) to (-a, -b), both minima: L(t) = c^2 E[x^2] ((1-2t)^2 - 1)^2 / 2."""
+    a, b, x = 1.5, 0.8, normal(50).double()
+    c = a * b
+    objective = chain(-a, -b, x, c)
+    start = {"a": torch.tensor(a, dtype=F64), "b": torch.tensor(b, dtype=F64)}
+    line = line_between(objective, start, resolution=21)
+    t = np.linspace(0, 1, 21)
+    second = float(x.square().mean())
+    np.testing.assert_allclose(
+        line.losses, c**2 * second * ((1 - 2 * t) ** 2 - 1) ** 2 / 2, atol=1e-14
+    )
+    assert loss_barrier(line) == pytest.approx(c**2 * second / 2, rel=1e-12)
+    assert line.losses.argmax() == 10
+    assert line.metadata["norms"] == [pytest.approx(2 * np.hypot(a, b))]
+
+
+def test_a_way_that_goes_nowhere_has_no_barrier():
+    net, x, y = network(), normal(20, 6).float(), torch.arange(20) % 3
+    line = line_between(Objective(loss_of(net, x, y), dict(net.named_parameters())), weights(net))
+    assert loss_barrier(line) == 0.0
+    assert line.metadata["norms"] == [0.0]
+    assert set(line.losses) == {line.center_loss}
+
+
+@pytest.mark.parametrize("given_end", [False, True])
+def test_a_line_is_that_of_explicit_copies(given_end):
+    one, other, away = (network(seed).double() for seed in (1, 2, 3))
+    x, y = normal(20, 6).double(), torch.arange(20) % 3
+    live = away if given_end else other
+    before = weights(live)
+    objective = Objective(loss_of(live, x, y), dict(live.named_parameters()))
+    end = weights(other) if given_end else None
+    line = line_between(objective, weights(one), end, 7, metadata={"step": 3})
+    expected = [loss_of(mixed(one, other, t), x, y)().item() for t in np.linspace(0, 1, 7)]
+    np.testing.assert_allclose(line.losses, expected, rtol=1e-12)
+    np.testing.assert_allclose(line.coordinates[0], np.linspace(-1, 0, 7))
+    assert line.center_loss == line.losses[-1]
+    assert line.metadata["step"] == 3
+    assert all(torch.equal(p, before[n]) for n, p in live.named_parameters())
+
+
+def test_at_the_end_stand_the_weights_bit_for_bit():
+    net, x, y = network(), normal(20, 6).float(), torch.arange(20) % 3
+    objective = Objective(loss_of(net, x, y), dict(net.named_parameters()))
+    line = line_between(objective, weights(network(5)), resolution=3)
+    assert line.losses[-1] == float(objective.loss())
+
+
+def test_a_permutation_makes_a_barrier_and_undoing_it_removes_it():
+    """The same function twice, its hidden units in another order: far apart and a hill between."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 6, dtype=F64)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    net = network(4).double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss_of(net, x, y)().backward()
+        optimizer.step()
+    order = torch.roll(torch.arange(9), 4)
+    shuffled = weights(net)
+    shuffled["0.weight"], shuffled["0.bias"] = (
+        shuffled["0.weight"][order],
+        shuffled["0.bias"][order],
+    )
+    shuffled["2.weight"] = shuffled["2.weight"][:, order]
+    objective = Objective(loss_of(net, x, y), dict(net.named_parameters()))
+    line = line_between(objective, shuffled)
+    assert line.losses[0] == pytest.approx(line.losses[-1], rel=1e-12)
+    assert loss_barrier(line) > 0.5 > 10 * line.center_loss
+    back = torch.argsort(order)
+    shuffled["0.weight"], shuffled["0.bias"] = shuffled["0.weight"][back], shuffled["0.bias"][back]
+    shuffled["2.weight"] = shuffled["2.weight"][:, back]
+    assert loss_barrier(line_between(objective, shuffled)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "linear", "mean"),
+    [
+        ([1.0, 3.0, 2.0], 1.5, 1.5),
+        ([4.0, 3.0, 0.0], 1.0, 2.0),  # the mean of the ends is 2, and the start is above it
+        ([4.0, 1.0, 0.0], 0.0, 2.0),
+        ([0.0, np.inf, 0.0], np.inf, np.inf),
+        ([0.0, np.nan, 0.0], np.nan, np.nan),
+        ([np.inf, 1.0, 0.0], np.nan, np.nan),
+    ],
+)
+def test_both_definitions_of_a_barrier(losses, linear, mean):
+    line = Slice((np.linspace(-1, 0, 3),), np.array(losses), losses[-1])
+    np.testing.assert_equal(loss_barrier(line), linear)
+    np.testing.assert_equal(loss_barrier(line, "mean"), mean)
+
+
+def test_the_plane_goes_through_all_three():
+    nets = [network(seed).double() for seed in range(3)]
+    x, y = normal(20, 6).double(), torch.arange(20) % 3
+    objective = Objective(loss_of(nets[0], x, y), dict(nets[0].named_parameters()))
+    plane = plane_through(objective, weights(nets[1]), weights(nets[2]), resolution=5, margin=0.5)
+    points = plane.metadata["points"]
+    assert [point["name"] for point in points] == ["weights", "second", "third"]
+    assert plane.metadata["cosine"] == pytest.approx(0.0, abs=1e-12)
+    lengths = plane.metadata["norms"]
+    assert lengths[0] == pytest.approx(lengths[1])
+    places = np.array([[p["x"], p["y"]] for p in points]) * lengths[0]
+    for i, j in ((0, 1), (0, 2), (1, 2)):  # true to scale
+        apart = torch.cat(
+            [
+                (a - b).flatten()
+                for a, b in zip(nets[i].parameters(), nets[j].parameters(), strict=True)
+            ]
+        )
+        assert np.hypot(*(places[i] - places[j])) == pytest.approx(float(apart.norm()))
+    assert all(
+        axis[0] < point[name] < axis[-1]
+        for name, axis in zip("xy", plane.coordinates, strict=True)
+        for point in points
+    )
+    # Without a margin two corners are marked points: the losses there are those of the networks.
+    corners = plane_through(objective, weights(nets[1]), weights(nets[2]), 2, margin=0.0)
+    assert 0.0 < points[2]["x"] < 1.0
+    expected = [loss_of(net, x, y)().item() for net in nets[:2]]
+    np.testing.assert_allclose(corners.losses[0], expected, rtol=1e-12)
+    # And that of the third, seen from itself.
+    objective = Objective(loss_of(nets[2], x, y), dict(nets[2].named_parameters()))
+    corners = plane_through(objective, weights(nets[0]), weights(nets[1]), 2, margin=0.0)
+    expected = [loss_of(nets[i], x, y)().item() for i in (2, 0)]
+    np.testing.assert_allclose(corners.losses[0], expected, rtol=1e-12)
+
+
+def test_three_on_a_line_span_no_plane():
+    one, two = network(1), network(2)
+    x, y = normal(20, 6).float(), torch.arange(20) % 3
+    objective = Objective(loss_of(one, x, y), dict(one.named_parameters()))
+    half = weights(mixed(one, two, 0.5))
+    with pytest.raises(ValueError, match="they span no plane"):
+        plane_through(objective, weights(two), half)
+    with pytest.raises(ValueError, match="they span no plane"):
+        plane_through(objective, weights(one), half)
+
+
+# -- BatchNorm ------------------------------------------------------------------------------------
+
+
+def with_norm(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3))
+    net.train()
+    for _ in range(20):
+        net(torch.randn(32, 6))
+    return net
+
+
+def test_re_estimated_statistics_are_those_of_torch():
+    net = with_norm(0)
+    batches = [normal(16, 6, seed=seed).float() for seed in range(3)]
+    twin = copy.deepcopy(net)
+    update_bn(batches, twin)
+    reestimate_batch_norm(net, lambda: [net(batch) for batch in batches])
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(buffer, dict(twin.named_buffers())[name], rtol=1e-6, atol=1e-7)
+    assert net[1].momentum == 0.1
+    assert net[1].training
+
+
+def test_layers_in_eval_mode_keep_their_statistics_and_all_is_put_back_after_a_fault():
+    net = with_norm(0)
+    net[1].eval()
+    before = copy.deepcopy(net[1].state_dict())
+    reestimate_batch_norm(net, lambda: net(normal(16, 6).float()))
+    assert all(torch.equal(value, before[name]) for name, value in net[1].state_dict().items())
+    net.train()
+    with pytest.raises(RuntimeError, match="stop"):
+        reestimate_batch_norm(net, lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert net[1].momentum == 0.1
+
+
+# -- wrong arguments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o, w: line_between(o, w, resolution=1), r"resolution=1: expected an integer >= 2"),
+        (lambda o, w: line_between(o, {}), r"start holds no parameter '0.weight': expected all"),
+        (
+            lambda o, w: line_between(o, w, {**w, "0.bias": torch.zeros(2)}),
+            r"end\['0.bias'\] has shape \(2,\): expected \(9,\)",
+        ),
+        (lambda o, w: plane_through(o, w, {}), "third holds no parameter"),
+        (lambda o, w: plane_through(o, w, w, margin=-1.0), r"margin=-1.0: expected a finite"),
+        (
+            lambda o, w: loss_barrier(Slice((np.arange(2.0),) * 2, np.zeros((2, 2)), 0.0)),
+            "line has two axes: expected a slice with one",
+        ),
+        (
+            lambda o, w: loss_barrier(Slice((np.arange(2.0),), np.zeros(2), 0.0), "max"),
+            "ends='max': expected 'linear' or 'mean'",
+        ),
+    ],
+)
+def test_messages(call, message):
+    net, x, y = network(), normal(20, 6).float(), torch.arange(20) % 3
+    objective = Objective(loss_of(net, x, y), dict(net.named_parameters()))
+    with pytest.raises(ValueError, match=message):
+        call(objective, weights(network(7)))
