@@ -6,10 +6,13 @@ RUN = $(VENV)/bin/python
 BENCH ?=
 LOGDIR ?= runs/digits
 GALLERY ?= runs/gallery
+EXAMPLES ?= runs/examples
 SCREENSHOTS ?= runs/screenshots
 WORKERS ?= 2
 
-.PHONY: install demo check-demo check-browser report gallery test mutations lint bench \
+USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
+
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint bench \
 	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
@@ -42,6 +45,13 @@ report: install
 # Every kind of picture, from real runs.
 gallery: install
 	$(RUN) examples/gallery.py --out $(GALLERY)
+
+# What people decide by looking at landscapes; each checks its own claims: 2 minutes at most.
+examples: $(USES)
+
+$(USES): install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(RUN) examples/$@.py --logdir $(EXAMPLES)/$@ --picture $(EXAMPLES)/$@.png
 
 # One thread each: small kernels spend most of their time waiting for the others.
 test: install

@@ -12,7 +12,9 @@ import pytest
 import pytorch_lightning as pl
 
 from lightning_landscape import (
+    GeneralizationMonitor,
     HessianMonitor,
+    InterpolationMonitor,
     LandscapeMonitor,
     SharpnessMonitor,
     landscape_callbacks,
@@ -69,6 +71,13 @@ def test_tensorboard_opens_the_logs(tmp_path):
         server.wait()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")))
+def test_every_example_is_in_the_readme_and_in_ci(path):
+    if path.name != "tools.py":
+        for text in (README, (ROOT / "Makefile").read_text() + (ROOT / ".ci" / "run").read_text()):
+            assert path.stem in text
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
 def test_make_targets_exist(command):
     target = command.split()[1]
@@ -83,6 +92,8 @@ def test_every_key_that_is_logged_is_in_the_table():
         ),
         SharpnessMonitor(worst_case=True, average=True, keskar=True, critical=True),
         LandscapeMonitor(),
+        InterpolationMonitor(),
+        GeneralizationMonitor(),
     ]
     for callback in callbacks:
         for key in callback.keys:

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_landscape import (
     GeneralizationMonitor,
     HessianMonitor,
+    InterpolationMonitor,
     LandscapeMonitor,
     Probe,
     SharpnessMonitor,
@@ -20,7 +21,14 @@ from tests.small import Linear, Quartic, ones, regression
 
 
 @pytest.mark.parametrize(
-    "kind", [GeneralizationMonitor, HessianMonitor, SharpnessMonitor, LandscapeMonitor]
+    "kind",
+    [
+        GeneralizationMonitor,
+        HessianMonitor,
+        InterpolationMonitor,
+        LandscapeMonitor,
+        SharpnessMonitor,
+    ],
 )
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
