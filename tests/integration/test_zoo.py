@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import CombinedLoader
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape import (
+    GeneralizationMonitor,
+    HessianMonitor,
+    LandscapeMonitor,
+    Probe,
+    SharpnessMonitor,
+)
 from lightning_landscape.training.monitor import Monitor
 from tests.conftest import TABLES
 from tests.runs import DataOrder, Outcome, differences, train
@@ -18,7 +29,7 @@ from tests.zoo import Member, members
 
 MEMBERS = members()
 CASES = [(member, mode) for member in MEMBERS for mode in member.modes]
-_OURS = re.compile(r"^(hessian|sharpness|landscape)(/\w+)?: ")
+_OURS = re.compile(r"^(hessian|sharpness|landscape|generalization)(/\w+)?: ")
 # Few products on purpose: these runs are about what is obtained, not how exactly.
 _EXPECTED = ("the eigenvalue solver stopped at max_hvps",)
 _ADAPTIVE = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam)
@@ -52,7 +63,29 @@ def monitors(member: Member, mode: str) -> list[Monitor]:
         ),
         LandscapeMonitor(resolution=2, **pictures),
         LandscapeMonitor(name="top", directions="eigenvectors", resolution=0, **pictures),
+        GeneralizationMonitor(
+            validation_probe=first_batches(member), **{**scalars, "probe_samples": 16}
+        ),
     ]
+
+
+class Numbered(Probe):
+    """Batches numbered from 1: one member gives no loss for the first of an epoch."""
+
+    def load(self, prepare: Callable[[Any], Any]) -> None:
+        super().load(prepare)
+        self.batches = [dataclasses.replace(b, index=b.index + 1) for b in self.batches]
+
+
+def first_batches(member: Member) -> Probe:
+    """Of its own loader, in the place of validation examples."""
+    feed = member.data() if member.data else member.make()
+    if isinstance(feed, (pl.LightningModule, pl.LightningDataModule)):
+        feed.prepare_data()
+        feed.setup("fit")
+        feed = feed.train_dataloader()
+    loader = feed if isinstance(feed, CombinedLoader) else CombinedLoader(feed, "max_size_cycle")
+    return Numbered([batch for batch, _, _ in itertools.islice(iter(loader), 2)])
 
 
 def run(member: Member, ours: list[Monitor], root) -> tuple[Outcome, list[str]]:
@@ -129,7 +162,7 @@ def test_zoo(member, mode, plain, tmp_path, request):
     )
 
     assert different == []
-    assert [m.failed for m in ours] == [0] * 4, messages
+    assert [m.failed for m in ours] == [0] * 5, messages
     assert all(m.measured >= 2 for m in ours)
     assert missing == set(member.missing), messages
     assert engines == {member.engine}
