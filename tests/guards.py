@@ -18,6 +18,7 @@ MEASURING = "tests/callbacks/test_measuring.py"
 SCHEDULE = "tests/training/test_schedule.py"
 IDLE = "tests/training/test_hooks.py"
 JOINING = "tests/training/test_joining.py"
+INTERPOLATION = "tests/callbacks/test_interpolation.py"
 SAVINGS = "tests/geometry/test_eigen_savings.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
@@ -727,6 +728,34 @@ GUARDS = [
         "return not (self.worst_case and self.per_batch)",
         "return True",
         f"{JOINING} -k worst_case",
+    ),
+    Guard(
+        "statistics of BatchNorm belong to the weights on the way",
+        LOSSES,
+        "reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])",
+        "pass",
+        f"{INTERPOLATION} -k statistics_on_the_way",
+    ),
+    Guard(
+        "after that estimate the loss is in eval mode",
+        LOSSES,
+        "isolation.leave_training()",
+        "pass",
+        f"{INTERPOLATION} -k statistics_on_the_way",
+    ),
+    Guard(
+        "a resumed run goes on from the old reference",
+        "callbacks/interpolation.py",
+        "elif not self._goes_on(trainer, params):",
+        "else:",
+        f"{INTERPOLATION} -k same_reference",
+    ),
+    Guard(
+        "a reference that holds other weights is refused",
+        "training/kept.py",
+        'thing.fingerprint() != self.told["hash"]',
+        "False",
+        f"{INTERPOLATION} -k without_its_file",
     ),
     Guard(
         "a runner-up that is hardly known forbids an early stop",

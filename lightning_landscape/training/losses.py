@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -51,15 +52,9 @@ def probe_terms(
         masks = position * trainer.world_size + trainer.global_rank
 
         def loss() -> Tensor:
-            with (
-                isolation.evaluation(masks, mode=mode),
-                trainer.precision_plugin.train_step_context(),
-            ):
-                batch = fresh()  # training_step may edit its batch in place
-                if loss_fn is not None:
-                    value = loss_fn(pl_module, batch)
-                else:
-                    value = _training_loss(pl_module, batch, index)
+            with _evaluation(trainer, isolation, masks, mode):
+                # Fresh, because training_step may edit its batch in place.
+                value = _loss(pl_module, loss_fn, fresh(), index)
             return value * scale if scale != 1.0 else value
 
         return loss
@@ -97,16 +92,10 @@ def reestimated_term(
     """
 
     def value(held: ProbeBatch) -> Tensor:
-        batch = clone_batch(held.batch)
-        if loss_fn is not None:
-            return loss_fn(pl_module, batch)
-        return _training_loss(pl_module, batch, held.index)
+        return _loss(pl_module, loss_fn, clone_batch(held.batch), held.index)
 
     def loss() -> Tensor:
-        with (
-            isolation.evaluation(trainer.global_rank, mode="train"),
-            trainer.precision_plugin.train_step_context(),
-        ):
+        with _evaluation(trainer, isolation, trainer.global_rank, "train"):
             reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])
             isolation.leave_training()
             sums = [
@@ -117,6 +106,23 @@ def reestimated_term(
         return torch.stack(sums).sum() * (total if reduction == "sum" else 1.0) / probe.size
 
     return [(float(probe.size), loss)]
+
+
+@contextlib.contextmanager
+def _evaluation(
+    trainer: Trainer, isolation: Isolation, masks: int, mode: ProbeMode
+) -> Iterator[None]:
+    with (
+        isolation.evaluation(masks, mode=mode),
+        trainer.precision_plugin.train_step_context(),
+    ):
+        yield
+
+
+def _loss(pl_module: LightningModule, loss_fn: UserLoss | None, batch: Any, index: int) -> Tensor:
+    if loss_fn is not None:
+        return loss_fn(pl_module, batch)
+    return _training_loss(pl_module, batch, index)
 
 
 def takes_iterator(pl_module: LightningModule) -> bool:

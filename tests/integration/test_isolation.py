@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from lightning_landscape import (
     GeneralizationMonitor,
     HessianMonitor,
+    InterpolationMonitor,
     LandscapeMonitor,
     SharpnessMonitor,
 )
@@ -130,6 +131,7 @@ def monitors(mode: str = "train", **extra) -> list[pl.Callback]:
             name="top", directions="eigenvectors", resolution=2, line_resolution=2, **common
         ),
         GeneralizationMonitor(validation_probe=held_out(), **common),
+        InterpolationMonitor(resolution=3, blocks=True, **common),
     ]
 
 
@@ -146,7 +148,7 @@ def test_bitwise_equal(without, tmp_path, mode):
     callbacks = monitors(mode)
     run = train(Everything, None, callbacks, tmp_path, **SETTINGS)
     assert differences(without, run.state) == []
-    assert [c.measured > 2 for c in callbacks] == [True] * 5
+    assert [c.measured > 2 for c in callbacks] == [True] * 6
     assert [c.failed for c in callbacks] == [0] * 5
     for row in callbacks[0].history:
         assert np.isfinite(row["hessian/top_eigenvalue"])

@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from lightning_landscape import (
     GeneralizationMonitor,
     HessianMonitor,
+    InterpolationMonitor,
     LandscapeMonitor,
     Probe,
     SharpnessMonitor,
@@ -66,6 +67,7 @@ def monitors(member: Member, mode: str) -> list[Monitor]:
         GeneralizationMonitor(
             validation_probe=first_batches(member), **{**scalars, "probe_samples": 16}
         ),
+        InterpolationMonitor(resolution=2, **scalars),
     ]
 
 
