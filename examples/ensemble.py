@@ -7,9 +7,9 @@ Five runs of one network on MNIST-1D, from five seeds.  Two kinds of four networ
 - *snapshots*: the weights of one run after 900, 1000, 1100 and 1200 steps, at a constant rate;
 - *seeds*: the last weights of four runs, once without each of the five.
 
-For every pair ``InterpolationMonitor(reference=...)`` measures the loss barrier on the straight line
-between the two.  Beside it stand the share of held-out examples on which the two disagree, what
-their ensemble (the mean of the predicted probabilities) gains on the mean of its members, and what
+For every pair ``InterpolationMonitor(reference=...)`` measures the loss barrier on the straight
+line between the two.  Beside it stand the share of held-out examples on which they disagree, what
+an ensemble (the mean of the predicted probabilities) gains on the mean of its members, and what
 the average of their weights is worth (``torch.optim.swa_utils.AveragedModel``, as stochastic weight
 averaging does; there is no BatchNorm whose statistics would have to be estimated anew).
 
@@ -36,8 +36,8 @@ from tools import Claims, as_batch, fit, mnist1d, quiet, save_sheet, spread, tab
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_landscape import InterpolationMonitor
-from lightning_landscape.figures import barrier_matrix_figure
+from lightning_landscape import InterpolationMonitor, Slice
+from lightning_landscape.figures import ColorScale, barrier_matrix_figure, plane_figure
 from lightning_landscape.measure import measure
 
 SNAPSHOTS = (900, 1000, 1100, 1200)
@@ -126,7 +126,7 @@ def disagreement(networks: Sequence[Classifier], inputs: Tensor) -> np.ndarray:
 
 @dataclass
 class Group:
-    """Four networks: what they are alone, as an ensemble, and as one network of averaged weights."""
+    """Four networks: alone, as an ensemble, and as one network of averaged weights."""
 
     members: list[tuple[float, float]]  # accuracy, loss
     ensemble: tuple[float, float]
@@ -204,14 +204,37 @@ def main() -> None:
 def draw(
     runs: Sequence[Sequence[Classifier]], probe: Any, inputs: Tensor, logdir: Path, path: Path
 ) -> None:
-    """Barriers and disagreements of one run's snapshots and of the other runs."""
+    """Barriers, disagreements and planes, of the first run's snapshots and of the other runs."""
     shown = [*runs[0], *(run[-1] for run in runs[1:5])]
     names = [f"A {step}" for step in SNAPSHOTS] + list("BCDE"[: len(shown) - len(SNAPSHOTS)])
+    of_snapshots, of_seeds = (
+        plane(dict(zip(names, shown, strict=True)), chosen, probe, logdir)
+        for chosen in (names[1:4], names[3:6])
+    )
+    scale = ColorScale.for_one(of_seeds)
     figures = [
         barrier_matrix_figure(barriers(shown, probe, logdir), names, title="Loss barrier"),
         barrier_matrix_figure(disagreement(shown, inputs), names, title="Disagreement"),
+        plane_figure(of_snapshots, scale=scale),
+        plane_figure(of_seeds, scale=scale),
     ]
     save_sheet(figures, path)
+
+
+def plane(
+    networks: Mapping[str, Classifier], chosen: Sequence[str], probe: Any, logdir: Path
+) -> Slice:
+    """The plane through three networks."""
+    now, second, third = (networks[name] for name in chosen)
+    monitor = InterpolationMonitor(
+        reference=second.state_dict(), third=third.state_dict(), probe=probe, plane_resolution=25
+    )
+    found = measure(now, [probe], callbacks=[monitor], logdir=logdir, progress=False)
+    (file,) = (found.log_dir / "landscape").glob("interpolation-plane-*.npz")
+    loaded = Slice.load(file)
+    for point, name in zip(loaded.metadata["points"], chosen, strict=True):
+        point["name"] = name
+    return loaded
 
 
 def report(groups: Mapping[str, list[Group]], between: Pairs, differ: Pairs) -> None:

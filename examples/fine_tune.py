@@ -36,7 +36,7 @@ from tools import Claims, as_batch, digits, fit, only, quiet, save_sheet, spread
 from torch import Tensor, nn
 
 from lightning_landscape import InterpolationMonitor, SharpnessEarlyStopping, Slice
-from lightning_landscape.figures import curves_figure, points_figure
+from lightning_landscape.figures import curves_figure, line_figure, points_figure
 
 OLD, NEW = range(5), range(5, 10)
 STEPS = 200
@@ -99,6 +99,12 @@ class Run:
         return {key.removeprefix(start): row for key, row in self.rows[-1].items() if start in key}
 
 
+def old_line(trainer: pl.Trainer) -> Slice:
+    """The loss of the old task from the pretrained weights to those at the end of the fit."""
+    files = (Path(trainer.log_dir or "") / "landscape").glob("interpolation-old-line-*.npz")
+    return Slice.load(max(files))
+
+
 def fine_tuned(pretrained: Classifier, rate: float, seed: int, logdir: Path, stop: bool) -> Run:
     """One fine-tuning from the same weights, watched."""
     (old, new), (held_old, held_new) = (
@@ -126,10 +132,9 @@ def fine_tuned(pretrained: Classifier, rate: float, seed: int, logdir: Path, sto
         steps=STEPS,
         seed=seed,
     )
-    line = None
     return Run(
         monitor.history,
-        line,
+        old_line(trainer),
         module.accuracy(held_old),
         module.accuracy(held_new),
         trainer.global_step,
@@ -202,23 +207,23 @@ def check(runs: dict[str, list[Run]]) -> Claims:
     claims(
         "the small rate never leaves the old basin, and learns the new task as well as the large "
         "one (within 0.05)",
-        all(s.left is None and s.new > l.new - 0.05 for s, l in zip(small, large, strict=True)),
+        all(s.left is None and s.new > f.new - 0.05 for s, f in zip(small, large, strict=True)),
     )
     claims(
         "the large rate leaves it within 30 steps, and ends at least 0.1 lower on the old task",
         all(
-            l.left is not None and l.left <= 30 and l.old < s.old - 0.1
-            for s, l in zip(small, large, strict=True)
+            f.left is not None and f.left <= 30 and f.old < s.old - 0.1
+            for s, f in zip(small, large, strict=True)
         ),
     )
     claims(
         "no ridge is crossed: at the end of the large rate's run the barrier is below a fifth of "
         "the rise, so it is the rise that tells",
-        all(l.rows[-1][BARRIER] < 0.2 * l.rows[-1][RISE] for l in large),
+        all(f.rows[-1][BARRIER] < 0.2 * f.rows[-1][RISE] for f in large),
     )
     claims(
         "the stop comes within 30 steps and saves old accuracy (0.05 or more)",
-        all(s.steps <= 30 and s.old > l.old + 0.05 for s, l in zip(stopped, large, strict=True)),
+        all(s.steps <= 30 and s.old > f.old + 0.05 for s, f in zip(stopped, large, strict=True)),
     )
     claims(
         "but it is no substitute for the small rate, which knows more of the new task",
@@ -232,11 +237,12 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     histories = {f"{n}/{i}": run.rows for n, found in runs.items() for i, run in enumerate(found)}
     ends = {f"{n}/{i}": (r.new, r.old) for n, found in runs.items() for i, r in enumerate(found)}
     groups = {name: name.partition("/")[0] for name in histories}
+    first = {name: runs[name][0].line for name in ("small", "large")}
     figures = [
         curves_figure(histories, RISE, groups=groups),
-        points_figure(
-            ends, x="accuracy on the new task", y="accuracy on the old task", groups=groups
-        ),
+        points_figure(ends, x="accuracy, new task", y="accuracy, old task", groups=groups),
+        line_figure(list(first.values()), names=[f"old task, {name}" for name in first]),
+        curves_figure(histories, "interpolation/distance/net.0", groups=groups),
     ]
     save_sheet(figures, path)
 

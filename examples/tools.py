@@ -58,7 +58,7 @@ def only(data: TensorDataset, classes: Sequence[int]) -> Subset[tuple[Tensor, ..
 
 def as_batch(data: TensorDataset | Subset[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """All examples as one batch."""
-    return next(iter(DataLoader(data, batch_size=len(data))))
+    return tuple(next(iter(DataLoader(data, batch_size=len(data)))))
 
 
 def accuracy(module: nn.Module, data: TensorDataset | Subset[tuple[Tensor, ...]]) -> float:
@@ -123,7 +123,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns, as wide as they need to be."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in [head, *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)

@@ -3,11 +3,13 @@
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.generalization import GeneralizationMonitor
 from lightning_landscape.callbacks.hessian import HessianMonitor
+from lightning_landscape.callbacks.interpolation import InterpolationMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.callbacks.suite import landscape_callbacks
 from lightning_landscape.compare import Comparison, compare
 from lightning_landscape.geometry.average import AverageSharpness, average_sharpness
+from lightning_landscape.geometry.batch_norm import reestimate_batch_norm
 from lightning_landscape.geometry.blocks import block_eigenvalues, module_blocks
 from lightning_landscape.geometry.critical import CriticalSharpness, critical_sharpness
 from lightning_landscape.geometry.directions import (
@@ -18,6 +20,7 @@ from lightning_landscape.geometry.directions import (
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.estimate import Estimate
+from lightning_landscape.geometry.interpolation import line_between, loss_barrier, plane_through
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
@@ -47,6 +50,7 @@ __all__ = [
     "GeneralizationMonitor",
     "GraphMemory",
     "HessianMonitor",
+    "InterpolationMonitor",
     "LandscapeMonitor",
     "Objective",
     "Probe",
@@ -71,13 +75,17 @@ __all__ = [
     "hessian_trace",
     "keskar_sharpness",
     "landscape_callbacks",
+    "line_between",
     "line_slice",
+    "loss_barrier",
     "module_blocks",
     "pca_directions",
     "plane_slice",
+    "plane_through",
     "project",
     "random_direction",
     "read_history",
+    "reestimate_batch_norm",
     "sam_sharpness",
     "spectral_density",
     "stability_edge",

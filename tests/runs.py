@@ -48,7 +48,7 @@ class MemoryLogger(Logger):
         return [(step, row[key]) for step, row in self.rows if key in row]
 
 
-OURS = ("hessian/", "sharpness/", "landscape/")
+OURS = ("hessian/", "sharpness/", "landscape/", "generalization/")
 
 
 @dataclass

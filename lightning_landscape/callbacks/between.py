@@ -29,7 +29,7 @@ def difference(said: str, between: Sequence[Weights], params: Mapping[str, Tenso
         ValueError: a file that cannot be read, a parameter that is missing or of another shape,
             weights that are the same.
     """
-    a, b = (_state(f"{said}(between[{i}]=...)", weights) for i, weights in enumerate(between))
+    a, b = (read_weights(f"{said}(between[{i}]=...)", weights) for i, weights in enumerate(between))
     for number, state in enumerate((a, b)):
         for name in sorted(names):
             found = state.get(name)
@@ -75,7 +75,8 @@ def check_between(said: str, between: object) -> tuple[Weights, Weights]:
     return pair
 
 
-def _state(said: str, weights: Weights) -> Mapping[str, Any]:
+def read_weights(said: str, weights: Weights) -> Mapping[str, Any]:
+    """A state dict, from a file that holds one or a Lightning checkpoint; nothing is unpickled."""
     content: Any = weights
     if not isinstance(weights, Mapping):
         try:

@@ -121,8 +121,11 @@ def draw_lines(
 
     title, small = _header(lines)
     if names is not None:
+        steps = {_step(line) for line in lines}
         title = counted_words(len(lines), "line")
-    small += [*_validation_words(dashed), *_update_words(lines)]
+        if len(steps) == 1 and "?" not in steps and all("reference" in s.metadata for s in lines):
+            title = f"step {steps.pop()}"
+    small += [*_validation_words(dashed), *_update_words(lines), *_reference_words(lines)]
     entries = len(lines) if len(lines) > 1 or names is not None else 0
     # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
     legend = HEADER + PITCH * (len(small) + 1)
@@ -150,6 +153,7 @@ def draw_lines(
         axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
         mark_outside(axes, x, curve, low, high, color)
         _mark_update(axes, line, curve, color)
+        _mark_reference(axes, line, curve, color)
     if shaded:
         _draw_band(axes, shaded, scale)
     axes.set_xlim(*_span(film))
@@ -238,6 +242,19 @@ def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> No
                 [at], [height], marker, color=color, markersize=size, zorder=6,
                 markerfacecolor="white", markeredgewidth=1.4,
             )  # fmt: skip
+
+
+def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
+    """Marks the reference, and the straight line between the losses at both ends."""
+    if "reference" not in line.metadata:
+        return
+    x = line.coordinates[0]
+    ends = [0, -1]
+    axes.plot(x[ends], curve[ends], "-", color=GREY, linewidth=1.0, zorder=1.5)
+    axes.plot(
+        x[:1], curve[:1], "o", color=color, markersize=7, zorder=6,
+        markerfacecolor="white", markeredgewidth=1.4,
+    )  # fmt: skip
 
 
 def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
@@ -364,6 +381,17 @@ def _update_words(lines: Sequence[Slice]) -> list[str]:
             return [
                 f"step of length {number(known['update_norm'], 2)}, {told}",
                 "circle: before the step, dot: now, star: lowest",
+            ]
+    return []
+
+
+def _reference_words(lines: Sequence[Slice]) -> list[str]:
+    """Says what the ends are, and the barrier above the grey line."""
+    for line in lines:
+        if "reference" in line.metadata:
+            return [
+                f"circle: {line.metadata['reference']}, dot: now",
+                "barrier: what is above the grey line",
             ]
     return []
 

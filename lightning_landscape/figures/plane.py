@@ -113,6 +113,7 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
     _draw_contours(axes, x, y, lines, scale, None if path is None else path.drawn)
     if path is not None:
         draw_path(axes, path)
+    _mark_points(axes, slice)
     mark_center(axes)
     set_ticks(axes, axes.xaxis, axes.yaxis)
     names, norms = direction_names(first, 2), norm_ranges(film, 2)
@@ -242,6 +243,25 @@ def mark_center(axes: Axes, size: float = 11.0) -> None:
             [0.0], [0.0], "+", color=color, markersize=size, markeredgewidth=width, zorder=5,
             scalex=False, scaley=False,
         )  # fmt: skip
+
+
+def _mark_points(axes: Axes, slice: Slice) -> None:
+    """Marks and names the points in the metadata: other weights that lie in the plane."""
+    right = float(np.mean(axes.get_xlim()))
+    for point in slice.metadata.get("points") or ():
+        x, y = float(point["x"]), float(point["y"])
+        if x or y:
+            axes.plot(
+                [x], [y], "D", color="white", markersize=8, markeredgecolor=INK,
+                markeredgewidth=1.4, zorder=5, scalex=False, scaley=False,
+            )  # fmt: skip
+        # Beside the mark, towards the middle of the picture.
+        left_of = x > right
+        label = axes.annotate(
+            str(point["name"]), (x, y), xytext=(-9 if left_of else 9, 0), fontsize=SMALL,
+            textcoords="offset points", ha="right" if left_of else "left", va="center", zorder=6,
+        )  # fmt: skip
+        label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 
 def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:

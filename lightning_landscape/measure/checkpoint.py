@@ -26,8 +26,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
         raise ValueError(
-            f"{said}: it cannot be read safely ({error}); objects in it that you trust pass with "
+            f"{said}: it cannot be read safely ({reason}); objects in it that you trust pass with "
             f"torch.serialization.add_safe_globals([...])"
         ) from error
     wanted = {"state_dict", "loops", "epoch", "global_step"}

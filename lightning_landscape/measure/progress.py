@@ -38,4 +38,4 @@ def progress_bar(total: int, done: Callable[[], int], *, show: bool) -> Iterator
 
 def _show(bar: tqdm, done: int) -> None:
     bar.total = max(bar.total, done)  # the prediction was a rough one
-    bar.update(done - bar.n)
+    bar.update(max(done - bar.n, 0))  # it asks once more when nothing is under way

@@ -56,6 +56,10 @@ class Isolation:
         finally:
             self._state.end_evaluation()
 
+    def leave_training(self) -> None:
+        """Go to eval mode in the middle of an evaluation."""
+        self._state.set_mode(False)
+
     def restore(self) -> None:
         """Put the module back as it was."""
         self._state.restore()

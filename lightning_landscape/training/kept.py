@@ -1,10 +1,11 @@
-"""Captured probes in files beside the logs, for the runs that go on from a checkpoint."""
+"""What lies in files beside the logs, for the runs that go on from a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import move_data_to_device
@@ -15,36 +16,51 @@ if TYPE_CHECKING:
     from lightning_landscape.training.records import Recorder
 
 
-class KeptProbe:
-    """Where one captured probe lies, each process's share in its own file, and its hash.
+class Storable(Protocol):
+    """What can be written to a file and read back."""
+
+    file: str | None
+
+    def save(self, path: Path) -> None:
+        """Write it."""
+
+    def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
+        """Read it, whatever tensors it holds by way of ``prepare``."""
+
+    def fingerprint(self) -> str:
+        """A hash of what it holds."""
+
+    def forget(self) -> None:
+        """Hold nothing."""
+
+
+class Kept:
+    """Where a thing lies, and its hash.
 
     Args:
-        source: which batches it is captured from.
+        words: what it is, for messages.
 
     Attributes:
-        told: what checkpoints hold: the file of rank zero and its hash; None without a file.
+        told: what checkpoints hold: the file of rank zero and the hash; None without a file.
     """
 
-    def __init__(self, source: Literal["training", "validation"]) -> None:
-        self.source = source
-        self.words = "probe" if source == "training" else "validation probe"
+    def __init__(self, words: str) -> None:
+        self.words = words
         self.told: dict[str, str] | None = None
 
     def state(self) -> dict[str, str] | None:
         """For a checkpoint."""
         return None if self.told is None else dict(self.told)
 
-    def write(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> None:
-        """Write this process's share beside the logs, once."""
-        if probe.file is None:
-            stem = self.words.replace(" ", "-")
-            name = f"{stem}-{probe.samples}-rank{trainer.global_rank}.pt"
-            probe.file = str(recorder.folder / name)
-            recorder.share(name, probe.save)
-        self.told = {"file": probe.file, "hash": probe.fingerprint()}
+    def write_as(self, name: str, thing: Storable, recorder: Recorder) -> None:
+        """Write it beside the logs under ``name``, once."""
+        if thing.file is None:
+            thing.file = str(recorder.folder / name)
+            recorder.share(name, thing.save)
+        self.told = {"file": thing.file, "hash": thing.fingerprint()}
 
-    def read(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> str:
-        """Read this process's share; why that cannot be, or an empty string."""
+    def read(self, thing: Storable, recorder: Recorder, trainer: Trainer) -> str:
+        """Read what this process wrote; why that cannot be, or an empty string."""
         assert self.told is not None
         path = Path(self.told["file"])
         # Checkpoints hold the path of rank zero.
@@ -58,14 +74,31 @@ class KeptProbe:
             if not (place / name).is_file():
                 continue
             try:
-                probe.restore(place / name, to_device)
+                thing.restore(place / name, to_device)
             except Exception as error:  # a damaged file raises any of a dozen types
                 problem = f"its file cannot be read ({error})"
                 continue
-            if trainer.global_rank == 0 and probe.fingerprint() != self.told["hash"]:
+            if trainer.global_rank == 0 and thing.fingerprint() != self.told["hash"]:
                 problem = "its file holds other data"
-                probe.forget()
+                thing.forget()
                 continue
-            probe.file = str(place / name)
+            thing.file = str(place / name)
             return ""
         return f"{problem} (looked for {name})"
+
+
+class KeptProbe(Kept):
+    """A captured probe, each process's share in its own file.
+
+    Args:
+        source: which batches it is captured from.
+    """
+
+    def __init__(self, source: Literal["training", "validation"]) -> None:
+        super().__init__("probe" if source == "training" else "validation probe")
+        self.source = source
+
+    def write(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> None:
+        """Write this process's share beside the logs, once."""
+        stem = self.words.replace(" ", "-")
+        self.write_as(f"{stem}-{probe.samples}-rank{trainer.global_rank}.pt", probe, recorder)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from lightning_landscape.geometry.batch_norm import reestimate_batch_norm
 from lightning_landscape.geometry.batches import Cut, LossFn, Term
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import join_batches
@@ -75,6 +77,46 @@ def probe_terms(
         loss = term(0, first.size, first.index, lambda: join_batches(batches).batch)
         return [(float(first.size), loss)], cut
     return [whole(position, held) for position, held in enumerate(batches)], cut
+
+
+def reestimated_term(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    isolation: Isolation,
+    statistics: Probe,
+    probe: Probe,
+    *,
+    loss_fn: UserLoss | None,
+    reduction: Reduction,
+    total: int,
+) -> list[Term]:
+    """The mean loss of a probe in eval mode, BatchNorm's statistics being those of the weights.
+
+    At each evaluation they are estimated anew from the batches of ``statistics``, in the modes that
+    the module trains in: layers that training leaves in eval mode keep their own.
+    """
+
+    def value(held: ProbeBatch) -> Tensor:
+        batch = clone_batch(held.batch)
+        if loss_fn is not None:
+            return loss_fn(pl_module, batch)
+        return _training_loss(pl_module, batch, held.index)
+
+    def loss() -> Tensor:
+        with (
+            isolation.evaluation(trainer.global_rank, mode="train"),
+            trainer.precision_plugin.train_step_context(),
+        ):
+            reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])
+            isolation.leave_training()
+            sums = [
+                value(held).detach() * (1 if reduction == "sum" else held.size)
+                for held in probe.batches
+            ]
+        # A sum is that of one batch with all examples, as in probe_terms.
+        return torch.stack(sums).sum() * (total if reduction == "sum" else 1.0) / probe.size
+
+    return [(float(probe.size), loss)]
 
 
 def takes_iterator(pl_module: LightningModule) -> bool:

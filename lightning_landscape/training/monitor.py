@@ -197,6 +197,8 @@ class Monitor(pl.Callback):
     # A second one; where it is captured, by the callback, which closes it on each process.
     further_probe: Probe | None = None
 
+    given_probes: Sequence[Probe] = ()  # any number more, all given by the user
+
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Training starts, ``step`` steps into the run; called on all processes alike."""
 
@@ -208,6 +210,11 @@ class Monitor(pl.Callback):
 
     def follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """See the weights; not isolated, nothing may be changed or sent."""
+
+    follows_epochs = False  # :meth:`epoch_begins` is to be called
+
+    def epoch_begins(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See the weights as an epoch begins; not isolated, nothing may be changed or sent."""
 
     def forget(self) -> None:
         """Drop what one measurement hands to the next; called on all processes after a fault."""
@@ -360,6 +367,10 @@ class Monitor(pl.Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._session:
             session.on_train_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if session := self._session:
+            session.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -21,7 +21,13 @@ from lightning_landscape.geometry.kernels import plain_kernels
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import NotJoinable
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss, probe_terms
+from lightning_landscape.training.losses import (
+    ProbeMode,
+    Reduction,
+    UserLoss,
+    probe_terms,
+    reestimated_term,
+)
 from lightning_landscape.training.probe import Probe, ProbeBatch
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.sharding import Whole
@@ -96,6 +102,32 @@ class Round:
         key = (id(probe), "eval", *monitor.loss_key[2:])
         if key not in self._objectives:
             self._objectives[key] = self._build(monitor, key, probe, "eval")
+        return self._alone(key)
+
+    def objective_on(
+        self, monitor: Monitor, probe: Probe, *, reestimated: bool = False
+    ) -> Objective:
+        """The loss on any probe of the callback's, in its mode.
+
+        ``reestimated``: in eval mode, BatchNorm's statistics are estimated at each evaluation, from
+        the callback's own probe.  There are no gradients of such a loss.
+        """
+        key = (id(probe), reestimated, *monitor.loss_key[1:])
+        if key not in self._objectives:
+            if reestimated:
+                terms = reestimated_term(
+                    self.trainer,
+                    self.pl_module,
+                    self._isolation,
+                    monitor.probe_in_use,
+                    probe,
+                    loss_fn=monitor.loss_fn,
+                    reduction=monitor.loss_reduction,
+                    total=self._session.probe_size(probe),
+                )
+                self._objectives[key] = self._objective(monitor, key, terms, lambda *_: [])
+            else:
+                self._objectives[key] = self._build(monitor, key, probe, monitor.probe_mode)
         return self._alone(key)
 
     def further_size(self, probe: Probe) -> int:

@@ -30,6 +30,7 @@ from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.publisher import Publisher
+from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured, Round
 
 if TYPE_CHECKING:
@@ -84,13 +85,21 @@ class Session:
         self._follow(trainer, pl_module, min(begins_at, trainer.global_step))
         self._plan()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the weights to those that want them as an epoch begins."""
+        wanting = [m for m in self.monitors if m.follows_epochs and not m.disabled]
+        if wanting:
+            with self._paying(pl_module):
+                for monitor in wanting:
+                    monitor.epoch_begins(trainer, pl_module)
+
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, begins_at: int) -> None:
         prepare = partial(to_device, trainer, pl_module)
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
             monitor.settle_for(None)
-            for probe in (monitor.further_probe, monitor.probe_in_use):
+            for probe in (monitor.further_probe, monitor.probe_in_use, *monitor.given_probes):
                 if probe is not None and not probe.captured and not probe.complete:
                     self._load(probe, prepare)
             self._restore_probes(monitor, trainer)
@@ -532,6 +541,11 @@ class Session:
             probe.complete = having == self.processes.count
 
     # -- small things --------------------------------------------------------------------------
+
+    @property
+    def recorder(self) -> Recorder:
+        """What writes beside the logs."""
+        return self._publisher.recorder
 
     @property
     def reducer(self) -> Callable[[Tensor], Tensor] | None:

@@ -8,6 +8,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_landscape import (
+    GeneralizationMonitor,
     HessianMonitor,
     LandscapeMonitor,
     Probe,
@@ -18,7 +19,9 @@ from tests.runs import train
 from tests.small import Linear, Quartic, ones, regression
 
 
-@pytest.mark.parametrize("kind", [HessianMonitor, SharpnessMonitor, LandscapeMonitor])
+@pytest.mark.parametrize(
+    "kind", [GeneralizationMonitor, HessianMonitor, SharpnessMonitor, LandscapeMonitor]
+)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

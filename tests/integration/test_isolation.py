@@ -17,7 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape import (
+    GeneralizationMonitor,
+    HessianMonitor,
+    LandscapeMonitor,
+    SharpnessMonitor,
+)
 from tests.runs import differences, train
 
 
@@ -103,6 +108,12 @@ def data() -> TensorDataset:
     return TensorDataset(inputs, (inputs[:, :3].argmax(1)))
 
 
+def held_out() -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(24, 6, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), batch_size=8)
+
+
 def monitors(mode: str = "train", **extra) -> list[pl.Callback]:
     common = {
         "every_n_train_steps": 2,
@@ -118,6 +129,7 @@ def monitors(mode: str = "train", **extra) -> list[pl.Callback]:
         LandscapeMonitor(
             name="top", directions="eigenvectors", resolution=2, line_resolution=2, **common
         ),
+        GeneralizationMonitor(validation_probe=held_out(), **common),
     ]
 
 
@@ -134,8 +146,8 @@ def test_bitwise_equal(without, tmp_path, mode):
     callbacks = monitors(mode)
     run = train(Everything, None, callbacks, tmp_path, **SETTINGS)
     assert differences(without, run.state) == []
-    assert [c.measured > 2 for c in callbacks] == [True] * 4
-    assert [c.failed for c in callbacks] == [0] * 4
+    assert [c.measured > 2 for c in callbacks] == [True] * 5
+    assert [c.failed for c in callbacks] == [0] * 5
     for row in callbacks[0].history:
         assert np.isfinite(row["hessian/top_eigenvalue"])
 

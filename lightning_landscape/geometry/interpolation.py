@@ -1,0 +1,185 @@
+"""The loss between two or three sets of weights, and the barrier between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.slices import Slice, plane_slice
+from lightning_landscape.geometry.vectors import Vector, inner, norm, scaled, working_dtype
+
+
+def line_between(
+    objective: Objective,
+    start: Vector,
+    end: Vector | None = None,
+    resolution: int = 21,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Slice:
+    r"""The loss on the straight way ``w(t) = (1 - t) start + t end``, t from 0 to 1.
+
+    Args:
+        objective: the loss.
+        start: weights, name -> tensor; a whole state dict will do.
+        end: the other end; ``None``: the objective's weights now.
+        resolution: points, at least 2, both ends among them.
+        metadata: kept in the result, beside ``norms``, the distance between the ends.
+
+    Returns:
+        A line whose coordinate is ``t - 1``: -1 at ``start``, 0 at ``end``.
+
+    Raises:
+        ValueError: a parameter is missing, or of another shape.
+
+    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+
+    Source: Goodfellow et al., Qualitatively characterizing neural network optimization problems,
+    ICLR 2015.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(1))
+        >>> loss = Objective(lambda: ((w**2 - 1) ** 2).sum(), {"w": w})
+        >>> line_between(loss, {"w": -torch.ones(1)}, resolution=3).losses.tolist()
+        [0.0, 1.0, 0.0]
+    """
+    if isinstance(resolution, bool) or resolution != int(resolution) or resolution < 2:
+        raise ValueError(f"resolution={resolution!r}: expected an integer >= 2")
+    from_start = displacement(objective, start, "start")
+    x = np.linspace(-1.0, 0.0, int(resolution))
+    points: list[tuple[float, ...]]
+    if end is None:
+        center = float(objective.loss())
+        moves, points = [from_start], [(float(-a),) for a in x[:-1]]
+        length = norm(from_start)
+    else:
+        from_end = displacement(objective, end, "end")
+        moves, points = [from_start, from_end], [(float(-a), float(1 + a)) for a in x]
+        length = norm({name: from_end[name] - from_start[name] for name in from_end})
+    losses = objective.losses_at(moves, points).tolist()
+    if end is None:
+        losses.append(center)
+    facts = {"norms": [length]}
+    return Slice((x,), np.array(losses), losses[-1], {**facts, **(metadata or {})})
+
+
+def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> float:
+    r"""How far the loss on a line rises above its two ends.
+
+    Args:
+        line: a slice with one axis, its first and last point the ends (t = 0 and t = 1).
+        ends: ``"linear"``: ``max_t L(t) - ((1 - t) L(0) + t L(1))`` (Entezari et al. 2022), never
+            below 0; ``"mean"``: ``max_t L(t) - (L(0) + L(1)) / 2`` (Frankle et al. 2020).
+
+    Returns:
+        The barrier in units of the loss; infinite or NaN where a loss on the way is.
+
+    Raises:
+        ValueError: the slice is a plane.
+
+    Source: Entezari et al., The role of permutation invariance in linear mode connectivity of
+    neural networks, ICLR 2022; Frankle et al., Linear mode connectivity and the lottery ticket
+    hypothesis, ICML 2020.
+    """
+    if len(line.coordinates) != 1:
+        raise ValueError("line has two axes: expected a slice with one, as line_between returns")
+    if ends not in ("linear", "mean"):
+        raise ValueError(f"ends={ends!r}: expected 'linear' or 'mean'")
+    x, losses = line.coordinates[0], line.losses
+    first, last = float(losses[0]), float(losses[-1])
+    if not np.isfinite([first, last]).all():
+        return float("nan")
+    t = (x - x[0]) / (x[-1] - x[0])
+    below = (1 - t) * first + t * last if ends == "linear" else (first + last) / 2
+    height = losses - below
+    if ends == "linear":
+        height[[0, -1]] = 0.0  # by definition, whatever the rounding
+    return float(height.max())
+
+
+def plane_through(
+    objective: Objective,
+    second: Vector,
+    third: Vector,
+    resolution: int = 15,
+    margin: float = 0.25,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Slice:
+    r"""The loss on the plane through the weights now and two other points.
+
+    The horizontal axis points from the weights now to ``second``; the vertical one is orthogonal to
+    it, on the side of ``third``.  Both directions have the length of the way to ``second``, so
+    that the picture is true to scale.
+
+    Args:
+        objective: the loss.
+        second: weights, name -> tensor; a whole state dict will do.
+        third: weights, as ``second``.
+        resolution: points along each axis, at least 2.
+        margin: how far the plane goes beyond the three points, in widths of what they span.
+        metadata: kept in the result; ``points`` holds ``name``, ``x`` and ``y`` of the three.
+
+    Raises:
+        ValueError: a parameter is missing or of another shape, or the three lie on one line.
+
+    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+
+    Source: Garipov et al., Loss surfaces, mode connectivity, and fast ensembling of DNNs,
+    NeurIPS 2018, section 3.
+    """
+    if not 0.0 <= margin < np.inf:
+        raise ValueError(f"margin={margin!r}: expected a finite number >= 0")
+    u = displacement(objective, second, "second")
+    v = displacement(objective, third, "third")
+    width = norm(u)
+    along = inner(v, u) / width**2 if width else 0.0
+    across = {name: v[name] - along * u[name] for name in v}
+    height = norm(across)
+    # What is left over of a point on the line is the rounding of its weights.
+    size = norm({name: p.detach() for name, p in objective.params.items()}) + norm(v)
+    rounding = max(torch.finfo(t.dtype).eps for t in v.values())
+    if not width > rounding * size or not height > 10 * rounding * size:
+        raise ValueError("second and third lie on one line with the weights: they span no plane")
+    up = height / width
+    corners = {"weights": (0.0, 0.0), "second": (1.0, 0.0), "third": (along, up)}
+    spans = []
+    for axis in (0, 1):
+        low = min(point[axis] for point in corners.values())
+        high = max(point[axis] for point in corners.values())
+        spans.append((low - margin * (high - low), high + margin * (high - low)))
+    points = [{"name": name, "x": x, "y": y} for name, (x, y) in corners.items()]
+    return plane_slice(
+        objective,
+        u,
+        scaled(across, 1 / up),
+        (spans[0], spans[1]),
+        resolution,
+        metadata={"points": points, **(metadata or {})},
+    )
+
+
+def displacement(objective: Objective, weights: Vector, said: str) -> dict[str, Tensor]:
+    """``weights`` less the weights now, over the objective's parameters."""
+    moves = {}
+    for name, parameter in objective.params.items():
+        found = weights.get(name)
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f"{said} holds no parameter {name!r}: expected all that are measured, it has "
+                f"{list(weights)[:4]}"
+            )
+        if found.shape != parameter.shape:
+            raise ValueError(
+                f"{said}[{name!r}] has shape {tuple(found.shape)}: expected "
+                f"{tuple(parameter.shape)}"
+            )
+        now = parameter.detach()
+        there = found.detach().to(now.device)
+        moves[name] = there.to(working_dtype(now.dtype)) - now.to(working_dtype(now.dtype))
+    return moves
