@@ -95,6 +95,11 @@ class Run:
         return [sum(self.losses[i : i + 20]) / 20 for i in range(len(self.losses) - 19)]
 
     @property
+    def last(self) -> float:
+        """The smoothed loss at the end, infinite where it is not a number."""
+        return self.smooth[-1] if math.isfinite(self.smooth[-1]) else math.inf
+
+    @property
     def lost(self) -> int | None:
         """The step after which the smoothed loss is never below guessing; None: it ends below."""
         below = [i for i, loss in enumerate(self.smooth) if loss < 0.97 * GUESSING]
@@ -146,7 +151,7 @@ def main() -> None:
                 name,
                 spread([run.ratios[0]["hessian/edge_ratio"] for run in found], 2),
                 spread([run.critical[0]["sharpness/critical"] for run in found], 2),
-                spread([run.smooth[-1] for run in found], 3),
+                spread([run.last for run in found], 3),
                 ", ".join("-" if run.alarm is None else str(run.alarm) for run in found),
                 ", ".join("-" if run.lost is None else str(run.lost) for run in found),
             ]
@@ -163,10 +168,11 @@ def judge(runs: dict[str, list[Run]]) -> None:
     claim = Claims()
     without, warm, large = runs.values()
     least = min(run.ratios[0]["hessian/edge_ratio"] for run in without)
+    best, worst = min(run.last for run in without), max(run.last for run in warm)
     claim(
-        f"without warm-up every run begins beyond the edge: ratio {least:.1f} at least, and all "
-        f"{len(without)} are lost",
-        least > 1.5 and all(run.lost is not None for run in without),
+        f"without warm-up every run begins beyond the edge, ratio {least:.1f} at least, and the "
+        f"best of them ends at a loss of {best:.2f}; the worst with warm-up at {worst:.2f}",
+        least > 1.5 and best > worst,
     )
     most = max(run.ratios[0]["hessian/edge_ratio"] for run in warm)
     claim(

@@ -164,7 +164,7 @@ def test_zoo(member, mode, plain, tmp_path, request):
     )
 
     assert different == []
-    assert [m.failed for m in ours] == [0] * 5, messages
+    assert [m.failed for m in ours] == [0] * 6, messages
     assert all(m.measured >= 2 for m in ours)
     assert missing == set(member.missing), messages
     assert engines == {member.engine}
