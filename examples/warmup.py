@@ -113,10 +113,10 @@ def train(name: str, seed: int, logdir: Path) -> Run:
     data, _ = mnist1d()
     common: dict[str, Any] = {
         "max_overhead": None,
-        "probe": tuple(part[:256] for part in as_batch(data)),
+        "probe": tuple(part[:128] for part in as_batch(data)),
     }
     hessian = HessianMonitor(every_n_train_steps=1, batch_edge_ratio=True, **common)
-    sharpness = SharpnessMonitor(every_n_train_steps=10, critical=True, **common)
+    sharpness = SharpnessMonitor(every_n_train_steps=20, critical=True, **common)
     alarm = SharpnessEarlyStopping(
         "hessian/batch_edge_ratio", threshold=1.0, patience=2, action="warn"
     )
