@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAINED = 1200  # of the 1797 scans; the others are held out
 
@@ -120,8 +126,31 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns, as wide as they need to be."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        for row in [head, *rows]
+    ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def save_sheet(figures: Sequence[Figure], path: Path, width: int = 1100) -> None:
+    """Figures side by side in one small PNG, at most so many pixels wide."""
+    from lightning_landscape.figures import figure_to_image
+
+    pictures = [Image.fromarray(figure_to_image(figure)) for figure in figures]
+    size = (sum(picture.width for picture in pictures), max(p.height for p in pictures))
+    sheet = Image.new("RGB", size, "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    if sheet.width > width:
+        height = math.ceil(sheet.height * width / sheet.width)
+        sheet = sheet.resize((width, height), Image.Resampling.LANCZOS)
+    colours = sheet.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colours.save(path, optimize=True)
+    print(f"\nWrote {path}")
 
 
 class Claims:
