@@ -130,18 +130,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def save_sheet(figures: Sequence[Figure], path: Path, columns: int = 2, width: int = 1100) -> None:
-    """Write figures as one PNG of ``width`` pixels, ``columns`` side by side."""
+    """Write figures as one PNG of ``width`` pixels at most, ``columns`` side by side."""
     from lightning_landscape.figures import figure_to_image
 
     pictures = [Image.fromarray(figure_to_image(figure)) for figure in figures]
     wide = max(picture.width for picture in pictures)
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new("RGB", (wide * columns, sum(heights)), "white")
+    sheet = Image.new("RGB", (wide * min(columns, len(pictures)), sum(heights)), "white")
     for number, row in enumerate(rows):
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * wide, sum(heights[:number])))
     sheet.thumbnail((width, sheet.height), Image.Resampling.LANCZOS)
+    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(path, optimize=True)
     print(f"\nWrote {path}")
 
