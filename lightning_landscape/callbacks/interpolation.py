@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -269,11 +270,12 @@ class InterpolationMonitor(Monitor):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Take the weights as they are, or read those that were given."""
-        params = measured_parameters(trainer, pl_module, self.parameters, Whole())
+        measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
+        params = self._params(pl_module)
         if self.third is not None:
-            self._third = self._given("third", self.third, params)
+            self._third = self._given("third", self.third, measured, params)
         if self.reference not in ("initial", "last_epoch"):
-            self._from.weights = self._given("reference", self.reference, params)
+            self._from.weights = self._given("reference", self.reference, measured, params)
         elif is_sharded(pl_module):
             self.disabled = True
             self.say_once(
@@ -290,6 +292,15 @@ class InterpolationMonitor(Monitor):
                 # The same on all processes; rank zero writes.
                 if trainer.is_global_zero:
                     self._kept_reference.write_as(self._file_name, self._from, recorder)
+
+    def _params(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """All that may be measured in this fit: what is frozen so far, too."""
+        patterns = ["*"] if self.parameters is None else self.parameters
+        return {
+            name: parameter
+            for name, parameter in pl_module.named_parameters()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
 
     def _goes_on(self, trainer: Trainer, params: Mapping[str, Tensor]) -> bool:
         """After a resume: whether the reference of the run before was found."""
@@ -320,19 +331,23 @@ class InterpolationMonitor(Monitor):
     def epoch_begins(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end of the epoch before."""
         if not is_sharded(pl_module):
-            self._from.take(measured_parameters(trainer, pl_module, self.parameters, Whole()))
+            self._from.take(self._params(pl_module))
 
     def _given(
-        self, argument: str, weights: Weights, params: Mapping[str, Tensor]
+        self,
+        argument: str,
+        weights: Weights,
+        measured: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The given weights of what is measured.
+        """The given weights: of what is measured all, of what may be measured later what is there.
 
         Raises:
             ValueError: one is missing, or of another shape.
         """
         said = f"InterpolationMonitor({argument}=...)"
         state = read_weights(said, weights)
-        for name, parameter in params.items():
+        for name, parameter in measured.items():
             found = state.get(name)
             if not isinstance(found, Tensor) or found.shape != parameter.shape:
                 shape = tuple(found.shape) if isinstance(found, Tensor) else None
@@ -340,7 +355,11 @@ class InterpolationMonitor(Monitor):
                     f"{said}: {name!r} has shape {shape}, expected {tuple(parameter.shape)}; it "
                     f"holds {list(state)[:4]}"
                 )
-        return {name: state[name].detach().cpu() for name in params}
+        return {
+            name: state[name].detach().to("cpu", copy=True)
+            for name in params
+            if isinstance(state.get(name), Tensor)
+        }
 
     # -- a measurement -------------------------------------------------------------------------
 

@@ -125,9 +125,8 @@ class LandscapeMonitor(Monitor):
     any case.
 
     Where the budget does not hold the picture at the end of the fit, it has fewer points, down to
-    5 x 5 and 7, and where that is too much the lines are made without the plane: the title, the
-    slice's metadata (``coarse``) and the closing line say so.  The film shows those of full size,
-    and is left out, as its animation, where it cannot be afforded.
+    5 x 5 and 7: the title, the slice's metadata (``coarse``) and the closing line say so.  The film
+    shows those of full size, and is left out, as its animation, where it cannot be afforded.
 
     Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; a validation probe
     costs as many forwards again.  At the end of the fit some 3 s for the film, if there were 30
@@ -259,16 +258,10 @@ class LandscapeMonitor(Monitor):
     @property
     def coarse(self) -> str:
         """How many points the last picture had, where they were fewer than asked for."""
-        if self._points == self._full:
-            return ""
-        lost = ", no plane" if all(self._full.plane) and not all(self._points.plane) else ""
-        return f"{self._points} of {self._full} points{lost}"
+        return "" if self._points == self._full else f"{self._points} of {self._full} points"
 
     def settle_for(self, forwards: float | None) -> None:
-        """Take fewer points, down to 5 along an axis of the plane and 7 along a line.
-
-        Where not even these fit, and there is a line, there is no plane.
-        """
+        """Take fewer points, down to 5 along an axis of the plane and 7 along a line."""
         self._points = self._full
         if forwards is None:
             return
@@ -276,9 +269,7 @@ class LandscapeMonitor(Monitor):
         for size in range(max(*self._full.plane, self._full.line) | 1, 3, -2):
             self._points = self._full.at_most(size)
             if fixed + self._evaluations(self._points) <= forwards:
-                return
-        if self._points.line:
-            self._points = Points((0, 0), self._points.line)
+                break
 
     # -- the path of the weights ---------------------------------------------------------------
 

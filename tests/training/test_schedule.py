@@ -204,9 +204,9 @@ def test_the_smallest_picture_is_made_in_any_case_and_it_is_said(
     callbacks = [HessianMonitor(), LandscapeMonitor(seeds=3)]
     train(Linear, regression, callbacks, tmp_path, max_epochs=40)
     slices = [Slice.load(path) for path in (tmp_path / "landscape").glob("*.npz")]
-    assert sorted(piece.losses.shape for piece in slices) == [(7,), (7,), (7,)]
+    assert sorted(piece.losses.shape for piece in slices) == [(5, 5), (7,), (7,), (7,)]
     line = closing_line(caplog)
-    assert "7 of 15 x 15 and 21 points, no plane" in line
+    assert "5 x 5 and 7 of 15 x 15 and 21 points" in line
     assert "left out: hessian/eigenvalue" in line
     assert re.search(r"Above the limit.*first values [\d.]+ s, last pictures [\d.]+ s", line)
 
