@@ -11,8 +11,10 @@ rows and columns is counted on which the loss bends downwards somewhere: a conve
 The ratio of the smallest (negative) eigenvalue of the Hessian to the largest one asks the same of
 all directions at once, at the weights themselves: 0 is convex.
 
-Not shown: that a smooth surface is the cause.  A chain of 30 layers multiplies what each of them
-does, which bends the surface and hinders training, both.
+Not shown: how far the loss rises on a plane does not tell the kinds apart for all seeds, nor does
+the ratio of eigenvalues once the network is trained.  And none of this says that a smooth surface
+is the cause: a chain of 30 layers multiplies what each of them does, which bends the surface and
+hinders training, both.
 """
 
 from __future__ import annotations
@@ -163,13 +165,8 @@ def check(runs: dict[tuple[bool, str], list[Run]]) -> None:
         min(run.bent(0) for run in narrow) > max(run.bent(0) for run in narrow_skip) + 0.1,
     )
     claim(
-        "4x wide, at the end, at most a tenth of the rows is bent with skips in any run; without "
-        "them more than a fifth in one run at least",
-        max(run.bent(1) for run in wide_skip) < 0.1 and max(run.bent(1) for run in wide) > 0.2,
-    )
-    claim(
-        "and every plane without skips rises 1.5 times as high as any with them",
-        min(run.rise for run in wide) > 1.5 * max(run.rise for run in wide_skip),
+        "4x wide, at the end, less than half as many rows are bent with skips (medians)",
+        median(run.bent(1) for run in wide_skip) < median(run.bent(1) for run in wide) / 2,
     )
     claim(
         "at the start |min|/max is 1.3 times as large without skips, at both widths (medians)",
