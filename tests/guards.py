@@ -20,6 +20,9 @@ IDLE = "tests/training/test_hooks.py"
 JOINING = "tests/training/test_joining.py"
 INTERPOLATION = "tests/callbacks/test_interpolation.py"
 SAVINGS = "tests/geometry/test_eigen_savings.py"
+GAP = "tests/callbacks/test_generalization.py"
+GAP_OF_TWO = "tests/integration/test_generalization_of_two.py"
+MEASURED = "tests/test_measure.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
 STATE = "training/module_state.py"
@@ -29,6 +32,7 @@ SESSION = "training/session.py"
 ACCOUNT = "training/account.py"
 HOOKS = "training/hooks.py"
 LANDSCAPE = "callbacks/landscape.py"
+GENERALIZATION = "callbacks/generalization.py"
 FAULTY = "training/faults.py"
 ROUND = "training/round.py"
 LOSSES = "training/losses.py"
@@ -53,6 +57,9 @@ LOSS = "geometry/objective.py"
 BATCHES = "geometry/batches.py"
 REDUCTION = "geometry/reduction.py"
 MEMORY = "geometry/memory.py"
+MEANS = "training/means.py"
+OFFLINE = "measure/offline.py"
+SAVED = "measure/checkpoint.py"
 PLAIN = "geometry/kernels.py"
 
 
@@ -770,5 +777,126 @@ GUARDS = [
         "gaps = values[:k] - (values[k] + residuals[k])",
         "gaps = values[:k] - values[k]",
         f"{SAVINGS} -k an_estimated_error",
+    ),
+    # -- two probes of equal standing
+    Guard(
+        "as many training as validation examples",
+        GENERALIZATION,
+        "wanted = min(map(sum, sizes))",
+        "wanted = max(map(sum, sizes))",
+        f"{GAP} -k test_values",
+    ),
+    Guard(
+        "no validation example twice",
+        GENERALIZATION,
+        "self.further_probe.forget()  # the same",
+        "pass  # the same",
+        f"{GAP} -k test_capture",
+    ),
+    Guard(
+        "a complete validation probe costs nothing",
+        GENERALIZATION,
+        "rest(self, [VALIDATION_BATCH_START], GeneralizationMonitor)",
+        "pass",
+        f"{GAP} -k idle",
+    ),
+    Guard(
+        "the first values of a fit that ends with its first validation",
+        GENERALIZATION,
+        "return not self.measured",
+        "return False",
+        f"{GAP} -k ends_with",
+    ),
+    Guard(
+        "the validation probe of the run before",
+        GENERALIZATION,
+        'self._kept_validation.told = state_dict["validation_probe"]',
+        "pass",
+        f"{GAP} -k resumed",
+    ),
+    Guard(
+        "the mean per example of a summed loss",
+        ROUND,
+        "reduction=reduction,\n            total=1,",
+        'reduction="mean",\n            total=1,',
+        f"{GAP} -k summed",
+    ),
+    Guard(
+        "weights of batches of unlike size",
+        MEANS,
+        "metric.update(x.clone(), weight=n.clone())",
+        "metric.update(x.clone())",
+        f"{GAP} -k numpy",
+    ),
+    Guard(
+        "the spread about the mean, not about zero",
+        MEANS,
+        "(n * (x - mean)).square()",
+        "((n * x).square() - (n * mean).square())",
+        f"{GAP} -k numpy",
+    ),
+    Guard(
+        "the means of all processes",
+        MEANS,
+        "distributed_available_fn=lambda: processes.count > 1",
+        "distributed_available_fn=lambda: False",
+        f"{GAP_OF_TWO} -k one_gap",
+    ),
+    Guard(
+        "processes with unlike numbers of validation batches",
+        SESSION,
+        "probe.complete = closed_on == self.processes.count and size > 0",
+        "probe.complete = probe.closed and probe.size > 0",
+        f"{GAP_OF_TWO} -k one_gap",
+    ),
+    # -- finished models
+    Guard(
+        "the step of a checkpoint within an epoch",
+        SAVED,
+        "step = counter + int(within)",
+        "step = counter",
+        f"{MEASURED} -k the_step",
+    ),
+    Guard(
+        "the step of a checkpoint while gradients accumulate",
+        SAVED,
+        "if module.automatic_optimization else step",
+        "if False else step",
+        f"{MEASURED} -k the_step",
+    ),
+    Guard(
+        "files of other people are not unpickled",
+        SAVED,
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
+        f"{MEASURED} -k read_safely",
+    ),
+    Guard(
+        "a finished model is not trained",
+        OFFLINE,
+        "trainer.should_stop = True",
+        "pass",
+        f"{MEASURED} -k no_batch",
+    ),
+    Guard(
+        "the epoch of a checkpoint",
+        OFFLINE,
+        'loop.epoch_progress.current.completed = int(self._checkpoint["epoch"])',
+        "pass",
+        f"{MEASURED} -k stands",
+    ),
+    Guard(
+        "what is about a step is left out of a finished model",
+        ROUND,
+        "return self._session.trains",
+        "return True",
+        f"{MEASURED} -k about_a_step",
+    ),
+    Guard(
+        "the edge of a summed loss on a finished model",
+        SESSION,
+        "self.account.batch_size = batch_size(training[0])",
+        "pass",
+        f"{MEASURED} -k summed",
     ),
 ]

@@ -325,16 +325,6 @@ def test_classes_are_built_as_they_were(tmp_path):
         )
 
 
-def test_random_numbers_are_not_drawn_for_the_probe(tmp_path):
-    shuffled = DataLoader(regression().dataset, batch_size=20, shuffle=True)
-    first, second = SharpnessMonitor(probe_samples=20), SharpnessMonitor(probe_samples=20)
-    for monitor in (first, second):
-        pl.seed_everything(1, verbose=False)
-        measure(Net(), shuffled, callbacks=[monitor], logdir=tmp_path, **CPU)
-    a, b = (m.probe_in_use.fingerprint() for m in (first, second))
-    assert a == b
-
-
 def test_weights_alone(tmp_path):
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_weights_only=True)
     train(Net, regression, [saver], tmp_path, max_epochs=3, enable_checkpointing=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,7 +13,6 @@ from lightning_landscape.measure.checkpoint import is_complete, step_of
 from lightning_landscape.measure.progress import progress_bar
 from lightning_landscape.training.monitor import session_of
 from lightning_landscape.training.probe import batch_size
-from lightning_landscape.training.random_state import RandomState
 
 
 class Offline(pl.Callback):
@@ -50,8 +48,7 @@ class Offline(pl.Callback):
             strict = pl_module.strict_loading
             trainer.strategy.load_model_state_dict(self._checkpoint, strict=strict)
             trainer.fit_loop.load_state_dict(self._checkpoint["loops"]["fit_loop"])
-        with _same_random_state():
-            self._read(trainer, session.wanted_examples())
+        self._read(trainer, session.wanted_examples())
 
     def _read(self, trainer: Trainer, wanted: tuple[int, int]) -> None:
         """The first batches, as the loaders give them; of training batches one at least."""
@@ -96,12 +93,3 @@ def _first(loader: Any, mode: Any, samples: int) -> list[Any]:
             break
     combined.reset()  # ends its workers
     return taken
-
-
-@contextlib.contextmanager
-def _same_random_state() -> Iterator[None]:
-    state = RandomState()
-    try:
-        yield
-    finally:
-        state.restore()

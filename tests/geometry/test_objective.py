@@ -1036,3 +1036,16 @@ def test_weight_norm_has_the_true_second_derivative(normed):
         assert torch.allclose(flat(exact.hvp(v)), flat(differences.hvp(v)), rtol=1e-5, atol=1e-7)
     assert exact.engine_used == "double_backward"
     assert torch._weight_norm is before
+
+
+def test_losses_of_single_batches():
+    """Each by itself, without its weight; the loss is their mean."""
+    quadratic = Quadratic(symmetric([1.0, 2.0]))
+    factors = (1.0, 2.0, 5.0)
+    pairs = zip((4.0, 4.0, 2.0), factors, strict=True)
+    objective = Objective(
+        [(n, lambda f=f: f * quadratic.loss()) for n, f in pairs], quadratic.params
+    )
+    value = quadratic.value(quadratic.w())
+    assert objective.batch_losses() == pytest.approx([f * value for f in factors], rel=1e-14)
+    assert float(objective.loss()) == pytest.approx(value * (4 + 8 + 10) / 10, rel=1e-14)
