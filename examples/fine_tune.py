@@ -106,7 +106,7 @@ class Run:
 
 def old_line(trainer: pl.Trainer) -> Slice:
     """The loss of the old task from the pretrained weights to those at the end of the fit."""
-    name = f"interpolation-old-line-step{trainer.global_step:08d}.npz"
+    name = f"interpolation-line-old-step{trainer.global_step:08d}.npz"
     return Slice.load(Path(trainer.log_dir or "") / "landscape" / name)
 
 

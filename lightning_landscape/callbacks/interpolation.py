@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_landscape.callbacks.between import Weights, read_weights
+from lightning_landscape.callbacks.between import Weights
+from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
 from lightning_landscape.geometry.batch_norm import running_norms
 from lightning_landscape.geometry.blocks import members
 from lightning_landscape.geometry.interpolation import (
+    NoPlane,
     displacement,
     line_between,
     loss_barrier,
@@ -35,41 +35,9 @@ from lightning_landscape.training.sharding import Whole, is_sharded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LIVE = ("initial", "last_epoch")  # references that are taken from the run itself
 _OF_OTHERS = ("loss", "rise", "barrier")
 _BARRIER = "max over t of L(w_t) - ((1-t) L(reference) + t L(now))"
-
-
-class Reference:
-    """Copies of weights on the CPU, and the file that they lie in."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}
-        self.file: str | None = None
-
-    def take(self, params: Mapping[str, Tensor]) -> None:
-        """Copy the weights as they are."""
-        self.weights = {name: p.detach().to("cpu", copy=True) for name, p in params.items()}
-        self.file = None
-
-    def save(self, path: Path) -> None:
-        """Write a state dict."""
-        torch.save(self.weights, path)
-
-    def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
-        """Read it back; it stays on the CPU."""
-        self.weights = torch.load(path, weights_only=True, map_location="cpu")
-
-    def fingerprint(self) -> str:
-        """A hash of names and entries."""
-        digest = hashlib.sha256()
-        for name, tensor in self.weights.items():
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def forget(self) -> None:
-        """Hold nothing."""
-        self.weights, self.file = {}, None
 
 
 class InterpolationMonitor(Monitor):
@@ -100,15 +68,19 @@ class InterpolationMonitor(Monitor):
         verbose: print the values of each measurement.
         reference: ``"initial"``: the weights that this fit starts with, the initial ones or those
             to be fine-tuned.  ``"last_epoch"``: those that the epoch under way started with (after
-            a resume in its middle: those at the resume).  Or a checkpoint file or a state dict.
+            a resume in its middle: those at the resume).  Or a checkpoint file or a state dict,
+            which is copied here and now.
         resolution: points on the line, both ends among them.
         reestimate_batch_norm: in eval mode, estimate BatchNorm's running statistics from the probe
-            at every point.  Those of training are wrong on the way; ``False`` keeps them.
+            at every point, each process from its share.  Those of training are wrong on the way;
+            ``False`` keeps them.
         blocks: log the distance of each block (one per module) too; a mapping parameter name ->
             block names other blocks.
         other_probes: name -> data as ``probe`` takes it; the line is evaluated on each of them.
         third: a checkpoint file or a state dict: draw the plane through the reference, this one and
-            the weights now.
+            the weights now.  The budget then treats this callback as one that draws: it measures
+            when there is time for all of it, and once at the end of the fit in any case, with
+            fewer points along the plane's axes, down to 5, where it must.
         plane_resolution: points along each axis of that plane.
 
     Logged Metrics:
@@ -123,12 +95,14 @@ class InterpolationMonitor(Monitor):
         - ``interpolation/plane``: an image, with ``third``.
 
     Raises:
-        ValueError: an argument out of its range; weights that lack a measured parameter.
+        ValueError: an argument out of its range; weights that lack a measured parameter, or of
+            another shape.
         FileNotFoundError: a checkpoint is missing.
         MisconfigurationException: manual optimisation without a ``loss_fn``.
 
     Cost: ``resolution`` forwards of each probe, with re-estimated statistics twice as many, and
-    ``plane_resolution^2`` for a plane.  A copy of the weights in main memory, and a file of that
+    ``plane_resolution^2`` for a plane.  A copy in main memory of the parameters that
+    ``parameters`` names, also of those that are frozen so far, and for ``"initial"`` a file of that
     size beside the logs, from which a resumed run goes on.
 
     Source: Goodfellow et al., Qualitatively characterizing neural network optimization problems,
@@ -194,14 +168,16 @@ class InterpolationMonitor(Monitor):
                 f"{said}(other_probes={other_probes!r:.80}): expected a mapping from name to data"
             )
         for other in other_probes or {}:
-            if not isinstance(other, str) or not other or "/" in other:
+            if not isinstance(other, str) or not other or "/" in other or other == "reference":
                 raise ValueError(
-                    f"{said}(other_probes={{{other!r}: ...}}): expected a word, no '/'"
+                    f"{said}(other_probes={{{other!r}: ...}}): expected a word, no '/', and not "
+                    f"'reference'"
                 )
-        if reference not in ("initial", "last_epoch"):
-            _check_weights(said, "reference", reference)
+        if not isinstance(reference, str) or reference not in _LIVE:
+            words = "'initial', 'last_epoch'"
+            reference = own_weights(said, "reference", reference, words)
         if third is not None:
-            _check_weights(said, "third", third)
+            third = own_weights(said, "third", third)
         self.reference = reference
         self.resolution = resolution
         self.reestimate_batch_norm = reestimate_batch_norm
@@ -219,6 +195,7 @@ class InterpolationMonitor(Monitor):
                 )
         self.given_probes = tuple(self.other_probes.values())
         self.follows_epochs = reference == "last_epoch"
+        self.draws = third is not None  # type: ignore[misc]  # no price for a scalar
         self.tags = (
             "barrier",
             "distance",
@@ -228,6 +205,8 @@ class InterpolationMonitor(Monitor):
         self._from = Reference()
         self._third: Mapping[str, Any] = {}
         self._kept_reference = Kept("reference")
+        self._without_reference = False
+        self._plane_size = plane_resolution  # of the plane that is next
 
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; the names of blocks are known only later."""
@@ -253,8 +232,11 @@ class InterpolationMonitor(Monitor):
     @property
     def forwards(self) -> int:
         """Forwards of the probe that one measurement costs, about."""
-        points = self.resolution * (1 + len(self.other_probes))
-        return points + (0 if self.third is None else self.plane_resolution**2)
+        return self._on_lines + (0 if self.third is None else self.plane_resolution**2)
+
+    @property
+    def _on_lines(self) -> int:
+        return self.resolution * (1 + len(self.other_probes))
 
     @property
     def pictures(self) -> int:  # type: ignore[override]
@@ -266,32 +248,44 @@ class InterpolationMonitor(Monitor):
         """The line to where training has ended."""
         return True
 
+    @property
+    def coarse(self) -> str:
+        """How many points the last plane had, where they were fewer than asked for."""
+        if self.third is None or self._plane_size == self.plane_resolution:
+            return ""
+        size, full = self._plane_size, self.plane_resolution
+        return f"{size} x {size} of {full} x {full} points"
+
+    def settle_for(self, forwards: float | None) -> None:
+        """Take fewer points along the axes of the plane, down to 5."""
+        self._plane_size = self.plane_resolution
+        if forwards is None or self.third is None:
+            return
+        while self._plane_size > 5 and self._on_lines + self._plane_size**2 > forwards:
+            self._plane_size = max(self._plane_size - 2, 5)
+
     # -- the reference -------------------------------------------------------------------------
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Take the weights as they are, or read those that were given."""
+        if self._without_reference:  # that was another fit
+            self.disabled = self._without_reference = False
         measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
         params = self._params(pl_module)
         if self.third is not None:
-            self._third = self._given("third", self.third, measured, params)
-        if self.reference not in ("initial", "last_epoch"):
-            self._from.weights = self._given("reference", self.reference, measured, params)
+            said = "InterpolationMonitor(third=...)"
+            self._third = weights_for(said, self.third, measured, params)
+        if self.reference not in _LIVE:
+            said = "InterpolationMonitor(reference=...)"
+            self._from.weights = weights_for(said, self.reference, measured, params)
         elif is_sharded(pl_module):
-            self.disabled = True
-            self.say_once(
-                f"nothing is measured: under FSDP2 no copy of the weights is kept for "
-                f"reference={self.reference!r}; pass a checkpoint or a state dict"
-            )
-        elif self.reference == "last_epoch":
-            self._from.take(params)
-        elif not self._goes_on(trainer, params):
-            self._from.take(params)
-            self._kept_reference.told = None
-            if not getattr(trainer, "fast_dev_run", False):
-                recorder = session_of(trainer).recorder
-                # The same on all processes; rank zero writes.
-                if trainer.is_global_zero:
-                    self._kept_reference.write_as(self._file_name, self._from, recorder)
+            self._do_without("under FSDP2 no copy of the weights is kept")
+        elif self.reference == "initial" and self._goes_on(trainer, params):
+            pass
+        elif not session_of(trainer).trains:
+            self._do_without("no training has led to these weights")
+        else:
+            self._take(trainer, params)
 
     def _params(self, pl_module: LightningModule) -> dict[str, Tensor]:
         """All that may be measured in this fit: what is frozen so far, too."""
@@ -302,15 +296,36 @@ class InterpolationMonitor(Monitor):
             if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
 
+    def _do_without(self, reason: str) -> None:
+        self.disabled = self._without_reference = True
+        self.say_once(
+            f"nothing is measured, there is no reference={self.reference!r}: {reason}; pass a "
+            f"checkpoint file or a state dict"
+        )
+
+    def _take(self, trainer: Trainer, params: Mapping[str, Tensor]) -> None:
+        self._from.take(params)
+        if self.reference == "last_epoch":
+            if trainer.fit_loop.restarted_mid_epoch:
+                self.say_once(
+                    "this fit goes on in the middle of an epoch: until the next one begins the "
+                    "reference is what it goes on from"
+                )
+            return
+        self._kept_reference.told = None
+        # The same on all processes; rank zero writes.
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            recorder = session_of(trainer).recorder
+            name = f"{self.prefix.replace('/', '-')}-reference.pt"
+            self._kept_reference.write_as(name, self._from, recorder)
+
     def _goes_on(self, trainer: Trainer, params: Mapping[str, Tensor]) -> bool:
         """After a resume: whether the reference of the run before was found."""
         if not (self.resumed and trainer.ckpt_path) or trainer.global_step == 0:
             return False
         session = session_of(trainer)
-        told = trainer.strategy.broadcast(self._kept_reference.told)
-        self._kept_reference.told = told
         problem = "the checkpoint names none"
-        if told is not None:
+        if self._kept_reference.told is not None:
             problem = self._kept_reference.read(self._from, session.recorder, trainer)
         if not problem and {n: p.shape for n, p in params.items()} != {
             n: w.shape for n, w in self._from.weights.items()
@@ -324,46 +339,19 @@ class InterpolationMonitor(Monitor):
         )
         return False
 
-    @property
-    def _file_name(self) -> str:
-        return f"{self.prefix.replace('/', '-')}-reference.pt"
-
     def epoch_begins(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The end of the epoch before."""
-        if not is_sharded(pl_module):
+        """The end of the epoch before; without room for a copy nothing is measured in this one."""
+        try:
             self._from.take(self._params(pl_module))
-
-    def _given(
-        self,
-        argument: str,
-        weights: Weights,
-        measured: Mapping[str, Tensor],
-        params: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """The given weights: of what is measured all, of what may be measured later what is there.
-
-        Raises:
-            ValueError: one is missing, or of another shape.
-        """
-        said = f"InterpolationMonitor({argument}=...)"
-        state = read_weights(said, weights)
-        for name, parameter in measured.items():
-            found = state.get(name)
-            if not isinstance(found, Tensor) or found.shape != parameter.shape:
-                shape = tuple(found.shape) if isinstance(found, Tensor) else None
-                raise ValueError(
-                    f"{said}: {name!r} has shape {shape}, expected {tuple(parameter.shape)}; it "
-                    f"holds {list(state)[:4]}"
-                )
-        return {
-            name: state[name].detach().to("cpu", copy=True)
-            for name in params
-            if isinstance(state.get(name), Tensor)
-        }
+        except Exception as error:  # out of memory, most likely
+            self._from.forget()
+            self.say_once(f"the weights at the start of the epoch could not be kept: {error}")
 
     # -- a measurement -------------------------------------------------------------------------
 
     def measure(self, this_round: Round) -> Measured:
+        if not self._from.weights:
+            raise RuntimeError("there is no copy of the weights of the reference")
         reestimated = (
             self.reestimate_batch_norm
             and self.probe_mode == "eval"
@@ -374,11 +362,15 @@ class InterpolationMonitor(Monitor):
         line = self._line(this_round, objective, self.probe_in_use, reestimated)
         measured = Measured(
             {
-                self.key("barrier"): loss_barrier(line),
+                self.key("barrier"): line.metadata["barrier"],
                 self.key("distance"): line.metadata["norms"][0],
                 self.key("reference_loss"): float(line.losses[0]),
             },
-            {"barrier_definition": _BARRIER, "center_loss": line.center_loss},
+            {
+                "reference": self._words,
+                "barrier_definition": _BARRIER,
+                "center_loss": line.center_loss,
+            },
         )
         lines = {"": line}
         if self.blocks:
@@ -390,11 +382,11 @@ class InterpolationMonitor(Monitor):
             for what, value in (
                 ("loss", found.center_loss),
                 ("rise", found.center_loss - float(found.losses[0])),
-                ("barrier", loss_barrier(found)),
+                ("barrier", found.metadata["barrier"]),
             ):
                 measured.values[self.key(f"{other}_{what}")] = value
         for other, found in lines.items():
-            self._keep(measured, f"{other}-line" if other else "line", found)
+            self._keep(measured, f"line-{other}" if other else "line", found)
         if this_round.trainer.is_global_zero:
             measured.pictures[self.key("line")] = partial(_line_figure, lines)
         return measured
@@ -405,14 +397,22 @@ class InterpolationMonitor(Monitor):
         known = self._known(this_round, this_round.further_size(probe))
         known |= {"directions": [f"from {self._words}"], "reference": self._words}
         known |= {"batch_norm": "re-estimated"} if reestimated else {}
-        return line_between(objective, self._from.weights, None, self.resolution, metadata=known)
+        line = line_between(objective, self._from.weights, None, self.resolution, metadata=known)
+        line.metadata["barrier"] = loss_barrier(line)
+        return line
 
     def _add_plane(self, measured: Measured, this_round: Round, objective: Objective) -> None:
+        size, full = self._plane_size, self.plane_resolution
         known = self._known(this_round, this_round.probe_size(self))
-        known |= {"directions": [f"to {self._words}", "to the third"]}
-        plane = plane_through(
-            objective, self._from.weights, self._third, self.plane_resolution, metadata=known
-        )
+        known |= {"directions": [f"to {self._words}", "across to third"]}
+        known |= {} if size == full else {"coarse": {"wanted": [full] * 2, "taken": [size] * 2}}
+        try:
+            plane = plane_through(
+                objective, self._from.weights, self._third, resolution=size, metadata=known
+            )
+        except NoPlane as error:
+            self.say_once(f"a plane was left out: {error}")
+            return
         names = ("now", self._words, "third")
         for point, told in zip(plane.metadata["points"], names, strict=True):
             point["name"] = told
@@ -433,7 +433,6 @@ class InterpolationMonitor(Monitor):
             "epoch": this_round.trainer.current_epoch,
             "probe_samples": samples,
             "probe_mode": self.probe_mode,
-            "normalization": "none",
         }
 
     @property
@@ -470,22 +469,14 @@ class InterpolationMonitor(Monitor):
             self._third = {}
 
 
-def _check_weights(said: str, argument: str, weights: object) -> None:
-    if not isinstance(weights, (str, Path, Mapping)):
-        words = "'initial', 'last_epoch', " if argument == "reference" else ""
-        raise TypeError(
-            f"{said}({argument}={weights!r:.80}): expected {words}a checkpoint file or a state dict"
-        )
-    if not isinstance(weights, Mapping) and not Path(weights).is_file():
-        words = "; or 'initial', 'last_epoch'" if argument == "reference" else ""
-        raise FileNotFoundError(f"{said}({argument}={str(weights)!r}): no such file{words}")
-
-
 def _line_figure(lines: Mapping[str, Slice]) -> Figure:
     from lightning_landscape.figures import line_figure
+    from lightning_landscape.figures.words import number
 
-    names = [name or "probe" for name in lines] if len(lines) > 1 else None
-    return line_figure(list(lines.values()), names=names)
+    names = [
+        f"{name or 'probe'}, barrier {number(s.metadata['barrier'])}" for name, s in lines.items()
+    ]
+    return line_figure(list(lines.values()), names=names if len(lines) > 1 else None)
 
 
 def _plane_figure(plane: Slice) -> Figure:

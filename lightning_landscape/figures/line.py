@@ -19,6 +19,7 @@ from lightning_landscape.figures.canvas import (
     in_house_style,
     new_figure,
     set_ticks,
+    shortened,
     write_header,
 )
 from lightning_landscape.figures.data import (
@@ -71,7 +72,8 @@ def line_figure(
     grow by orders of magnitude. Points beyond the axis are marked by a triangle at its end with the
     words "> limit", points without a finite loss by a cross. Dashes show the validation loss, and
     along the optimizer's last step a circle is where it began, a star the lowest point, as far as
-    the metadata has them.
+    the metadata has them. On a line from a reference the circle is the reference and a grey line
+    joins the losses at both ends: the barrier is what rises above it.
 
     Args:
         slices: one slice with one coordinate axis, or several (directions, or steps).
@@ -249,8 +251,9 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
     if "reference" not in line.metadata:
         return
     x = line.coordinates[0]
-    ends = [0, -1]
-    axes.plot(x[ends], curve[ends], "-", color=GREY, linewidth=1.0, zorder=1.5)
+    between = np.linspace(x[0], x[-1], 200)  # bent, on a logarithmic axis
+    chord = np.interp(between, x[[0, -1]], curve[[0, -1]])
+    axes.plot(between, chord, "-", color=GREY, linewidth=1.0, zorder=1.5)
     axes.plot(
         x[:1], curve[:1], "o", color=color, markersize=7, zorder=6,
         markerfacecolor="white", markeredgewidth=1.4,
@@ -389,9 +392,11 @@ def _reference_words(lines: Sequence[Slice]) -> list[str]:
     """Says what the ends are, and the barrier above the grey line."""
     for line in lines:
         if "reference" in line.metadata:
+            barrier = line.metadata.get("barrier") if len(lines) == 1 else None
+            told = "" if barrier is None else f" {number(float(barrier))}"
             return [
-                f"circle: {line.metadata['reference']}, dot: now",
-                "barrier: what is above the grey line",
+                f"circle: {shortened(str(line.metadata['reference']), 30)}, dot: now",
+                f"barrier{told}: the most above the grey line",
             ]
     return []
 

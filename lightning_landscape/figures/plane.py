@@ -67,7 +67,8 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
     """Draws a 2-D slice: colour is the loss minus the loss at the weights.
 
     Dark blue lies below the weights, light orange above, contour lines carry the difference, the
-    cross is where the weights are. Cells without a finite loss are hatched. A unit of length is the
+    cross is where the weights are; diamonds are the other weights that the metadata name
+    (``points``). Cells without a finite loss are hatched. A unit of length is the
     same along both axes in weight space where the norms of the directions are known and the map
     would not become a narrow strip; otherwise the picture says "not to scale".
 
@@ -110,7 +111,9 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
     axes = figure.add_axes((0.155, bottom, 0.625, height))
     mesh = draw_map(axes, x, y, ground, scale)
     lines = ground if validation is None else np.ma.masked_invalid(centred(validation)[0])
-    _draw_contours(axes, x, y, lines, scale, None if path is None else path.drawn)
+    marked = [_points(slice), *([] if path is None else [path.drawn])]
+    keep_clear = np.concatenate(marked) if any(map(len, marked)) else None
+    _draw_contours(axes, x, y, lines, scale, keep_clear)
     if path is not None:
         draw_path(axes, path)
     _mark_points(axes, slice)
@@ -247,21 +250,27 @@ def mark_center(axes: Axes, size: float = 11.0) -> None:
 
 def _mark_points(axes: Axes, slice: Slice) -> None:
     """Marks and names the points in the metadata: other weights that lie in the plane."""
-    right = float(np.mean(axes.get_xlim()))
-    for point in slice.metadata.get("points") or ():
-        x, y = float(point["x"]), float(point["y"])
-        if x or y:
+    middle = float(np.mean(axes.get_xlim()))
+    for point, (x, y) in zip(slice.metadata.get("points") or (), _points(slice), strict=True):
+        # The weights' own name is below, so that a point close by can be told from them.
+        at_center = not (x or y)
+        if not at_center:
             axes.plot(
                 [x], [y], "D", color="white", markersize=8, markeredgecolor=INK,
                 markeredgewidth=1.4, zorder=5, scalex=False, scaley=False,
             )  # fmt: skip
-        # Beside the mark, towards the middle of the picture.
-        left_of = x > right
         label = axes.annotate(
-            str(point["name"]), (x, y), xytext=(-9 if left_of else 9, 0), fontsize=SMALL,
-            textcoords="offset points", ha="right" if left_of else "left", va="center", zorder=6,
+            shortened(str(point["name"]), 18), (x, y), xytext=(0, -9 if at_center else 9),
+            textcoords="offset points", ha="right" if x > middle else "left",
+            va="top" if at_center else "bottom", fontsize=SMALL, zorder=6,
         )  # fmt: skip
         label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+
+
+def _points(slice: Slice) -> NDArray[Any]:
+    """Returns where the named points are, one a row."""
+    known = slice.metadata.get("points") or ()
+    return np.array([[float(p["x"]), float(p["y"])] for p in known]).reshape(-1, 2)
 
 
 def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:

@@ -21,21 +21,35 @@ def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> N
     between two networks say, they are wrong, and a loss in eval mode says nothing.
 
     Args:
-        module: its BatchNorm layers that are in train mode get the cumulative mean over all their
-            calls, each call with the same weight; the others, and ``momentum``, stay as they are.
+        module: evaluated in train mode, into which it is put for that if it is not, whole.  In a
+            module that is in train mode already, layers in eval mode are frozen and keep what they
+            have.  Each other BatchNorm layer gets the cumulative mean over all its calls, each
+            call with the same weight.  Modes and ``momentum`` are as before afterwards.
         forward: evaluates the module on some batches; no gradients are recorded.
 
     Source: Izmailov et al., Averaging weights leads to wider optima and better generalization,
     UAI 2018 (the same as ``torch.optim.swa_utils.update_bn``).
+
+    Example:
+        >>> net = nn.BatchNorm1d(1).eval()
+        >>> reestimate_batch_norm(net, lambda: [net(torch.full((4, 1), x)) for x in (2.0, 6.0)])
+        >>> net.running_mean.item(), net.training
+        (4.0, False)
     """
-    norms = [norm for norm in running_norms(module) if norm.training]
-    momenta = [norm.momentum for norm in norms]
+    modes = [(m, m.training) for m in module.modules()]
+    momenta: list[tuple[_BatchNorm, float | None]] = []
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative mean
+        if not module.training:
+            module.train()
+        for norm in running_norms(module):
+            if norm.training:
+                momenta.append((norm, norm.momentum))
+                norm.reset_running_stats()
+                norm.momentum = None  # the cumulative mean
         with torch.no_grad():
             forward()
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in momenta:
             norm.momentum = momentum
+        for m, training in modes:
+            m.training = training

@@ -35,7 +35,7 @@ def line_between(
         A line whose coordinate is ``t - 1``: -1 at ``start``, 0 at ``end``.
 
     Raises:
-        ValueError: a parameter is missing, or of another shape.
+        ValueError: parameters are missing, or of another shape.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
 
@@ -77,7 +77,8 @@ def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> flo
             below 0; ``"mean"``: ``max_t L(t) - (L(0) + L(1)) / 2`` (Frankle et al. 2020).
 
     Returns:
-        The barrier in units of the loss; infinite or NaN where a loss on the way is.
+        The barrier in units of the loss.  Infinite where a loss on the way is; NaN where one is NaN
+        or an end is not finite.
 
     Raises:
         ValueError: the slice is a plane.
@@ -102,20 +103,23 @@ def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> flo
     return float(height.max())
 
 
+class NoPlane(ValueError):
+    """Three points that lie on one line."""
+
+
 def plane_through(
     objective: Objective,
     second: Vector,
     third: Vector,
+    *,
     resolution: int = 15,
     margin: float = 0.25,
-    *,
     metadata: Mapping[str, Any] | None = None,
 ) -> Slice:
     r"""The loss on the plane through the weights now and two other points.
 
-    The horizontal axis points from the weights now to ``second``; the vertical one is orthogonal to
-    it, on the side of ``third``.  Both directions have the length of the way to ``second``, so
-    that the picture is true to scale.
+    The directions are orthonormal: x points from the weights now to ``second``, y is what is left
+    of the way to ``third``.  So coordinates are distances in weight space.
 
     Args:
         objective: the loss.
@@ -126,7 +130,8 @@ def plane_through(
         metadata: kept in the result; ``points`` holds ``name``, ``x`` and ``y`` of the three.
 
     Raises:
-        ValueError: a parameter is missing or of another shape, or the three lie on one line.
+        ValueError: an argument out of its range; parameters are missing or of another shape.
+        NoPlane: the three lie on one line, as two that are the same do; a ``ValueError`` too.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
 
@@ -138,48 +143,70 @@ def plane_through(
     u = displacement(objective, second, "second")
     v = displacement(objective, third, "third")
     width = norm(u)
-    along = inner(v, u) / width**2 if width else 0.0
-    across = {name: v[name] - along * u[name] for name in v}
-    height = norm(across)
     # What is left over of a point on the line is the rounding of its weights.
+    eps = max(torch.finfo(p.dtype).eps for p in objective.params.values())
     size = norm({name: p.detach() for name, p in objective.params.items()}) + norm(v)
-    rounding = max(torch.finfo(t.dtype).eps for t in v.values())
-    if not width > rounding * size or not height > 10 * rounding * size:
-        raise ValueError("second and third lie on one line with the weights: they span no plane")
-    up = height / width
-    corners = {"weights": (0.0, 0.0), "second": (1.0, 0.0), "third": (along, up)}
+    rounding = 4 * eps * size
+    along, across = 0.0, dict(v)
+    if width > rounding:
+        u = scaled(u, 1 / width)
+        along = inner(v, u)
+        across = {name: v[name] - along * u[name] for name in v}
+    height = norm(across)
+    if not (width > rounding and height > rounding):
+        raise NoPlane(
+            f"second and third lie on one line with the weights now (at distances {width:.3g} and "
+            f"{norm(v):.3g}): expected three points that span a plane"
+        )
+    corners = {"weights": (0.0, 0.0), "second": (width, 0.0), "third": (along, height)}
     spans = []
-    for axis in (0, 1):
-        low = min(point[axis] for point in corners.values())
-        high = max(point[axis] for point in corners.values())
-        spans.append((low - margin * (high - low), high + margin * (high - low)))
-    points = [{"name": name, "x": x, "y": y} for name, (x, y) in corners.items()]
+    for places in zip(*corners.values(), strict=True):
+        beyond = margin * (max(places) - min(places))
+        spans.append((min(places) - beyond, max(places) + beyond))
     return plane_slice(
         objective,
         u,
-        scaled(across, 1 / up),
+        scaled(across, 1 / height),
         (spans[0], spans[1]),
         resolution,
-        metadata={"points": points, **(metadata or {})},
+        metadata={
+            "points": [{"name": name, "x": x, "y": y} for name, (x, y) in corners.items()],
+            **(metadata or {}),
+        },
     )
 
 
 def displacement(objective: Objective, weights: Vector, said: str) -> dict[str, Tensor]:
     """``weights`` less the weights now, over the objective's parameters."""
     moves = {}
-    for name, parameter in objective.params.items():
-        found = weights.get(name)
-        if not isinstance(found, Tensor):
+    for name, there in chosen_weights(said, weights, objective.params).items():
+        now = objective.params[name].detach()
+        wide = working_dtype(now.dtype)
+        moves[name] = there.detach().to(now.device, wide) - now.to(wide)
+    return moves
+
+
+def chosen_weights(said: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
+    """Those of ``weights`` that ``params`` names.
+
+    Raises:
+        ValueError: some are missing, or of another shape.
+    """
+    missing = [name for name in params if not isinstance(weights.get(name), Tensor)]
+    if missing:
+        raise ValueError(
+            f"{said} holds no parameter {_few(missing)}: expected all that are measured, it has "
+            f"{_few(list(weights))}"
+        )
+    for name, parameter in params.items():
+        if weights[name].shape != parameter.shape:
             raise ValueError(
-                f"{said} holds no parameter {name!r}: expected all that are measured, it has "
-                f"{list(weights)[:4]}"
-            )
-        if found.shape != parameter.shape:
-            raise ValueError(
-                f"{said}[{name!r}] has shape {tuple(found.shape)}: expected "
+                f"{said}[{name!r}] has shape {tuple(weights[name].shape)}: expected "
                 f"{tuple(parameter.shape)}"
             )
-        now = parameter.detach()
-        there = found.detach().to(now.device)
-        moves[name] = there.to(working_dtype(now.dtype)) - now.to(working_dtype(now.dtype))
-    return moves
+    return {name: weights[name] for name in params}
+
+
+def _few(names: list[str]) -> str:
+    told = ", ".join(map(repr, names[:4])) or "nothing"
+    return f"{told} and {len(names) - 4} more" if len(names) > 4 else told

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_landscape.geometry.batch_norm import reestimate_batch_norm
-from lightning_landscape.geometry.batches import Cut, LossFn, Term
+from lightning_landscape.geometry.batches import Cut, LossFn, Term, checked
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import join_batches
 from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
@@ -87,8 +87,9 @@ def reestimated_term(
 ) -> list[Term]:
     """The mean loss of a probe in eval mode, BatchNorm's statistics being those of the weights.
 
-    At each evaluation they are estimated anew from the batches of ``statistics``, in the modes that
-    the module trains in: layers that training leaves in eval mode keep their own.
+    At each evaluation they are estimated anew from the batches of ``statistics`` that this process
+    holds, in the modes that the module trains in: layers that training leaves in eval mode keep
+    their own.
     """
 
     def value(held: ProbeBatch) -> Tensor:
@@ -99,7 +100,7 @@ def reestimated_term(
             reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])
             isolation.leave_training()
             sums = [
-                value(held).detach() * (1 if reduction == "sum" else held.size)
+                checked(value(held)).detach() * (1 if reduction == "sum" else held.size)
                 for held in probe.batches
             ]
         # A sum is that of one batch with all examples, as in probe_terms.

@@ -15,7 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_landscape import InterpolationMonitor, SharpnessEarlyStopping, Slice
+from lightning_landscape import HessianMonitor, InterpolationMonitor, SharpnessEarlyStopping, Slice
+from lightning_landscape.callbacks.reference import Reference
+from lightning_landscape.measure import measure
 from tests.integration.test_resume import resume
 from tests.runs import differences, train
 from tests.small import Linear, regression
@@ -308,6 +310,296 @@ def test_manual_optimisation_and_dict_batches(tmp_path):
         train(Manual, data, [InterpolationMonitor()], tmp_path / "b", max_epochs=1)
 
 
+# -- references that are easily got wrong ---------------------------------------------------------
+
+
+def distance(one, other) -> float:
+    return math.sqrt(sum(float((one[n].double() - other[n].double()).square().sum()) for n in one))
+
+
+@pytest.mark.parametrize("argument", ["reference", "third"])
+def test_the_state_dict_of_the_live_module_is_copied(tmp_path, argument):
+    """``module.state_dict()`` holds the live tensors, which move: also in a second fit."""
+    module = Kept()
+    given = {n: p.clone() for n, p in module.state_dict().items()}
+    torch.manual_seed(3)
+    more = {} if argument == "reference" else {"reference": Kept().state_dict()}
+    monitor = InterpolationMonitor(
+        **more, **{argument: module.state_dict()}, probe=(X, Y), resolution=2, plane_resolution=2,
+        **EXACTLY,
+    )  # fmt: skip
+    for fit in range(2):
+        run(monitor, tmp_path / str(fit), module)
+        now = module.seen["step 12"]
+        if argument == "reference":
+            far = monitor.history[-1]["interpolation/distance"]
+        else:
+            path = tmp_path / str(fit) / "landscape" / "interpolation-plane-step00000012.npz"
+            place = Slice.load(path).metadata["points"][2]
+            far = math.hypot(place["x"], place["y"])
+        assert far == pytest.approx(distance(given, now), rel=1e-5)
+        assert far > 0.1
+
+
+def test_parameters_that_are_unfrozen_later(tmp_path):
+    """The reference holds them from the start on, so that their part of the way is whole."""
+
+    class Unfreezes(Kept):
+        def __init__(self):
+            super().__init__()
+            self.layer[0].requires_grad_(False)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.layer[2].parameters(), lr=0.05)
+
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            if self.current_epoch == 1:
+                self.layer[0].requires_grad_(True)
+                self.optimizers().add_param_group({"params": list(self.layer[0].parameters())})
+
+    monitor = InterpolationMonitor(probe=(X, Y), resolution=3, blocks=True, **EXACTLY)
+    module = run(monitor, tmp_path, Unfreezes())
+    assert (monitor.failed, len(monitor.history)) == (0, 4)
+    start, now = module.seen["start"], module.seen["step 12"]
+    row = monitor.history[-1]
+    assert row["interpolation/distance"] == pytest.approx(distance(start, now), rel=1e-5)
+    assert row["interpolation/reference_loss"] == pytest.approx(loss_of(module, start), rel=2e-6)
+    first = {n: p for n, p in start.items() if n.startswith("layer.0")}
+    assert row["interpolation/distance/layer.0"] == pytest.approx(distance(first, now), rel=1e-5)
+    assert "interpolation/distance/layer.0" not in monitor.history[0]
+
+
+def test_a_probe_and_a_monitor_of_one_name_have_files_of_their_own(tmp_path):
+    monitors = [
+        InterpolationMonitor(
+            probe=(X, Y), other_probes={"old": (2 * X, Y)}, resolution=2, **EXACTLY
+        ),
+        InterpolationMonitor(name="old", probe=(X, Y), resolution=3, **EXACTLY),
+    ]
+    run(monitors[0], tmp_path, callbacks=monitors[1:])
+    folder = tmp_path / "landscape"
+    of_probe = Slice.load(folder / "interpolation-line-old-step00000012.npz")
+    of_monitor = Slice.load(folder / "interpolation-old-line-step00000012.npz")
+    assert (len(of_probe.losses), len(of_monitor.losses)) == (2, 3)
+    row = monitors[0].history[-1]
+    assert of_probe.center_loss == row["interpolation/old_loss"]
+
+
+def test_three_on_one_line_cost_the_plane_only(tmp_path):
+    module = Kept()
+    monitor = InterpolationMonitor(
+        third=module.state_dict(), probe=(X, Y), resolution=3, plane_resolution=2, **EXACTLY
+    )
+    with pytest.warns(UserWarning, match="a plane was left out: .*lie on one line") as caught:
+        run(monitor, tmp_path, module)
+    assert sum("a plane was left out" in str(w.message) for w in caught) == 1
+    assert (monitor.failed, len(monitor.history)) == (0, 4)
+    assert not list((tmp_path / "landscape").glob("*plane*"))
+
+
+def test_the_last_epoch_after_a_resume_in_the_middle_of_one(tmp_path):
+    saver = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=5, save_top_k=-1)
+    settings = {"max_epochs": 3, "enable_checkpointing": True}
+    train(Kept, regression, [last_epoch(), saver], tmp_path / "a", **settings)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*step=5.ckpt")
+    later, module = last_epoch(), Kept()
+    with pytest.warns(UserWarning, match="epoch: this fit goes on in the middle of an epoch"):
+        resume(checkpoint, [later], tmp_path / "b", lambda: module, max_epochs=4)
+    rows = {row["step"]: row for row in later.history}
+    for step, when in ((6, "start"), (8, "epoch 2"), (12, "epoch 3")):
+        far = distance(module.seen[when], module.seen[f"step {step}"])
+        assert rows[step]["interpolation/epoch/distance"] == pytest.approx(far, rel=1e-5)
+
+
+def last_epoch():
+    return InterpolationMonitor(
+        name="epoch", reference="last_epoch", probe=(X, Y), resolution=2, every_n_train_steps=1,
+        max_overhead=None,
+    )  # fmt: skip
+
+
+def test_without_room_for_a_copy_training_goes_on(tmp_path, monkeypatch):
+    """The copy of epoch 1 fails: nothing is measured in it, and again from the next one on."""
+    takes, take = [], Reference.take
+
+    def full(self, params):
+        takes.append(len(takes))
+        if len(takes) == 3:  # at the start of the fit, then of each epoch
+            raise MemoryError("no room")
+        take(self, params)
+
+    monkeypatch.setattr(Reference, "take", full)
+    monitor = last_epoch()
+    with pytest.warns(UserWarning, match="could not be kept: no room") as caught:
+        run(monitor, tmp_path)
+    told = [str(w.message) for w in caught]
+    assert any("there is no copy of the weights of the reference" in words for words in told)
+    assert {row["epoch"] for row in monitor.history} == {0}
+    assert (monitor.failed, monitor.disabled) == (3, True)
+
+
+def test_a_loss_of_another_kind_is_said_with_statistics_re_estimated(tmp_path):
+    monitor = InterpolationMonitor(
+        loss_fn=lambda *_: {"a": 1.0}, probe=(X, Y), probe_mode="eval", resolution=2, **EXACTLY
+    )
+    with pytest.warns(UserWarning, match="loss_fn returned dict: expected a scalar tensor"):
+        run(monitor, tmp_path, Normed())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_as_they_are(tmp_path, frozen):
+    """A layer that trains in eval mode has its statistics for good; the loss now is the plain one.
+
+    Without freezing the one re-estimated differs from it.
+    """
+
+    class Frozen(Normed):
+        def __init__(self):
+            super().__init__()
+            self.layer[1].running_mean.fill_(0.5)  # of a training before
+            self.layer[1].running_var.fill_(3.0)
+
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            self.layer[1].train(not frozen)
+
+    class Plain(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            modes = [(m, m.training) for m in pl_module.modules()]
+            pl_module.eval()
+            with torch.no_grad():
+                self.loss = float(pl_module.training_step((X, Y), 0))
+            for m, training in modes:
+                m.training = training
+
+    plain = Plain()
+    monitor = InterpolationMonitor(probe=(X, Y), probe_mode="eval", resolution=2, **EXACTLY)
+    run(monitor, tmp_path, Frozen(), callbacks=[plain])
+    assert (monitor.history[-1]["center_loss"] == pytest.approx(plain.loss, rel=1e-6)) is frozen
+
+
+# -- finished models ------------------------------------------------------------------------------
+
+
+def test_a_finished_model_has_no_start(tmp_path):
+    with (
+        pytest.warns(UserWarning, match="no reference='initial': no training has led to these"),
+        pytest.raises(RuntimeError, match="nothing could be measured"),
+    ):
+        measure(
+            Kept(), regression(), callbacks=[InterpolationMonitor()], logdir=tmp_path,
+            progress=False,
+        )  # fmt: skip
+
+
+def test_a_checkpoint_is_measured_as_the_live_run_was(tmp_path):
+    """Also with ``"initial"``, whose file the checkpoint names; or beside a given state dict."""
+    first, checkpoint = begun(tmp_path)
+    found = measure(
+        Kept(), regression(), checkpoint=checkpoint, callbacks=monitors(), logdir=tmp_path / "m",
+        progress=False,
+    )  # fmt: skip
+    live = next(row for row in first.history if row["step"] == found.step)
+    for key in ("barrier", "distance", "reference_loss"):
+        assert found.values[f"interpolation/{key}"] == live[f"interpolation/{key}"]
+    assert found.values["interpolation/distance"] > 0.1
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+def test_a_plane_is_a_picture_and_a_line_is_none(tmp_path):
+    """Scalars are had at once; a plane waits for its time, and at the end what fits is drawn."""
+    torch.manual_seed(8)
+    third = Kept().state_dict()
+    common = {"probe": (X, Y), "every_n_train_steps": 1, "max_overhead": 1e-9, "resolution": 3}
+    line = InterpolationMonitor(name="line", **common)
+    plane = InterpolationMonitor(name="plane", third=third, **common)
+    run(plane, tmp_path, callbacks=[line])
+    assert [row["step"] for row in line.history] == [1, 12]
+    assert [row["step"] for row in plane.history] == [12]
+    assert plane.coarse == "5 x 5 of 15 x 15 points"
+    drawn = Slice.load(tmp_path / "landscape" / "interpolation-plane-plane-step00000012.npz")
+    assert drawn.losses.shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("forwards", "size", "coarse"),
+    [
+        (None, 15, ""),
+        (1000, 15, ""),
+        (247, 15, ""),  # 2 lines of 11 points and 225
+        (246, 13, "13 x 13 of 15 x 15 points"),
+        (47, 5, "5 x 5 of 15 x 15 points"),
+        (46, 5, "5 x 5 of 15 x 15 points"),
+        (0, 5, "5 x 5 of 15 x 15 points"),
+    ],
+)
+def test_the_plane_shrinks_to_what_is_left(forwards, size, coarse):
+    monitor = InterpolationMonitor(third=Kept().state_dict(), other_probes={"o": (X, Y)})
+    monitor.settle_for(forwards)
+    assert (monitor._plane_size, monitor.coarse) == (size, coarse)
+    assert monitor.forwards == 247
+    small = InterpolationMonitor(third=Kept().state_dict(), plane_resolution=4)
+    small.settle_for(0)
+    assert small.coarse == ""
+    alone = InterpolationMonitor()
+    alone.settle_for(forwards)
+    assert (alone.coarse, alone.forwards, alone.draws) == ("", 11, False)
+
+
+def test_a_coarse_plane_says_so(tmp_path):
+    torch.manual_seed(8)
+
+    class Poor(InterpolationMonitor):
+        def settle_for(self, forwards):
+            super().settle_for(60)
+
+    monitor = Poor(third=Kept().state_dict(), probe=(X, Y), resolution=2, **EXACTLY)
+    run(monitor, tmp_path, max_epochs=1)
+    plane = Slice.load(tmp_path / "landscape" / "interpolation-plane-step00000003.npz")
+    assert plane.losses.shape == (7, 7)
+    assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [7, 7]}
+
+
+def test_the_copy_at_the_start_of_an_epoch_is_paid_for(tmp_path, monkeypatch):
+    """By a clock that only the copy moves."""
+    take, clock, spent = Reference.take, [0.0], []
+
+    def slow(self, params):
+        take(self, params)
+        clock[0] += 100.0
+
+    class Watch(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            spent.append(monitor._session.account.budget.spent)
+
+    monkeypatch.setattr(Reference, "take", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monitor = last_epoch()
+    run(monitor, tmp_path, callbacks=[Watch()], max_epochs=3)
+    assert np.diff(spent).tolist() == [100.0, 100.0]
+
+
+def test_two_references_beside_a_hessian(tmp_path):
+    """Three callbacks share a round; each has its own keys."""
+    callbacks = [
+        InterpolationMonitor(probe=(X, Y), resolution=2, **EXACTLY),
+        InterpolationMonitor(
+            name="epoch", reference="last_epoch", probe=(X, Y), resolution=2, **EXACTLY
+        ),
+        HessianMonitor(probe=(X, Y), max_hvps=5, **EXACTLY),
+    ]
+    module = run(callbacks[0], tmp_path, callbacks=callbacks[1:])
+    rows = [callback.history[-1] for callback in callbacks]
+    now = module.seen["step 12"]
+    for row, prefix, when in ((rows[0], "", "start"), (rows[1], "/epoch", "epoch 3")):
+        far = distance(module.seen[when], now)
+        assert row[f"interpolation{prefix}/distance"] == pytest.approx(far, rel=1e-5)
+    assert rows[2]["hessian/top_eigenvalue"] > 0
+
+
 # -- wrong arguments ------------------------------------------------------------------------------
 
 
@@ -326,6 +618,11 @@ def test_manual_optimisation_and_dict_batches(tmp_path):
             TypeError,
             r"(?s)other_probes=.*\): expected a mapping from name to",
         ),
+        (
+            {"other_probes": {"reference": X}},
+            ValueError,
+            r"other_probes=\{'reference': ...\}\): expected a word, no '/', and not 'reference'",
+        ),
         ({"other_probes": {"a/b": X}}, ValueError, r"other_probes=\{'a/b': ...\}\): expected a w"),
         (
             {"other_probes": {"old": None}},
@@ -342,8 +639,14 @@ def test_messages(arguments, error, message):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, r"reference=...\): 'layer.0.weight' has shape None, expected \(6, 5\)"),
-        ({"layer.0.weight": torch.zeros(2)}, r"has shape \(2,\), expected \(6, 5\); it holds"),
+        (
+            {},
+            r"reference=...\) holds no parameter 'layer.0.weight', 'layer.0.bias', .*nothing",
+        ),
+        (
+            {**Kept().state_dict(), "layer.0.weight": torch.zeros(2)},
+            r"'\] has shape \(2,\): expected \(6, 5\)",
+        ),
     ],
 )
 def test_a_reference_of_another_network_ends_the_run_before_training(tmp_path, state, message):

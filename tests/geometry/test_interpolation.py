@@ -157,16 +157,15 @@ def test_the_plane_goes_through_all_three():
     points = plane.metadata["points"]
     assert [point["name"] for point in points] == ["weights", "second", "third"]
     assert plane.metadata["cosine"] == pytest.approx(0.0, abs=1e-12)
-    lengths = plane.metadata["norms"]
-    assert lengths[0] == pytest.approx(lengths[1])
-    places = np.array([[p["x"], p["y"]] for p in points]) * lengths[0]
-    for i, j in ((0, 1), (0, 2), (1, 2)):  # true to scale
+    assert plane.metadata["norms"] == pytest.approx([1.0, 1.0])
+    places = np.array([[p["x"], p["y"]] for p in points])
+    for i, j in ((0, 1), (0, 2), (1, 2)):  # coordinates are distances
         apart = torch.cat(
             [
                 (a - b).flatten()
                 for a, b in zip(nets[i].parameters(), nets[j].parameters(), strict=True)
             ]
-        )
+        ).detach()
         assert np.hypot(*(places[i] - places[j])) == pytest.approx(float(apart.norm()))
     assert all(
         axis[0] < point[name] < axis[-1]
@@ -174,13 +173,13 @@ def test_the_plane_goes_through_all_three():
         for point in points
     )
     # Without a margin two corners are marked points: the losses there are those of the networks.
-    corners = plane_through(objective, weights(nets[1]), weights(nets[2]), 2, margin=0.0)
-    assert 0.0 < points[2]["x"] < 1.0
+    corners = plane_through(objective, weights(nets[1]), weights(nets[2]), resolution=2, margin=0.0)
+    assert 0.0 < points[2]["x"] < points[1]["x"]
     expected = [loss_of(net, x, y)().item() for net in nets[:2]]
     np.testing.assert_allclose(corners.losses[0], expected, rtol=1e-12)
     # And that of the third, seen from itself.
     objective = Objective(loss_of(nets[2], x, y), dict(nets[2].named_parameters()))
-    corners = plane_through(objective, weights(nets[0]), weights(nets[1]), 2, margin=0.0)
+    corners = plane_through(objective, weights(nets[0]), weights(nets[1]), resolution=2, margin=0.0)
     expected = [loss_of(nets[i], x, y)().item() for i in (2, 0)]
     np.testing.assert_allclose(corners.losses[0], expected, rtol=1e-12)
 
@@ -190,10 +189,27 @@ def test_three_on_a_line_span_no_plane():
     x, y = normal(20, 6).float(), torch.arange(20) % 3
     objective = Objective(loss_of(one, x, y), dict(one.named_parameters()))
     half = weights(mixed(one, two, 0.5))
-    with pytest.raises(ValueError, match="they span no plane"):
+    with pytest.raises(ValueError, match="three points that span a plane"):
         plane_through(objective, weights(two), half)
-    with pytest.raises(ValueError, match="they span no plane"):
+    with pytest.raises(ValueError, match="three points that span a plane"):
         plane_through(objective, weights(one), half)
+    with pytest.raises(ValueError, match=r"at distances 0 and 0\): expected three points"):
+        plane_through(objective, weights(one), weights(one))
+
+
+def test_a_thin_triangle_spans_a_plane():
+    """The third point is 1e-3 of the distance off the line: far above rounding in float32."""
+    one, two = network(1), network(2)
+    x, y = normal(20, 6).float(), torch.arange(20) % 3
+    objective = Objective(loss_of(one, x, y), dict(one.named_parameters()))
+    third = weights(mixed(one, two, 0.5))
+    apart = sum(float((a - b).square().sum()) for a, b in
+                zip(weights(one).values(), weights(two).values(), strict=True)) ** 0.5  # fmt: skip
+    third["0.bias"] = third["0.bias"] + 1e-3 * apart / 3
+    plane = plane_through(objective, weights(two), third, resolution=2)
+    corner = plane.metadata["points"][2]
+    assert corner["x"] == pytest.approx(apart / 2, rel=1e-2)
+    assert 0 < corner["y"] <= 1.001e-3 * apart
 
 
 # -- BatchNorm ------------------------------------------------------------------------------------
@@ -205,6 +221,7 @@ def with_norm(seed: int) -> nn.Module:
     net.train()
     for _ in range(20):
         net(torch.randn(32, 6))
+    net[1].momentum = 0.2
     return net
 
 
@@ -216,8 +233,22 @@ def test_re_estimated_statistics_are_those_of_torch():
     reestimate_batch_norm(net, lambda: [net(batch) for batch in batches])
     for name, buffer in net.named_buffers():
         torch.testing.assert_close(buffer, dict(twin.named_buffers())[name], rtol=1e-6, atol=1e-7)
-    assert net[1].momentum == 0.1
+    assert net[1].momentum == 0.2
     assert net[1].training
+
+
+def test_a_module_in_eval_mode_is_put_in_train_mode_and_back():
+    """As ``update_bn`` does; otherwise nothing would be estimated at all."""
+    net = with_norm(0).eval()
+    batches = [normal(16, 6, seed=seed).float() for seed in range(3)]
+    twin = copy.deepcopy(net)
+    update_bn(batches, twin)
+    before = net[1].running_mean.clone()
+    reestimate_batch_norm(net, lambda: [net(batch) for batch in batches])
+    assert not torch.equal(net[1].running_mean, before)
+    torch.testing.assert_close(net[1].running_mean, twin[1].running_mean)
+    torch.testing.assert_close(net[1].running_var, twin[1].running_var)
+    assert not any(m.training for m in net.modules())
 
 
 def test_layers_in_eval_mode_keep_their_statistics_and_all_is_put_back_after_a_fault():
@@ -229,7 +260,11 @@ def test_layers_in_eval_mode_keep_their_statistics_and_all_is_put_back_after_a_f
     net.train()
     with pytest.raises(RuntimeError, match="stop"):
         reestimate_batch_norm(net, lambda: (_ for _ in ()).throw(RuntimeError("stop")))
-    assert net[1].momentum == 0.1
+    assert net[1].momentum == 0.2
+    net.eval()
+    with pytest.raises(RuntimeError, match="stop"):
+        reestimate_batch_norm(net, lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert not any(m.training for m in net.modules())
 
 
 # -- wrong arguments ------------------------------------------------------------------------------
@@ -239,7 +274,14 @@ def test_layers_in_eval_mode_keep_their_statistics_and_all_is_put_back_after_a_f
     ("call", "message"),
     [
         (lambda o, w: line_between(o, w, resolution=1), r"resolution=1: expected an integer >= 2"),
-        (lambda o, w: line_between(o, {}), r"start holds no parameter '0.weight': expected all"),
+        (
+            lambda o, w: line_between(o, {}),
+            r"start holds no parameter '0.weight', '0.bias', '2.weight', '2.bias': expected",
+        ),
+        (
+            lambda o, w: line_between(o, {n: w[n] for n in list(w)[:3]}),
+            r"no parameter '2.bias': .* it has '0.weight', '0.bias', '2.weight'",
+        ),
         (
             lambda o, w: line_between(o, w, {**w, "0.bias": torch.zeros(2)}),
             r"end\['0.bias'\] has shape \(2,\): expected \(9,\)",

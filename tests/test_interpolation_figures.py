@@ -1,0 +1,133 @@
+"""Pictures of an interpolation, read back from the figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lightning_landscape.callbacks.interpolation import _line_figure
+from lightning_landscape.figures import ColorScale, line_figure, plane_figure
+from lightning_landscape.figures.canvas import GREY
+from lightning_landscape.geometry.slices import Slice
+
+LOSSES = np.array([2.0, 5.0, 3.0, 0.5, 1.0])
+KNOWN = {"step": 7, "norms": [12.3], "directions": ["from the start"], "reference": "the start"}
+
+
+def line(losses: np.ndarray = LOSSES, **more: object) -> Slice:
+    return Slice((np.linspace(-1, 0, len(losses)),), losses, float(losses[-1]), {**KNOWN, **more})
+
+
+def marks_of(figure: Figure) -> dict[tuple[float, float], bool]:
+    """Where round marks are, and whether they are filled."""
+    return {
+        (float(c.get_xdata()[0]), float(c.get_ydata()[0])): c.get_markerfacecolor() != "white"
+        for c in figure.axes[0].lines
+        if c.get_marker() == "o"
+    }
+
+
+def words_of(figure: Figure) -> str:
+    legend = [text.get_text() for box in figure.legends for text in box.get_texts()]
+    return "\n".join([figure.get_suptitle(), *(t.get_text() for t in figure.texts), *legend])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scaled):
+    """On a logarithmic axis the straight line between two losses is a bent one."""
+    figure = line_figure(line(), scale=ColorScale(0.1, 10.0) if scaled else None)
+    (chord,) = [
+        c
+        for c in figure.axes[0].lines
+        if to_rgba(c.get_color()) == to_rgba(GREY) and len(c.get_xdata()) > 2
+    ]
+    x, y = chord.get_data()
+    assert (x[0], x[-1]) == (-1.0, 0.0)
+    at_reference, now = (1.0, 0.0) if scaled else (2.0, 1.0)
+    np.testing.assert_allclose(y, at_reference * -x + now * (1 + x), atol=1e-12)
+    assert marks_of(figure) == {(-1.0, at_reference): False, (0.0, now): True}
+
+
+def test_a_line_names_its_ends_their_distance_and_the_barrier():
+    words = words_of(line_figure(line(barrier=3.25)))
+    assert "circle: the start, dot: now" in words
+    assert "barrier 3.25: the most above the grey line" in words
+    assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
+    plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)
+    assert "grey" not in words_of(line_figure(plain))
+    assert len(marks_of(line_figure(plain))) == 1
+
+
+def test_each_probe_has_its_barrier_in_the_legend():
+    words = words_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
+    assert words.startswith("step 7\n")
+    assert "probe, barrier 3.25\nold, barrier 0.5" in words
+    assert "barrier: the most above" in words
+
+
+def test_an_end_without_a_finite_loss_draws_no_grey_line():
+    figure = line_figure(line(np.array([np.nan, 1.0, 2.0])))
+    greys = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 200]
+    assert len(greys) == 1
+    assert np.isfinite(greys[0].get_ydata()).sum() <= 1  # a line needs two points
+
+
+def plane(**places: tuple[float, float]) -> Slice:
+    x, y = np.linspace(-2, 6, 5), np.linspace(-1, 3, 5)
+    points = [{"name": name, "x": at[0], "y": at[1]} for name, at in places.items()]
+    losses = 1 + x[None, :] ** 2 + y[:, None] ** 2
+    return Slice((x, y), losses, 1.0, {"norms": [1.0, 1.0], "points": points})
+
+
+def test_points_of_a_plane_are_marked_and_named():
+    figure = plane_figure(plane(now=(0.0, 0.0), first=(4.0, 0.0), third=(1.0, 2.0)))
+    axes = figure.axes[0]
+    diamonds = [
+        (float(c.get_xdata()[0]), float(c.get_ydata()[0]))
+        for c in axes.lines
+        if c.get_marker() == "D"
+    ]
+    assert diamonds == [(4.0, 0.0), (1.0, 2.0)]  # the weights have their cross
+    named = {t.get_text(): t.xy for t in axes.texts if hasattr(t, "xy")}
+    assert named == {"now": (0.0, 0.0), "first": (4.0, 0.0), "third": (1.0, 2.0)}
+    assert axes.get_xlim() == pytest.approx((-3.0, 7.0))  # the marks do not move them
+
+
+def test_names_of_points_close_by_do_not_overlap():
+    figure = plane_figure(plane(now=(0.0, 0.0), near=(0.05, 0.0), third=(1.0, 2.0)))
+    figure.canvas.draw()
+    boxes = {t.get_text(): t.get_window_extent() for t in figure.axes[0].texts if hasattr(t, "xy")}
+    assert not boxes["now"].overlaps(boxes["near"])
+    marks = [c.get_window_extent() for c in figure.axes[0].lines if c.get_marker() == "D"]
+    assert not any(box.overlaps(mark) for box in boxes.values() for mark in marks)
+
+
+def test_names_end_inside_the_picture():
+    figure = plane_figure(plane(now=(0.0, 0.0), **{"a" * 60: (5.9, 0.0), "b" * 60: (-1.9, 2.0)}))
+    figure.canvas.draw()
+    for text in figure.axes[0].texts:
+        if hasattr(text, "xy"):
+            box = text.get_window_extent()
+            assert box.x0 >= 0
+            assert box.x1 <= figure.axes[1].get_window_extent().x0
+
+
+def numbers_of(figure: Figure) -> list[Text]:
+    """The numbers on the contours: the texts that name no point."""
+    figure.canvas.draw()
+    return [t for t in figure.axes[0].texts if not hasattr(t, "xy")]
+
+
+def test_numbers_of_contours_stay_clear_of_the_points():
+    """Points where the numbers would be without them."""
+    before = numbers_of(plane_figure(plane()))
+    places = {f"p{i}": tuple(map(float, t.get_position())) for i, t in enumerate(before)}
+    figure = plane_figure(plane(now=(0.0, 0.0), **places))
+    numbers = [t.get_window_extent() for t in numbers_of(figure)]
+    marks = [c.get_window_extent() for c in figure.axes[0].lines if c.get_marker() == "D"]
+    assert numbers
+    assert len(marks) >= 2
+    assert not any(number.overlaps(mark) for number in numbers for mark in marks)
