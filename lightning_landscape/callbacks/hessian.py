@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from lightning_landscape.geometry.blocks import block_eigenvalues
-from lightning_landscape.geometry.edge_ratio import edge_ratio
+from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.sharpness import curvature_along
@@ -65,7 +66,8 @@ class HessianMonitor(Monitor):
         rtol: estimated relative error of the eigenvalue at which it stops before that; ``None``:
             half of ``tol``; 0: the residual alone decides.
         max_hvps: most products one eigenvalue problem may take.
-        min_eigenvalue: log the smallest eigenvalue too.
+        min_eigenvalue: log the smallest eigenvalue too.  Here too ``tol`` and ``rtol`` are relative
+            to the largest |eigenvalue|: one of a hundredth of it needs smaller ones.
         trace_samples: log the trace, its standard error and the Frobenius norm from this many
             products (30 give a few per cent); 0: none.
         density_samples: draw the spectral density from this many start vectors (10 is usual, each
@@ -92,6 +94,9 @@ class HessianMonitor(Monitor):
         - ``hessian/density``: an image, and an ``.npz`` beside the logs; at the end of the fit
           ``hessian/density_film``, an image of all of them.
         - ``hessian/engine``: as text, once: how the products were made, and why.
+
+        In ``history`` each row has ``"residuals"`` too: key -> residual, for all eigenvalues and
+        ratios.  Some eigenvalue lies within it.
 
     Raises:
         ValueError: an argument out of its range.
@@ -250,21 +255,21 @@ class HessianMonitor(Monitor):
                 f"fell to tol={self.tol}, so the value may be too low by about the residual; "
                 f"raise max_hvps or tol"
             )
-        values = {
-            self.key("top_eigenvalue"): float(result.eigenvalues[0]),
-            self.key("residual"): float(result.residuals[0]),
-        }
+        measured = Measured()
+        values = measured.values
+        self._add(measured, "top_eigenvalue", result.eigenvalues[0], result.residuals[0])
+        values[self.key("residual")] = float(result.residuals[0])
         for index in range(1, self.k):
-            values[self.key(f"eigenvalue_{index + 1}")] = float(result.eigenvalues[index])
-        values |= self._edge_values(this_round, objective, result)
-        measured = Measured(values)
+            name = f"eigenvalue_{index + 1}"
+            self._add(measured, name, result.eigenvalues[index], result.residuals[index])
+        self._add_edge(measured, this_round, objective, result)
         self._add_spectrum(objective, measured, this_round)
         if self.update_curvature and this_round.steps(self, self.key("update_curvature")):
             update = this_round.last_update(objective)
             values[self.key("update_curvature")] = curvature_along(objective, update)
         values[self.key("hvps")] = float(objective.hvps - before)
         if self.batch_edge_ratio and this_round.steps(self, self.key("batch_edge_ratio")):
-            values |= self._batch_values(this_round)
+            self._add_batch(measured, this_round)
         if result.asymmetry > _ASYMMETRY:
             self.say_once(
                 f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
@@ -282,37 +287,53 @@ class HessianMonitor(Monitor):
             drawn[self.key("density_film")] = partial(_density_film, densities, label)
         return Measured(pictures=dict(drawn))
 
+    def _add(
+        self, measured: Measured, name: str, value: Tensor | float, residual: Tensor | float
+    ) -> None:
+        """A value, and in the history how sure it is."""
+        key, found, within = self.key(name), float(value), float(residual)
+        measured.values[key] = found
+        measured.facts.setdefault("residuals", {})[key] = within
+        if within > abs(found):
+            self.say_once(
+                f"{key} is small beside the largest eigenvalue seen, and known to within its "
+                f"residual only ({found:.3g}, residual {within:.3g}): tol={self.tol} is relative "
+                f"to the largest; where it matters pass a smaller tol, rtol=0 and a larger max_hvps"
+            )
+
     # -- the edge ------------------------------------------------------------------------------
 
-    def _edge_values(
-        self, this_round: Round, objective: Objective, result: EigenResult
-    ) -> dict[str, float]:
+    def _add_edge(
+        self, measured: Measured, this_round: Round, objective: Objective, result: EigenResult
+    ) -> None:
+        values = measured.values
         edge = self._edge(this_round, objective)
         if edge is None:
-            return _unknown(result, self.key("edge_ratio"))
-        ratio = self._ratio("preconditioned", objective, edge, result)
+            values |= _unknown(result, self.key("edge_ratio"))
+            return
+        found = self._ratio("preconditioned", objective, edge, result)
         # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
-        values = {self.key("edge_ratio"): ratio * share}
+        self._add(measured, "edge_ratio", found.ratio * share, found.residual * share)
         if edge.edge is not None:
             values[self.key("edge")] = edge.edge / share
             if edge.preconditioner:
-                values[self.key("preconditioned_eigenvalue")] = ratio * edge.edge
+                values[self.key("preconditioned_eigenvalue")] = found.ratio * edge.edge
         else:
             self.say_once(f"{self.key('edge')} is not logged: {edge.note}")
-        return values
 
-    def _batch_values(self, this_round: Round) -> dict[str, float]:
+    def _add_batch(self, measured: Measured, this_round: Round) -> None:
         objective = this_round.batch_objective(self)
         result = top_eigenvalues(objective, init=self._start("batch", objective), **self._settings)
         self._keep("batch", result)
         edge = self._edge(this_round, objective)
         if edge is None:
-            return _unknown(result, self.key("batch_edge_ratio"))
-        ratio = self._ratio("preconditioned batch", objective, edge, result)
-        return {self.key("batch_edge_ratio"): ratio}
+            measured.values |= _unknown(result, self.key("batch_edge_ratio"))
+            return
+        found = self._ratio("preconditioned batch", objective, edge, result)
+        self._add(measured, "batch_edge_ratio", found.ratio, found.residual)
 
     def _edge(self, this_round: Round, objective: Objective) -> StabilityEdge | None:
         gradient_norm = norm(objective.gradient())
@@ -330,13 +351,13 @@ class HessianMonitor(Monitor):
 
     def _ratio(
         self, problem: str, objective: Objective, edge: StabilityEdge, plain: EigenResult
-    ) -> float:
+    ) -> EdgeRatio:
         found = edge_ratio(
             objective, edge, plain, init=self._start(problem, objective), **self._settings
         )
         if found.solved is not None:
             self._keep(problem, found.solved)
-        return found.ratio
+        return found
 
     # -- more of the spectrum ------------------------------------------------------------------
 
@@ -347,14 +368,14 @@ class HessianMonitor(Monitor):
             start = self._start("min", objective)
             smallest = top_eigenvalues(objective, which="SA", init=start, **self._settings)
             self._keep("min", smallest)
-            values[self.key("min_eigenvalue")] = float(smallest.eigenvalues[0])
+            self._add(measured, "min_eigenvalue", smallest.eigenvalues[0], smallest.residuals[0])
         if self.blocks:
             tops = block_eigenvalues(
                 objective, named, init=self._block_starts(objective), **self._settings
             )
             for block, found in tops.items():
                 self._keep(f"block {block}", found)
-                values[self.key(f"block/{block}")] = float(found.eigenvalues[0])
+                self._add(measured, f"block/{block}", found.eigenvalues[0], found.residuals[0])
         if self.trace_samples:
             trace = hessian_trace(objective, self.trace_samples, blocks=named)
             values[self.key("trace")] = trace.value

@@ -20,10 +20,12 @@ class EdgeRatio:
     Attributes:
         ratio: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``; 1 is the edge.
         solved: the eigenvalues of that matrix; ``None`` where the plain ones were enough.
+        residual: of the ratio: half an eigenvalue of that matrix lies within this distance of it.
     """
 
     ratio: float
     solved: EigenResult | None
+    residual: float
 
 
 def edge_ratio(
@@ -63,7 +65,8 @@ def edge_ratio(
     uniform = _common_number(scale)
     decay = _common_number({name: edge.weight_decay[name] for name in objective.params})
     if uniform is not None and decay is not None and not edge.maximize:
-        return EdgeRatio(uniform * (float(plain.eigenvalues[0]) + decay) / 2, None)
+        ratio = uniform * (float(plain.eigenvalues[0]) + decay) / 2
+        return EdgeRatio(ratio, None, uniform * float(plain.residuals[0]) / 2)
     solved = top_eigenvalues(
         _Descended(objective, edge),
         method=method,
@@ -73,7 +76,7 @@ def edge_ratio(
         rtol=rtol,
         preconditioner={name: _inverse(step) for name, step in scale.items()},
     )
-    return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved)
+    return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved, float(solved.residuals[0]) / 2)
 
 
 class _Descended:

@@ -217,6 +217,8 @@ def _settings(run: Run) -> str:
             name = key if "/" in key or not monitor else f"{monitor}/{key}"
             if key in ("step", "monitor") or (is_number(value) and name in drawn):
                 continue
+            if isinstance(value, dict):  # one more number for each value, not a setting
+                continue
             facts.setdefault(monitor, {}).setdefault(key, []).append(value)
     for film in run.films:
         frame = next(iter(film.frames.values()))

@@ -82,9 +82,14 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
         if not isinstance(row, dict) or not _is_step(row.get("step")):
             damaged += 1
             continue
-        filled = {key: math.nan if value is None else value for key, value in row.items()}
-        rows[row["step"], str(row.get("monitor")), frozenset(row)] = filled
+        rows[row["step"], str(row.get("monitor")), frozenset(row)] = _filled(row)
     return sorted(rows.values(), key=lambda row: int(row["step"])), damaged
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(part) for key, part in value.items()}
+    return math.nan if value is None else value
 
 
 def _is_step(step: object) -> bool:

@@ -16,6 +16,7 @@ from lightning_landscape import (
     LandscapeMonitor,
     SharpnessEarlyStopping,
     SharpnessMonitor,
+    read_history,
 )
 from tests.runs import train
 from tests.small import Linear, Quartic, ones, regression
@@ -39,6 +40,59 @@ def test_smallest_eigenvalue_trace_and_frobenius(tmp_path):
         error = abs(row["hessian/trace"] - exact.sum())
         assert error < 4 * row["hessian/trace_stderr"]
         assert row["hessian/frobenius"] == pytest.approx(np.linalg.norm(exact), rel=0.05)
+
+
+class Diagonal(pl.LightningModule):
+    """L(w) = mean(x) sum_i s_i w_i^2 / 2: the eigenvalues are the s_i."""
+
+    def __init__(self, spectrum):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(len(spectrum)))
+        self.register_buffer("spectrum", torch.as_tensor(spectrum))
+
+    def training_step(self, batch, batch_idx):
+        return batch[0].mean() * (self.spectrum * self.w**2).sum() / 2
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-4)
+
+
+def test_residuals_of_all_values_are_kept(tmp_path):
+    """Some eigenvalue lies within the residual of each; with a loose tolerance, far from exact."""
+    exact = np.geomspace(1.0, 100.0, 40)
+    monitor = HessianMonitor(
+        k=3, min_eigenvalue=True, blocks=True, every_n_train_steps=2, max_overhead=None,
+        tol=0.2, rtol=0,
+    )  # fmt: skip
+    train(lambda: Diagonal(exact), ones(), [monitor], tmp_path, precision="64-true")
+    errors = []
+    for row in (*monitor.history, *read_history(next(tmp_path.rglob("history.jsonl")))):
+        residuals = row["residuals"]
+        names = ("top_eigenvalue", "eigenvalue_2", "eigenvalue_3", "min_eigenvalue")
+        assert set(residuals) == {
+            *(f"hessian/{name}" for name in names), "hessian/edge_ratio", "hessian/block/w",
+        }  # fmt: skip
+        assert residuals["hessian/top_eigenvalue"] == row["hessian/residual"]
+        for name in names:
+            found, within = row[f"hessian/{name}"], residuals[f"hessian/{name}"]
+            error = np.abs(exact - found).min()
+            assert error <= within <= 0.2 * 100.0
+            errors.append(error)
+        # Adam divides by |g| = s_i here, so that its matrix is diagonal too: its top lies nearby.
+        assert 0 < residuals["hessian/edge_ratio"] <= 0.2 * row["hessian/edge_ratio"] * 1.01
+    assert max(errors) > 0.01  # else these residuals have shown nothing
+
+
+def test_a_value_within_its_residual_is_told(tmp_path):
+    exact = np.concatenate([[-0.05], np.geomspace(0.5, 1000.0, 60)])
+    known = {"every_n_train_steps": 2, "max_overhead": None, "min_eigenvalue": True}
+    with pytest.warns(UserWarning, match=r"hessian/min_eigenvalue is small .*pass a smaller tol"):
+        train(lambda: Diagonal(exact), ones(), [HessianMonitor(**known)], tmp_path)
+    tight = HessianMonitor(**known, tol=1e-6, rtol=0, max_hvps=300)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is small beside")
+        train(lambda: Diagonal(exact), ones(), [tight], tmp_path, precision="64-true")
+    assert tight.history[-1]["hessian/min_eigenvalue"] == pytest.approx(-0.05, rel=1e-3)
 
 
 def test_blocks(tmp_path):

@@ -67,6 +67,22 @@ def adam_scale(q, optimizer, lr, beta1=0.9):
 ZERO = np.zeros(12)
 
 
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+def test_residual_of_the_ratio(optimizer):
+    """||M v - 2 ratio v|| / 2 with the dense M = S^1/2 H S^1/2, far from converged."""
+    q, stepping = stepped(lambda *p: optimizer(p, lr=0.05))
+    objective = Objective(q.loss, q.params)
+    plain = top_eigenvalues(objective, max_hvps=2)
+    edge = stability_edge(stepping, objective.params)
+    found = edge_ratio(objective, edge, plain, max_hvps=2)
+    vector = (found.solved or plain).eigenvectors[0]
+    v = np.concatenate([vector[name].numpy().ravel() for name in q.params])
+    root = np.sqrt(spread(q, [edge.scale[name] for name in q.params]))
+    defect = root * (q.A.numpy() @ (root * v)) - 2 * found.ratio * v
+    assert found.residual == pytest.approx(np.linalg.norm(defect) / 2, rel=1e-9)
+    assert found.residual > 1e-4
+
+
 def test_one_step_size_needs_no_second_eigenvalue_problem():
     q, sgd = stepped(lambda *p: SGD(p, lr=0.05, momentum=0.5, weight_decay=0.3))
     found, objective = ratio(q, sgd)

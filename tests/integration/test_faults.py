@@ -522,6 +522,9 @@ def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
     again = read_history(tmp_path / "history.jsonl")
     ours = [row for row in again if "sharpness/sam" in row]
     assert all(math.isnan(row["sharpness/sam"]) for row in ours)
+    residuals = [row["residuals"] for row in again if row["monitor"] == "hessian"]
+    assert len(residuals) == 8
+    assert all(math.isnan(r["hessian/top_eigenvalue"]) for r in residuals)
     assert repr(ours) == repr(callbacks[1].history)
     # Pictures of nothing are drawn, and fix no scale for those to come.
     pictures = [*(tmp_path / "landscape").glob("landscape-[lp]*.png")]
