@@ -20,6 +20,7 @@ IDLE = "tests/training/test_hooks.py"
 JOINING = "tests/training/test_joining.py"
 INTERPOLATION = "tests/callbacks/test_interpolation.py"
 SAVINGS = "tests/geometry/test_eigen_savings.py"
+OPTIONS = "tests/callbacks/test_options.py"
 GAP = "tests/callbacks/test_generalization.py"
 GAP_OF_TWO = "tests/integration/test_generalization_of_two.py"
 MEASURED = "tests/test_measure.py"
@@ -31,6 +32,8 @@ ISOLATED = "training/isolation.py"
 SESSION = "training/session.py"
 ACCOUNT = "training/account.py"
 HOOKS = "training/hooks.py"
+HESSIAN = "callbacks/hessian.py"
+EDGE_RATIO = "geometry/edge_ratio.py"
 LANDSCAPE = "callbacks/landscape.py"
 GENERALIZATION = "callbacks/generalization.py"
 FAULTY = "training/faults.py"
@@ -940,5 +943,33 @@ GUARDS = [
         "self.account.batch_size = batch_size(training[0])",
         "pass",
         f"{MEASURED} -k summed",
+    ),
+    Guard(
+        "the residual of the ratio, with one step size for all",
+        EDGE_RATIO,
+        "uniform * float(plain.residuals[0]) / 2",
+        "uniform * float(plain.residuals[0])",
+        "tests/geometry/test_edge_ratio.py -k residual",
+    ),
+    Guard(
+        "the residual of the ratio, with a preconditioner",
+        EDGE_RATIO,
+        "float(solved.residuals[0]) / 2",
+        "float(plain.residuals[0]) / 2",
+        "tests/geometry/test_edge_ratio.py -k residual",
+    ),
+    Guard(
+        "a value within its residual is told",
+        HESSIAN,
+        "if within > abs(found):",
+        "if within < 0.0:",
+        f"{OPTIONS} -k within_its_residual",
+    ),
+    Guard(
+        "the residuals of all eigenvalues",
+        HESSIAN,
+        "self._add(measured, name, result.eigenvalues[index], result.residuals[index])",
+        "self._add(measured, name, result.eigenvalues[index], 0.0)",
+        f"{OPTIONS} -k residuals_of_all",
     ),
 ]
