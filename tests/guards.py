@@ -40,6 +40,7 @@ FAULTY = "training/faults.py"
 ROUND = "training/round.py"
 LOSSES = "training/losses.py"
 PROBE = "training/probe.py"
+PROBES = "training/probes.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/sharding.py"
 PAGE = "report/page.py"
@@ -233,9 +234,9 @@ GUARDS = [
     ),
     Guard(
         "batches without a loss",
-        SESSION,
-        "                probe.withdraw()",
-        "                pass",
+        PROBES,
+        "            probe.withdraw()",
+        "            pass",
         f"{ZOO} -k None",
     ),
     # -- when
@@ -889,8 +890,8 @@ GUARDS = [
     ),
     Guard(
         "processes with unlike numbers of validation batches",
-        SESSION,
-        "probe.complete = closed_on == self.processes.count and size > 0",
+        PROBES,
+        "probe.complete = closed_on == self._processes.count and size > 0",
         "probe.complete = probe.closed and probe.size > 0",
         f"{GAP_OF_TWO} -k one_gap",
     ),

@@ -48,7 +48,7 @@ class Offline(pl.Callback):
             strict = pl_module.strict_loading
             trainer.strategy.load_model_state_dict(self._checkpoint, strict=strict)
             trainer.fit_loop.load_state_dict(self._checkpoint["loops"]["fit_loop"])
-        self._read(trainer, session.wanted_examples())
+        self._read(trainer, session.probes.wanted_examples())
 
     def _read(self, trainer: Trainer, wanted: tuple[int, int]) -> None:
         """The first batches, as the loaders give them; of training batches one at least."""

@@ -123,7 +123,7 @@ class Round:
                     probe,
                     loss_fn=monitor.loss_fn,
                     reduction=monitor.loss_reduction,
-                    total=self._session.probe_size(probe),
+                    total=self._session.probes.size(probe),
                 )
                 self._objectives[key] = self._objective(monitor, key, terms, lambda *_: [])
             else:
@@ -132,7 +132,7 @@ class Round:
 
     def further_size(self, probe: Probe) -> int:
         """Examples in another probe, over all processes."""
-        return self._session.probe_size(probe)
+        return self._session.probes.size(probe)
 
     def batch_losses(self, monitor: Monitor, batches: Sequence[ProbeBatch]) -> list[float]:
         """The mean loss per example of each of this process's batches, in the callback's mode."""
@@ -198,7 +198,7 @@ class Round:
                 mode=mode,
                 loss_fn=monitor.loss_fn,
                 reduction=monitor.loss_reduction,
-                total=self._session.probe_size(probe),
+                total=self._session.probes.size(probe),
                 joined=joined,
             )
             # Of a joined probe the graphs may be cut, where those of its batches were whole.
@@ -382,7 +382,7 @@ class Round:
 
     def probe_size(self, monitor: Monitor) -> int:
         """Examples in the callback's probe, over all processes."""
-        return self._session.probe_size(monitor.probe_in_use)
+        return self._session.probes.size(monitor.probe_in_use)
 
     @property
     def work(self) -> int:

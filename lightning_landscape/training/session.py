@@ -28,6 +28,7 @@ from lightning_landscape.training.hooks import BATCH_START, seconds_per_batch, w
 from lightning_landscape.training.isolation import isolated
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, clone_batch
+from lightning_landscape.training.probes import Probes, ready
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.publisher import Publisher
 from lightning_landscape.training.records import Recorder
@@ -50,9 +51,9 @@ class Session:
         self.joined: dict[Any, bool] = {}  # whether a loss is taken on all of a probe as one batch
         self._largest_batch = 1  # of training, in examples, of those that were looked at
         self._graph_memory: dict[Any, GraphMemory] = {}
-        self._probe_sizes: dict[int, int] = {}
         self.last_batch = Probe()
         self.processes = Processes(trainer)
+        self.probes = Probes(self.monitors, self.processes)
         self._before = Before()
         self._before_at = -1  # trainer.global_step when it was copied
         self._publisher = Publisher(trainer, self.monitors, self.account)
@@ -63,10 +64,8 @@ class Session:
         self._first_batch = 0
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._fetches_itself = False  # training_step takes the iterator, not a batch
-        self._offered: list[Probe] = []  # those that took the batch of this step
         self.trains = True  # else there is no step: a finished model is measured
         self.under_way: Round | None = None
-        self._assign_probes()
 
     # -- hooks, called by the leading callback -------------------------------------------------
 
@@ -94,15 +93,12 @@ class Session:
                     monitor.epoch_begins(trainer, pl_module)
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, begins_at: int) -> None:
-        prepare = partial(to_device, trainer, pl_module)
         for monitor in self.monitors:
             if (monitor.schedule.last_step or 0) > begins_at:
                 monitor.schedule.last_step = None  # another run, with a callback used before
             monitor.settle_for(None)
-            for probe in (monitor.further_probe, monitor.probe_in_use, *monitor.given_probes):
-                if probe is not None and not probe.captured and not probe.complete:
-                    self._load(probe, prepare)
-            self._restore_probes(monitor, trainer)
+            self.probes.load(monitor, trainer, pl_module)
+            self.probes.restore(monitor, trainer, self.recorder)
             self._begin(monitor, trainer, pl_module, begins_at)
 
     def _begin(
@@ -122,26 +118,10 @@ class Session:
                 for monitor in following:
                     monitor.follow(trainer, pl_module, step)
 
-    def _load(self, probe: Probe, prepare: Callable[[Any], Any]) -> None:
-        """A process that cannot read its share ends the run on all, or they would wait for it."""
-        try:
-            self.processes.together(partial(probe.load, prepare))
-        except OtherRankError as error:
-            raise RuntimeError("the given probe could not be read on another process") from error
-
-    def _restore_probes(self, monitor: Monitor, trainer: Trainer) -> None:
-        for probe, kept in monitor.kept_probes:
-            if not probe.captured or probe.complete:
-                continue
-            monitor.restore_probe(probe, kept, self._publisher.recorder, trainer)
-            found = self.processes.total(probe.complete)
-            if 0 < found < self.processes.count:  # a file is missing for one process only
-                monitor.give_up_probe(probe, kept, "another process has none")
-
     def _plan(self) -> None:
         """Find the step at which somebody is due; ends of epochs are seen as they come."""
         active = [m for m in self.monitors if not m.disabled]
-        capturing = bool(self._captured_probes())
+        capturing = bool(self.probes.captured())
         due_at = min((m.schedule.next_step for m in active), default=math.inf)
         self._wanted_at = 0.0 if capturing else due_at
         if capturing or any(m.needs_batch or m.needs_update for m in active):
@@ -199,23 +179,10 @@ class Session:
             self._before = copied(trainer)
 
     def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
-        self._offered = self._captured_probes()
-        for probe in self._offered:
-            self._offer(probe, batch, batch_idx)
+        self.probes.offer(batch, batch_idx, self._count)
         if any(m.needs_batch for m in coming):
             self.last_batch.batches = []  # not an older one if this cannot be copied
             self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
-
-    def _offer(self, probe: Probe, batch: Any, batch_idx: int) -> None:
-        """Add the batch to a probe; on all processes, or on none."""
-        offer = partial(probe.offer, batch, batch_idx, self.processes.total)
-        try:
-            self.processes.together(offer)
-        except Exception as error:  # a batch that cannot be copied
-            probe.forget()
-            for monitor in self.monitors:
-                if monitor.probe_in_use is probe:
-                    self._count(monitor, error)
 
     def kept_before(self) -> Before:
         """The weights before the last step.
@@ -267,8 +234,8 @@ class Session:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         self._follow(trainer, pl_module, step)
         due = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
-        self._complete_further(trainer, due)
-        due = [monitor for monitor in due if _ready(monitor)]
+        self.probes.complete_further(trainer, due)
+        due = [monitor for monitor in due if ready(monitor)]
         if due:
             with self._paying(pl_module):
                 self.account.batch_size = batch_size(batch)
@@ -292,26 +259,24 @@ class Session:
             coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
             self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
         if pl_module.automatic_optimization and not outputs:
-            for probe in self._offered:
-                probe.withdraw()  # training_step gave no loss for it
-        self._offered = []
+            self.probes.withdraw()  # training_step gave no loss for it
         if trainer.is_last_batch:
-            self._complete_probes()
+            self.probes.complete()
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""
         if not trainer.sanity_checking:
-            self._complete_probes()
+            self.probes.complete()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One picture in any case from those that draw; then say what was done."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._count_batches(trainer)
         with self._paying(pl_module):
-            self._complete_probes()
+            self.probes.complete()
             owing = [m for m in self.monitors if m.owes and not m.disabled]
-            self._complete_further(trainer, owing)
-            last = [m for m in owing if _ready(m) and m.last_measured_step != step]
+            self.probes.complete_further(trainer, owing)
+            last = [m for m in owing if ready(m) and m.last_measured_step != step]
             for number, monitor in enumerate(last if step > 0 and self.trains else ()):
                 allowance = self.account.allowance(monitor, len(last) - number)
                 monitor.settle_for(trainer.strategy.broadcast(allowance))
@@ -325,13 +290,6 @@ class Session:
         """No step is made in this fit: nothing pays for a measurement, and nothing limits it."""
         self.trains = self.account.trains = False
         self.account.budget.max_overhead = None
-
-    def wanted_examples(self) -> tuple[int, int]:
-        """How many training and validation examples are still to be captured."""
-        further = [m.further_probe for m in self.monitors if not m.disabled]
-        missing = [p for p in further if p is not None and p.captured and not p.complete]
-        training = (probe.samples for probe in self._captured_probes())
-        return max(training, default=0), max((p.samples for p in missing), default=0)
 
     @property
     def work(self) -> int:
@@ -355,24 +313,15 @@ class Session:
             validation: likewise.
         """
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        count = self.processes.total
         with self._paying(pl_module):
-            for probe in self._captured_probes():
-                for index, batch in enumerate(training):
-                    probe.offer(to_device(trainer, pl_module, batch), index, count)
-            for further in (m.further_probe for m in self.monitors if not m.disabled):
-                if further is not None and further.captured and not further.complete:
-                    for index, batch in enumerate(validation):
-                        if further.size < further.samples:
-                            further.offer(to_device(trainer, pl_module, batch), index, lambda _: 0)
-                    further.closed = True
-            self._complete_probes()
-            self._complete_further(trainer, self.monitors)
+            self.probes.put(trainer, pl_module, training, validation)
+            self.probes.complete()
+            self.probes.complete_further(trainer, self.monitors)
             if training:
                 self.account.batch_size = batch_size(training[0])
-            ready = [m for m in self.monitors if not m.disabled and _ready(m)]
-            if ready:
-                self._measure(trainer, pl_module, ready, step, final=True)
+            able = [m for m in self.monitors if not m.disabled and ready(m)]
+            if able:
+                self._measure(trainer, pl_module, able, step, final=True)
 
     # -- a round -------------------------------------------------------------------------------
 
@@ -429,7 +378,7 @@ class Session:
                 found.append((monitor, measured, seconds))
         for monitor, measured, seconds in found:
             started = clock()
-            samples = self.probe_size(monitor.probe_in_use)
+            samples = self.probes.size(monitor.probe_in_use)
             self._publisher.publish(pl_module, monitor, measured, step, samples, final)
             monitor.last_seconds = seconds + clock() - started
             monitor.seconds_spent += monitor.last_seconds
@@ -499,47 +448,6 @@ class Session:
     def _count(self, monitor: Monitor, error: Exception) -> None:
         count_fault(monitor, error, self.processes.rank)
 
-    # -- probes --------------------------------------------------------------------------------
-
-    def _assign_probes(self) -> None:
-        """One probe per source: captured ones are shared by the number of samples wanted."""
-        shared: dict[Any, Probe] = {}
-        for monitor in self.monitors:
-            if monitor.probe_in_use is not None and monitor.probe_in_use.complete:
-                continue  # a second fit goes on with the same data
-            if isinstance(monitor.probe, Probe):
-                monitor.probe_in_use = monitor.probe
-                continue
-            key = (None, monitor.probe_samples) if monitor.probe is None else id(monitor.probe)
-            if key not in shared:
-                shared[key] = Probe(monitor.probe, monitor.probe_samples)
-            monitor.probe_in_use = shared[key]
-
-    def _captured_probes(self) -> list[Probe]:
-        probes = {id(m.probe_in_use): m.probe_in_use for m in self.monitors if not m.disabled}
-        return [p for p in probes.values() if p.captured and not p.complete]
-
-    def _complete_further(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
-        """Whether what callbacks captured themselves is all there: for all processes alike.
-
-        Asked for here and not where it is captured: processes may have different numbers of
-        validation batches.
-        """
-        for monitor in monitors:
-            probe = monitor.further_probe
-            if probe is None or probe.complete or not probe.captured or monitor.disabled:
-                continue
-            closed = probe.closed or sum(trainer.num_val_batches) == 0
-            told = torch.tensor([int(closed), probe.size], device=self.processes.device)
-            closed_on, size = self.processes.sum(told).tolist()
-            probe.complete = closed_on == self.processes.count and size > 0
-
-    def _complete_probes(self) -> None:
-        for probe in self._captured_probes():
-            # Complete everywhere or nowhere: a process may have dropped all it had.
-            having = self.processes.total(bool(probe.batches))
-            probe.complete = having == self.processes.count
-
     # -- small things --------------------------------------------------------------------------
 
     @property
@@ -560,12 +468,6 @@ class Session:
         memory.examples = max([self._largest_batch, *sizes])
         return memory
 
-    def probe_size(self, probe: Probe) -> int:
-        """Examples of a complete probe, over all processes."""
-        if id(probe) not in self._probe_sizes:
-            self._probe_sizes[id(probe)] = self.processes.total(probe.size)
-        return self._probe_sizes[id(probe)]
-
     def _paying(self, pl_module: LightningModule | None = None) -> Any:
         """Count the time inside; with a module, that of its device's work too."""
         if pl_module is None:
@@ -578,19 +480,6 @@ class Session:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()
-
-
-def to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
-    """A batch as a loader gave it, made what ``training_step`` gets."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def _ready(monitor: Monitor) -> bool:
-    """Whether its data are there."""
-    further = monitor.further_probe
-    return monitor.probe_in_use.complete and (further is None or further.complete)
 
 
 def _worth_a_picture(monitor: Monitor) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, Slice
-from lightning_landscape.training import account, schedule, session
+from lightning_landscape.training import account, probes, schedule, session
 from lightning_landscape.training.account import Account
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.schedule import Budget, Schedule
@@ -271,7 +271,7 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
         (session, "isolated"),
         (session, "copied"),
         (session.Session, "_due"),
-        (session.Session, "_captured_probes"),
+        (probes.Probes, "captured"),
     ):
         counted(owner, name)
     monkeypatch.setattr(session.Session, "clock", staticmethod(lambda module: counts["t"]()))
@@ -292,7 +292,7 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
     more = {name: many[name] - few[name] for name in many}
     ends = 2  # of epochs more: looked at, for there something may be due by epochs
     assert more.pop("_due") <= 8 * ends
-    assert more.pop("_captured_probes") <= 3 * ends + 2 * ends
+    assert more.pop("captured") <= 3 * ends + 2 * ends
     assert set(more.values()) == {0}, more
 
 

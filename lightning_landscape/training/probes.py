@@ -1,0 +1,172 @@
+"""The data of one run's callbacks: one probe per source, complete on all processes or on none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.processes import Processes
+from lightning_landscape.training.records import Recorder
+
+if TYPE_CHECKING:
+    from lightning_landscape.training.monitor import Monitor
+
+
+class Probes:
+    """Those of all callbacks of a session: given, captured as training goes, or kept by a run."""
+
+    def __init__(self, monitors: Sequence[Monitor], processes: Processes) -> None:
+        self._monitors = monitors
+        self._processes = processes
+        self._sizes: dict[int, int] = {}
+        self._offered: list[Probe] = []  # those that took the batch of this step
+        self._assign()
+
+    def _assign(self) -> None:
+        """One probe per source: captured ones are shared by the number of samples wanted."""
+        shared: dict[Any, Probe] = {}
+        for monitor in self._monitors:
+            if monitor.probe_in_use is not None and monitor.probe_in_use.complete:
+                continue  # a second fit goes on with the same data
+            if isinstance(monitor.probe, Probe):
+                monitor.probe_in_use = monitor.probe
+                continue
+            key = (None, monitor.probe_samples) if monitor.probe is None else id(monitor.probe)
+            if key not in shared:
+                shared[key] = Probe(monitor.probe, monitor.probe_samples)
+            monitor.probe_in_use = shared[key]
+
+    def size(self, probe: Probe) -> int:
+        """Examples of a complete probe, over all processes."""
+        if id(probe) not in self._sizes:
+            self._sizes[id(probe)] = self._processes.total(probe.size)
+        return self._sizes[id(probe)]
+
+    # -- as a fit begins -----------------------------------------------------------------------
+
+    def load(self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read what was given.
+
+        A process that cannot read its share ends the run on all, or they would wait for it.
+        """
+        prepare = partial(_to_device, trainer, pl_module)
+        for probe in (monitor.further_probe, monitor.probe_in_use, *monitor.given_probes):
+            if probe is None or probe.captured or probe.complete:
+                continue
+            try:
+                self._processes.together(partial(probe.load, prepare))
+            except OtherRankError as error:
+                raise RuntimeError(
+                    "the given probe could not be read on another process"
+                ) from error
+
+    def restore(self, monitor: Monitor, trainer: Trainer, recorder: Recorder) -> None:
+        """On resuming, read what the run before had captured."""
+        for probe, kept in monitor.kept_probes:
+            if not probe.captured or probe.complete:
+                continue
+            monitor.restore_probe(probe, kept, recorder, trainer)
+            found = self._processes.total(probe.complete)
+            if 0 < found < self._processes.count:  # a file is missing for one process only
+                monitor.give_up_probe(probe, kept, "another process has none")
+
+    # -- captured while training ---------------------------------------------------------------
+
+    def captured(self) -> list[Probe]:
+        """Those that still take training batches."""
+        probes = {id(m.probe_in_use): m.probe_in_use for m in self._monitors if not m.disabled}
+        return [p for p in probes.values() if p.captured and not p.complete]
+
+    def offer(
+        self, batch: Any, batch_idx: int, count_fault: Callable[[Monitor, Exception], None]
+    ) -> None:
+        """Add a training batch to those that still take some; on all processes, or on none."""
+        self._offered = self.captured()
+        for probe in self._offered:
+            offer = partial(probe.offer, batch, batch_idx, self._processes.total)
+            try:
+                self._processes.together(offer)
+            except Exception as error:  # a batch that cannot be copied
+                probe.forget()
+                for monitor in self._monitors:
+                    if monitor.probe_in_use is probe:
+                        count_fault(monitor, error)
+
+    def withdraw(self) -> None:
+        """Give the batch of this step back."""
+        for probe in self._offered:
+            probe.withdraw()
+        self._offered = []
+
+    def complete(self) -> None:
+        """The capture of training batches ends here."""
+        for probe in self.captured():
+            # Complete everywhere or nowhere: a process may have dropped all it had.
+            having = self._processes.total(bool(probe.batches))
+            probe.complete = having == self._processes.count
+
+    def complete_further(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
+        """Whether what callbacks captured themselves is all there: for all processes alike.
+
+        Asked for here and not where it is captured: processes may have different numbers of
+        validation batches.
+        """
+        for monitor in monitors:
+            probe = monitor.further_probe
+            if probe is None or probe.complete or not probe.captured or monitor.disabled:
+                continue
+            closed = probe.closed or sum(trainer.num_val_batches) == 0
+            told = torch.tensor([int(closed), probe.size], device=self._processes.device)
+            closed_on, size = self._processes.sum(told).tolist()
+            probe.complete = closed_on == self._processes.count and size > 0
+
+    # -- without training ----------------------------------------------------------------------
+
+    def wanted_examples(self) -> tuple[int, int]:
+        """How many training and validation examples are still to be captured."""
+        training = (probe.samples for probe in self.captured())
+        further = (probe.samples for probe in self._further)
+        return max(training, default=0), max(further, default=0)
+
+    def put(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        training: Sequence[Any],
+        validation: Sequence[Any],
+    ) -> None:
+        """Keep these batches in place of those that would have passed."""
+        prepare = partial(_to_device, trainer, pl_module)
+        for probe in self.captured():
+            for index, batch in enumerate(training):
+                probe.offer(prepare(batch), index, self._processes.total)
+        for further in self._further:
+            for index, batch in enumerate(validation):
+                if further.size < further.samples:
+                    further.offer(prepare(batch), index, lambda _: 0)
+            further.closed = True
+
+    @property
+    def _further(self) -> list[Probe]:
+        """Those that still take validation batches."""
+        probes = [m.further_probe for m in self._monitors if not m.disabled]
+        return [p for p in probes if p is not None and p.captured and not p.complete]
+
+
+def ready(monitor: Monitor) -> bool:
+    """Whether its data are there."""
+    further = monitor.further_probe
+    return monitor.probe_in_use.complete and (further is None or further.complete)
+
+
+def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch as a loader gave it, made what ``training_step`` gets."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
