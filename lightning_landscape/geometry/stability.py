@@ -36,6 +36,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_landscape.geometry.checks import check_number, check_vector
+
 # Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
 # has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
 _AGREE = 1e-3
@@ -122,6 +124,10 @@ def stability_edge(
         >>> stability_edge(torch.optim.SGD([w], lr=0.5), {"w": w}).edge
         4.0
     """
+    check_vector("params", params)
+    if gradient_norm is not None:
+        words = "a number, the norm of the loss's gradient, or None"
+        check_number("", "gradient_norm", gradient_norm, words, lambda x: not x < 0.0)
     try:
         owners = _owners(_unwrapped(optimizers), params)
         sam = next((owner for owner, _ in owners.values() if _is_sam(owner)), None)

@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_generator, check_mapping, few
+
 Vector = Mapping[str, Tensor]
 
 
@@ -38,6 +40,7 @@ def scaled(a: Vector, factor: float) -> dict[str, Tensor]:
 
 def seed_from(generator: torch.Generator | None) -> int:
     """One integer drawn from ``generator``; 0 without one, so that a call can be repeated."""
+    check_generator(generator)
     if generator is None:
         return 0
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -94,11 +97,12 @@ class Layout:
 
     def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
         """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor."""
+        check_mapping("", "vector", vector, "a mapping from parameter name to tensor")
         unknown = vector.keys() - self.shapes.keys()
         if unknown:
             raise ValueError(
-                f"vector names {sorted(unknown)} that the parameters do not have: "
-                f"expected names among {_few(self.shapes)}"
+                f"vector names {sorted(map(str, unknown))} that the parameters do not have: "
+                f"expected names among {few(self.shapes)}"
             )
         if len(vector) == len(self.shapes):  # one copy instead of zeros and a copy each
             pieces = [vector[name] for name in self.shapes]
@@ -135,8 +139,3 @@ class Layout:
             name: piece.view(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
-
-
-def _few(names: Mapping[str, object]) -> str:
-    shown = list(names)[:4]
-    return f"{shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
