@@ -71,7 +71,10 @@ def check_between(said: str, between: object) -> tuple[Weights, Weights]:
         )
     for number, weights in enumerate(pair):
         if not isinstance(weights, Mapping) and not Path(weights).is_file():
-            raise FileNotFoundError(f"{said}(between[{number}]={str(weights)!r}): no such file")
+            raise FileNotFoundError(
+                f"{said}(between[{number}]={str(weights)!r}): no such file; pass a checkpoint file "
+                f"that exists, or a state dict"
+            )
     return pair
 
 

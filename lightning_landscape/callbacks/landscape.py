@@ -212,7 +212,8 @@ class LandscapeMonitor(Monitor):
         line_resolution = check_count_or_zero(said, "line_resolution", line_resolution)
         if not any(sizes) and not line_resolution:
             raise ValueError(
-                f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw"
+                f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw; "
+                f"pass 2 or more for one of them"
             )
         axes = PAIRS[pair[0]] if len(pair) == 1 else (pair[0], pair[1])
         if ("between" in axes) != (between is not None):

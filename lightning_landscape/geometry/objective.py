@@ -510,7 +510,7 @@ def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if parameter.is_complex():
             raise TypeError(
                 f"params[{name!r}] is complex: curvature is defined for real parameters; "
-                f"leave it out, or train its real view (torch.view_as_real)"
+                f"leave it out, or pass its real view (torch.view_as_real)"
             )
         seen.add(id(parameter))
         kept[name] = parameter

@@ -314,7 +314,8 @@ def _sharpness_aware(
 def _unwrapped(optimizers: object) -> Iterator[Any]:
     """The torch optimizers inside, each once."""
     seen = set()
-    for item in optimizers if isinstance(optimizers, Sequence) else (optimizers,):
+    several = isinstance(optimizers, Sequence) and not isinstance(optimizers, str)
+    for item in cast(Sequence[Any], optimizers) if several else (optimizers,):
         optimizer = item
         # Lightning's wrapper only forwards, and passes for the class it wraps.  Any other Optimizer
         # with an `optimizer` inside may step differently, as Lookahead does.

@@ -152,7 +152,7 @@ def project(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]
         ([[3.0]], [4.0], [0.36])
     """
     _check_path(path, center)
-    if not isinstance(directions, Sequence) or not directions:
+    if not isinstance(directions, (list, tuple)) or not directions:
         raise TypeError(
             f"{quoted('', 'directions', directions)}: expected a list of one or more directions"
         )
