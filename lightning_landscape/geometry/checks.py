@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -133,6 +134,12 @@ def check_callable(said: str, argument: str, value: object, expected: str) -> No
 def check_mapping(said: str, argument: str, value: object, expected: str) -> None:
     """Raise unless ``value`` is a mapping."""
     if not isinstance(value, Mapping):
+        raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
+
+
+def check_path(said: str, argument: str, value: object, expected: str) -> None:
+    """Raise unless ``value`` is the name of a file or a directory."""
+    if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
 
 

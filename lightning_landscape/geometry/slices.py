@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lightning_landscape.geometry.checks import (
     check_mapping,
     check_number,
     check_objective,
+    check_path,
     check_span,
     check_vector,
     quoted,
@@ -58,13 +59,14 @@ class Slice:
         expected = tuple(len(axis) for axis in reversed(self.coordinates))
         if len(self.coordinates) not in (1, 2) or self.losses.shape != expected:
             raise ValueError(
-                f"losses have shape {self.losses.shape} with {len(self.coordinates)} coordinate "
-                f"axes of lengths {[len(axis) for axis in self.coordinates]}: expected "
+                f"losses have shape {self.losses.shape} on coordinates of lengths "
+                f"{[len(axis) for axis in self.coordinates]}: expected "
                 f"(len(x),) for a line or (len(y), len(x)) for a plane"
             )
 
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` file that :meth:`load` (and plain ``numpy.load``) reads."""
+        check_path("", "path", path, "the path of a file, e.g. 'line.npz'")
         axes = dict(zip("xy", self.coordinates, strict=False))
         metadata = np.array(json.dumps(self.metadata))
         with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
@@ -84,6 +86,7 @@ class Slice:
         Raises:
             ValueError: the file is not a slice.
         """
+        check_path("", "path", path, "the path of a file that Slice.save wrote")
         try:
             with np.load(path, allow_pickle=False) as file:
                 axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
@@ -183,9 +186,10 @@ def plane_slice(
     check_vector("direction_x", direction_x, objective.params)
     check_vector("direction_y", direction_y, objective.params)
     check_metadata(metadata)
-    pairs = isinstance(span, Sequence) and len(span) == 2 and isinstance(span[0], Sequence)
+    pairs = _is_pair(span) and _is_pair(span[0])
     span_x, span_y = cast("tuple[Span, Span]", span if pairs else (span, span))
-    sizes = resolution if isinstance(resolution, Sequence) else (resolution, resolution)
+    listed = isinstance(resolution, Sequence) and not isinstance(resolution, str)
+    sizes = cast("Sequence[int]", resolution if listed else (resolution, resolution))
     if len(sizes) != 2:
         raise ValueError(
             f"{quoted('', 'resolution', resolution)}: expected one integer >= 2, or two for x and y"
@@ -215,10 +219,14 @@ def _losses(
     return np.array([next(measured) if any(point) else center for point in points])
 
 
-def check_metadata(metadata: object) -> None:
+def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def check_metadata(metadata: object, said: str = "") -> None:
     """Raise unless it can be kept, and saved, in a slice."""
     if metadata is not None:
-        check_mapping("", "metadata", metadata, "a mapping of plain values, or None")
+        check_mapping(said, "metadata", metadata, "a mapping of plain values, or None")
 
 
 def _axis(span: Span, size: int) -> NDArray[np.float64]:

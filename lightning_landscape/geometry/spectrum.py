@@ -14,6 +14,7 @@ from lightning_landscape.geometry.checks import (
     check_count,
     check_number,
     check_objective,
+    check_path,
     check_span,
 )
 from lightning_landscape.geometry.eigen import HessianLike
@@ -65,6 +66,7 @@ class SpectralDensity:
 
     def save(self, path: str | Path) -> None:
         """Write all attributes to a ``.npz`` file that plain ``numpy.load`` reads."""
+        check_path("", "path", path, "the path of a file, e.g. 'density.npz'")
         values = {k: np.asarray(v) for k, v in vars(self).items()}
         with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
             np.savez_compressed(file, allow_pickle=False, **values)
@@ -76,6 +78,7 @@ class SpectralDensity:
         Raises:
             ValueError: the file is not a density.
         """
+        check_path("", "path", path, "the path of a file that SpectralDensity.save wrote")
         try:
             with np.load(path, allow_pickle=False) as file:
                 values = {name: file[name] for name in cls.__dataclass_fields__}

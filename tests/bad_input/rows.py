@@ -6,12 +6,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lightning_landscape.geometry.checks import shown
 
 # A message says what to do instead with one of these.
-ADVICE = re.compile(r"\b(expected|pass|give|use|name|add|choose)\b", re.IGNORECASE)
+ADVICE = re.compile(r"\b(expected|pass|give|use|leave|name|add|choose)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Wrong:
         """What was done, in a line."""
         beside = "".join(f", {name}={shown(value)}" for name, value in self.beside.items())
         values = " or ".join(_short(value) for value in self.values)
-        return f"{self.calls[0].name}({self.argument}={values}{beside})"
+        done = f"{self.calls[0].name}({self.argument}={values}{beside})"
+        return done if len(done) <= 110 else f"{done[:106]}...)"
 
     def problems(self, value: Any, message: str) -> list[str]:
         """What a person would miss in ``message``."""
@@ -67,9 +69,9 @@ class Wrong:
             f"the argument's name, {self.argument!r}": self.argument in message,
             f"what to do instead, {self.says!r}": re.search(self.says, message, re.DOTALL),
             "a word of advice": ADVICE.search(message),
-            "the value or its type": (self.tells and self.tells in message)
-            or _short(value, 24).removesuffix("...") in message
-            or type(value).__name__ in message,
+            "the value or its type": any(
+                word in message for word in (self.tells, *([] if self.tells else _names_of(value)))
+            ),
         }
         return [part for part, there in known.items() if not there]
 
@@ -88,6 +90,23 @@ def wrong(
     return Wrong(calls, argument, values, error, says, beside, tells)
 
 
+def _names_of(value: Any) -> list[str]:
+    """What shows in a message that it is about ``value``."""
+    name = value.name if isinstance(value, Path) else _short(value, 24).removesuffix("...")
+    return [name, type(value).__name__]
+
+
 def _short(value: Any, length: int = 36) -> str:
     text = value.__name__ if inspect.isroutine(value) else shown(value)
+    text = f"Path({value.name!r})" if isinstance(value, Path) else text
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def table_row(done: str, exception: str, said: str) -> dict[str, str]:
+    """A row of the table that is printed, without what varies from run to run."""
+
+    def plain(text: str) -> str:
+        words = " ".join(text.split())
+        return re.sub(r" at 0x[0-9a-f]+|[^ '\"(]*wrong-uses-[^/'\") ]*/?", "", words)
+
+    return {"what was done": plain(done), "exception": exception, "what is said": plain(said)}
