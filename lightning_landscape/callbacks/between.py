@@ -85,7 +85,10 @@ def read_weights(said: str, weights: Weights) -> Mapping[str, Any]:
         try:
             content = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many kinds
-            raise ValueError(f"{said}: {str(weights)!r} cannot be read safely: {error}") from error
+            raise ValueError(
+                f"{said}: {str(weights)!r} cannot be read safely: {error}; expected a checkpoint "
+                f"or a state dict that torch.load(..., weights_only=True) reads"
+            ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):

@@ -102,7 +102,11 @@ class SharpnessEarlyStopping(pl.Callback):
             raise MisconfigurationException(
                 f"SharpnessEarlyStopping(monitor={self.monitor!r}): no callback of this Trainer "
                 f"logs that; "
-                + (f"available: {available}" if available else "add a HessianMonitor, say")
+                + (
+                    f"available: {available}; pass one of these"
+                    if available
+                    else "add a HessianMonitor, say"
+                )
             )
         if self not in owner.listeners:
             owner.listeners.append(self)
@@ -121,7 +125,7 @@ class SharpnessEarlyStopping(pl.Callback):
                 self._missing_said = True
                 rank_zero_warn(
                     f"SharpnessEarlyStopping: a measurement came without {self.monitor!r}; such "
-                    f"measurements are not counted"
+                    f"measurements are not counted; use a key that every measurement has"
                 )
             return
         step, value = int(row["step"]), float(row[self.monitor])

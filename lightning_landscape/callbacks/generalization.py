@@ -124,7 +124,7 @@ class GeneralizationMonitor(Monitor):
         said = "GeneralizationMonitor"
         if metric_fn is not None:
             words = "a function (pl_module, batch) -> mapping from name to value, or None"
-            check_callable(said, "metric_fn", metric_fn, words)
+            check_callable(said, "metric_fn", metric_fn, words, arguments=2)
         check_source(said, "validation_probe", validation_probe)
         given = isinstance(validation_probe, Probe)
         further = validation_probe if given else Probe(validation_probe, probe_samples)
@@ -309,7 +309,7 @@ class GeneralizationMonitor(Monitor):
         super().load_state_dict(state_dict)
         expected = {"validation_probe": (dict, type(None))}
         if self.resumed and usable_state(self.prefix, state_dict, expected):
-            self._kept_validation.told = state_dict["validation_probe"]
+            self._kept_validation.told = state_dict.get("validation_probe")
 
 
 def shares(sizes: Sequence[int], wanted: int) -> list[int]:

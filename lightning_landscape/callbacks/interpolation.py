@@ -471,7 +471,7 @@ class InterpolationMonitor(Monitor):
         if self.resumed and usable_state(
             self.prefix, state_dict, {"reference": (dict, type(None))}
         ):
-            self._kept_reference.told = state_dict["reference"]
+            self._kept_reference.told = state_dict.get("reference")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the copies too."""

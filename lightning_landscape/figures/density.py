@@ -19,7 +19,7 @@ from lightning_landscape.figures.canvas import (
 )
 from lightning_landscape.figures.checks import check_density
 from lightning_landscape.figures.words import listed, number, probe_words
-from lightning_landscape.geometry.slices import check_metadata
+from lightning_landscape.geometry.checks import check_metadata
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,15 +7,14 @@ which Python would take for 0 and 1.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 def shown(value: object) -> str:
@@ -125,9 +124,19 @@ def _number(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def check_callable(said: str, argument: str, value: object, expected: str) -> None:
-    """Raise unless ``value`` can be called."""
-    if not callable(value):
+def check_callable(
+    said: str, argument: str, value: object, expected: str, arguments: int | None = None
+) -> None:
+    """Raise unless ``value`` can be called, with so many arguments where the number is given."""
+    fits = callable(value)
+    if fits and arguments is not None:
+        try:
+            inspect.signature(cast("Callable[..., Any]", value)).bind(*[None] * arguments)
+        except TypeError:
+            fits = False
+        except ValueError:  # it does not tell what it takes
+            pass
+    if not fits:
         raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
 
 
@@ -143,15 +152,6 @@ def check_path(said: str, argument: str, value: object, expected: str) -> None:
         raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
 
 
-def check_generator(generator: object) -> None:
-    """Raise unless it is one of torch's, or None."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"{quoted('', 'generator', generator)}: expected a torch.Generator, e.g. "
-            f"torch.Generator().manual_seed(0), or None"
-        )
-
-
 def check_objective(objective: object, *needed: str) -> None:
     """Raise unless it has what an ``Objective`` has, as far as that is needed."""
     if isinstance(objective, type) or not all(hasattr(objective, name) for name in needed):
@@ -161,31 +161,13 @@ def check_objective(objective: object, *needed: str) -> None:
         )
 
 
-def check_vector(argument: str, vector: object, params: Mapping[str, Tensor] | None = None) -> None:
-    """Raise unless ``vector`` maps names to tensors, those of ``params`` to their shapes."""
-    check_mapping(
-        "", argument, vector, "a mapping from parameter name to tensor, e.g. {'weight': tensor}"
-    )
-    assert isinstance(vector, Mapping)
-    for name, value in vector.items():
-        if params is not None and name not in params:
-            raise ValueError(
-                f"{argument}[{name!r}]: no trainable parameter of that name; expected names among "
-                f"{few(params)}"
-            )
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{argument}[{name!r}] is {shown(value)}: expected a tensor of the parameter's "
-                f"shape"
-            )
-        if params is not None and value.shape != params[name].shape:
-            raise ValueError(
-                f"{argument}[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
-                f"shape {tuple(params[name].shape)}"
-            )
-
-
 def few(names: Iterable[object]) -> str:
     """The first of them, and how many more there are."""
     known = list(names)
     return f"{known[:4]}" + (f" and {len(known) - 4} more" if len(known) > 4 else "")
+
+
+def check_metadata(metadata: object, said: str = "") -> None:
+    """Raise unless it can be kept, and saved, in a slice."""
+    if metadata is not None:
+        check_mapping(said, "metadata", metadata, "a mapping of plain values, or None")

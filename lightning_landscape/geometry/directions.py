@@ -7,8 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.geometry.checks import check_mapping, check_vector, quoted
-from lightning_landscape.geometry.vectors import Vector, inner, norm, random_vector, seed_from
+from lightning_landscape.geometry.checks import check_mapping, quoted
+from lightning_landscape.geometry.vectors import (
+    Vector,
+    check_vector,
+    inner,
+    norm,
+    random_vector,
+    seed_from,
+)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

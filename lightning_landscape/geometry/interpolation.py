@@ -13,12 +13,13 @@ from lightning_landscape.geometry.checks import (
     check_choice,
     check_count,
     check_mapping,
+    check_metadata,
     check_number,
     check_objective,
     quoted,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.slices import Slice, check_metadata, plane_slice
+from lightning_landscape.geometry.slices import Slice, plane_slice
 from lightning_landscape.geometry.vectors import Vector, inner, norm, scaled, working_dtype
 
 

@@ -18,7 +18,6 @@ from lightning_landscape.geometry.batches import Batches, Cut, LossFn, Term
 from lightning_landscape.geometry.checks import (
     check_callable,
     check_flags,
-    check_vector,
     quoted,
     shown,
 )
@@ -30,7 +29,7 @@ from lightning_landscape.geometry.faults import (
 )
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.geometry.reduction import Reduction
-from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 

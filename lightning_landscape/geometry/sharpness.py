@@ -12,10 +12,9 @@ from lightning_landscape.geometry.checks import (
     check_flags,
     check_number,
     check_objective,
-    check_vector,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector, inner, norm
+from lightning_landscape.geometry.vectors import Vector, check_vector, inner, norm
 
 
 @dataclass(frozen=True)

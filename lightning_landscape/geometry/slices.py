@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from lightning_landscape.geometry.checks import (
     check_count,
     check_mapping,
+    check_metadata,
     check_number,
     check_objective,
     check_path,
     check_span,
-    check_vector,
     quoted,
     shown,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector, inner, norm
+from lightning_landscape.geometry.vectors import Vector, check_vector, inner, norm
 
 Span = tuple[float, float]
 
@@ -221,12 +221,6 @@ def _losses(
 
 def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-
-
-def check_metadata(metadata: object, said: str = "") -> None:
-    """Raise unless it can be kept, and saved, in a slice."""
-    if metadata is not None:
-        check_mapping(said, "metadata", metadata, "a mapping of plain values, or None")
 
 
 def _axis(span: Span, size: int) -> NDArray[np.float64]:

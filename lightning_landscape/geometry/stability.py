@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from lightning_landscape.geometry.checks import check_number, check_vector
+from lightning_landscape.geometry.checks import check_number
+from lightning_landscape.geometry.vectors import check_vector
 
 # Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
 # has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.checks import check_count, check_vector, quoted, shown
-from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
+from lightning_landscape.geometry.checks import check_count, quoted, shown
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 # Entries of each vector that are in memory in double precision at a time.
 _CHUNK = 2**18

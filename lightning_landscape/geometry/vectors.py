@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.checks import check_generator, check_mapping, few
+from lightning_landscape.geometry.checks import check_mapping, few, quoted, shown
 
 Vector = Mapping[str, Tensor]
 
@@ -36,6 +36,39 @@ def norm(a: Vector) -> float:
 def scaled(a: Vector, factor: float) -> dict[str, Tensor]:
     """``factor * a``."""
     return {name: tensor * factor for name, tensor in a.items()}
+
+
+def check_generator(generator: object) -> None:
+    """Raise unless it is one of torch's, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{quoted('', 'generator', generator)}: expected a torch.Generator, e.g. "
+            f"torch.Generator().manual_seed(0), or None"
+        )
+
+
+def check_vector(argument: str, vector: object, params: Mapping[str, Tensor] | None = None) -> None:
+    """Raise unless ``vector`` maps names to tensors, those of ``params`` to their shapes."""
+    check_mapping(
+        "", argument, vector, "a mapping from parameter name to tensor, e.g. {'weight': tensor}"
+    )
+    assert isinstance(vector, Mapping)
+    for name, value in vector.items():
+        if params is not None and name not in params:
+            raise ValueError(
+                f"{argument}[{name!r}]: no trainable parameter of that name; expected names among "
+                f"{few(params)}"
+            )
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{argument}[{name!r}] is {shown(value)}: expected a tensor of the parameter's "
+                f"shape"
+            )
+        if params is not None and value.shape != params[name].shape:
+            raise ValueError(
+                f"{argument}[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
+                f"shape {tuple(params[name].shape)}"
+            )
 
 
 def seed_from(generator: torch.Generator | None) -> int:

@@ -224,7 +224,7 @@ def _callbacks(
     check_count("measure", "probe_samples", probe_samples)
     if loss_fn is not None:
         words = "a function (pl_module, batch) -> loss, or None for training_step"
-        check_callable("measure", "loss_fn", loss_fn, words)
+        check_callable("measure", "loss_fn", loss_fn, words, arguments=2)
     if given is None:
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
     if isinstance(given, pl.Callback):

@@ -111,7 +111,7 @@ class Monitor(pl.Callback):
         probe_samples = check_count(said, "probe_samples", probe_samples)
         if loss_fn is not None:
             words = "a function (pl_module, batch) -> loss, or None for training_step"
-            check_callable(said, "loss_fn", loss_fn, words)
+            check_callable(said, "loss_fn", loss_fn, words, arguments=2)
         parameters = _patterns(said, parameters)
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"{quoted(said, 'name', name)}: expected a word without '/', or None")
@@ -144,6 +144,7 @@ class Monitor(pl.Callback):
         self._kept_probe = KeptProbe("training")
         self._said: set[str] = set()
         self._session: Session | None = None
+        self._trainer: Trainer | None = None  # while it fits
 
     # -- what a subclass says ------------------------------------------------------------------
 
@@ -336,6 +337,7 @@ class Monitor(pl.Callback):
         """Check the arguments against the Trainer; the first of our callbacks opens the session."""
         if stage != "fit":
             return
+        self._check_place(trainer)
         monitors = _monitors(trainer)
         twins = [m for m in monitors if m.prefix == self.prefix]
         if len(twins) > 1:
@@ -358,16 +360,30 @@ class Monitor(pl.Callback):
                 f"does not hold the training state"
             )
         wake(self)  # an exception may have ended another fit
+        self._trainer = trainer
         self._session = Session(trainer, monitors) if self._leads(trainer) else None
         used = {BATCH_START, BATCH_END} if self._session else set()
         self.pass_over(hook for hook in OF_EVERY_BATCH if hook not in used)
+
+    def _check_place(self, trainer: Trainer) -> None:
+        said, other = type(self).__name__, self._trainer
+        if self not in _monitors(trainer):
+            raise MisconfigurationException(
+                f"{said}: it is not among the callbacks of this Trainer, which call one another; "
+                f"pass it to Trainer(callbacks=[...]) instead of calling its hooks"
+            )
+        if other is not None and other is not trainer and other.state.status == "running":
+            raise MisconfigurationException(
+                f"{said}: it is measuring in another Trainer that is still running; give each "
+                f"Trainer a callback of its own"
+            )
 
     def pass_over(self, hooks: Iterable[str]) -> None:
         """Spare Lightning the calls of these hooks, unless a subclass made them its own."""
         rest(self, hooks, Monitor)
 
     def _leads(self, trainer: Trainer) -> bool:
-        return _monitors(trainer)[0] is self
+        return _monitors(trainer)[:1] == [self]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook that sees parameters made in ``configure_model``."""
@@ -426,13 +442,16 @@ class Monitor(pl.Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Let go of the session here too: Lightning tears down nothing after an exception."""
-        self._session = None
-        wake(self)
+        self._let_go(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the session: a callback that is kept or pickled holds no run."""
         if stage == "fit":
-            self._session = None
+            self._let_go(trainer)
+
+    def _let_go(self, trainer: Trainer) -> None:
+        if self._trainer in (None, trainer):  # not what goes on in another
+            self._session = self._trainer = None
             wake(self)
 
     # -- checkpoints: small, plain values ------------------------------------------------------

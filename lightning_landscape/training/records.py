@@ -188,11 +188,16 @@ class Recorder:
         try:
             act()
         except Exception as error:  # whatever a logger or a disk raises: the run goes on
-            if what not in self._complaints:
-                self._complaints.add(what)
+            disk = isinstance(error, OSError)
+            # A full disk, or one that cannot be written, is one fault, for however many files.
+            about = f"{type(error).__name__}: {error}"
+            known = re.sub(r"\d+", "#", about if disk else what)
+            if known not in self._complaints:
+                self._complaints.add(known)
+                remedy = "; make room, or give the logger a directory that can be written"
                 warnings.warn(
-                    f"{what} could not be {done} ({type(error).__name__}: {error}); training and "
-                    f"measuring go on",
+                    f"{what} could not be {done} ({about}); training and measuring go on"
+                    + (remedy if disk else ""),
                     stacklevel=2,
                 )
 

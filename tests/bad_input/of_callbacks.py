@@ -85,7 +85,7 @@ ROWS = [
     wrong(ALL, "probe", ([None], ["a"], [1, 2, 3], [BATCH, 1]), TypeError, "its item .*Loader"),
     wrong(ALL, "probe_samples", (*COUNTS, None), ValueError, "expected an integer >= 1"),
     wrong(ALL, "probe_mode", ("test", None, True, "Train"), ValueError, "expected 'train' or 'eva"),
-    wrong(ALL, "loss_fn", (3, "mse", torch.ones(1)), TypeError, r"a function \(pl_module, batch\)"),
+    wrong(ALL, "loss_fn", (3, "mse", len, dict), TypeError, r"a function \(pl_module, batch\)"),
     wrong(ALL, "loss_reduction", ("none", None, 0), ValueError, "expected 'mean' or 'sum'"),
     wrong(
         MONITORS, "parameters", (3, [], [3], b"layer.*", [None], {"a": 1}, ""), TypeError,
@@ -183,7 +183,7 @@ ROWS = [
     wrong(INTERPOLATION, "other_probes", ({"old": None}, {"old": Probe()}), ValueError,
           "expected data, not None", tells="'old'"),
     # GeneralizationMonitor.
-    wrong(GENERALIZATION, "metric_fn", (3, "accuracy", {"a": len}), TypeError,
+    wrong(GENERALIZATION, "metric_fn", (3, "accuracy", len), TypeError,
           r"expected a function \(pl_module, batch\) -> mapping from name to value"),
     # SharpnessEarlyStopping.
     wrong(STOPPING, "monitor", ("", 3, None, HessianMonitor(), ["a"]), ValueError,

@@ -154,7 +154,7 @@ ROWS = [
     wrong(MEASURE, "checkpoint", (3, ["a"], {"state_dict": {}}), TypeError, "expected the path of"),
     wrong(MEASURE, "callbacks", ([], [3], [SharpnessEarlyStopping("a", 1.0)], 3, "all"), TypeError,
           "expected measuring callbacks, e.g"),
-    wrong(MEASURE, "loss_fn", (len,), TypeError, "give it to the callbacks", tells="loss_fn="),
+    wrong(MEASURE, "loss_fn", (print,), TypeError, "give it to the callbacks", tells="loss_fn="),
     wrong(MEASURE, "loss_fn", (3, "mse"), TypeError, r"expected a function \(pl_module, batch\)",
           callbacks=None),
     wrong(MEASURE, "probe_samples", (0, -1, 2.5, True, "512", None), ValueError, "an integer >= 1"),
