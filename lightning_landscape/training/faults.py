@@ -15,7 +15,7 @@ from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
 
-_PACKAGE = Path(__file__).parents[1]
+_GEOMETRY = Path(__file__).parents[1] / "geometry"
 
 # After this many faults in a row a callback stops measuring; the run never stops for them.
 _FAULTS_ALLOWED = 3
@@ -52,8 +52,8 @@ def _remedy(monitor: Monitor, error: Exception) -> str:
     if out_of_memory(error):
         return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
     place = traceback.extract_tb(error.__traceback__)
-    if "expected" in str(error) and place and _PACKAGE in Path(place[-1].filename).parents:
-        return ""  # raised here, and says itself what to pass
+    if "expected" in str(error) and place and _GEOMETRY in Path(place[-1].filename).parents:
+        return ""  # an argument that does not fit, and the message says what to pass
     source = monitor.probe_in_use.source if monitor.probe_in_use is not None else None
     if isinstance(source, list) and any(isinstance(item, Tensor) for item in source):
         # What a DataLoader yields for pairs is such a list.

@@ -85,7 +85,7 @@ ROWS = [
     wrong(ALL, "probe", ([None], ["a"], [1, 2, 3], [BATCH, 1]), TypeError, "its item .*Loader"),
     wrong(ALL, "probe_samples", (*COUNTS, None), ValueError, "expected an integer >= 1"),
     wrong(ALL, "probe_mode", ("test", None, True, "Train"), ValueError, "expected 'train' or 'eva"),
-    wrong(ALL, "loss_fn", (3, "mse", len, dict), TypeError, r"a function \(pl_module, batch\)"),
+    wrong(ALL, "loss_fn", (3, "mse", len, abs), TypeError, r"a function \(pl_module, batch\)"),
     wrong(ALL, "loss_reduction", ("none", None, 0), ValueError, "expected 'mean' or 'sum'"),
     wrong(
         MONITORS, "parameters", (3, [], [3], b"layer.*", [None], {"a": 1}, ""), TypeError,
