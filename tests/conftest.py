@@ -8,7 +8,7 @@ import pytest
 
 # Title -> rows, each a dict from column to cell.
 TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
-_TITLES = ("zoo", "one process against two")
+_TITLES = ("zoo", "one process against two", "wrong uses")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,8 @@ from tests.mutations import Guard
 
 ISOLATION = "tests/integration/test_isolation.py"
 ZOO = "tests/integration/test_zoo.py"
+BAD_CALLS = "tests/bad_input/test_calls.py"
+BAD_RUNS = "tests/bad_input/test_runs.py"
 FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
 GRAPHS = "tests/geometry/test_memory.py"
@@ -856,7 +858,7 @@ GUARDS = [
     Guard(
         "the validation probe of the run before",
         GENERALIZATION,
-        'self._kept_validation.told = state_dict["validation_probe"]',
+        'self._kept_validation.told = state_dict.get("validation_probe")',
         "pass",
         f"{GAP} -k resumed",
     ),
@@ -972,5 +974,48 @@ GUARDS = [
         "self._add(measured, name, result.eigenvalues[index], result.residuals[index])",
         "self._add(measured, name, result.eigenvalues[index], 0.0)",
         f"{OPTIONS} -k residuals_of_all",
+    ),
+    # -- wrong uses
+    Guard(
+        "True is no count",
+        "geometry/checks.py",
+        "        if isinstance(value, bool):\n            raise TypeError\n        count",
+        "        count",
+        f"{BAD_CALLS} -k every_n_train_steps",
+    ),
+    Guard(
+        "text is no number",
+        "geometry/checks.py",
+        "isinstance(value, (bool, np.bool_, str, bytes))",
+        "isinstance(value, (bool, np.bool_))",
+        f"{BAD_CALLS} -k max_overhead",
+    ),
+    Guard(
+        "patterns that match nothing end the run before it trains",
+        "training/monitor.py",
+        "                raise ValueError(problem)",
+        "                self.say_once(problem)",
+        f"{BAD_RUNS} -k lyer",
+    ),
+    Guard(
+        "a callback that measures in one Trainer is not taken by another",
+        "training/monitor.py",
+        'other.state.status == "running"',
+        "False",
+        f"{BAD_RUNS} -k measures",
+    ),
+    Guard(
+        "a file that cannot be written is told once, not at each step",
+        RECORDS,
+        'known = re.sub(r"\\d+", "#", what)',
+        "known = what",
+        f"{BAD_RUNS} -k cannot_be_written",
+    ),
+    Guard(
+        "what a checkpoint tells wrongly of a probe",
+        "training/kept.py",
+        'return "what the checkpoint tells of it is damaged"',
+        "pass",
+        f"{BAD_RUNS} -k tells_wrongly",
     ),
 ]

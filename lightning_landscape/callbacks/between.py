@@ -71,7 +71,10 @@ def check_between(said: str, between: object) -> tuple[Weights, Weights]:
         )
     for number, weights in enumerate(pair):
         if not isinstance(weights, Mapping) and not Path(weights).is_file():
-            raise FileNotFoundError(f"{said}(between[{number}]={str(weights)!r}): no such file")
+            raise FileNotFoundError(
+                f"{said}(between[{number}]={str(weights)!r}): no such file; pass a checkpoint file "
+                f"that exists, or a state dict"
+            )
     return pair
 
 
@@ -82,7 +85,10 @@ def read_weights(said: str, weights: Weights) -> Mapping[str, Any]:
         try:
             content = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many kinds
-            raise ValueError(f"{said}: {str(weights)!r} cannot be read safely: {error}") from error
+            raise ValueError(
+                f"{said}: {str(weights)!r} cannot be read safely: {error}; expected a checkpoint "
+                f"or a state dict that torch.load(..., weights_only=True) reads"
+            ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):

@@ -11,8 +11,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_landscape.geometry.checks import check_choice, check_count, check_number
 from lightning_landscape.training.hooks import OF_EVERY_BATCH, rest, wake
-from lightning_landscape.training.monitor import Monitor, check_choice, usable_state
+from lightning_landscape.training.monitor import Monitor, usable_state
 
 
 class SharpnessEarlyStopping(pl.Callback):
@@ -66,15 +67,12 @@ class SharpnessEarlyStopping(pl.Callback):
             raise ValueError(
                 f"{said}(monitor={monitor!r}): expected a key such as 'hessian/top_eigenvalue'"
             )
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"{said}(threshold={threshold!r}): expected a number")
-        if not math.isfinite(threshold):
-            raise ValueError(f"{said}(threshold={threshold!r}): expected a finite number")
+        words = "a finite number, in units of the monitored key"
+        check_number(said, "threshold", threshold, words, math.isfinite)
         check_choice(said, "stop_when", stop_when, ("above", "below"))
         check_choice(said, "action", action, ("stop", "warn"))
-        for argument, value, least in (("patience", patience, 1), ("min_steps", min_steps, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{said}({argument}={value!r}): expected an integer >= {least}")
+        patience = check_count(said, "patience", patience)
+        min_steps = check_count(said, "min_steps", min_steps, least=0)
         if stop_when == "below" and min_steps == 0:
             raise ValueError(
                 f"{said}(stop_when='below', min_steps=0): many runs begin flat; pass the step from "
@@ -104,7 +102,11 @@ class SharpnessEarlyStopping(pl.Callback):
             raise MisconfigurationException(
                 f"SharpnessEarlyStopping(monitor={self.monitor!r}): no callback of this Trainer "
                 f"logs that; "
-                + (f"available: {available}" if available else "add a HessianMonitor, say")
+                + (
+                    f"available: {available}; pass one of these"
+                    if available
+                    else "add a HessianMonitor, say"
+                )
             )
         if self not in owner.listeners:
             owner.listeners.append(self)
@@ -123,7 +125,7 @@ class SharpnessEarlyStopping(pl.Callback):
                 self._missing_said = True
                 rank_zero_warn(
                     f"SharpnessEarlyStopping: a measurement came without {self.monitor!r}; such "
-                    f"measurements are not counted"
+                    f"measurements are not counted; use a key that every measurement has"
                 )
             return
         step, value = int(row["step"]), float(row[self.monitor])

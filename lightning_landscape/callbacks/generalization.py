@@ -10,13 +10,14 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_callable
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.hooks import VALIDATION_BATCH_START, rest, wake
 from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.means import BatchMean, batch_mean
 from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.probe import Probe, ProbeBatch, first_examples
+from lightning_landscape.training.probe import Probe, ProbeBatch, check_source, first_examples
 from lightning_landscape.training.round import Measured, Round
 
 MetricFn = Callable[[LightningModule, Any], Mapping[str, Tensor]]
@@ -38,8 +39,8 @@ class GeneralizationMonitor(Monitor):
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may take,
-            the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the training examples: a ``DataLoader``, a list of batches, one batch (a tuple, a
             dict), or a shared ``Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep of each kind, over all processes.
@@ -121,11 +122,10 @@ class GeneralizationMonitor(Monitor):
             verbose=verbose,
         )
         said = "GeneralizationMonitor"
-        if metric_fn is not None and not callable(metric_fn):
-            raise TypeError(
-                f"{said}(metric_fn={metric_fn!r}): expected a function (pl_module, batch) -> "
-                f"mapping from name to value"
-            )
+        if metric_fn is not None:
+            words = "a function (pl_module, batch) -> mapping from name to value, or None"
+            check_callable(said, "metric_fn", metric_fn, words, arguments=2)
+        check_source(said, "validation_probe", validation_probe)
         given = isinstance(validation_probe, Probe)
         further = validation_probe if given else Probe(validation_probe, probe_samples)
         if given and further.captured:
@@ -309,7 +309,7 @@ class GeneralizationMonitor(Monitor):
         super().load_state_dict(state_dict)
         expected = {"validation_probe": (dict, type(None))}
         if self.resumed and usable_state(self.prefix, state_dict, expected):
-            self._kept_validation.told = state_dict["validation_probe"]
+            self._kept_validation.told = state_dict.get("validation_probe")
 
 
 def shares(sizes: Sequence[int], wanted: int) -> list[int]:

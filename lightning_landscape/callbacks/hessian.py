@@ -13,6 +13,15 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_landscape.geometry.blocks import block_eigenvalues
+from lightning_landscape.geometry.checks import (
+    check_block_names,
+    check_blocks,
+    check_choice,
+    check_count,
+    check_count_or_zero,
+    check_flags,
+    check_number,
+)
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Engine, Objective
@@ -22,7 +31,7 @@ from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import hessian_trace
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_choice, check_count
+from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.saved import load_evenly
 
@@ -45,8 +54,8 @@ class HessianMonitor(Monitor):
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may take,
-            the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
@@ -161,20 +170,20 @@ class HessianMonitor(Monitor):
             verbose=verbose,
         )
         said = "HessianMonitor"
-        check_count(said, "k", k)
+        k = check_count(said, "k", k)
         check_choice(said, "method", method, ("lanczos", "power"))
-        if not 0.0 < tol < 1.0:
-            raise ValueError(f"{said}(tol={tol!r}): expected a number between 0 and 1")
-        if rtol is not None and not 0.0 <= rtol < 1.0:
-            raise ValueError(f"{said}(rtol={rtol!r}): expected a number from 0 to 1, or None")
-        check_count(said, "max_hvps", max_hvps)
+        check_number(said, "tol", tol, "a number between 0 and 1", lambda x: 0.0 < x < 1.0)
+        if rtol is not None:
+            words = "a number from 0 to 1, or None"
+            check_number(said, "rtol", rtol, words, lambda x: 0.0 <= x < 1.0)
+        max_hvps = check_count(said, "max_hvps", max_hvps)
         if max_hvps < k:
             raise ValueError(f"{said}(max_hvps={max_hvps!r}): expected an integer >= k={k}")
-        for argument, samples in (("trace", trace_samples), ("density", density_samples)):
-            if samples != 0:
-                check_count(said, f"{argument}_samples", samples, least=2)
-        if not isinstance(blocks, (bool, Mapping)):
-            raise TypeError(f"{said}(blocks={blocks!r}): expected True, False or a mapping")
+        trace_samples = check_count_or_zero(said, "trace_samples", trace_samples)
+        density_samples = check_count_or_zero(said, "density_samples", density_samples)
+        check_blocks(said, blocks)
+        check_flags(said, min_eigenvalue=min_eigenvalue, batch_edge_ratio=batch_edge_ratio)
+        check_flags(said, update_curvature=update_curvature)
         self.k = k
         self.method: Literal["lanczos", "power"] = method
         self.tol = tol
@@ -214,6 +223,11 @@ class HessianMonitor(Monitor):
         """Whether this callback may log ``key``; the names of blocks are known only later."""
         of_block = key.startswith((self.key("block/"), self.key("block_trace/")))
         return key in self.keys or (bool(self.blocks) and of_block)
+
+    def fits(self, names: Sequence[str]) -> None:
+        """Raise where an argument names none of the module's parameters."""
+        super().fits(names)
+        check_block_names("HessianMonitor", self.blocks, names)
 
     @property
     def charts(self) -> dict[str, list[Any]]:

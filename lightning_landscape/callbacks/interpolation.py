@@ -15,6 +15,13 @@ from lightning_landscape.callbacks.between import Weights
 from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
 from lightning_landscape.geometry.batch_norm import running_norms
 from lightning_landscape.geometry.blocks import members
+from lightning_landscape.geometry.checks import (
+    check_block_names,
+    check_blocks,
+    check_count,
+    check_flags,
+    check_mapping,
+)
 from lightning_landscape.geometry.interpolation import (
     NoPlane,
     displacement,
@@ -27,8 +34,8 @@ from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.kept import Kept
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_count, session_of, usable_state
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.monitor import Monitor, session_of, usable_state
+from lightning_landscape.training.probe import Probe, check_source
 from lightning_landscape.training.round import Measured, Round, measured_parameters
 from lightning_landscape.training.sharding import Whole, is_sharded
 
@@ -50,8 +57,8 @@ class InterpolationMonitor(Monitor):
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may take,
-            the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
@@ -159,15 +166,15 @@ class InterpolationMonitor(Monitor):
             verbose=verbose,
         )
         said = "InterpolationMonitor"
-        check_count(said, "resolution", resolution, least=2)
-        check_count(said, "plane_resolution", plane_resolution, least=2)
-        if not isinstance(blocks, (bool, Mapping)):
-            raise TypeError(f"{said}(blocks={blocks!r}): expected True, False or a mapping")
-        if not isinstance(other_probes, (Mapping, type(None))):
-            raise TypeError(
-                f"{said}(other_probes={other_probes!r:.80}): expected a mapping from name to data"
-            )
-        for other in other_probes or {}:
+        resolution = check_count(said, "resolution", resolution, least=2)
+        plane_resolution = check_count(said, "plane_resolution", plane_resolution, least=2)
+        check_flags(said, reestimate_batch_norm=reestimate_batch_norm)
+        check_blocks(said, blocks)
+        if other_probes is not None:
+            words = "a mapping from name to data, or None"
+            check_mapping(said, "other_probes", other_probes, words)
+        for other, data in (other_probes or {}).items():
+            check_source(said, f"other_probes[{other!r}]", data)
             if not isinstance(other, str) or not other or "/" in other or other == "reference":
                 raise ValueError(
                     f"{said}(other_probes={{{other!r}: ...}}): expected a word, no '/', and not "
@@ -211,6 +218,11 @@ class InterpolationMonitor(Monitor):
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; the names of blocks are known only later."""
         return key in self.keys or (bool(self.blocks) and key.startswith(self.key("distance/")))
+
+    def fits(self, names: Sequence[str]) -> None:
+        """Raise where an argument names none of the module's parameters."""
+        super().fits(names)
+        check_block_names("InterpolationMonitor", self.blocks, names)
 
     @property
     def charts(self) -> dict[str, list[Any]]:
@@ -459,7 +471,7 @@ class InterpolationMonitor(Monitor):
         if self.resumed and usable_state(
             self.prefix, state_dict, {"reference": (dict, type(None))}
         ):
-            self._kept_reference.told = state_dict["reference"]
+            self._kept_reference.told = state_dict.get("reference")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the copies too."""

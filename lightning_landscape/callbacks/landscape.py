@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -19,12 +19,20 @@ from lightning_landscape.callbacks.axes import (
     Direction,
 )
 from lightning_landscape.callbacks.between import Weights, check_between, difference
+from lightning_landscape.geometry.checks import (
+    check_choice,
+    check_count,
+    check_count_or_zero,
+    check_flags,
+    check_span,
+    quoted,
+)
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.slices import Slice, line_slice, lowest_point, plane_slice
 from lightning_landscape.geometry.trajectory import Trajectory, project
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_choice, check_count, usable_state
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.monitor import Monitor, usable_state
+from lightning_landscape.training.probe import Probe, check_source
 from lightning_landscape.training.round import Measured, Round, measured_parameters
 from lightning_landscape.training.saved import load_evenly
 from lightning_landscape.training.sharding import Whole, is_sharded
@@ -65,8 +73,8 @@ class LandscapeMonitor(Monitor):
     Args:
         every_n_train_steps: steps between pictures; ``None``: epochs only.
         every_n_epochs: draw also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may take,
-            the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
@@ -185,26 +193,27 @@ class LandscapeMonitor(Monitor):
             verbose=verbose,
         )
         said = "LandscapeMonitor"
-        pair = (directions,) if isinstance(directions, str) else tuple(directions)
+        pair = tuple(directions) if isinstance(directions, (tuple, list)) else (directions,)
         if len(pair) not in (1, 2):
-            raise ValueError(f"{said}(directions={directions!r}): expected one or two")
+            raise ValueError(
+                f"{quoted(said, 'directions', directions)}: expected one or two of {DIRECTIONS}"
+            )
         for direction in pair:
             check_choice(said, "directions", direction, DIRECTIONS)
         if span is not None:
-            ends = tuple(span)
-            if len(ends) != 2 or not all(math.isfinite(end) for end in ends) or ends[0] >= ends[1]:
-                raise ValueError(
-                    f"{said}(span={span!r}): expected two finite numbers, smaller first, or None"
-                )
-        sizes = (resolution,) if isinstance(resolution, int) else tuple(resolution)
-        for argument, size in [("resolution", s) for s in sizes] + [
-            ("line_resolution", line_resolution)
-        ]:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 0 or size == 1:
-                raise ValueError(f"{said}({argument}={size!r}): expected an integer >= 2, or 0")
+            check_span(said, "span", span, ", or None")
+        given = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution,)
+        if len(given) not in (1, 2):
+            raise ValueError(
+                f"{quoted(said, 'resolution', resolution)}: expected one integer, or one each for "
+                f"x and y"
+            )
+        sizes = [check_count_or_zero(said, "resolution", size) for size in given]
+        line_resolution = check_count_or_zero(said, "line_resolution", line_resolution)
         if not any(sizes) and not line_resolution:
             raise ValueError(
-                f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw"
+                f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw; "
+                f"pass 2 or more for one of them"
             )
         axes = PAIRS[pair[0]] if len(pair) == 1 else (pair[0], pair[1])
         if ("between" in axes) != (between is not None):
@@ -212,7 +221,10 @@ class LandscapeMonitor(Monitor):
                 f"{said}(directions={directions!r}, between={between!r:.80}): expected both "
                 f"'between' among the directions and the two checkpoints, or neither"
             )
-        check_count(said, "seeds", seeds, 2)
+        seed = check_count(said, "seed", seed, 0)
+        seeds = check_count(said, "seeds", seeds, 2)
+        check_flags(said, surface=surface, trajectory=trajectory)
+        check_source(said, "validation_probe", validation_probe)
         if seeds > 2 and set(axes) != {"random"}:
             raise ValueError(f"{said}(seeds={seeds!r}): expected directions='random' with it")
         self.directions = directions
@@ -228,12 +240,14 @@ class LandscapeMonitor(Monitor):
         self.validation_probe = validation_probe
         self.needs_update = "update" in axes
         if validation_probe is not None:
-            given = isinstance(validation_probe, Probe)
+            shared = isinstance(validation_probe, Probe)
             self.further_probe = (
-                validation_probe if given else Probe(validation_probe, probe_samples)
+                validation_probe if shared else Probe(validation_probe, probe_samples)
             )
             if self.further_probe.captured:
-                raise ValueError(f"{said}(validation_probe=Probe()): expected one with a source")
+                raise ValueError(
+                    f"{said}(validation_probe=Probe()): expected one with a source, or None"
+                )
         self._axes = Axes(self, axes, seed, None if span is None else (span[0], span[1]))
         self._full = Points((sizes[0], sizes[-1]), line_resolution)
         self._points = self._full  # of the picture that is next
@@ -491,7 +505,16 @@ class LandscapeMonitor(Monitor):
         """Continue the series, on the same scale."""
         super().load_state_dict(state_dict)
         if self.resumed and usable_state(self.prefix, state_dict, {"scales": (dict,)}):
-            self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
+            scales = state_dict["scales"].items()
+            self._scales = {tag: dict(limits) for tag, limits in scales if _is_scale(limits)}
+
+
+def _is_scale(limits: object) -> bool:
+    """Whether a checkpoint's entry is what ``ColorScale.to_dict`` gave."""
+    if not isinstance(limits, Mapping) or set(limits) != {"linthresh", "limit"}:
+        return False
+    low, high = limits["linthresh"], limits["limit"]
+    return isinstance(low, float) and isinstance(high, float) and 0.0 < low <= high < math.inf
 
 
 def _film(files: list[Path], most: int) -> list[Slice]:

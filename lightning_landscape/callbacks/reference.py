@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_landscape.callbacks.between import Weights, read_weights
+from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.geometry.interpolation import chosen_weights
 
 
@@ -65,14 +66,11 @@ def own_weights(said: str, argument: str, weights: object, words: str = "") -> W
     if isinstance(weights, Mapping):
         state = read_weights(f"{said}({argument}=...)", weights)
         return {name: _copied(t) for name, t in state.items() if isinstance(t, Tensor)}
+    expected = f"expected {f'{words}, ' if words else ''}a checkpoint file or a state dict"
     if not isinstance(weights, (str, Path)):
-        expected = f"{words}, a checkpoint file" if words else "a checkpoint file"
-        raise TypeError(f"{said}({argument}={weights!r:.80}): expected {expected} or a state dict")
+        raise TypeError(f"{quoted(said, argument, weights)}: {expected}")
     if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"{said}({argument}={str(weights)!r}): no such file"
-            + (f"; or {words}" if words else "")
-        )
+        raise FileNotFoundError(f"{said}({argument}={str(weights)!r}): no such file; {expected}")
     return weights
 
 

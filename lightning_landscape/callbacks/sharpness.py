@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_landscape.geometry.average import average_sharpness
+from lightning_landscape.geometry.checks import (
+    check_choice,
+    check_count,
+    check_flags,
+    check_number,
+)
 from lightning_landscape.geometry.critical import critical_sharpness
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, check_choice, check_count
+from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.round import Measured, Round
 
 
@@ -27,8 +33,8 @@ class SharpnessMonitor(Monitor):
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may take,
-            the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
@@ -127,20 +133,18 @@ class SharpnessMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        if rho is not None and not 0.0 < rho < math.inf:
-            raise ValueError(f"SharpnessMonitor(rho={rho!r}): expected a finite number > 0 or None")
-        check_choice("SharpnessMonitor", "worst_case_norm", worst_case_norm, ("l2", "linf"))
-        for argument, number in (("sigma", sigma), ("epsilon", epsilon)):
-            if not 0.0 < number < math.inf:
-                raise ValueError(
-                    f"SharpnessMonitor({argument}={number!r}): expected a finite number > 0"
-                )
-        if not 0.0 < critical_rtol < 1.0:
-            raise ValueError(
-                f"SharpnessMonitor(critical_rtol={critical_rtol!r}): expected a number from 0 to 1"
-            )
-        check_count("SharpnessMonitor", "worst_case_steps", worst_case_steps)
-        check_count("SharpnessMonitor", "samples", samples, least=2)
+        said, positive = "SharpnessMonitor", "a finite number > 0"
+        if rho is not None:
+            check_number(said, "rho", rho, f"{positive} or None", lambda x: 0.0 < x < math.inf)
+        check_choice(said, "worst_case_norm", worst_case_norm, ("l2", "linf"))
+        check_number(said, "sigma", sigma, positive, lambda x: 0.0 < x < math.inf)
+        check_number(said, "epsilon", epsilon, positive, lambda x: 0.0 < x < math.inf)
+        words = "a number from 0 to 1, both excluded"
+        check_number(said, "critical_rtol", critical_rtol, words, lambda x: 0.0 < x < 1.0)
+        worst_case_steps = check_count(said, "worst_case_steps", worst_case_steps)
+        samples = check_count(said, "samples", samples, least=2)
+        check_flags(said, adaptive=adaptive, worst_case=worst_case, per_batch=per_batch)
+        check_flags(said, average=average, keskar=keskar, critical=critical)
         self.rho = rho
         self.adaptive = adaptive
         self.worst_case = worst_case

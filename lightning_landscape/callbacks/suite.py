@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,8 +11,9 @@ from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
+from lightning_landscape.geometry.checks import check_count, check_number
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.probe import Probe, check_source
 
 
 def landscape_callbacks(
@@ -32,8 +34,8 @@ def landscape_callbacks(
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all of them together may take; ``None``:
-            the exact schedule, whatever it costs.
+        max_overhead: the share, up to 1, of the training time that all of them together may take;
+            ``None``: the exact schedule, whatever it costs.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
         probe_mode: ``"train"`` or ``"eval"``.
@@ -47,6 +49,13 @@ def landscape_callbacks(
 
         trainer = Trainer(callbacks=landscape_callbacks())
     """
+    said = "landscape_callbacks"
+    check_source(said, "probe", probe)
+    check_count(said, "probe_samples", probe_samples)
+    check_count(said, "patience", patience)
+    if stop_above is not None:
+        words = "a finite number, the edge ratio above which to stop, or None"
+        check_number(said, "stop_above", stop_above, words, math.isfinite)
     shared = probe if isinstance(probe, Probe) else Probe(probe, probe_samples)
     common: dict[str, Any] = {
         "every_n_train_steps": every_n_train_steps,

@@ -12,7 +12,8 @@ from lightning_landscape.compare.page import render
 from lightning_landscape.compare.pictures import Pictures
 from lightning_landscape.compare.runs import chosen_keys, groups_of, read_runs
 from lightning_landscape.compare.table import GroupCell, RunCell, group_cell, run_cell
-from lightning_landscape.report.frame import write_page
+from lightning_landscape.geometry.checks import quoted
+from lightning_landscape.report.frame import check_page, write_page
 from lightning_landscape.report.page import rank
 
 _NAMED = 3  # runs and keys of which a note tells the names
@@ -27,6 +28,13 @@ def comparison(
     points: Sequence[tuple[str, str]],
 ) -> Comparison:
     """What :func:`lightning_landscape.compare` returns."""
+    if out is not None:
+        check_page("compare", "out", out)
+    if not isinstance(points, (list, tuple)) or not all(_is_pair(pair) for pair in points):
+        raise TypeError(
+            f"{quoted('compare', 'points', points)}: expected pairs of keys (x, y), e.g. "
+            f"[('hessian/top_eigenvalue', 'generalization/gap')]"
+        )
     read = read_runs(runs)
     grouped = groups_of(list(read), groups, group_by)
     series = {name: run.series for name, run in read.items()}
@@ -41,7 +49,7 @@ def comparison(
     for x, y in points:
         for key in (x, y):
             if key not in found:
-                chosen_keys(found, [key])  # says which there are
+                chosen_keys(found, [key], "points")  # says which there are
         last = {
             name: (_last(known.get(x, {})), _last(known.get(y, {})))
             for name, known in series.items()
@@ -91,6 +99,12 @@ def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     told = ", ".join(names[:_NAMED] if more > 1 else names)
     return f"{told} and {more} more" if more > 1 else told
+
+
+def _is_pair(pair: object) -> bool:
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return False
+    return all(isinstance(key, str) for key in pair)
 
 
 def _last(values: Mapping[int, float]) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from lightning_landscape.geometry.checks import check_mapping, quoted, shown
 from lightning_landscape.report.run import Run, read_run
 from lightning_landscape.training.records import HISTORY_FILE
 
@@ -22,6 +23,11 @@ def read_runs(runs: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
             f"compare(runs={str(runs)!r}): expected several log directories, as a list or as a "
             f"mapping from names to directories; for a single run there is "
             f"lightning_landscape.report"
+        )
+    if not isinstance(runs, Iterable):
+        raise TypeError(
+            f"{quoted('compare', 'runs', runs)}: expected several log directories, as a list or as "
+            f"a mapping from names to directories"
         )
     if not runs:
         raise ValueError(f"compare(runs={runs!r}): expected at least one log directory")
@@ -39,6 +45,10 @@ def read_runs(runs: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
 
 
 def _read(folder: str | Path) -> Run:
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(
+            f"compare(runs=...): got {shown(folder)}; expected the log directory of a run"
+        )
     try:
         return read_run(Path(folder), most=1)
     except FileNotFoundError as error:
@@ -82,13 +92,15 @@ def groups_of(
             f"compare(groups=..., group_by={group_by!r}): expected one of the two, or none"
         )
     if group_by is not None:
+        words = f"{quoted('compare', 'group_by', group_by)}: expected what stands behind the group"
+        if not isinstance(group_by, str):
+            raise TypeError(f"{words}, e.g. '/'")
         if not group_by:
-            raise ValueError(
-                "compare(group_by=''): expected what stands behind the group, e.g. '/'"
-            )
+            raise ValueError(f"{words}, e.g. '/'")
         return {name: name.rpartition(group_by)[0] or name for name in names}
     if groups is None:
         return {}
+    check_mapping("compare", "groups", groups, "a mapping from run to group, or None")
     for name in names:
         if name not in groups:
             raise ValueError(
@@ -97,12 +109,14 @@ def groups_of(
     if unknown := [name for name in groups if name not in names]:
         raise ValueError(
             f"compare(groups=...): there is no run {unknown[0]!r}; the runs are "
-            f"{', '.join(map(repr, names))}"
+            f"{', '.join(map(repr, names))}: name each of them, and no other"
         )
     return {name: str(groups[name]) for name in names}
 
 
-def chosen_keys(found: Sequence[str], keys: str | Sequence[str] | None) -> list[str]:
+def chosen_keys(
+    found: Sequence[str], keys: str | Sequence[str] | None, argument: str = "keys"
+) -> list[str]:
     """The keys asked for, as names or patterns, among those that were found.
 
     Raises:
@@ -111,12 +125,18 @@ def chosen_keys(found: Sequence[str], keys: str | Sequence[str] | None) -> list[
     if keys is None:
         return list(found)
     chosen: dict[str, None] = {}
-    for pattern in [keys] if isinstance(keys, str) else keys:
+    patterns = [keys] if isinstance(keys, str) else keys
+    if not isinstance(patterns, Iterable) or not all(isinstance(key, str) for key in patterns):
+        raise TypeError(
+            f"{quoted('compare', argument, keys)}: expected names of scalars or patterns, e.g. "
+            f"'sharpness/*', or None for all"
+        )
+    for pattern in patterns:
         fitting = [key for key in found if key == pattern or fnmatchcase(key, pattern)]
         if not fitting:
             raise ValueError(
-                f"compare(keys=...): no run has {pattern!r}; there are "
-                f"{', '.join(map(repr, found)) or 'no scalars at all'}"
+                f"compare({argument}=...): no run has {pattern!r}; there are "
+                f"{', '.join(map(repr, found)) or 'no scalars at all'}: pass what is there"
             )
         chosen.update(dict.fromkeys(fitting))
     return list(chosen)

@@ -29,10 +29,12 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_groups, check_names, check_text
 from lightning_landscape.figures.curves import MARKERS, MOST
 from lightning_landscape.figures.data import HUGE
 from lightning_landscape.figures.plane import GROUND
 from lightning_landscape.figures.words import MINUS, legend_name, listed, number
+from lightning_landscape.geometry.checks import check_span, quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,8 +76,18 @@ def barrier_matrix_figure(
         ValueError: if the matrix is not square, of more than nine rows, or without a name a row;
             or if the limits are not finite and rising.
     """
-    table = np.asarray(matrix, dtype=np.float64)
     call = "barrier_matrix_figure"
+    try:
+        if matrix is None:
+            raise TypeError
+        table = np.asarray(matrix, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{quoted(call, 'matrix', matrix)}: expected a square table of numbers"
+        ) from error
+    check_text(call, title=title)
+    if not isinstance(names, str):
+        check_names(call, names)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or not 1 <= len(table) <= _LARGEST:
         raise ValueError(
             f"{call}(matrix=...): got shape {table.shape}; expected (n, n) with n from 1 to "
@@ -92,11 +104,8 @@ def barrier_matrix_figure(
         low, high = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
         high = high if high > low else low + 1.0
     else:
+        check_span(call, "limits", limits)
         low, high = limits
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(
-            f"{call}(limits={limits!r}): expected two finite numbers, the lower one first"
-        )
     norm = Normalize(low, high, clip=True)
     # Inches.
     count, top = len(table), HEADER + PITCH * 2 + 0.06
@@ -207,16 +216,14 @@ def points_figure(
         )
     places = {}
     for name, place in points.items():
-        if np.shape(place) != (2,):
+        pair = np.asarray(place)
+        if pair.shape != (2,) or pair.dtype.kind not in "iuf":
             raise ValueError(
                 f"points_figure(points=...): got {place!r:.80} for {name!r}; pass two numbers"
             )
-        if groups is not None and name not in groups:
-            raise ValueError(
-                f"points_figure(groups={groups!r:.80}): it lacks the run {name!r}; name the group "
-                f"of every run"
-            )
-        places[name] = np.asarray(place, dtype=np.float64)
+        places[name] = pair.astype(np.float64)
+    check_groups("points_figure", groups, points)
+    check_text("points_figure", x=x, y=y)
     finite = {name: at for name, at in places.items() if (np.abs(at) < HUGE).all()}
     members: dict[str, list[Any]] = {}
     for name, at in finite.items():

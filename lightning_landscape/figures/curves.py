@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_groups, check_numbers
 from lightning_landscape.figures.data import HUGE, evenly, sizes
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.scale import ColorScale, round_up
 from lightning_landscape.figures.words import legend_name, listed, number
+from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +104,14 @@ def curves_figure(
         TypeError: if ``histories`` is not a mapping from names to sequences of mappings.
         ValueError: if ``histories`` is empty, or ``groups`` lacks a run.
     """
+    check_flags("curves_figure", edge=edge)
+    if not isinstance(key, str):
+        raise TypeError(
+            f"{quoted('curves_figure', 'key', key)}: expected the name of a scalar, e.g. "
+            f"'hessian/top_eigenvalue'"
+        )
     rows = _checked(histories, groups)
+    check_numbers("curves_figure(histories=...)", chain.from_iterable(rows.values()), key)
     curves = _curves(rows, key, groups)
     bounds = {curve.name: curve for curve in _edges(rows, key, groups) if edge}
     chosen = [curves[index] for index in evenly(len(curves), MOST)]
@@ -263,12 +273,7 @@ def _checked(
         )
     if not histories:
         raise ValueError("curves_figure(histories={}): expected at least one run")
-    for name in histories:
-        if groups is not None and name not in groups:
-            raise ValueError(
-                f"curves_figure(groups={groups!r:.80}): it lacks the run {name!r}; name the group "
-                f"of every run"
-            )
+    check_groups("curves_figure", groups, histories)
     return {
         name: sorted(
             (row for row in rows if row.get("step") is not None), key=lambda row: float(row["step"])

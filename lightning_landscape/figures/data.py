@@ -21,11 +21,13 @@ ROUNDING = 1e-6
 HUGE = 1e100
 
 
-def check_slice(call: str, slice: Slice, axes: int) -> None:
-    """Refuses what is not a slice with the given number of coordinate axes."""
+def check_slice(call: str, slice: Slice, axes: int | None = None) -> None:
+    """Refuses what is not a slice, with the given number of coordinate axes."""
     if not all(hasattr(slice, name) for name in ("coordinates", "losses", "center_loss")):
         maker = "line_slice" if axes == 1 else "plane_slice"
         raise TypeError(f"{call}: got {slice!r:.80}; expected a Slice, as {maker} returns")
+    if axes is None:
+        return
     if len(slice.coordinates) != axes:
         other = "plane_figure" if axes == 1 else "line_figure"
         raise ValueError(

@@ -17,7 +17,9 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_density
 from lightning_landscape.figures.words import listed, number, probe_words
+from lightning_landscape.geometry.checks import check_metadata
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +46,8 @@ def density_figure(
     Returns:
         A figure of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
     """
+    check_density("density_figure(density=...)", density)
+    check_metadata(metadata, "density_figure")
     known = dict(metadata or {})
     x, y = np.asarray(density.grid), np.asarray(density.density)
     error = np.asarray(density.stderr)

@@ -20,8 +20,10 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_density
 from lightning_landscape.figures.data import evenly
 from lightning_landscape.figures.words import listed, number, probe_words
+from lightning_landscape.geometry.checks import check_metadata, quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,11 +62,17 @@ def density_film_figure(
     Raises:
         TypeError: if ``densities`` is not a mapping.
     """
-    if not isinstance(densities, Mapping):
+    said = "density_film_figure"
+    if not isinstance(densities, Mapping) or not all(
+        isinstance(step, (int, np.integer)) for step in densities
+    ):
         raise TypeError(
-            f"density_film_figure(densities={densities!r:.80}): expected a dict from the step to "
-            "a SpectralDensity"
+            f"{quoted(said, 'densities', densities)}: expected a dict from the step to a "
+            "SpectralDensity"
         )
+    for step, density in densities.items():
+        check_density(f"{said}(densities={{{step}: ...}})", density)
+    check_metadata(metadata, said)
     every = sorted(densities)
     steps = [every[index] for index in evenly(len(every), MOST)]
     shown = [densities[step] for step in steps]

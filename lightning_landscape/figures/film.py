@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_landscape.figures.canvas import figure_to_image
+from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import center_of, check_slice, evenly
 from lightning_landscape.figures.line import draw_lines
 from lightning_landscape.figures.plane import draw_plane
 from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.geometry.checks import check_count, check_number, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +36,7 @@ def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> 
         TypeError: if ``slices`` is not a sequence of slices.
         ValueError: if it is empty, or not all of one kind and on the same coordinates.
     """
+    check_scale("film_frames", scale)
     return list(_frames(as_film("film_frames", slices), scale))
 
 
@@ -58,15 +61,17 @@ def save_film(
         TypeError: if ``slices`` is not a sequence of slices.
         ValueError: if they are not one film, or an argument is out of its range.
     """
+    said, ends = "save_film", "expected a name that ends in .gif or .png"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{quoted(said, 'path', path)}: {ends}")
     name = os.fspath(path)
     kind = {".gif": "GIF", ".png": "PNG"}.get(os.path.splitext(name)[1].lower())
     if kind is None:
-        raise ValueError(f"save_film(path={name!r}): expected a name that ends in .gif or .png")
-    if not seconds > 0 or most < 1:
-        raise ValueError(
-            f"save_film(seconds={seconds!r}, most={most!r}): expected a time above 0 and at least "
-            "one frame"
-        )
+        raise ValueError(f"save_film(path={name!r}): {ends}")
+    check_scale(said, scale)
+    words = "a time above 0, at most 60 seconds"
+    check_number(said, "seconds", seconds, words, lambda x: 0.0 < x <= 60.0)
+    check_count(said, "most", most)
     film = as_film("save_film", slices)
     write_film([film[index] for index in evenly(len(film), most)], name, scale, kind, seconds)
 

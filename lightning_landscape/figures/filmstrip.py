@@ -24,6 +24,7 @@ from lightning_landscape.figures.canvas import (
     shortened,
     write_header,
 )
+from lightning_landscape.figures.checks import check_names, check_scale
 from lightning_landscape.figures.data import centred, difference_range, evenly
 from lightning_landscape.figures.film import as_film, shared_scale
 from lightning_landscape.figures.line import line_remark, mark_outside
@@ -48,6 +49,7 @@ from lightning_landscape.figures.words import (
     number,
     probe_words,
 )
+from lightning_landscape.geometry.checks import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,11 +92,18 @@ def filmstrip_figure(
         ValueError: if it is empty, or not all of one kind and on the same coordinates; or if there
             are not as many names.
     """
-    film = as_film("filmstrip_figure", slices, one_grid=names is None)
-    if names is not None and len(names) != len(film):
-        raise ValueError(
-            f"filmstrip_figure(names={names!r:.80}): got {len(names)} names for {len(film)} slices"
-        )
+    said = "filmstrip_figure"
+    film = as_film(said, slices, one_grid=names is None)
+    check_scale(said, scale)
+    if of is not None:
+        check_count(said, "of", of, 1, ", or None")
+    if names is not None:
+        check_names(said, names)
+        if len(names) != len(film):
+            raise ValueError(
+                f"{said}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; pass "
+                f"one a slice"
+            )
     chosen = evenly(len(film), MOST)
     shown = [film[index] for index in chosen]
     called = None if names is None else [names[index] for index in chosen]

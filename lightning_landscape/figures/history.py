@@ -21,7 +21,9 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_numbers
 from lightning_landscape.figures.words import TIMES, listed, number
+from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +62,12 @@ def eigenvalue_figure(
         TypeError: if ``history`` is not a sequence of mappings.
     """
     rows = _as_rows(history)
+    check_flags("eigenvalue_figure", edge=edge)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(
+            f"{quoted('eigenvalue_figure', 'name', name)}: expected the name of a HessianMonitor, "
+            f"or None"
+        )
     prefix = "hessian/" if name is None else f"hessian/{name}/"
     plain, preconditioned = f"{prefix}top_eigenvalue", f"{prefix}preconditioned_eigenvalue"
     key = preconditioned if np.isfinite(_column(rows, preconditioned)).any() else plain
@@ -116,6 +124,7 @@ def _as_rows(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             f"eigenvalue_figure(history={history!r:.80}): expected a list of dicts, such as "
             "HessianMonitor.history"
         )
+    check_numbers("eigenvalue_figure(history=...)", history)
     return [row for row in history if row.get("step") is not None]
 
 

@@ -22,6 +22,7 @@ from lightning_landscape.figures.canvas import (
     shortened,
     write_header,
 )
+from lightning_landscape.figures.checks import check_names, check_scale
 from lightning_landscape.figures.data import (
     center_of,
     centred,
@@ -46,6 +47,7 @@ from lightning_landscape.figures.words import (
     probe_words,
     step_and_loss,
 )
+from lightning_landscape.geometry.checks import check_flags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +93,10 @@ def line_figure(
             the slices of a band have other coordinates; or if there are not as many names.
     """
     lines = _as_lines(slices)
+    check_scale("line_figure", scale)
+    check_flags("line_figure", band=band)
+    if names is not None:
+        check_names("line_figure", names)
     if names is not None and (band or len(names) != len(lines)):
         raise ValueError(
             f"line_figure(names={names!r:.80}): got {len(names)} names for "

@@ -22,6 +22,7 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
+from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import (
     ROUNDING,
     centred,
@@ -90,6 +91,7 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
         ValueError: if it is not a plane, or its coordinates and losses do not fit together.
     """
     check_slice("plane_figure(slice=...)", slice, axes=2)
+    check_scale("plane_figure", scale)
     return draw_plane(slice, ColorScale.for_one(slice) if scale is None else scale, [slice])
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import SymLogNorm
 
-from lightning_landscape.figures.data import HUGE, ROUNDING, centred, sizes
+from lightning_landscape.figures.data import HUGE, ROUNDING, centred, check_slice, sizes
 
 if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
@@ -43,11 +43,14 @@ class ColorScale:
     limit: float
 
     def __post_init__(self) -> None:
+        words = (
+            f"ColorScale(linthresh={self.linthresh!r}, limit={self.limit!r}): expected finite "
+            "numbers with 0 < linthresh <= limit"
+        )
+        if any(isinstance(end, (bool, str, type(None))) for end in (self.linthresh, self.limit)):
+            raise TypeError(words)
         if not 0 < self.linthresh <= self.limit < math.inf:
-            raise ValueError(
-                f"ColorScale(linthresh={self.linthresh!r}, limit={self.limit!r}): expected finite "
-                "numbers with 0 < linthresh <= limit"
-            )
+            raise ValueError(words)
 
     @classmethod
     def from_slice(cls, slice: Slice) -> ColorScale:
@@ -68,6 +71,7 @@ class ColorScale:
     @classmethod
     def _chosen(cls, slice: Slice, film: bool) -> ColorScale:
         """Chooses a scale, with room for later frames if it is for a film."""
+        check_slice("ColorScale.from_slice(slice=...)", slice)
         difference, reference = centred(slice)
         size = sizes(difference)
         largest = min(float(size.max()), OUTLIER * float(np.median(size))) if size.size else 0.0
@@ -94,7 +98,7 @@ class ColorScale:
         Raises:
             ValueError: if a key is missing or the numbers are not a scale.
         """
-        if not {"linthresh", "limit"} <= set(values):
+        if not isinstance(values, Mapping) or not {"linthresh", "limit"} <= set(values):
             raise ValueError(
                 f"ColorScale.from_dict(values={values!r}): expected the keys 'linthresh' and "
                 "'limit', as to_dict returns them"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import centred, check_slice
 from lightning_landscape.figures.plane import GROUND
 from lightning_landscape.figures.scale import ColorScale
@@ -62,6 +63,7 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
         ValueError: if it is not a plane, or its coordinates and losses do not fit together.
     """
     check_slice("surface_mesh(slice=...)", slice, axes=2)
+    check_scale("surface_mesh", scale)
     scale = ColorScale.for_one(slice) if scale is None else scale
     every = -(-int(np.ceil(np.sqrt(slice.losses.size))) // int(np.sqrt(_MOST)))
     difference = centred(slice)[0][::every, ::every]

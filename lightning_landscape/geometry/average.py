@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_landscape.geometry.checks import check_flags, check_number, check_objective
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness
@@ -73,13 +74,14 @@ def average_sharpness(
         >>> abs(found.value - 0.1**2 * 50_000 / 2) < 2 * found.stderr < 1.0  # of 250
         True
     """
-    if not 0.0 < sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r}: expected a finite number > 0")
+    check_objective(objective, "params", "losses_at")
+    check_number("", "sigma", sigma, "a finite number > 0", lambda x: 0.0 < x < math.inf)
     check_samples(samples)
+    check_flags("", adaptive=adaptive)
     seed = seed_from(generator)
     base = float(objective.loss())
     rises = []
-    for index in range(int(samples)):
+    for index in range(samples):
         noise = random_vector(objective.params, seed + index)
         if adaptive:
             for name, param in objective.params.items():

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_landscape.geometry.checks import check_callable, quoted
+
 
 def running_norms(module: nn.Module) -> list[_BatchNorm]:
     """The layers that keep running statistics."""
@@ -36,6 +38,9 @@ def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> N
         >>> net.running_mean.item(), net.training
         (4.0, False)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{quoted('', 'module', module)}: expected a torch.nn.Module")
+    check_callable("", "forward", forward, "a function () that evaluates the module on batches")
     modes = [(m, m.training) for m in module.modules()]
     momenta: list[tuple[_BatchNorm, float | None]] = []
     try:

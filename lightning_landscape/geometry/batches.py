@@ -375,6 +375,10 @@ def checked(loss: object) -> Tensor:
             f"loss_fn returned a tensor of shape {tuple(loss.shape)}: expected a scalar, "
             f"e.g. loss.mean()"
         )
+    if loss.is_complex():
+        raise TypeError(
+            "loss_fn returned a complex tensor: expected a real scalar, e.g. loss.abs()"
+        )
     return loss.reshape(())
 
 
@@ -382,7 +386,8 @@ def _differentiable(loss: object) -> Tensor:
     scalar = checked(loss)
     if not scalar.requires_grad:
         raise ValueError(
-            "loss_fn returned a loss without a graph: it was detached, computed under no_grad, or "
-            "does not depend on a trainable parameter"
+            f"loss_fn returned a loss without a graph ({scalar.dtype}): it was detached, rounded "
+            f"to an integer, computed under no_grad, or does not depend on a trainable parameter; "
+            f"expected one that loss.backward() would take"
         )
     return scalar

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_count, check_mapping, check_objective, shown
 from lightning_landscape.geometry.eigen import EigenResult, HessianLike, top_eigenvalues
 from lightning_landscape.geometry.vectors import Vector
 
@@ -22,7 +23,13 @@ def module_blocks(names: Iterable[str]) -> dict[str, str]:
         >>> module_blocks(["fc.weight", "fc.bias", "scale"])
         {'fc.weight': 'fc', 'fc.bias': 'fc', 'scale': 'scale'}
     """
-    return {name: _module_of(name) for name in names}
+    given = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            f"names={shown(names)}: expected the names of parameters, e.g. "
+            f"dict(model.named_parameters())"
+        )
+    return {name: _module_of(name) for name in given}
 
 
 def _module_of(name: str) -> str:
@@ -37,7 +44,8 @@ def members(params: Vector, blocks: Mapping[str, str] | None) -> dict[str, list[
         ValueError: no block at all, or names that are no trainable parameter.
     """
     chosen = module_blocks(params) if blocks is None else blocks
-    unknown = sorted(chosen.keys() - params.keys())
+    check_mapping("", "blocks", chosen, "a mapping from parameter name to block, or None")
+    unknown = sorted(map(str, chosen.keys() - params.keys()))
     if unknown or not chosen:
         raise ValueError(
             f"blocks={{...}} names {unknown[:4]}: expected a mapping from trainable parameters to "
@@ -95,8 +103,10 @@ def block_eigenvalues(
         >>> {block: round(result.eigenvalues.item(), 4) for block, result in found.items()}
         {'a': 2.0, 'b': 4.0}
     """
-    if k != int(k) or k < 1:
-        raise ValueError(f"k={k!r}: expected an integer >= 1")
+    check_objective(objective, "params", "hvp")
+    check_count("", "k", k)
+    if init is not None:
+        check_mapping("", "init", init, "a mapping from block to EigenResult, or None")
     results = {}
     for block, names in members(objective.params, blocks).items():
         part = _Block(objective, names)

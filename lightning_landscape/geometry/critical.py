@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_landscape.geometry.checks import check_number, check_objective
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness
-from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 # Without a start: steps of this share of ||w||.
 _FIRST_SHARE = 1e-2
@@ -78,10 +79,12 @@ def critical_sharpness(
         >>> round(found.value, 4)  # (4^3 + 2^3) / (4^2 + 2^2)
         3.6
     """
-    if not 0.0 < rtol < 1.0:
-        raise ValueError(f"rtol={rtol!r}: expected a number above 0 and below 1")
-    if start is not None and not 0.0 < start < math.inf:
-        raise ValueError(f"start={start!r}: expected a finite number > 0, or None")
+    check_objective(objective, "params", "losses_at")
+    check_vector("direction", direction, objective.params)
+    check_number("", "rtol", rtol, "a number above 0 and below 1", lambda x: 0.0 < x < 1.0)
+    if start is not None:
+        words = "a finite number > 0, or None"
+        check_number("", "start", start, words, lambda x: 0.0 < x < math.inf)
     before = objective.forwards
     base = float(objective.loss())
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.geometry.vectors import Vector, inner, norm, random_vector, seed_from
+from lightning_landscape.geometry.checks import check_mapping, quoted
+from lightning_landscape.geometry.vectors import (
+    Vector,
+    check_vector,
+    inner,
+    norm,
+    random_vector,
+    seed_from,
+)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -20,6 +28,7 @@ def random_direction(
     It depends neither on the order of ``params`` nor on their device, and leaves the global random
     state alone.  Combine with :func:`filter_normalize` before drawing a slice along it.
     """
+    check_vector("params", params)
     return random_vector(params, seed_from(generator))
 
 
@@ -50,12 +59,22 @@ def filter_normalize(
         {'weight': tensor([[5., 0.],
                 [0., 1.]]), 'bias': tensor([0., 0.])}
     """
+    check_vector("params", params)
+    check_vector("direction", direction, params)
+    if filter_dims is not None:
+        words = "a mapping from parameter name to dimension, as filter_dims_of returns, or None"
+        check_mapping("", "filter_dims", filter_dims, words)
     normalized = {}
     for name, tensor in direction.items():
         if tensor.ndim < 2:
             normalized[name] = torch.zeros_like(tensor)
             continue
         filter_dim = (filter_dims or {}).get(name, 0)
+        if isinstance(filter_dim, bool) or filter_dim not in range(tensor.ndim):
+            raise ValueError(
+                f"filter_dims[{name!r}]={filter_dim!r}: expected a dimension from 0 to "
+                f"{tensor.ndim - 1}"
+            )
         rest = [dim for dim in range(tensor.ndim) if dim != filter_dim]
         length = torch.linalg.vector_norm(tensor, dim=rest, keepdim=True)
         wanted = torch.linalg.vector_norm(params[name].detach().to(tensor), dim=rest, keepdim=True)
@@ -69,6 +88,8 @@ def filter_dims_of(module: nn.Module) -> dict[str, int]:
 
     The weights of ``Conv2d`` and ``ConvTranspose2d`` look alike; only the module tells them apart.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{quoted('', 'module', module)}: expected a torch.nn.Module")
     return {
         f"{prefix}.weight" if prefix else "weight": 1
         for prefix, child in module.named_modules()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_objective, quoted
 from lightning_landscape.geometry.eigen import EigenResult, HessianLike, top_eigenvalues
 from lightning_landscape.geometry.stability import StabilityEdge
 from lightning_landscape.geometry.vectors import Vector
@@ -53,6 +54,11 @@ def edge_ratio(
     Raises:
         ValueError: no edge is known, or not for all of the objective's parameters.
     """
+    check_objective(objective, "params", "hvp")
+    if not isinstance(edge, StabilityEdge):
+        raise TypeError(f"{quoted('', 'edge', edge)}: expected what stability_edge returns")
+    if not isinstance(plain, EigenResult):
+        raise TypeError(f"{quoted('', 'plain', plain)}: expected what top_eigenvalues returns")
     if not edge.scale:
         raise ValueError(f"edge has no scale: {edge.note}")
     missing = [name for name in objective.params if name not in edge.scale]

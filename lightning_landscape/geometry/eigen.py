@@ -13,6 +13,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import (
+    check_choice,
+    check_mapping,
+    check_number,
+    check_objective,
+    quoted,
+)
 from lightning_landscape.geometry.subspace import Matvec, Space, orthonormal
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
 
@@ -145,6 +152,7 @@ def top_eigenvalues(
         >>> round(result.eigenvalues.item(), 6)
         3.0
     """
+    check_objective(objective, "params", "hvp")
     layout = Layout(objective.params)
     _check_arguments(k, which, method, tol, max_hvps, rtol, max_basis, layout.size)
     sign = 1.0 if which == "LA" else -1.0
@@ -355,6 +363,7 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
     if init is None:
         return []
     if not isinstance(init, EigenResult):
+        check_mapping("", "init", init, "a vector (name -> tensor), an EigenResult, or None")
         start = layout.flatten(init)
         if not bool(start.isfinite().all()) or not bool(start.any()):
             raise ValueError("init is zero or not finite: expected a direction")
@@ -365,10 +374,16 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
 
 
 def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) -> Tensor:
+    words = "a mapping from parameter name to tensor or number, or None"
+    check_mapping("", "preconditioner", preconditioner, words)
     ones: dict[str, Tensor | float] = dict.fromkeys(layout.shapes, 1.0)
     flat = layout.flatten({**ones, **preconditioner})
     if not bool((flat > 0).all()):
-        raise ValueError("preconditioner: expected positive entries only")
+        low = float(flat.nan_to_num(nan=-math.inf).min())
+        raise ValueError(
+            f"preconditioner: expected positive entries only, its lowest is "
+            f"{'nan' if low == -math.inf else f'{low:.3g}'}"
+        )
     return flat.rsqrt()
 
 
@@ -386,19 +401,21 @@ def _check_arguments(
     max_basis: int | None,
     size: int,
 ) -> None:
-    if not isinstance(k, int) or not 1 <= k <= size:
-        raise ValueError(f"k={k!r}: expected an integer from 1 to the {size} parameters")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
+        words = f"expected an integer from 1 to the {size} parameters"
+        raise ValueError(f"{quoted('', 'k', k)}: {words}")
     if which not in ("LA", "SA"):
-        raise ValueError(f"which={which!r}: expected 'LA' (largest) or 'SA' (smallest)")
-    if method not in ("lanczos", "power"):
-        raise ValueError(f"method={method!r}: expected 'lanczos' or 'power'")
-    if not tol > 0:
-        raise ValueError(f"tol={tol!r}: expected a number > 0")
-    if max_hvps < k:
-        raise ValueError(f"max_hvps={max_hvps!r}: expected at least k={k} products")
-    if not 0.0 <= rtol < 1.0:
-        raise ValueError(f"rtol={rtol!r}: expected a number from 0 to 1")
-    if max_basis is not None and max_basis < 2 * k + 4:
         raise ValueError(
-            f"max_basis={max_basis!r}: expected at least 2k + 4 = {2 * k + 4}, or None"
+            f"{quoted('', 'which', which)}: expected 'LA' (largest) or 'SA' (smallest)"
         )
+    check_choice("", "method", method, ("lanczos", "power"))
+    check_number("", "tol", tol, "a number > 0, not infinite", lambda x: 0.0 < x < math.inf)
+    check_number("", "rtol", rtol, "a number from 0 to 1", lambda x: 0.0 <= x < 1.0)
+    for name, value, least, words in (
+        ("max_hvps", max_hvps, k, f"at least k={k} products"),
+        ("max_basis", max_basis, 2 * k + 4, f"at least 2k + 4 = {2 * k + 4}, or None"),
+    ):
+        if value is None and name == "max_basis":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{quoted('', name, value)}: expected {words}")

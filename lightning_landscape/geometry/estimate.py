@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_count
+
 # Two standard errors of a normal distribution hold this share of it.
 _TWO_SIGMA = math.erf(math.sqrt(2.0))
 
@@ -69,7 +71,4 @@ def _student_share(angle: float, freedom: int) -> float:
 
 def check_samples(samples: int) -> None:
     """Refuse what gives no standard error."""
-    if samples != int(samples) or samples < 2:
-        raise ValueError(
-            f"samples={samples!r}: expected an integer >= 2, as one sample has no standard error"
-        )
+    check_count("", "samples", samples, 2, ", as one sample has no standard error")

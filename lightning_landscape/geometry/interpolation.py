@@ -9,6 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import (
+    check_choice,
+    check_count,
+    check_mapping,
+    check_metadata,
+    check_number,
+    check_objective,
+    quoted,
+)
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.slices import Slice, plane_slice
 from lightning_landscape.geometry.vectors import Vector, inner, norm, scaled, working_dtype
@@ -48,10 +57,11 @@ def line_between(
         >>> line_between(loss, {"w": -torch.ones(1)}, resolution=3).losses.tolist()
         [0.0, 1.0, 0.0]
     """
-    if isinstance(resolution, bool) or resolution != int(resolution) or resolution < 2:
-        raise ValueError(f"resolution={resolution!r}: expected an integer >= 2")
+    check_objective(objective, "params", "losses_at")
+    check_count("", "resolution", resolution, 2)
+    check_metadata(metadata)
     from_start = displacement(objective, start, "start")
-    x = np.linspace(-1.0, 0.0, int(resolution))
+    x = np.linspace(-1.0, 0.0, resolution)
     points: list[tuple[float, ...]]
     if end is None:
         center = float(objective.loss())
@@ -87,10 +97,15 @@ def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> flo
     neural networks, ICLR 2022; Frankle et al., Linear mode connectivity and the lottery ticket
     hypothesis, ICML 2020.
     """
+    if not isinstance(line, Slice):
+        raise TypeError(f"{quoted('', 'line', line)}: expected a Slice, as line_between returns")
     if len(line.coordinates) != 1:
         raise ValueError("line has two axes: expected a slice with one, as line_between returns")
-    if ends not in ("linear", "mean"):
-        raise ValueError(f"ends={ends!r}: expected 'linear' or 'mean'")
+    if len(line.losses) < 2:
+        raise ValueError(
+            f"line has {len(line.losses)} points: expected at least 2, as line_between returns"
+        )
+    check_choice("", "ends", ends, ("linear", "mean"))
     x, losses = line.coordinates[0], line.losses
     first, last = float(losses[0]), float(losses[-1])
     if not np.isfinite([first, last]).all():
@@ -138,8 +153,10 @@ def plane_through(
     Source: Garipov et al., Loss surfaces, mode connectivity, and fast ensembling of DNNs,
     NeurIPS 2018, section 3.
     """
-    if not 0.0 <= margin < np.inf:
-        raise ValueError(f"margin={margin!r}: expected a finite number >= 0")
+    check_objective(objective, "params", "losses_at")
+    check_number("", "margin", margin, "a finite number >= 0", lambda x: 0.0 <= x < np.inf)
+    check_count("", "resolution", resolution, 2)
+    check_metadata(metadata)
     u = displacement(objective, second, "second")
     v = displacement(objective, third, "third")
     width = norm(u)
@@ -192,6 +209,7 @@ def chosen_weights(said: str, weights: Vector, params: Vector) -> dict[str, Tens
     Raises:
         ValueError: some are missing, or of another shape.
     """
+    check_mapping("", said, weights, "a mapping from parameter name to tensor, e.g. a state dict")
     missing = [name for name in params if not isinstance(weights.get(name), Tensor)]
     if missing:
         raise ValueError(

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_callable, check_number
+
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -105,10 +107,10 @@ class GraphMemory:
         share: float = 0.5,
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
-        if examples is not None and not examples > 0:
-            raise ValueError(f"examples={examples!r}: expected a number > 0, or None")
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"share={share!r}: expected a number above 0, at most 1")
+        if examples is not None:
+            check_number("", "examples", examples, "a number > 0, or None", lambda x: x > 0.0)
+        check_number("", "share", share, "a number above 0, at most 1", lambda x: 0.0 < x <= 1.0)
+        check_callable("", "tell", tell, "a function that takes a message, e.g. warnings.warn")
         self.examples = examples
         self.share = share
         self.allowed = math.inf  # examples whose graphs may be there at once

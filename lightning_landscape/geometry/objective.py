@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.batches import Batches, Cut, LossFn, Term
+from lightning_landscape.geometry.checks import (
+    check_callable,
+    check_flags,
+    quoted,
+    shown,
+)
 from lightning_landscape.geometry.faults import (
     NoDoubleBackward,
     OtherRankOutOfMemory,
@@ -23,7 +29,7 @@ from lightning_landscape.geometry.faults import (
 )
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.geometry.reduction import Reduction
-from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
@@ -96,6 +102,15 @@ class Objective:
             raise ValueError(
                 f"engine={engine!r}: expected 'auto', 'double_backward' or 'finite_difference'"
             )
+        check_flags("", check_deterministic=check_deterministic)
+        if reduce is not None:
+            check_callable(
+                "", "reduce", reduce, "a function that sums a tensor over ranks, or None"
+            )
+        if memory is not None and not isinstance(memory, GraphMemory):
+            raise TypeError(f"{quoted('', 'memory', memory)}: expected a GraphMemory, or None")
+        if cut is not None:
+            check_callable("", "cut", cut, "a function (i, most) -> [(weight, loss_fn)], or None")
         self.params = _trainable(params)
         self.engine = engine
         self.engine_used: Literal["double_backward", "finite_difference"] = (
@@ -443,14 +458,7 @@ class Objective:
 
     def _pieces(self, vector: Vector) -> list[Tensor | None]:
         """``vector`` in the order of the parameters, ``None`` where it is zero."""
-        for name, value in vector.items():
-            if name not in self.params:
-                raise ValueError(f"vector[{name!r}]: no trainable parameter of that name")
-            if value.shape != self.params[name].shape:
-                raise ValueError(
-                    f"vector[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
-                    f"shape {tuple(self.params[name].shape)}"
-                )
+        check_vector("vector", vector, self.params)
         return [
             vector[name].detach().to(dtype=p.dtype, device=p.device) if name in vector else None
             for name, p in self.params.items()
@@ -491,12 +499,17 @@ def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, parameter in params.items():
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"params[{name!r}] is {shown(parameter)}: expected a parameter, "
+                f"e.g. dict(model.named_parameters())"
+            )
         if not parameter.requires_grad or id(parameter) in seen:
             continue
         if parameter.is_complex():
             raise TypeError(
                 f"params[{name!r}] is complex: curvature is defined for real parameters; "
-                f"leave it out, or train its real view (torch.view_as_real)"
+                f"leave it out, or pass its real view (torch.view_as_real)"
             )
         seen.add(id(parameter))
         kept[name] = parameter
@@ -511,12 +524,22 @@ def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _weighted_terms(
     loss_fn: LossFn | Sequence[tuple[float, LossFn]],
 ) -> list[Term]:
-    terms = [(1.0, loss_fn)] if callable(loss_fn) else list(loss_fn)
+    if callable(loss_fn):
+        return [(1.0, loss_fn)]
+    if isinstance(loss_fn, (str, Mapping)) or not isinstance(loss_fn, Iterable):
+        raise TypeError(
+            f"{quoted('', 'loss_fn', loss_fn)}: expected a function () -> loss, or a list of "
+            f"(weight, loss_fn), one a batch"
+        )
+    terms = list(loss_fn)
     if not terms:
         raise ValueError("loss_fn=[]: expected at least one (weight, loss_fn)")
-    for weight, fn in terms:
-        if not (callable(fn) and math.isfinite(weight) and weight > 0):
-            raise ValueError(
-                f"loss_fn holds ({weight!r}, {fn!r}): expected (weight > 0, callable) pairs"
-            )
+    for term in terms:
+        try:
+            weight, fn = term
+            good = callable(fn) and math.isfinite(weight) and weight > 0
+        except (TypeError, ValueError):  # no pair, or no number
+            good = False
+        if not good:
+            raise ValueError(f"loss_fn holds {shown(term)}: expected (weight > 0, callable) pairs")
     return terms

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import (
+    check_flags,
+    check_number,
+    check_objective,
+)
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector, inner, norm
+from lightning_landscape.geometry.vectors import Vector, check_vector, inner, norm
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ def sam_sharpness(
         A :class:`Sharpness`; 0 where the gradient is exactly 0; NaN where it is not finite.
 
     Raises:
-        ValueError: ``rho`` not above 0, ``eta`` below 0.
+        ValueError: ``rho`` not above 0, ``eta`` below 0, one of them not finite.
+        TypeError: an argument of another kind.
 
     Cost: one gradient and two forwards, less what the objective knows already.
 
@@ -65,11 +72,12 @@ def sam_sharpness(
         >>> round(sam_sharpness(loss, rho=0.1).value, 6)  # .1 * 5 + .1^2 / 2
         0.505
     """
+    check_objective(objective, "params", "gradient", "loss_at")
+    check_flags("", adaptive=adaptive)
     radius = (0.5 if adaptive else 0.05) if rho is None else rho
-    if not 0.0 < radius < float("inf"):
-        raise ValueError(f"rho={rho!r}: expected a finite number > 0")
-    if not eta >= 0.0:
-        raise ValueError(f"eta={eta!r}: expected a number >= 0")
+    words = "a finite number > 0, or None for .05 (adaptive .5)"
+    check_number("", "rho", radius, words, lambda x: 0.0 < x < math.inf)
+    check_number("", "eta", eta, "a number >= 0, not infinite", lambda x: 0.0 <= x < math.inf)
     gradient = objective.gradient()
     if adaptive:
         scale = {n: p.detach().abs().to(gradient[n]) + eta for n, p in objective.params.items()}
@@ -92,6 +100,8 @@ def curvature_along(objective: Objective, direction: Vector) -> float:
     It lies between the smallest and the largest eigenvalue.  NaN where the direction is zero.
     Cost: one HVP.
     """
+    check_objective(objective, "params", "hvp")
+    check_vector("direction", direction, objective.params)
     squared = inner(direction, direction)
     if squared == 0.0:
         return float("nan")

@@ -6,13 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_landscape.geometry.checks import (
+    check_count,
+    check_mapping,
+    check_metadata,
+    check_number,
+    check_objective,
+    check_path,
+    check_span,
+    quoted,
+    shown,
+)
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector, inner, norm
+from lightning_landscape.geometry.vectors import Vector, check_vector, inner, norm
 
 Span = tuple[float, float]
 
@@ -36,16 +47,26 @@ class Slice:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        axes = self.coordinates if isinstance(self.coordinates, (tuple, list)) else (None,)
+        arrays = (*axes, self.losses)
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise TypeError(
+                f"Slice(coordinates={shown(self.coordinates)}, losses={shown(self.losses)}): "
+                f"expected a tuple of one or two numpy arrays, and an array of losses"
+            )
+        check_number("Slice", "center_loss", self.center_loss, "a number", lambda _: True)
+        check_mapping("Slice", "metadata", self.metadata, "a mapping of plain values")
         expected = tuple(len(axis) for axis in reversed(self.coordinates))
         if len(self.coordinates) not in (1, 2) or self.losses.shape != expected:
             raise ValueError(
-                f"losses have shape {self.losses.shape} with {len(self.coordinates)} coordinate "
-                f"axes of lengths {[len(axis) for axis in self.coordinates]}: expected "
+                f"losses have shape {self.losses.shape} on coordinates of lengths "
+                f"{[len(axis) for axis in self.coordinates]}: expected "
                 f"(len(x),) for a line or (len(y), len(x)) for a plane"
             )
 
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` file that :meth:`load` (and plain ``numpy.load``) reads."""
+        check_path("", "path", path, "the path of a file, e.g. 'line.npz'")
         axes = dict(zip("xy", self.coordinates, strict=False))
         metadata = np.array(json.dumps(self.metadata))
         with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
@@ -65,16 +86,21 @@ class Slice:
         Raises:
             ValueError: the file is not a slice.
         """
+        check_path("", "path", path, "the path of a file that Slice.save wrote")
         try:
             with np.load(path, allow_pickle=False) as file:
                 axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
                 metadata = json.loads(str(file["metadata"]))
                 losses = file["losses"].astype(np.float64)
                 return cls(axes, losses, float(file["center_loss"]), metadata)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"path={str(path)!r}: no such file; expected one that Slice.save wrote"
+            ) from error
         except Exception as error:  # a damaged archive raises any of a dozen types
-            raise ValueError(f"path={str(path)!r}: not a saved Slice ({error})") from error
+            raise ValueError(
+                f"path={str(path)!r}: not a saved Slice ({error}); expected what Slice.save wrote"
+            ) from error
 
 
 def line_slice(
@@ -103,7 +129,10 @@ def line_slice(
         >>> line_slice(loss, {"w": torch.tensor([1.0, 0.0])}, resolution=3).losses.tolist()
         [0.5, 0.0, 0.5]
     """
-    x = _axis("span", span, "resolution", resolution)
+    check_objective(objective, "params", "losses_at")
+    check_vector("direction", direction, objective.params)
+    check_metadata(metadata)
+    x = _axis(span, resolution)
     center = float(objective.loss())
     losses = _losses(objective, [direction], [(float(a),) for a in x], center)
     facts = {"norms": [norm(direction)]}
@@ -153,10 +182,19 @@ def plane_slice(
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
     """
-    span_x, span_y = span if isinstance(span[0], Sequence) else (span, span)
-    size_x, size_y = resolution if isinstance(resolution, Sequence) else (resolution, resolution)
-    x = _axis("span", span_x, "resolution", size_x)
-    y = _axis("span", span_y, "resolution", size_y)
+    check_objective(objective, "params", "losses_at")
+    check_vector("direction_x", direction_x, objective.params)
+    check_vector("direction_y", direction_y, objective.params)
+    check_metadata(metadata)
+    pairs = _is_pair(span) and _is_pair(span[0])
+    span_x, span_y = cast("tuple[Span, Span]", span if pairs else (span, span))
+    listed = isinstance(resolution, Sequence) and not isinstance(resolution, str)
+    sizes = cast("Sequence[int]", resolution if listed else (resolution, resolution))
+    if len(sizes) != 2:
+        raise ValueError(
+            f"{quoted('', 'resolution', resolution)}: expected one integer >= 2, or two for x and y"
+        )
+    x, y = _axis(span_x, sizes[0]), _axis(span_y, sizes[1])
     center = float(objective.loss())
     grid = [(float(a), float(b)) for a in x for b in y]  # the weights move along y alone
     losses = _losses(objective, [direction_x, direction_y], grid, center)
@@ -166,7 +204,7 @@ def plane_slice(
         "norms": lengths,
         "cosine": inner(direction_x, direction_y) / product if product else 0.0,
     }
-    return Slice((x, y), losses.reshape(size_x, size_y).T, center, {**facts, **(metadata or {})})
+    return Slice((x, y), losses.reshape(len(x), len(y)).T, center, {**facts, **(metadata or {})})
 
 
 def _losses(
@@ -181,12 +219,14 @@ def _losses(
     return np.array([next(measured) if any(point) else center for point in points])
 
 
-def _axis(span_name: str, span: Span, size_name: str, size: int) -> NDArray[np.float64]:
-    if len(span) != 2 or not np.isfinite(span).all() or not span[0] < span[1]:
-        raise ValueError(f"{span_name}={span!r}: expected two finite numbers, the smaller first")
-    if size != int(size) or size < 2:
-        raise ValueError(f"{size_name}={size!r}: expected an integer >= 2")
-    axis = np.linspace(span[0], span[1], int(size))
+def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _axis(span: Span, size: int) -> NDArray[np.float64]:
+    check_span("", "span", span)
+    check_count("", "resolution", size, 2)
+    axis = np.linspace(float(span[0]), float(span[1]), size)
     # A symmetric span with an odd resolution meets the weights exactly.
     axis[np.abs(axis) < 1e-12 * (span[1] - span[0])] = 0.0
     return axis

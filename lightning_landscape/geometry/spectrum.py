@@ -10,6 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import (
+    check_count,
+    check_number,
+    check_objective,
+    check_path,
+    check_span,
+)
 from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
 from lightning_landscape.geometry.subspace import Matvec
@@ -59,6 +66,7 @@ class SpectralDensity:
 
     def save(self, path: str | Path) -> None:
         """Write all attributes to a ``.npz`` file that plain ``numpy.load`` reads."""
+        check_path("", "path", path, "the path of a file, e.g. 'density.npz'")
         values = {k: np.asarray(v) for k, v in vars(self).items()}
         with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
             np.savez_compressed(file, allow_pickle=False, **values)
@@ -70,6 +78,7 @@ class SpectralDensity:
         Raises:
             ValueError: the file is not a density.
         """
+        check_path("", "path", path, "the path of a file that SpectralDensity.save wrote")
         try:
             with np.load(path, allow_pickle=False) as file:
                 values = {name: file[name] for name in cls.__dataclass_fields__}
@@ -79,11 +88,14 @@ class SpectralDensity:
                     sigma=float(values["sigma"]),
                     hvps=int(values["hvps"]),
                 )
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"path={str(path)!r}: no such file; expected one that SpectralDensity.save wrote"
+            ) from error
         except Exception as error:  # a damaged archive raises any of a dozen types
             raise ValueError(
-                f"path={str(path)!r}: not a saved SpectralDensity ({error})"
+                f"path={str(path)!r}: not a saved SpectralDensity ({error}); expected what "
+                f"SpectralDensity.save wrote"
             ) from error
 
 
@@ -137,16 +149,17 @@ def spectral_density(
         >>> round((found.density[found.grid > 4].sum() * spacing).item(), 6)  # one in four is 8
         0.25
     """
+    check_objective(objective, "params", "hvp")
     _check(samples, steps, sigma, points, span)
     layout = Layout(objective.params)
-    steps = min(int(steps), layout.size)
+    steps = min(steps, layout.size)
     seed = seed_from(generator)
 
     def matvec(flat: Tensor) -> Tensor:
         return layout.flatten(objective.hvp(layout.unflatten(flat)))
 
     rules, hvps = [], 0
-    for index in range(int(samples)):
+    for index in range(samples):
         start = layout.flatten(random_signs(objective.params, seed + index))
         values, weights, products = _gauss_rule(matvec, start, steps)
         rules.append((values, weights))
@@ -165,7 +178,7 @@ def spectral_density(
             f"points={points!r}: the grid's spacing {spacing:.3g} is above sigma={width:.3g}; "
             f"expected at least {math.ceil((high - low) / width) + 1} points, or a larger sigma"
         )
-    grid = torch.linspace(low, high, int(points), dtype=torch.float64)
+    grid = torch.linspace(low, high, points, dtype=torch.float64)
     per_sample = torch.stack([_smoothed(grid, *rule, width) for rule in rules])
     density, stderr = mean_and_stderr(per_sample)
     return SpectralDensity(grid, density, stderr, width, theta, omega, hvps)
@@ -222,11 +235,10 @@ def _check(
     samples: int, steps: int, sigma: float | None, points: int, span: tuple[float, float] | None
 ) -> None:
     check_samples(samples)
-    if steps != int(steps) or steps < 1:
-        raise ValueError(f"steps={steps!r}: expected an integer >= 1")
-    if sigma is not None and not 0.0 < sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r}: expected a finite number > 0, or None")
-    if points != int(points) or points < _FEWEST_POINTS:
-        raise ValueError(f"points={points!r}: expected an integer >= {_FEWEST_POINTS}")
-    if span is not None and not -math.inf < span[0] < span[1] < math.inf:
-        raise ValueError(f"span={span!r}: expected two finite numbers, the smaller first, or None")
+    check_count("", "steps", steps)
+    if sigma is not None:
+        words = "a finite number > 0, or None"
+        check_number("", "sigma", sigma, words, lambda x: 0.0 < x < math.inf)
+    check_count("", "points", points, _FEWEST_POINTS)
+    if span is not None:
+        check_span("", "span", span, ", or None")

@@ -36,6 +36,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_landscape.geometry.checks import check_number
+from lightning_landscape.geometry.vectors import check_vector
+
 # Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
 # has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
 _AGREE = 1e-3
@@ -122,6 +125,10 @@ def stability_edge(
         >>> stability_edge(torch.optim.SGD([w], lr=0.5), {"w": w}).edge
         4.0
     """
+    check_vector("params", params)
+    if gradient_norm is not None:
+        words = "a number, the norm of the loss's gradient, or None"
+        check_number("", "gradient_norm", gradient_norm, words, lambda x: not x < 0.0)
     try:
         owners = _owners(_unwrapped(optimizers), params)
         sam = next((owner for owner, _ in owners.values() if _is_sam(owner)), None)
@@ -308,7 +315,8 @@ def _sharpness_aware(
 def _unwrapped(optimizers: object) -> Iterator[Any]:
     """The torch optimizers inside, each once."""
     seen = set()
-    for item in optimizers if isinstance(optimizers, Sequence) else (optimizers,):
+    several = isinstance(optimizers, Sequence) and not isinstance(optimizers, str)
+    for item in cast(Sequence[Any], optimizers) if several else (optimizers,):
         optimizer = item
         # Lightning's wrapper only forwards, and passes for the class it wraps.  Any other Optimizer
         # with an `optimizer` inside may step differently, as Lookahead does.

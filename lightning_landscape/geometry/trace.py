@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightning_landscape.geometry.blocks import members
+from lightning_landscape.geometry.checks import check_objective
 from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import Estimate, check_samples, mean_and_stderr
 from lightning_landscape.geometry.vectors import inner, random_signs, seed_from
@@ -71,12 +72,13 @@ def hessian_trace(
         >>> found.value, found.stderr, round(found.frobenius.value**2, 4)
         (5.0, 0.0, 21.0)
     """
+    check_objective(objective, "params", "hvp")
     check_samples(samples)
     params = objective.params
     groups = members(params, blocks)
     seed = seed_from(generator)
     rows = []
-    for index in range(int(samples)):
+    for index in range(samples):
         signs = random_signs(params, seed + index)
         product = objective.hvp(signs)
         parts = [inner({n: signs[n] for n in names}, product) for names in groups.values()]

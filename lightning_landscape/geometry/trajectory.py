@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.vectors import Vector, norm, working_dtype
+from lightning_landscape.geometry.checks import check_count, quoted, shown
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 # Entries of each vector that are in memory in double precision at a time.
 _CHUNK = 2**18
@@ -38,9 +39,7 @@ class Trajectory:
     """
 
     def __init__(self, capacity: int = 16) -> None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 4:
-            raise ValueError(f"capacity={capacity!r}: expected an integer >= 4")
-        self.capacity = capacity
+        self.capacity = check_count("", "capacity", capacity, 4)
         self.steps: list[int] = []
         self.weights: list[dict[str, Tensor]] = []
         self._stride = 1
@@ -51,6 +50,8 @@ class Trajectory:
 
     def add(self, step: int, params: Vector) -> None:
         """Keep a copy of the weights at ``step``, if it is due."""
+        check_count("", "step", step, 0)
+        check_vector("params", params)
         if not self.due(step):
             return
         if len(self.steps) == self.capacity:
@@ -107,6 +108,8 @@ def pca_directions(path: Sequence[Vector], center: Vector, k: int = 2) -> list[d
         >>> pca_directions(path, {"w": torch.zeros(2)}, k=1)[0]["w"].round(decimals=3)
         tensor([0.6000, 0.8000])
     """
+    _check_path(path, center)
+    check_count("", "k", k)
     products = _products(path, center, ())
     points = products.diagonal().isfinite().nonzero().flatten().tolist()
     if len(path) not in points:  # the centre
@@ -148,11 +151,24 @@ def project(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]
         >>> seen.coordinates.tolist(), seen.residuals.tolist(), seen.explained.tolist()
         ([[3.0]], [4.0], [0.36])
     """
+    _check_path(path, center)
+    if not isinstance(directions, (list, tuple)) or not directions:
+        raise TypeError(
+            f"{quoted('', 'directions', directions)}: expected a list of one or more directions"
+        )
+    for index, direction in enumerate(directions):
+        check_vector(f"directions[{index}]", direction, center)
     products = _products(path, center, directions)
     n = len(path) + 1
     squares, gram = products.diagonal()[:n], products[n:, n:]
     along = products[:n, n:]
-    coordinates = torch.linalg.solve(gram, along.T).T
+    try:
+        coordinates = torch.linalg.solve(gram, along.T).T
+    except RuntimeError as error:  # torch's LinAlgError is one
+        raise ValueError(
+            f"directions={shown([norm(d) for d in directions])} (their lengths) are linearly "
+            f"dependent, or one is zero: expected independent ones"
+        ) from error
     residuals = (squares - (coordinates * along).sum(1)).clamp_min(0.0).sqrt()
     finite = squares.isfinite()
     moves, seen = products[:n, :n][finite][:, finite], coordinates[finite]
@@ -160,6 +176,20 @@ def project(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]
     spread = ((seen - seen.mean(0)) * gram.diagonal().sqrt()).square().sum(0)
     share = spread / total if total > 0.0 else torch.full_like(spread, math.nan)
     return Projection(coordinates[:-1], residuals[:-1], squares[:-1].sqrt(), share)
+
+
+def _check_path(path: object, center: object) -> None:
+    check_vector("center", center)
+    assert isinstance(center, Mapping)
+    if not isinstance(path, Sequence) or isinstance(path, str):
+        raise TypeError(
+            f"{quoted('', 'path', path)}: expected a list of weights, e.g. Trajectory().weights"
+        )
+    for index, point in enumerate(path):
+        known = (
+            {n: t for n, t in point.items() if n in center} if isinstance(point, Mapping) else point
+        )
+        check_vector(f"path[{index}]", known, center)
 
 
 def _products(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]) -> Tensor:

@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.checks import check_mapping, few, quoted, shown
+
 Vector = Mapping[str, Tensor]
 
 
@@ -36,8 +38,42 @@ def scaled(a: Vector, factor: float) -> dict[str, Tensor]:
     return {name: tensor * factor for name, tensor in a.items()}
 
 
+def check_generator(generator: object) -> None:
+    """Raise unless it is one of torch's, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{quoted('', 'generator', generator)}: expected a torch.Generator, e.g. "
+            f"torch.Generator().manual_seed(0), or None"
+        )
+
+
+def check_vector(argument: str, vector: object, params: Mapping[str, Tensor] | None = None) -> None:
+    """Raise unless ``vector`` maps names to tensors, those of ``params`` to their shapes."""
+    check_mapping(
+        "", argument, vector, "a mapping from parameter name to tensor, e.g. {'weight': tensor}"
+    )
+    assert isinstance(vector, Mapping)
+    for name, value in vector.items():
+        if params is not None and name not in params:
+            raise ValueError(
+                f"{argument}[{name!r}]: no trainable parameter of that name; expected names among "
+                f"{few(params)}"
+            )
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{argument}[{name!r}] is {shown(value)}: expected a tensor of the parameter's "
+                f"shape"
+            )
+        if params is not None and value.shape != params[name].shape:
+            raise ValueError(
+                f"{argument}[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
+                f"shape {tuple(params[name].shape)}"
+            )
+
+
 def seed_from(generator: torch.Generator | None) -> int:
     """One integer drawn from ``generator``; 0 without one, so that a call can be repeated."""
+    check_generator(generator)
     if generator is None:
         return 0
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -94,11 +130,12 @@ class Layout:
 
     def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
         """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor."""
+        check_mapping("", "vector", vector, "a mapping from parameter name to tensor")
         unknown = vector.keys() - self.shapes.keys()
         if unknown:
             raise ValueError(
-                f"vector names {sorted(unknown)} that the parameters do not have: "
-                f"expected names among {_few(self.shapes)}"
+                f"vector names {sorted(map(str, unknown))} that the parameters do not have: "
+                f"expected names among {few(self.shapes)}"
             )
         if len(vector) == len(self.shapes):  # one copy instead of zeros and a copy each
             pieces = [vector[name] for name in self.shapes]
@@ -135,8 +172,3 @@ class Layout:
             name: piece.view(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
-
-
-def _few(names: Mapping[str, object]) -> str:
-    shown = list(names)[:4]
-    return f"{shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")

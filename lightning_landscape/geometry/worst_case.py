@@ -7,6 +7,13 @@ import math
 import torch
 
 from lightning_landscape.geometry.ascent import Norm, largest_rise
+from lightning_landscape.geometry.checks import (
+    check_choice,
+    check_count,
+    check_flags,
+    check_number,
+    check_objective,
+)
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sharpness import Sharpness
 from lightning_landscape.geometry.vectors import Layout
@@ -60,9 +67,9 @@ def worst_case_sharpness(
         >>> round(worst_case_sharpness(loss, rho=0.1, norm="linf").value, 6)  # .1 * 7 + .1^2
         0.71
     """
-    _check_ascent("rho", rho, steps)
-    if norm not in ("l2", "linf"):
-        raise ValueError(f"norm={norm!r}: expected 'l2' or 'linf'")
+    _check_ascent(objective, "rho", rho, steps)
+    check_choice("", "norm", norm, ("l2", "linf"))
+    check_flags("", per_batch=per_batch, adaptive=adaptive)
     layout = Layout(objective.params)
     weights = layout.flatten(objective.params)
     scale = weights.abs() if adaptive else torch.ones_like(weights)
@@ -103,7 +110,7 @@ def keskar_sharpness(objective: Objective, epsilon: float = 1e-3, steps: int = 2
         >>> round(keskar_sharpness(loss, epsilon=0.1).value, 6)  # (1.2^2 + 3.4^2 - 10) / 2 of 6
         25.0
     """
-    _check_ascent("epsilon", epsilon, steps)
+    _check_ascent(objective, "epsilon", epsilon, steps)
     definition = f"Keskar, epsilon {epsilon:g}, {steps} ascent steps, per cent of 1 + L"
     base = float(objective.loss())
     if base <= -1.0:
@@ -115,8 +122,7 @@ def keskar_sharpness(objective: Objective, epsilon: float = 1e-3, steps: int = 2
     return Sharpness(100.0 * rise / (1.0 + base), definition, layout.unflatten(move))
 
 
-def _check_ascent(name: str, radius: float, steps: int) -> None:
-    if not 0.0 < radius < math.inf:
-        raise ValueError(f"{name}={radius!r}: expected a finite number > 0")
-    if steps != int(steps) or steps < 1:
-        raise ValueError(f"steps={steps!r}: expected an integer >= 1")
+def _check_ascent(objective: Objective, name: str, radius: float, steps: int) -> None:
+    check_objective(objective, "params", "loss", "gradient_at")
+    check_number("", name, radius, "a finite number > 0", lambda x: 0.0 < x < math.inf)
+    check_count("", "steps", steps)

@@ -7,7 +7,9 @@ before its first batch.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,14 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lightning_landscape.callbacks.suite import landscape_callbacks
+from lightning_landscape.geometry.checks import (
+    check_callable,
+    check_count,
+    check_flags,
+    check_mapping,
+    check_path,
+    quoted,
+)
 from lightning_landscape.measure.checkpoint import (
     build_data,
     build_module,
@@ -119,7 +129,11 @@ def measure(
     """
     refused = sorted(_OURS & settings.keys())
     if refused:
-        raise TypeError(f"measure({refused[0]}=...): this is not to be set, no training is done")
+        raise TypeError(
+            f"measure({refused[0]}=...): this is not to be set, no training is done; leave it out"
+        )
+    _check(checkpoint, logdir, init, settings)
+    check_flags("measure", report=report, progress=progress)
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
     built = build_module(module, saved, dict(init or {}))
     fit_data = build_data(data, saved)
@@ -185,19 +199,43 @@ _OURS = {
 }  # fmt: skip
 
 
+def _check(checkpoint: object, logdir: object, init: object, settings: dict[str, Any]) -> None:
+    """Raise where an argument is of another kind."""
+    if checkpoint is not None:
+        words = "the path of a checkpoint that a Trainer has saved, or None"
+        check_path("measure", "checkpoint", checkpoint, words)
+    check_path("measure", "logdir", logdir, "a directory")
+    if init is not None:
+        words = "a mapping from argument to value, of the module's class, or None"
+        check_mapping("measure", "init", init, words)
+    known = inspect.signature(pl.Trainer).parameters
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise TypeError(
+                f"{quoted('measure', name, value)}: expected an argument of the Trainer"
+                + (f", such as {near[0]!r}" if near else "")
+            )
+
+
 def _callbacks(
     given: Sequence[pl.Callback] | None, probe_samples: int, loss_fn: UserLoss | None
 ) -> list[pl.Callback]:
+    check_count("measure", "probe_samples", probe_samples)
+    if loss_fn is not None:
+        words = "a function (pl_module, batch) -> loss, or None for training_step"
+        check_callable("measure", "loss_fn", loss_fn, words, arguments=2)
     if given is None:
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
     if isinstance(given, pl.Callback):
         given = [given]
+    listed = isinstance(given, (list, tuple))
     if loss_fn is not None:
         raise TypeError(
             "measure(callbacks=..., loss_fn=...): give it to the callbacks, e.g. "
             "HessianMonitor(loss_fn=...)"
         )
-    if not any(isinstance(callback, Monitor) for callback in given):
+    if not listed or not any(isinstance(callback, Monitor) for callback in given):
         raise TypeError(
             f"measure(callbacks={given!r:.80}): expected measuring callbacks, e.g. "
             f"[HessianMonitor(max_overhead=None)], or None for the usual ones"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 _MODULE, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
@@ -95,7 +95,8 @@ def build_data(data: Any, checkpoint: Mapping[str, Any] | None) -> dict[str, Any
         return {"train_dataloaders": DataLoader(batches, batch_size=None)}  # as they are
     if inspect.isroutine(data):
         return build_data(data(), checkpoint)
-    if isinstance(data, (dict, tuple, str, torch.Tensor)) or not hasattr(data, "__iter__"):
+    no_loader = isinstance(data, (dict, tuple, str, torch.Tensor, Dataset))
+    if no_loader or not hasattr(data, "__iter__"):
         raise TypeError(
             f"measure(data={data!r:.80}): expected a DataLoader, a list of batches, a "
             f"LightningDataModule or its class, or a function that returns one of these"

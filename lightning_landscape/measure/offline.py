@@ -57,7 +57,7 @@ class Offline(pl.Callback):
         if source.is_defined():
             self._training = _first(source.dataloader(), "max_size_cycle", max(training, 1))
         if training and not self._training:
-            raise ValueError(f"{self._source}: it holds no batch")
+            raise ValueError(f"{self._source}: it holds no batch; pass one at least")
         if validation and trainer.enable_validation:
             source = trainer.fit_loop.epoch_loop.val_loop._data_source
             self._validation = _first(source.dataloader(), "sequential", validation)

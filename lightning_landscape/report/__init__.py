@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_landscape.report.frame import write_page
+from lightning_landscape.geometry.checks import check_path
+from lightning_landscape.report.frame import check_page, write_page
 from lightning_landscape.report.page import render
 from lightning_landscape.report.run import read_run
 
@@ -28,8 +29,16 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there is no such directory, or no measurement in it.
-        ValueError: it holds several runs; the message names them.
+        ValueError: it holds several runs, the message names them; ``path`` is a directory.
+        TypeError: an argument is no path.
     """
-    run = read_run(Path(log_dir))
+    said = "write_report"
+    check_path(said, "log_dir", log_dir, "the log directory of a run")
+    if path is not None:
+        check_page(said, "path", path)
+    try:
+        run = read_run(Path(log_dir))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{said}(log_dir=...): {error}") from error
     target = run.folder / "report.html" if path is None else Path(path)
     return write_page(render(run), target)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_landscape.figures import figure_to_image
+from lightning_landscape.geometry.checks import check_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +38,15 @@ def document(title: str, where: str, sections: Sequence[str], script: str = "") 
         + (f"<script>{script}</script>" if script else "")
         + "</body></html>\n"
     )
+
+
+def check_page(said: str, argument: str, path: object) -> None:
+    """Raise unless a page can have this name."""
+    check_path(said, argument, path, "a name for the page, or None")
+    if Path(str(path)).is_dir():
+        raise ValueError(
+            f"{said}({argument}={str(path)!r}): that is a directory; pass the name of a file in it"
+        )
 
 
 def write_page(page: str, path: Path) -> Path:

@@ -86,7 +86,9 @@ def read_run(folder: Path, most: int = FRAMES) -> Run:
         ValueError: several runs.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such directory")
+        raise FileNotFoundError(
+            f"{folder}: there is no such directory; pass the log directory of a run"
+        )
     folder = _the_run(folder)
     run = Run(folder, [])
     if (history := folder / HISTORY_FILE).is_file():

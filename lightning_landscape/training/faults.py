@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
+
+_GEOMETRY = Path(__file__).parents[1] / "geometry"
 
 # After this many faults in a row a callback stops measuring; the run never stops for them.
 _FAULTS_ALLOWED = 3
@@ -30,7 +33,9 @@ def count_fault(monitor: Monitor, error: Exception, rank: int) -> None:
     )
     monitor.disabled = disabled
     monitor.forget()
-    told = f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}. {_remedy(error)}"
+    told = f"{monitor.prefix}: a measurement failed ({_told(error)}); {ending}"
+    if remedy := _remedy(monitor, error):
+        told += f". {remedy}"
     if rank == 0:
         rank_zero_warn(told)
     elif not isinstance(error, OtherRankError):
@@ -43,9 +48,19 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(monitor: Monitor, error: Exception) -> str:
     if out_of_memory(error):
         return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
+    place = traceback.extract_tb(error.__traceback__)
+    if "expected" in str(error) and place and _GEOMETRY in Path(place[-1].filename).parents:
+        return ""  # an argument that does not fit, and the message says what to pass
+    source = monitor.probe_in_use.source if monitor.probe_in_use is not None else None
+    if isinstance(source, list) and any(isinstance(item, Tensor) for item in source):
+        # What a DataLoader yields for pairs is such a list.
+        return (
+            "probe is a list, so each of its items was taken as a batch; where it is one batch, "
+            "pass probe=tuple(batch)"
+        )
     return (
         "If training_step cannot be called on the probe at this point, pass a fixed probe=... that "
         "fits it, or loss_fn=lambda pl_module, batch: ..."

@@ -13,6 +13,8 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
+from lightning_landscape.geometry.checks import check_path
+
 _ROWS = 10_000
 
 
@@ -66,7 +68,17 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     A run that was killed may have left a line half written, which is left out, as is a row without
     a number for its step, and rows of steps that the resumed run measured again: of rows of one
     callback with the same step and the same keys the last one is kept.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: ``path`` is no path.
     """
+    check_path("read_history", "path", path, "the path of a history.jsonl")
+    if not Path(path).is_file():
+        what = "is a directory; pass" if Path(path).is_dir() else "no such file; expected"
+        raise FileNotFoundError(
+            f"read_history(path={str(path)!r}): {what} the history.jsonl in a log directory"
+        )
     return read_rows(path)[0]
 
 

@@ -62,6 +62,8 @@ class Kept:
     def read(self, thing: Storable, recorder: Recorder, trainer: Trainer) -> str:
         """Read what this process wrote; why that cannot be, or an empty string."""
         assert self.told is not None
+        if not all(isinstance(self.told.get(word), str) for word in ("file", "hash")):
+            return "what the checkpoint tells of it is damaged"
         path = Path(self.told["file"])
         # Checkpoints hold the path of rank zero.
         name = path.name.replace("rank0", f"rank{trainer.global_rank}")

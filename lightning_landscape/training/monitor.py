@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,20 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_landscape.geometry.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flags,
+    check_number,
+    few,
+    quoted,
+)
 from lightning_landscape.training.history import History, read_history
 from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_BATCH, rest, wake
 from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.probe import Probe, check_source
 from lightning_landscape.training.records import HISTORY_FILE
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.saved import saved_files
@@ -80,32 +89,33 @@ class Monitor(pl.Callback):
     ) -> None:
         super().__init__()
         said = type(self).__name__
-        for argument, count in (
-            ("every_n_train_steps", every_n_train_steps),
-            ("every_n_epochs", every_n_epochs),
-        ):
-            if count is not None:
-                check_count(said, argument, count)
+        if every_n_train_steps is not None:
+            every_n_train_steps = check_count(said, "every_n_train_steps", every_n_train_steps)
+        if every_n_epochs is not None:
+            every_n_epochs = check_count(said, "every_n_epochs", every_n_epochs)
         if every_n_train_steps is None and every_n_epochs is None:
             raise ValueError(
                 f"{said}(every_n_train_steps=None, every_n_epochs=None): expected an integer >= 1 "
                 f"for at least one of them"
             )
-        if max_overhead is not None and not 0.0 < max_overhead < math.inf:
-            raise ValueError(
-                f"{said}(max_overhead={max_overhead!r}): expected a share of the training time "
-                f"above 0, e.g. 0.05, or None for the exact schedule"
+        if max_overhead is not None:
+            words = (
+                "a share of the training time above 0, at most 1 (0.05 is 5 per cent), or None for "
+                "the exact schedule"
             )
+            check_number(said, "max_overhead", max_overhead, words, lambda x: 0.0 < x <= 1.0)
+        check_source(said, "probe", probe)
         check_choice(said, "probe_mode", probe_mode, ("train", "eval"))
         check_choice(said, "loss_reduction", loss_reduction, ("mean", "sum"))
         check_choice(said, "engine", engine, ("auto", "double_backward", "finite_difference"))
-        check_count(said, "probe_samples", probe_samples)
-        if loss_fn is not None and not callable(loss_fn):
-            raise TypeError(
-                f"{said}(loss_fn={loss_fn!r}): expected a function (pl_module, batch) -> loss"
-            )
+        probe_samples = check_count(said, "probe_samples", probe_samples)
+        if loss_fn is not None:
+            words = "a function (pl_module, batch) -> loss, or None for training_step"
+            check_callable(said, "loss_fn", loss_fn, words, arguments=2)
+        parameters = _patterns(said, parameters)
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
-            raise ValueError(f"{said}(name={name!r}): expected a word without '/', or None")
+            raise ValueError(f"{quoted(said, 'name', name)}: expected a word without '/', or None")
+        check_flags(said, prog_bar=prog_bar, verbose=verbose)
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.max_overhead = max_overhead
@@ -114,7 +124,7 @@ class Monitor(pl.Callback):
         self.probe_mode: ProbeMode = probe_mode
         self.loss_fn = loss_fn
         self.loss_reduction: Reduction = loss_reduction
-        self.parameters = [parameters] if isinstance(parameters, str) else parameters
+        self.parameters = parameters
         self.engine: Engine = engine
         self.name = name
         self.prog_bar = prog_bar
@@ -134,6 +144,7 @@ class Monitor(pl.Callback):
         self._kept_probe = KeptProbe("training")
         self._said: set[str] = set()
         self._session: Session | None = None
+        self._trainer: Trainer | None = None  # while it fits
 
     # -- what a subclass says ------------------------------------------------------------------
 
@@ -326,6 +337,7 @@ class Monitor(pl.Callback):
         """Check the arguments against the Trainer; the first of our callbacks opens the session."""
         if stage != "fit":
             return
+        self._check_place(trainer)
         monitors = _monitors(trainer)
         twins = [m for m in monitors if m.prefix == self.prefix]
         if len(twins) > 1:
@@ -348,21 +360,50 @@ class Monitor(pl.Callback):
                 f"does not hold the training state"
             )
         wake(self)  # an exception may have ended another fit
+        self._trainer = trainer
         self._session = Session(trainer, monitors) if self._leads(trainer) else None
         used = {BATCH_START, BATCH_END} if self._session else set()
         self.pass_over(hook for hook in OF_EVERY_BATCH if hook not in used)
+
+    def _check_place(self, trainer: Trainer) -> None:
+        said, other = type(self).__name__, self._trainer
+        if self not in _monitors(trainer):
+            raise MisconfigurationException(
+                f"{said}: it is not among the callbacks of this Trainer, which call one another; "
+                f"pass it to Trainer(callbacks=[...]) instead of calling its hooks"
+            )
+        if other is not None and other is not trainer and other.state.status == "running":
+            raise MisconfigurationException(
+                f"{said}: it is measuring in another Trainer that is still running; give each "
+                f"Trainer a callback of its own"
+            )
 
     def pass_over(self, hooks: Iterable[str]) -> None:
         """Spare Lightning the calls of these hooks, unless a subclass made them its own."""
         rest(self, hooks, Monitor)
 
     def _leads(self, trainer: Trainer) -> bool:
-        return _monitors(trainer)[0] is self
+        return _monitors(trainer)[:1] == [self]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook that sees parameters made in ``configure_model``."""
         if self._leads(trainer):
             refuse_tensor_parallel(pl_module)
+        self.fits([name for name, _ in pl_module.named_parameters()])
+
+    def fits(self, names: Sequence[str]) -> None:
+        """Raise where an argument names none of the module's parameters."""
+        for pattern in self.parameters or ():
+            if fnmatch.filter(names, pattern):
+                continue
+            problem = (
+                f"{quoted(type(self).__name__, 'parameters', self.parameters)}: no parameter "
+                f"matches {pattern!r}; expected glob patterns over names such as {few(names)}"
+            )
+            if any(fnmatch.filter(names, other) for other in self.parameters or ()):
+                self.say_once(problem)
+            else:
+                raise ValueError(problem)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._session:
@@ -401,13 +442,16 @@ class Monitor(pl.Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Let go of the session here too: Lightning tears down nothing after an exception."""
-        self._session = None
-        wake(self)
+        self._let_go(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the session: a callback that is kept or pickled holds no run."""
         if stage == "fit":
-            self._session = None
+            self._let_go(trainer)
+
+    def _let_go(self, trainer: Trainer) -> None:
+        if self._trainer in (None, trainer):  # not what goes on in another
+            self._session = self._trainer = None
             wake(self)
 
     # -- checkpoints: small, plain values ------------------------------------------------------
@@ -453,7 +497,8 @@ def usable_state(
     said: str, state: Mapping[str, Any], expected: Mapping[str, tuple[type, ...]]
 ) -> bool:
     """Whether a checkpoint's state is what this version writes; says so where it is not."""
-    wrong = [key for key, types in expected.items() if not isinstance(state.get(key), types)]
+    given = state if isinstance(state, Mapping) else {}
+    wrong = [key for key, types in expected.items() if not _is(given.get(key), types)]
     if wrong:
         rank_zero_warn(
             f"{said}: the state in the checkpoint is not one of this version (see {wrong}) and is "
@@ -462,14 +507,23 @@ def usable_state(
     return not wrong
 
 
-def check_choice(said: str, argument: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        choices = " or ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{said}({argument}={value!r}): expected {choices}")
+def _is(value: object, types: tuple[type, ...]) -> bool:
+    """Whether it is of one of the types; True is no integer here, and no count is negative."""
+    if isinstance(value, int):
+        return int in types and not isinstance(value, bool) and value >= 0
+    return isinstance(value, types)
 
 
-def check_count(said: str, argument: str, value: object, least: int = 1) -> None:
-    """Raise unless ``value`` is an integer, ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{said}({argument}={value!r}): expected an integer >= {least}")
+def _patterns(said: str, parameters: Any) -> list[str] | None:
+    """``parameters`` as a list of patterns."""
+    if parameters is None:
+        return None
+    patterns = [parameters] if isinstance(parameters, str) else parameters
+    listed = isinstance(patterns, Iterable) and not isinstance(patterns, (bytes, Mapping))
+    patterns = list(patterns) if listed else []
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise TypeError(
+            f"{quoted(said, 'parameters', parameters)}: expected glob patterns over parameter "
+            f"names, e.g. ['encoder.*'], or None for all that is trained"
+        )
+    return patterns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from lightning_landscape.geometry.checks import check_count, quoted, shown
 from lightning_landscape.training.random_state import RandomState
 
 
@@ -32,20 +34,23 @@ class Probe:
 
     Args:
         source: ``None``: the training batches that pass by are kept, until there are ``samples``
-            examples.  A ``DataLoader``: its first batches, until there are ``samples`` examples.
-            A list: a list of batches, all of them.  Anything else, a tuple or a dict say: one
-            batch.
+            examples.  A ``DataLoader``: its first batches, until there are ``samples`` examples;
+            an iterator too, which serves one fit.  A list: a list of batches, all of them.
+            Anything else, a tuple or a dict say: one batch.
         samples: examples wanted, over all processes.  Fewer bias eigenvalues upwards.
+
+    Raises:
+        TypeError: ``source`` is no data: text, a number, a ``Dataset`` without a loader.
+        ValueError: it is an empty list; ``samples`` is no integer above 0.
 
     One object may be given to several callbacks; without one, callbacks that ask for the same
     number of samples share what is kept.
     """
 
     def __init__(self, source: Any = None, samples: int = 512) -> None:
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples={samples!r}: expected an integer >= 1")
+        check_source("Probe", "source", source)
         self.source = source
-        self.samples = samples
+        self.samples = check_count("", "samples", samples)
         self.batches: list[ProbeBatch] = []
         self.complete = False
         self.closed = False  # this process gets no more batches for it
@@ -82,12 +87,18 @@ class Probe:
             for index, batch in enumerate(_batches_of(self.source)):
                 ready = clone_batch(prepare(batch))
                 self.batches.append(ProbeBatch(ready, index, batch_size(ready)))
-                if isinstance(self.source, DataLoader) and self.size >= self.samples:
+                endless = isinstance(self.source, (DataLoader, Iterator))
+                if endless and self.size >= self.samples:
                     break
         finally:
             state.restore()
         if not self.batches:
-            raise ValueError(f"probe={type(self.source).__name__}: it holds no batch")
+            spent = isinstance(self.source, Iterator)
+            raise ValueError(
+                f"probe={type(self.source).__name__}: it holds no batch"
+                + (", or all were taken from it before" if spent else "")
+                + "; pass a DataLoader or a list with one batch at least"
+            )
         self.complete = True
 
     def forget(self) -> None:
@@ -123,6 +134,32 @@ class Probe:
         rows = torch.load(path, weights_only=True, map_location="cpu")
         self.batches = [ProbeBatch(prepare(r["batch"]), r["index"], r["size"]) for r in rows]
         self.complete = True
+
+
+# What people pass for data by mistake.
+_NO_DATA = (str, bytes, bool, int, float, complex, type, torch.nn.Module, Path)
+
+
+def check_source(said: str, argument: str, source: Any) -> None:
+    """Raise where ``source`` cannot be batches for training_step."""
+    words = (
+        "expected a DataLoader, a list of batches, one batch (a tuple or a dict of tensors, as "
+        "training_step takes it), or a Probe"
+    )
+    if isinstance(source, list) and not source:
+        raise ValueError(f"{quoted(said, argument, source)}: it holds no batch; {words}")
+    refused = (*_NO_DATA, Dataset, *((Probe,) if said == "Probe" else ()))
+    if (
+        isinstance(source, refused)
+        or inspect.isroutine(source)
+        or hasattr(source, "train_dataloader")  # a datamodule, of either package
+    ):
+        raise TypeError(f"{quoted(said, argument, source)}: {words}")
+    for index, batch in enumerate(source if isinstance(source, list) else ()):
+        if batch is None or isinstance(batch, _NO_DATA):
+            raise TypeError(
+                f"{quoted(said, argument, source)}: its item {index} is {shown(batch)}; {words}"
+            )
 
 
 def _batches_of(source: Any) -> Iterator[Any]:

@@ -184,15 +184,17 @@ class Recorder:
             self.guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
 
     def guarded(self, what: str, act: Callable[[], object], done: str = "written") -> None:
-        """``act()``; a fault is told once for each ``what``, and never leaves here."""
+        """``act()``; a fault is told once for each kind of ``what``, and never leaves here."""
         try:
             act()
         except Exception as error:  # whatever a logger or a disk raises: the run goes on
-            if what not in self._complaints:
-                self._complaints.add(what)
+            known = re.sub(r"\d+", "#", what)  # the same file of another step is no news
+            if known not in self._complaints:
+                self._complaints.add(known)
+                remedy = "; make room, or give the logger a directory that can be written"
                 warnings.warn(
-                    f"{what} could not be {done} ({type(error).__name__}: {error}); training and "
-                    f"measuring go on",
+                    f"{what} could not be {done} ({type(error).__name__}: {error})"
+                    f"{remedy if isinstance(error, OSError) else ''}; training and measuring go on",
                     stacklevel=2,
                 )
 

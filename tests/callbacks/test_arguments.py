@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_landscape import (
     GeneralizationMonitor,
@@ -115,8 +116,10 @@ def test_two_of_one_name(tmp_path):
 
 
 def test_an_empty_probe(tmp_path):
-    with pytest.raises(ValueError, match="probe=list: it holds no batch"):
-        train(Linear, regression, [HessianMonitor(probe=[])], tmp_path)
+    with pytest.raises(ValueError, match=r"HessianMonitor\(probe=\[\]\): it holds no batch"):
+        HessianMonitor(probe=[])
+    with pytest.raises(ValueError, match="probe=DataLoader: it holds no batch"):
+        train(Linear, regression, [HessianMonitor(probe=DataLoader([]))], tmp_path)
 
 
 def test_a_probe_that_does_not_fit_is_told_and_training_goes_on(tmp_path):

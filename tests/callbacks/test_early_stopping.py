@@ -192,7 +192,7 @@ def test_the_counting_goes_on_after_a_resume(tmp_path):
     [
         ({"monitor": ""}, ValueError, r"monitor=''.: expected a key such as"),
         ({"monitor": 3}, ValueError, r"monitor=3"),
-        ({"threshold": "high"}, TypeError, r"threshold='high'.: expected a number"),
+        ({"threshold": "high"}, TypeError, r"threshold='high'.: expected a finite number"),
         ({"threshold": math.nan}, ValueError, r"threshold=nan.: expected a finite number"),
         ({"threshold": True}, TypeError, r"threshold=True"),
         ({"stop_when": "over"}, ValueError, r"stop_when='over'.: expected 'above' or 'below'"),

@@ -610,7 +610,11 @@ def test_two_references_beside_a_hessian(tmp_path):
         ({"plane_resolution": 0}, ValueError, r"plane_resolution=0\)"),
         ({"blocks": 3}, TypeError, r"blocks=3\): expected True, False or a mapping"),
         ({"reference": 3}, TypeError, r"reference=3\): expected 'initial', 'last_epoch', a check"),
-        ({"reference": "first"}, FileNotFoundError, r"reference='first'\): no such file; or 'ini"),
+        (
+            {"reference": "first"},
+            FileNotFoundError,
+            r"reference='first'\): no such file; expected 'ini",
+        ),
         ({"third": "gone.ckpt"}, FileNotFoundError, r"third='gone.ckpt'\): no such file"),
         ({"third": 1.0}, TypeError, r"third=1.0\): expected a checkpoint file or a state dict"),
         (

@@ -259,8 +259,19 @@ def test_parameter_patterns(tmp_path):
     train(Two, data, [monitor], tmp_path)
     assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(exact, rel=1e-5)
     wrong = HessianMonitor(every_n_train_steps=5, max_overhead=None, parameters=["layers.*"])
-    with pytest.warns(match=r"parameters=\['layers.\*'\] matches none of the trained"):
+    with pytest.raises(ValueError, match=r"parameters=\['layers.\*'\]\): no parameter matches"):
         train(Two, data, [wrong], tmp_path)
+
+    class Frozen(Two):
+        """What is frozen now may be trained later."""
+
+        def __init__(self):
+            super().__init__()
+            self.other.requires_grad_(False)
+
+    later = HessianMonitor(every_n_train_steps=5, max_overhead=None, parameters=["other.*"])
+    with pytest.warns(match=r"parameters=\['other.\*'\] matches none of the trained"):
+        train(Frozen, data, [later], tmp_path)
 
 
 # -- where to ---------------------------------------------------------------------------------

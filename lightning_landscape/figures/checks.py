@@ -1,0 +1,63 @@
+"""Wrong arguments of what draws; those of a slice are checked in ``data``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning_landscape.geometry.checks import check_mapping, quoted, shown
+
+
+def check_scale(call: str, scale: object) -> None:
+    """Refuses what is neither a scale nor None."""
+    if scale is not None and not all(hasattr(scale, name) for name in ("linthresh", "limit")):
+        raise TypeError(f"{quoted(call, 'scale', scale)}: expected a ColorScale, or None")
+
+
+def check_names(call: str, names: object) -> None:
+    """Refuses what is not a list of texts."""
+    listed = isinstance(names, Sequence) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) for name in names):  # type: ignore[attr-defined]
+        raise TypeError(f"{quoted(call, 'names', names)}: expected a list of names, texts")
+
+
+def check_text(call: str, **texts: object) -> None:
+    """Refuses what is no text."""
+    for argument, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{quoted(call, argument, text)}: expected a text")
+
+
+def check_groups(call: str, groups: object, runs: Iterable[str]) -> None:
+    """Refuses groups that are no mapping, or that lack a run."""
+    if groups is None:
+        return
+    check_mapping(call, "groups", groups, "a mapping from run to group, or None")
+    for name in runs:
+        if name not in groups:  # type: ignore[operator]
+            raise ValueError(
+                f"{quoted(call, 'groups', groups)}: it lacks the run {name!r}; name the group of "
+                f"every run"
+            )
+
+
+def check_numbers(call: str, rows: Iterable[Mapping[str, Any]], *keys: str) -> None:
+    """Refuses rows that have words where a chart needs numbers."""
+    for row in rows:
+        for key, value in row.items():
+            if value is not None and (key in ("step", *keys) or key.startswith("hessian/")):
+                try:
+                    if isinstance(value, str):
+                        raise TypeError
+                    float(value)
+                except (TypeError, ValueError) as error:
+                    words = f"{call}: got {shown(value)} for {key!r}; expected numbers"
+                    raise TypeError(words) from error
+
+
+def check_density(call: str, density: object) -> None:
+    """Refuses what is not a density."""
+    if not all(hasattr(density, name) for name in ("grid", "density", "stderr", "sigma")):
+        raise TypeError(
+            f"{call}: got {shown(density)}; expected a SpectralDensity, as spectral_density returns"
+        )
