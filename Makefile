@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint docs bench \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
@@ -74,6 +74,10 @@ lint: install
 docs: $(VENV)/docs-installed
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -E docs $(DOCS)
 	@echo "Open $(DOCS)/index.html"
+
+# Each page in Chromium, light and dark: formulas, pictures, widths, no request to the network.
+check-docs: docs
+	$(RUN) -m tests.browser.docs $(DOCS) $(SCREENSHOTS)
 
 $(VENV)/docs-installed: pyproject.toml constraints.txt | install
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

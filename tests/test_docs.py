@@ -15,6 +15,7 @@ from lightning_landscape import (
     HessianMonitor,
     InterpolationMonitor,
     LandscapeMonitor,
+    Monitor,
     SharpnessMonitor,
     measure,
     report,
@@ -99,6 +100,14 @@ def test_own_quantity(tmp_path, monkeypatch):
     assert 0.1 < expected < 0.999
     (row,) = share.history
     assert row["subspace/gradient_share"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_quantity_without_a_kind_is_refused():
+    class Nameless(Monitor):
+        tags = ("value",)
+
+    with pytest.raises(TypeError, match="class Nameless: expected an attribute kind"):
+        Nameless()
 
 
 def test_everything_public_is_in_the_reference():

@@ -101,6 +101,8 @@ class Monitor(pl.Callback):
     ) -> None:
         super().__init__()
         said = type(self).__name__
+        if not self.kind:
+            raise TypeError(f"class {said}: expected an attribute kind, the first part of its keys")
         for argument, count in (
             ("every_n_train_steps", every_n_train_steps),
             ("every_n_epochs", every_n_epochs),
