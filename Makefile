@@ -8,11 +8,12 @@ LOGDIR ?= runs/digits
 GALLERY ?= runs/gallery
 EXAMPLES ?= runs/examples
 SCREENSHOTS ?= runs/screenshots
+DOCS ?= build/docs
 WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint bench \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
@@ -66,6 +67,21 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	# What a user's code gets from the types, seen from outside the package.
+	cd .ci && $(abspath $(RUN)) -m mypy --strict --cache-dir ../.mypy_cache user_types.py
+
+# The documentation as a web site that asks for nothing from the network; a warning is an error.
+docs: $(VENV)/docs-installed
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -E docs $(DOCS)
+	@echo "Open $(DOCS)/index.html"
+
+# Each page in Chromium, light and dark: formulas, pictures, widths, no request to the network.
+check-docs: docs
+	$(RUN) -m tests.browser.docs $(DOCS) $(SCREENSHOTS)
+
+$(VENV)/docs-installed: pyproject.toml constraints.txt | install
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # What everything costs, beside the peers: the README's table, in about twelve minutes.
 bench: install $(VENV)/landscaper

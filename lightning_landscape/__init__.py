@@ -36,7 +36,9 @@ from lightning_landscape.geometry.trajectory import (
 )
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.history import read_history
+from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.round import Measured, Round
 
 __version__ = "0.1.0"
 
@@ -52,9 +54,12 @@ __all__ = [
     "HessianMonitor",
     "InterpolationMonitor",
     "LandscapeMonitor",
+    "Measured",
+    "Monitor",
     "Objective",
     "Probe",
     "Projection",
+    "Round",
     "Sharpness",
     "SharpnessEarlyStopping",
     "SharpnessMonitor",

@@ -136,7 +136,7 @@ class LandscapeMonitor(Monitor):
     5 x 5 and 7: the title, the slice's metadata (``coarse``) and the closing line say so.  The film
     shows those of full size, and is left out, as its animation, where it cannot be afforded.
 
-    Cost: one forward of the probe per point, 266 by default, and 60 ms to draw; a validation probe
+    Cost: one forward of the probe per point, 267 by default, and 60 ms to draw; a validation probe
     costs as many forwards again.  At the end of the fit some 3 s for the film, if there were 30
     pictures or more.
 

@@ -30,7 +30,7 @@ def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> 
         scale: the scale of all frames. None: one that all frames fit on.
 
     Returns:
-        uint8 images of one shape (height, width, 3), as `figure_to_image` makes them; 60 ms each.
+        uint8 images of one shape (height, width, 3), as ``figure_to_image`` makes them; 60 ms each.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
@@ -51,7 +51,7 @@ def save_film(
     """Writes an animation that begins anew after its last frame, which is held a while.
 
     Args:
-        slices: as for `film_frames`.
+        slices: as for ``film_frames``.
         path: ``.gif``, or ``.png`` for an animated PNG, whose colours are exact (a GIF has 256).
         scale: the scale of all frames. None: one that all frames fit on.
         seconds: how long a frame is shown; the last one five times as long.

@@ -72,8 +72,8 @@ def filmstrip_figure(
     """Draws up to nine slices of a run side by side, in one scale, with step and loss over each.
 
     Of more than nine it shows nine, evenly chosen, the first and the last included. Planes are
-    coloured as in `plane_figure`; lines are drawn as in `line_figure`, with the first one in grey
-    behind the others.
+    coloured as in ``plane_figure``; lines are drawn as in ``line_figure``, with the first one in
+    grey behind the others.
 
     Args:
         slices: lines, or planes, on the same coordinates, in the order of their steps. With

@@ -93,7 +93,7 @@ class ColorScale:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> ColorScale:
-        """Returns the scale that `to_dict` described.
+        """Returns the scale that ``to_dict`` described.
 
         Raises:
             ValueError: if a key is missing or the numbers are not a scale.

@@ -66,12 +66,12 @@ class EigenResult:
         residuals: ``(k,)`` float64, ``||H v - theta v||``: some eigenvalue lies within this
             distance of theta.  (It does not say that it is the largest one.)
         hvps: products with ``H`` that were made.
-        converged: every residual is at most ``tol`` times the largest |Ritz value| seen; with
+        converged: every residual is at most ``tol`` times the largest ``|Ritz value|`` seen; with
             ``rtol`` also where the estimated errors are below it.
         subspace: the next Ritz vectors, kept for a warm start (``init=result``).
         asymmetry: the largest ``|u'Hv - v'Hu|`` seen over pairs of unit vectors, relative to the
-            largest |Ritz value|.  Beyond rounding the second derivative is wrong somewhere: some
-            kernels have one that is silently incomplete.  Not seen by ``"power"``: 0.
+            largest ``|Ritz value|``.  Beyond rounding the second derivative is wrong somewhere:
+            some kernels have one that is silently incomplete.  Not seen by ``"power"``: 0.
     """
 
     eigenvalues: Tensor
@@ -124,7 +124,7 @@ def top_eigenvalues(
             ``P^-1/2 H P^-1/2``.  A missing name means 1.
         generator: seeds the random start; the same start every time without one.
         rtol: stop earlier, once the estimated error of every eigenvalue is at most ``rtol`` times
-            the largest |Ritz value|.  The estimate is ``residual^2 / gap``, with the gap to the
+            the largest ``|Ritz value|``.  The estimate is ``residual^2 / gap``, with the gap to the
             next eigenvalue taken as small as that one's own residual allows.  0: the residual alone
             decides, as it always does for ``"power"``.
         max_basis: basis vectors kept at a time; when there are as many they are condensed to the

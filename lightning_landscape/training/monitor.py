@@ -58,11 +58,32 @@ class Listener(Protocol):
 
 
 class Monitor(pl.Callback):
-    """Base of the measuring callbacks.
+    """Base of the measuring callbacks, and of one of your own.
 
-    A subclass says what it logs (:attr:`tags`) and how it is measured (:meth:`measure`); the rest,
-    when, on which data, isolated, from which budget, and where the values go, is here and in
-    :class:`~lightning_landscape.training.session.Session`.
+    A subclass says what it logs and how it is measured (:meth:`measure`).  When, on which data,
+    isolated, from which budget, and where the values go, is here and in ``Session``.  Arguments:
+    those that all callbacks share, see ``HessianMonitor``.
+
+    Attributes:
+        kind: the first part of its keys; a subclass must set it.
+        tags: the scalars it may log, without that.
+        displaces: it moves the weights, which drops the graph of second derivatives: it is measured
+            after those that do not.  ``False`` where it does not.
+        draws: pictures are what it is for: it is measured after the scalars, and at the end of the
+            fit in any case.
+        pictures: how many it draws at each measurement, for the budget.
+        needs_batch: it uses :meth:`Round.batch_objective`.
+        needs_update: it uses :meth:`Round.last_update`.
+
+    Example::
+
+        class GradientNorm(Monitor):
+            kind, tags, forwards = "gradient", ("norm",), 3
+
+            def measure(self, this_round):
+                gradient = this_round.objective(self).gradient()
+                squared = sum(float(g.square().sum()) for g in gradient.values())
+                return Measured({self.key("norm"): squared**0.5})
     """
 
     kind: ClassVar[str] = ""  # first part of the keys
@@ -89,6 +110,8 @@ class Monitor(pl.Callback):
     ) -> None:
         super().__init__()
         said = type(self).__name__
+        if not self.kind:
+            raise TypeError(f"class {said}: expected an attribute kind, the first part of its keys")
         if every_n_train_steps is not None:
             every_n_train_steps = check_count(said, "every_n_train_steps", every_n_train_steps)
         if every_n_epochs is not None:
@@ -159,14 +182,14 @@ class Monitor(pl.Callback):
 
     @property
     def charts(self) -> dict[str, list[Any]]:
-        """TensorBoard custom-scalars charts: title -> ``["Multiline", [tag patterns]]``."""
+        """Charts on TensorBoard's custom-scalars page, title -> ``["Multiline", [patterns]]``."""
         return {}
 
     @property
     def forwards(self) -> int:
-        """About how many forwards of the probe one measurement costs.
+        """About how many forwards of the probe one measurement costs, for the budget.
 
-        A gradient is 3, a Hessian-vector product 6.
+        A gradient is 3, a Hessian-vector product 6.  A subclass may set a plain number.
         """
         return 0
 
@@ -189,7 +212,10 @@ class Monitor(pl.Callback):
         """
 
     def measure(self, this_round: Round) -> Measured:
-        """Measure now.  Runs isolated: whatever it does to the module is undone."""
+        """Measure now.  Runs isolated: whatever it does to the module is undone.
+
+        Called on all processes at the same step; the values must be the same on all of them.
+        """
         raise NotImplementedError
 
     def in_retrospect(self, folder: Path, final: bool) -> Measured:
@@ -248,7 +274,7 @@ class Monitor(pl.Callback):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict a measurement, oldest first, the last 10,000: ready for pandas.
+        """One plain dict a measurement, oldest first, the last 10,000, ready for pandas.
 
         Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
         on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log

@@ -65,7 +65,13 @@ class Measured:
 
 
 class Round:
-    """One round of measurements at one step: what the callbacks work with."""
+    """One round of measurements at one step: what the callbacks work with.
+
+    Attributes:
+        step: steps behind the weights, the label of all values.
+        trainer: Lightning's.
+        pl_module: the module that trains.
+    """
 
     def __init__(
         self,

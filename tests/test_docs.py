@@ -1,0 +1,155 @@
+"""The pages in docs/ are true: their code runs, and nothing public is missing from them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import lightning_landscape
+from lightning_landscape import (
+    GeneralizationMonitor,
+    HessianMonitor,
+    InterpolationMonitor,
+    LandscapeMonitor,
+    Monitor,
+    SharpnessMonitor,
+    measure,
+    report,
+)
+from tests.small import Linear, regression
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, language: str = "python") -> list[re.Match[str]]:
+    return [block for block in FENCED.finditer(PAGES[page]) if block[1] == language]
+
+
+def run(page: str) -> dict[str, object]:
+    """Run all python blocks of a page, in order; a traceback has the lines of the page."""
+    names = {"model": Linear(), "train_loader": regression(), "val_loader": regression()}
+    for block in blocks(page):
+        before = PAGES[page].count("\n", 0, block.start(2))
+        exec(compile("\n" * before + block[2], DOCS / page, "exec"), names)
+    return names
+
+
+OF_THEIR_OWN = {"tutorial.md", "limits.md", "extend.md"}
+
+
+@pytest.mark.parametrize("page", sorted(p for p in PAGES if blocks(p) and p not in OF_THEIR_OWN))
+def test_code_of(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+def test_tutorial(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("tutorial.md")
+    assert names["rows"] == names["monitor"].history
+    ratios = {
+        key: [row["hessian/edge_ratio"] for row in names[key].history]
+        for key in ("monitor", "monitor_2", "monitor_3")
+    }
+    assert max(ratios["monitor"]) < 0.0025
+    assert ratios["monitor_2"][0] < 0.05
+    assert all(0.5 < ratio < 1.2 for ratio in ratios["monitor_2"][3:])
+    assert max(ratios["monitor_3"]) > 2
+    losses = {
+        key: float(names[key].callback_metrics["val_loss"]) for key in ("trainer_2", "trainer_3")
+    }
+    assert losses["trainer_2"] == pytest.approx(0.4, abs=0.1)
+    assert losses["trainer_3"] > losses["trainer_2"]
+    assert names["stopper"].stopping_reason.startswith("hessian/edge_ratio = ")
+
+
+def test_limits_shows_what_it_prints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("limits.md")
+    (shown,) = blocks("limits.md", "text")
+    rows = [line.rsplit(maxsplit=2) for line in shown[2].splitlines()]
+    for column, measured in ((1, names["before"]), (2, names["after"])):
+        found = {row[0]: float(row[column]) for row in rows}
+        assert found == pytest.approx(measured, rel=1e-3, abs=1e-3)
+    # The rescaled network is the same function.
+    assert names["after"]["loss"] == pytest.approx(names["before"]["loss"], rel=1e-12)
+    assert names["after"]["ASAM"] == pytest.approx(names["before"]["ASAM"], rel=1e-9)
+
+
+def test_own_quantity(tmp_path, monkeypatch):
+    """That of the page in closed form: linear regression has H = 2 X'X / N, g = H w - 2 X'y / N."""
+    monkeypatch.chdir(tmp_path)
+    assert blocks("extend.md")[0][2].count("\n") <= 20
+    share = run("extend.md")["GradientShare"](max_overhead=None, probe=regression())
+    module = Linear()
+    pl.Trainer(max_steps=1, callbacks=[share], logger=False, enable_checkpointing=False).fit(
+        module, regression()
+    )
+    x, y = (tensor.double() for tensor in regression().dataset.tensors)
+    hessian = 2 * x.T @ x / len(x)
+    gradient = hessian @ module.layer.weight[0].detach().double() - 2 * x.T @ y[:, 0] / len(x)
+    along = torch.linalg.eigh(hessian).eigenvectors[:, -1] @ gradient
+    expected = float(along**2 / gradient.square().sum())
+    assert 0.1 < expected < 0.999
+    (row,) = share.history
+    assert row["subspace/gradient_share"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_quantity_without_a_kind_is_refused():
+    class Nameless(Monitor):
+        tags = ("value",)
+
+    with pytest.raises(TypeError, match="class Nameless: expected an attribute kind"):
+        Nameless()
+
+
+def test_everything_public_is_in_the_reference():
+    described = {
+        name
+        for text in PAGES.values()
+        for name in re.findall(
+            r"^\.\. auto(?:class|function):: (\w+)(?:\(.*\))?$", text, re.MULTILINE
+        )
+    }
+    assert described == {*lightning_landscape.__all__, *measure.__all__, *report.__all__}
+    assert ".. automodule:: lightning_landscape.figures\n" in PAGES["reference/figures.md"]
+
+
+@pytest.mark.parametrize(
+    ("page", "callback"),
+    [
+        (
+            "hessian",
+            HessianMonitor(
+                min_eigenvalue=True, trace_samples=2, batch_edge_ratio=True, update_curvature=True
+            ),
+        ),
+        (
+            "sharpness",
+            SharpnessMonitor(worst_case=True, average=True, keskar=True, critical=True),
+        ),
+        ("landscape", LandscapeMonitor()),
+        ("interpolation", InterpolationMonitor()),
+        ("generalization", GeneralizationMonitor()),
+    ],
+)
+def test_every_key_is_on_the_page_of_its_callback(page, callback):
+    for key in callback.keys:
+        assert f"`{key}`" in PAGES[f"callbacks/{page}.md"]
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {target for text in PAGES.values() for target in re.findall(r"`make (\w+)`", text)}
+    uses = re.search(r"^USES = (.*)$", makefile, re.MULTILINE)[1].split()
+    for target in named - set(uses):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in {p for text in PAGES.values() for p in re.findall(r"`(examples/\w+\.py)`", text)}:
+        assert (ROOT / path).is_file()
