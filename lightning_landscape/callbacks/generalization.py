@@ -19,7 +19,7 @@ from lightning_landscape.training.monitor import Monitor, usable_state
 from lightning_landscape.training.probe import Probe, ProbeBatch, first_examples
 from lightning_landscape.training.round import Measured, Round
 
-MetricFn = Callable[[LightningModule, Any], Mapping[str, Tensor]]
+MetricFn = Callable[[Any, Any], Mapping[str, Tensor]]
 
 
 class GeneralizationMonitor(Monitor):

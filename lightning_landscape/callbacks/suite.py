@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
-
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
@@ -26,7 +24,7 @@ def landscape_callbacks(
     loss_reduction: Reduction = "mean",
     stop_above: float | None = None,
     patience: int = 3,
-) -> list[pl.Callback]:
+) -> list[Any]:
     """``HessianMonitor``, ``SharpnessMonitor`` and ``LandscapeMonitor`` on one probe.
 
     Args:
@@ -58,7 +56,7 @@ def landscape_callbacks(
         "loss_fn": loss_fn,
         "loss_reduction": loss_reduction,
     }
-    callbacks: list[pl.Callback] = [
+    callbacks: list[Any] = [
         HessianMonitor(**common),
         SharpnessMonitor(**common),
         LandscapeMonitor(**common),

@@ -7,14 +7,13 @@ before its first batch.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+from torch import nn
 
 from lightning_landscape.callbacks.suite import landscape_callbacks
 from lightning_landscape.measure.checkpoint import (
@@ -27,6 +26,7 @@ from lightning_landscape.measure.checkpoint import (
 from lightning_landscape.measure.offline import Offline
 from lightning_landscape.training.losses import UserLoss
 from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.namespaces import CALLBACKS, package_of
 
 __all__ = ["Measurement", "measure"]
 
@@ -60,11 +60,11 @@ class Measurement:
 
 
 def measure(
-    module: pl.LightningModule | type[pl.LightningModule],
+    module: nn.Module | type[nn.Module],
     data: Any = None,
     *,
     checkpoint: str | Path | None = None,
-    callbacks: Sequence[pl.Callback] | None = None,
+    callbacks: Sequence[Any] | None = None,
     logdir: str | Path = "landscape_logs",
     probe_samples: int = 512,
     loss_fn: UserLoss | None = None,
@@ -134,7 +134,7 @@ def measure(
             f"with probe_mode='train': call train() on it first if it is not meant to be",
             stacklevel=2,
         )
-    lightning = _package_of(built)
+    lightning = package_of(built)  # its Trainer takes no module of the other
     trainer = lightning.Trainer(
         **{
             "devices": 1,
@@ -186,11 +186,11 @@ _OURS = {
 
 
 def _callbacks(
-    given: Sequence[pl.Callback] | None, probe_samples: int, loss_fn: UserLoss | None
-) -> list[pl.Callback]:
+    given: Sequence[Any] | None, probe_samples: int, loss_fn: UserLoss | None
+) -> list[Any]:
     if given is None:
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
-    if isinstance(given, pl.Callback):
+    if isinstance(given, CALLBACKS):
         given = [given]
     if loss_fn is not None:
         raise TypeError(
@@ -208,10 +208,3 @@ def _callbacks(
 def _loggers(loggers: Any, logdir: str | Path) -> list[Any]:
     board = loggers.TensorBoardLogger(str(logdir), name="")
     return [board, loggers.CSVLogger(str(logdir), name="", version=board.version)]
-
-
-def _package_of(module: Any) -> Any:
-    """Of the two Lightning packages the one that the module is from: its Trainer takes no other."""
-    if isinstance(module, pl.LightningModule):
-        return pl
-    return importlib.import_module("lightning.pytorch")

@@ -18,7 +18,7 @@ from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import join_batches
 from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
 
-UserLoss = Callable[[LightningModule, Any], Tensor]
+UserLoss = Callable[[Any, Any], Tensor]  # a LightningModule of either package, a batch
 ProbeMode = Literal["train", "eval"]
 Reduction = Literal["mean", "sum"]
 
