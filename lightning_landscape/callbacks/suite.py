@@ -9,7 +9,7 @@ from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.probe import Source, probe_of
 
 
 def landscape_callbacks(
@@ -17,7 +17,7 @@ def landscape_callbacks(
     every_n_train_steps: int | None = 100,
     every_n_epochs: int | None = None,
     max_overhead: float | None = 0.05,
-    probe: Any = None,
+    probe: Source = None,
     probe_samples: int = 512,
     probe_mode: ProbeMode = "train",
     loss_fn: UserLoss | None = None,
@@ -45,7 +45,7 @@ def landscape_callbacks(
 
         trainer = Trainer(callbacks=landscape_callbacks())
     """
-    shared = probe if isinstance(probe, Probe) else Probe(probe, probe_samples)
+    shared = probe_of(probe, probe_samples)
     common: dict[str, Any] = {
         "every_n_train_steps": every_n_train_steps,
         "every_n_epochs": every_n_epochs,

@@ -16,7 +16,7 @@ from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_
 from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.namespaces import Callback, misconfiguration
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.probe import Probe, Source
 from lightning_landscape.training.records import HISTORY_FILE
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.saved import saved_files
@@ -66,7 +66,7 @@ class Monitor(Callback):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
