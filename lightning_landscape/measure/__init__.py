@@ -7,6 +7,7 @@ before its first batch.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,13 +151,16 @@ def measure(
         }
     )
     resumes = saved is not None and is_complete(saved)
+    # An older Lightning takes no such argument; read_checkpoint has read the file safely already.
+    takes = inspect.signature(trainer.fit).parameters
+    safely = {"weights_only": True} if "weights_only" in takes else {}
     with warnings.catch_warnings():
         for message in _NOT_HERE:
             warnings.filterwarnings("ignore", message)
         trainer.fit(
             built,
             ckpt_path=str(checkpoint) if resumes else None,
-            weights_only=True,
+            **safely,
             **fit_data,
         )
     rows = [row for m in monitors for row in m.measurements.rows()[known[id(m)] :]]
