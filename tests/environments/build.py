@@ -35,7 +35,7 @@ def run(*command: object, cwd: Path | str = ROOT) -> str:
 
 
 def oldest(folder: Path) -> Path:
-    """Constraints: the least version of each dependency that ``pyproject.toml`` names, and torch."""
+    """Constraints: the least version of each dependency in ``pyproject.toml``, and our torch."""
     project = (ROOT / "pyproject.toml").read_text()
     listed = re.search(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE)
     assert listed is not None
