@@ -13,7 +13,8 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint docs check-docs bench \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint \
+	check-environments docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
@@ -62,6 +63,10 @@ test: install
 # Takes out one guard of the promises at a time; a test must miss it.
 mutations: install
 	$(RUN) -m tests.mutations
+
+# The wheel in new virtual environments: pytorch-lightning alone, lightning, the oldest of everything.
+check-environments: install
+	$(RUN) -m tests.environments.build
 
 lint: install
 	$(RUN) -m ruff check .

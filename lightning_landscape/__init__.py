@@ -1,5 +1,6 @@
 """Measure the loss landscape while a model trains: PyTorch Lightning callbacks and functions."""
 
+import lightning_landscape.training.namespaces  # noqa: F401  # before any other import of Lightning
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.generalization import GeneralizationMonitor
 from lightning_landscape.callbacks.hessian import HessianMonitor

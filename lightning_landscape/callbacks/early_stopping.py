@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_landscape.geometry.checks import check_choice, check_count, check_number
 from lightning_landscape.training.hooks import OF_EVERY_BATCH, rest, wake
 from lightning_landscape.training.monitor import Monitor, usable_state
+from lightning_landscape.training.namespaces import Callback, misconfiguration
 
 
-class SharpnessEarlyStopping(pl.Callback):
+class SharpnessEarlyStopping(Callback):
     """Stop training when a quantity measured by another callback crosses a threshold.
 
     It decides inside the measurement, once for each new value: where it stands in the list of
@@ -99,19 +98,20 @@ class SharpnessEarlyStopping(pl.Callback):
         owner = next((m for m in monitors if m.owns(self.monitor)), None)
         if owner is None:
             available = sorted(key for m in monitors for key in m.keys)
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"SharpnessEarlyStopping(monitor={self.monitor!r}): no callback of this Trainer "
                 f"logs that; "
                 + (
                     f"available: {available}; pass one of these"
                     if available
                     else "add a HessianMonitor, say"
-                )
+                ),
             )
         if self not in owner.listeners:
             owner.listeners.append(self)
         wake(self)  # an exception may have ended another fit
-        rest(self, OF_EVERY_BATCH, pl.Callback)
+        rest(self, OF_EVERY_BATCH, Callback)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """As it was before the fit."""

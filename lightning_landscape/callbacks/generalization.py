@@ -17,10 +17,17 @@ from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.means import BatchMean, batch_mean
 from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.probe import Probe, ProbeBatch, check_source, first_examples
+from lightning_landscape.training.probe import (
+    Probe,
+    ProbeBatch,
+    Source,
+    check_source,
+    first_examples,
+    probe_of,
+)
 from lightning_landscape.training.round import Measured, Round
 
-MetricFn = Callable[[LightningModule, Any], Mapping[str, Tensor]]
+MetricFn = Callable[[Any, Any], Any]  # a mapping from name to tensor, see UserLoss
 
 
 class GeneralizationMonitor(Monitor):
@@ -42,7 +49,8 @@ class GeneralizationMonitor(Monitor):
         max_overhead: the share, up to 1, of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the training examples: a ``DataLoader``, a list of batches, one batch (a tuple, a
-            dict), or a shared ``Probe``.  ``None``: the first training batches are kept.
+            dict), or a shared ``Probe``; in a LightningCLI the path of a function annotated
+            ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep of each kind, over all processes.
         probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: dropout masks fixed,
             BatchNorm on batch statistics.
@@ -93,7 +101,7 @@ class GeneralizationMonitor(Monitor):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "eval",
         loss_fn: UserLoss | None = None,
@@ -103,7 +111,7 @@ class GeneralizationMonitor(Monitor):
         name: str | None = None,
         prog_bar: bool = False,
         verbose: bool = False,
-        validation_probe: Any = None,
+        validation_probe: Source = None,
         metric_fn: MetricFn | None = None,
     ) -> None:
         super().__init__(
@@ -126,9 +134,8 @@ class GeneralizationMonitor(Monitor):
             words = "a function (pl_module, batch) -> mapping from name to value, or None"
             check_callable(said, "metric_fn", metric_fn, words, arguments=2)
         check_source(said, "validation_probe", validation_probe)
-        given = isinstance(validation_probe, Probe)
-        further = validation_probe if given else Probe(validation_probe, probe_samples)
-        if given and further.captured:
+        further = probe_of(validation_probe, probe_samples)
+        if further is validation_probe and further.captured:
             raise ValueError(
                 f"{said}(validation_probe=Probe()): expected one with a source, or None for the "
                 f"first validation batches"

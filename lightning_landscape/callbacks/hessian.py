@@ -32,6 +32,8 @@ from lightning_landscape.geometry.trace import hessian_trace
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.namespaces import package_of
+from lightning_landscape.training.probe import Source
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.saved import load_evenly
 
@@ -57,7 +59,8 @@ class HessianMonitor(Monitor):
         max_overhead: the share, up to 1, of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
-            shared ``Probe``.  ``None``: the first training batches are kept.
+            shared ``Probe``; in a LightningCLI the path of a function annotated
+            ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
@@ -132,7 +135,7 @@ class HessianMonitor(Monitor):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
@@ -356,7 +359,9 @@ class HessianMonitor(Monitor):
         if reason or not edge.scale:
             self.say_once(f"no stability edge is logged: {reason or edge.note}")
             return None
-        if is_overridden("configure_gradient_clipping", this_round.pl_module):
+        module = this_round.pl_module
+        parent = package_of(module).LightningModule
+        if is_overridden("configure_gradient_clipping", module, parent=parent):
             self.say_once(
                 "configure_gradient_clipping is overridden; the stability edge is that of "
                 "gradients that are not clipped, so leave it out of account while they are"

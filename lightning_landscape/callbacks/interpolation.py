@@ -35,7 +35,7 @@ from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.training.kept import Kept
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor, session_of, usable_state
-from lightning_landscape.training.probe import Probe, check_source
+from lightning_landscape.training.probe import Probe, Source, check_source, probe_of
 from lightning_landscape.training.round import Measured, Round, measured_parameters
 from lightning_landscape.training.sharding import Whole, is_sharded
 
@@ -60,7 +60,8 @@ class InterpolationMonitor(Monitor):
         max_overhead: the share, up to 1, of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
-            shared ``Probe``.  ``None``: the first training batches are kept.
+            shared ``Probe``; in a LightningCLI the path of a function annotated
+            ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
@@ -132,7 +133,7 @@ class InterpolationMonitor(Monitor):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
@@ -146,7 +147,7 @@ class InterpolationMonitor(Monitor):
         resolution: int = 11,
         reestimate_batch_norm: bool = True,
         blocks: bool | Mapping[str, str] = False,
-        other_probes: Mapping[str, Any] | None = None,
+        other_probes: Mapping[str, Source] | None = None,
         third: Weights | None = None,
         plane_resolution: int = 15,
     ) -> None:
@@ -192,8 +193,7 @@ class InterpolationMonitor(Monitor):
         self.third = third
         self.plane_resolution = plane_resolution
         self.other_probes = {
-            other: data if isinstance(data, Probe) else Probe(data, probe_samples)
-            for other, data in (other_probes or {}).items()
+            other: probe_of(data, probe_samples) for other, data in (other_probes or {}).items()
         }
         for other, data in self.other_probes.items():
             if data.captured:

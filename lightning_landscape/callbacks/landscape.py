@@ -32,7 +32,7 @@ from lightning_landscape.geometry.slices import Slice, line_slice, lowest_point,
 from lightning_landscape.geometry.trajectory import Trajectory, project
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.probe import Probe, check_source
+from lightning_landscape.training.probe import Source, check_source, probe_of
 from lightning_landscape.training.round import Measured, Round, measured_parameters
 from lightning_landscape.training.saved import load_evenly
 from lightning_landscape.training.sharding import Whole, is_sharded
@@ -76,7 +76,8 @@ class LandscapeMonitor(Monitor):
         max_overhead: the share, up to 1, of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
-            shared ``Probe``.  ``None``: the first training batches are kept.
+            shared ``Probe``; in a LightningCLI the path of a function annotated
+            ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
@@ -156,7 +157,7 @@ class LandscapeMonitor(Monitor):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
@@ -175,7 +176,7 @@ class LandscapeMonitor(Monitor):
         surface: bool = False,
         seeds: int = 2,
         trajectory: bool = False,
-        validation_probe: Any = None,
+        validation_probe: Source = None,
     ) -> None:
         super().__init__(
             every_n_train_steps=every_n_train_steps,
@@ -240,10 +241,7 @@ class LandscapeMonitor(Monitor):
         self.validation_probe = validation_probe
         self.needs_update = "update" in axes
         if validation_probe is not None:
-            shared = isinstance(validation_probe, Probe)
-            self.further_probe = (
-                validation_probe if shared else Probe(validation_probe, probe_samples)
-            )
+            self.further_probe = probe_of(validation_probe, probe_samples)
             if self.further_probe.captured:
                 raise ValueError(
                     f"{said}(validation_probe=Probe()): expected one with a source, or None"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_landscape.geometry.average import average_sharpness
 from lightning_landscape.geometry.checks import (
@@ -20,6 +20,7 @@ from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.probe import Source
 from lightning_landscape.training.round import Measured, Round
 
 
@@ -36,7 +37,8 @@ class SharpnessMonitor(Monitor):
         max_overhead: the share, up to 1, of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
-            shared ``Probe``.  ``None``: the first training batches are kept.
+            shared ``Probe``; in a LightningCLI the path of a function annotated
+            ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
@@ -94,7 +96,7 @@ class SharpnessMonitor(Monitor):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytorch_lightning as pl
-
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.geometry.checks import check_count, check_number
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Probe, check_source
+from lightning_landscape.training.probe import Source, check_source, probe_of
 
 
 def landscape_callbacks(
@@ -21,14 +19,14 @@ def landscape_callbacks(
     every_n_train_steps: int | None = 100,
     every_n_epochs: int | None = None,
     max_overhead: float | None = 0.05,
-    probe: Any = None,
+    probe: Source = None,
     probe_samples: int = 512,
     probe_mode: ProbeMode = "train",
     loss_fn: UserLoss | None = None,
     loss_reduction: Reduction = "mean",
     stop_above: float | None = None,
     patience: int = 3,
-) -> list[pl.Callback]:
+) -> list[Any]:
     """``HessianMonitor``, ``SharpnessMonitor`` and ``LandscapeMonitor`` on one probe.
 
     Args:
@@ -56,7 +54,7 @@ def landscape_callbacks(
     if stop_above is not None:
         words = "a finite number, the edge ratio above which to stop, or None"
         check_number(said, "stop_above", stop_above, words, math.isfinite)
-    shared = probe if isinstance(probe, Probe) else Probe(probe, probe_samples)
+    shared = probe_of(probe, probe_samples)
     common: dict[str, Any] = {
         "every_n_train_steps": every_n_train_steps,
         "every_n_epochs": every_n_epochs,
@@ -67,7 +65,7 @@ def landscape_callbacks(
         "loss_fn": loss_fn,
         "loss_reduction": loss_reduction,
     }
-    callbacks: list[pl.Callback] = [
+    callbacks: list[Any] = [
         HessianMonitor(**common),
         SharpnessMonitor(**common),
         LandscapeMonitor(**common),

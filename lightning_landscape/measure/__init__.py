@@ -8,7 +8,6 @@ before its first batch.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+from torch import nn
 
 from lightning_landscape.callbacks.suite import landscape_callbacks
 from lightning_landscape.geometry.checks import (
@@ -37,6 +36,7 @@ from lightning_landscape.measure.checkpoint import (
 from lightning_landscape.measure.offline import Offline
 from lightning_landscape.training.losses import UserLoss
 from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.namespaces import CALLBACKS, PACKAGES, package_of
 
 __all__ = ["Measurement", "measure"]
 
@@ -70,11 +70,11 @@ class Measurement:
 
 
 def measure(
-    module: pl.LightningModule | type[pl.LightningModule],
+    module: nn.Module | type[nn.Module],
     data: Any = None,
     *,
     checkpoint: str | Path | None = None,
-    callbacks: Sequence[pl.Callback] | None = None,
+    callbacks: Sequence[Any] | None = None,
     logdir: str | Path = "landscape_logs",
     probe_samples: int = 512,
     loss_fn: UserLoss | None = None,
@@ -148,7 +148,7 @@ def measure(
             f"with probe_mode='train': call train() on it first if it is not meant to be",
             stacklevel=2,
         )
-    lightning = _package_of(built)
+    lightning = package_of(built)  # its Trainer takes no module of the other
     trainer = lightning.Trainer(
         **{
             "devices": 1,
@@ -164,13 +164,16 @@ def measure(
         }
     )
     resumes = saved is not None and is_complete(saved)
+    # An older Lightning takes no such argument; read_checkpoint has read the file safely already.
+    takes = inspect.signature(trainer.fit).parameters
+    safely = {"weights_only": True} if "weights_only" in takes else {}
     with warnings.catch_warnings():
         for message in _NOT_HERE:
             warnings.filterwarnings("ignore", message)
         trainer.fit(
             built,
             ckpt_path=str(checkpoint) if resumes else None,
-            weights_only=True,
+            **safely,
             **fit_data,
         )
     rows = [row for m in monitors for row in m.measurements.rows()[known[id(m)] :]]
@@ -208,7 +211,7 @@ def _check(checkpoint: object, logdir: object, init: object, settings: dict[str,
     if init is not None:
         words = "a mapping from argument to value, of the module's class, or None"
         check_mapping("measure", "init", init, words)
-    known = inspect.signature(pl.Trainer).parameters
+    known = inspect.signature(PACKAGES[0].Trainer).parameters
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -219,15 +222,15 @@ def _check(checkpoint: object, logdir: object, init: object, settings: dict[str,
 
 
 def _callbacks(
-    given: Sequence[pl.Callback] | None, probe_samples: int, loss_fn: UserLoss | None
-) -> list[pl.Callback]:
+    given: Sequence[Any] | None, probe_samples: int, loss_fn: UserLoss | None
+) -> list[Any]:
     check_count("measure", "probe_samples", probe_samples)
     if loss_fn is not None:
         words = "a function (pl_module, batch) -> loss, or None for training_step"
         check_callable("measure", "loss_fn", loss_fn, words, arguments=2)
     if given is None:
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
-    if isinstance(given, pl.Callback):
+    if isinstance(given, CALLBACKS):
         given = [given]
     listed = isinstance(given, (list, tuple))
     if loss_fn is not None:
@@ -246,10 +249,3 @@ def _callbacks(
 def _loggers(loggers: Any, logdir: str | Path) -> list[Any]:
     board = loggers.TensorBoardLogger(str(logdir), name="")
     return [board, loggers.CSVLogger(str(logdir), name="", version=board.version)]
-
-
-def _package_of(module: Any) -> Any:
-    """Of the two Lightning packages the one that the module is from: its Trainer takes no other."""
-    if isinstance(module, pl.LightningModule):
-        return pl
-    return importlib.import_module("lightning.pytorch")

@@ -11,10 +11,16 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-
 from lightning_landscape.measure import measure
+from lightning_landscape.training.namespaces import CALLBACKS, MISCONFIGURATIONS
+
+_TOLD: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    *MISCONFIGURATIONS,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report=options.report,
             **dict(_assignment("--trainer", text) for text in options.trainer),
         )
-    except (OSError, ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except _TOLD as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for key, value in found.values.items():
@@ -88,17 +94,17 @@ def _imported(option: str, text: str) -> Any:
         raise ValueError(f"{option} {text!r}: it cannot be imported ({error})") from error
 
 
-def _callbacks(paths: Sequence[str]) -> list[pl.Callback]:
+def _callbacks(paths: Sequence[str]) -> list[Any]:
     """What all of them stand for, as one list."""
-    found: list[pl.Callback] = []
+    found: list[Any] = []
     for text in paths:
         value = _imported("--callbacks", text)
-        if not isinstance(value, (pl.Callback, list, tuple)):
+        if not isinstance(value, (*CALLBACKS, list, tuple)):
             if not callable(value):
                 raise ValueError(f"--callbacks {text!r}: expected a callback, a list or a function")
             make: Callable[[], Any] = value
             value = make()
-        found += [value] if isinstance(value, pl.Callback) else value
+        found += [value] if isinstance(value, CALLBACKS) else value
     return found
 
 

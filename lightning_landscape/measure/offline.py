@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import CombinedLoader, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_landscape.measure.checkpoint import is_complete, step_of
 from lightning_landscape.measure.progress import progress_bar
 from lightning_landscape.training.monitor import session_of
+from lightning_landscape.training.namespaces import Callback, package_of
 from lightning_landscape.training.probe import batch_size
 
 
-class Offline(pl.Callback):
+class Offline(Callback):
     """Stands before our callbacks in the Trainer's list.
 
     Args:
@@ -53,14 +53,16 @@ class Offline(pl.Callback):
     def _read(self, trainer: Trainer, wanted: tuple[int, int]) -> None:
         """The first batches, as the loaders give them; of training batches one at least."""
         training, validation = wanted
+        combined = package_of(trainer).utilities.CombinedLoader
         source = trainer.fit_loop._data_source
         if source.is_defined():
-            self._training = _first(source.dataloader(), "max_size_cycle", max(training, 1))
+            least = max(training, 1)
+            self._training = _first(combined, source.dataloader(), "max_size_cycle", least)
         if training and not self._training:
             raise ValueError(f"{self._source}: it holds no batch; pass one at least")
         if validation and trainer.enable_validation:
             source = trainer.fit_loop.epoch_loop.val_loop._data_source
-            self._validation = _first(source.dataloader(), "sequential", validation)
+            self._validation = _first(combined, source.dataloader(), "sequential", validation)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All is restored: end the fit before its first batch, with the counters as they were."""
@@ -79,9 +81,9 @@ class Offline(pl.Callback):
             session.measure_now(trainer, pl_module, self._training, self._validation)
 
 
-def _first(loader: Any, mode: Any, samples: int) -> list[Any]:
+def _first(kind: Any, loader: Any, mode: Any, samples: int) -> list[Any]:
     """Batches until there are ``samples`` examples; of several validation loaders the first."""
-    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, mode)
+    combined = loader if isinstance(loader, kind) else kind(loader, mode)
     taken: list[Any] = []
     size = 0
     for batch, _, which in combined:

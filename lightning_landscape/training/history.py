@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
-from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from lightning_landscape.geometry.checks import check_path
 
@@ -111,4 +110,6 @@ def _is_step(step: object) -> bool:
 
 def launched_by_another_process(trainer: Trainer) -> bool:
     """Whether this process was started for the fit alone, by ``ddp_spawn`` or ``ddp_fork``."""
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    # By name: there are two Lightning packages.
+    kinds = type(trainer.strategy.launcher).__mro__
+    return any(kind.__name__ == "_MultiProcessingLauncher" for kind in kinds)

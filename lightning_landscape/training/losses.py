@@ -18,7 +18,9 @@ from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import join_batches
 from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
 
-UserLoss = Callable[[LightningModule, Any], Tensor]
+# Of a LightningModule of either package and a batch.  A LightningCLI that read "-> Tensor" would
+# refuse functions without annotations.
+UserLoss = Callable[[Any, Any], Any]
 ProbeMode = Literal["train", "eval"]
 Reduction = Literal["mean", "sum"]
 
@@ -122,7 +124,8 @@ def _evaluation(
 
 def _loss(pl_module: LightningModule, loss_fn: UserLoss | None, batch: Any, index: int) -> Tensor:
     if loss_fn is not None:
-        return loss_fn(pl_module, batch)
+        loss: Tensor = loss_fn(pl_module, batch)
+        return loss
     return _training_loss(pl_module, batch, index)
 
 

@@ -11,14 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from lightning_landscape.training.namespaces import DATA_MODULES
 
 _CONTAINERS = (list, dict, set, collections.deque)
 _GENERATORS = (torch.Generator, np.random.Generator, random.Random)
 # Objects that are looked at neither by themselves nor for what they hold.
-_MACHINERY = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, LightningDataModule)
+_MACHINERY = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, *DATA_MODULES)
 _FOREIGN_PACKAGES = sys.stdlib_module_names | {
     "torch",
     "lightning",

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -26,7 +24,8 @@ from lightning_landscape.training.history import History, read_history
 from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_BATCH, rest, wake
 from lightning_landscape.training.kept import KeptProbe
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Probe, check_source
+from lightning_landscape.training.namespaces import Callback, misconfiguration
+from lightning_landscape.training.probe import Probe, Source, check_source
 from lightning_landscape.training.records import HISTORY_FILE
 from lightning_landscape.training.round import Measured, Round
 from lightning_landscape.training.saved import saved_files
@@ -57,7 +56,7 @@ class Listener(Protocol):
         """A measurement was made; called on every process."""
 
 
-class Monitor(pl.Callback):
+class Monitor(Callback):
     """Base of the measuring callbacks, and of one of your own.
 
     A subclass says what it logs and how it is measured (:meth:`measure`).  When, on which data,
@@ -97,7 +96,7 @@ class Monitor(pl.Callback):
         every_n_train_steps: int | None = 100,
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
-        probe: Any = None,
+        probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
@@ -367,23 +366,26 @@ class Monitor(pl.Callback):
         monitors = _monitors(trainer)
         twins = [m for m in monitors if m.prefix == self.prefix]
         if len(twins) > 1:
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"{len(twins)} callbacks would log under {self.prefix!r}: give each but one of "
-                f"them another name=..."
+                f"them another name=...",
             )
         if self.loss_fn is None and not pl_module.automatic_optimization:
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"{type(self).__name__}: {type(pl_module).__name__} optimises manually, so its "
                 f"training_step cannot be called to measure a loss (it would step the optimizer). "
-                f"Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)"
+                f"Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)",
             )
         refused = _REFUSED.intersection(kind.__name__ for kind in type(trainer.strategy).__mro__)
         if refused:
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"{type(self).__name__} cannot measure under {type(trainer.strategy).__name__}, "
                 f"which keeps the weights where second derivatives do not reach them. Use "
                 f"DDPStrategy, or ModelParallelStrategy with fully_shard (FSDP2) where one device "
-                f"does not hold the training state"
+                f"does not hold the training state",
             )
         wake(self)  # an exception may have ended another fit
         self._trainer = trainer
@@ -394,14 +396,16 @@ class Monitor(pl.Callback):
     def _check_place(self, trainer: Trainer) -> None:
         said, other = type(self).__name__, self._trainer
         if self not in _monitors(trainer):
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"{said}: it is not among the callbacks of this Trainer, which call one another; "
-                f"pass it to Trainer(callbacks=[...]) instead of calling its hooks"
+                f"pass it to Trainer(callbacks=[...]) instead of calling its hooks",
             )
         if other is not None and other is not trainer and other.state.status == "running":
-            raise MisconfigurationException(
+            raise misconfiguration(
+                trainer,
                 f"{said}: it is measuring in another Trainer that is still running; give each "
-                f"Trainer a callback of its own"
+                f"Trainer a callback of its own",
             )
 
     def pass_over(self, hooks: Iterable[str]) -> None:
@@ -414,7 +418,7 @@ class Monitor(pl.Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook that sees parameters made in ``configure_model``."""
         if self._leads(trainer):
-            refuse_tensor_parallel(pl_module)
+            refuse_tensor_parallel(trainer, pl_module)
         self.fits([name for name, _ in pl_module.named_parameters()])
 
     def fits(self, names: Sequence[str]) -> None:

@@ -162,6 +162,15 @@ def check_source(said: str, argument: str, source: Any) -> None:
             )
 
 
+# Whatever holds batches; the classes for a LightningCLI, which makes one of them from a path.
+Source = DataLoader[Any] | Probe | Any
+
+
+def probe_of(source: Source, samples: int) -> Probe:
+    """``source`` as a probe of its own, unless it is one."""
+    return source if isinstance(source, Probe) else Probe(source, samples)
+
+
 def _batches_of(source: Any) -> Iterator[Any]:
     if isinstance(source, (list, DataLoader, Iterator)):
         yield from source

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_landscape.training.namespaces import misconfiguration
 
 _Agree = Callable[[], None]  # raises unless all processes are ready for an exchange
 
@@ -138,7 +139,7 @@ def is_sharded(pl_module: nn.Module) -> bool:
     return bool(_fsdp_modules(pl_module))
 
 
-def refuse_tensor_parallel(pl_module: nn.Module) -> None:
+def refuse_tensor_parallel(trainer: object, pl_module: nn.Module) -> None:
     """Raise if parameters stay in pieces where FSDP makes its own whole.
 
     Raises:
@@ -155,10 +156,11 @@ def refuse_tensor_parallel(pl_module: nn.Module) -> None:
         for module in sharded:
             module.reshard()
     if pieces:
-        raise MisconfigurationException(
+        raise misconfiguration(
+            trainer,
             f"parameters such as {pieces[0]!r} are split by tensor parallelism, which "
             f"lightning_landscape does not measure: use DDPStrategy, or ModelParallelStrategy with "
-            f"fully_shard alone (data_parallel_size=the number of devices, tensor_parallel_size=1)"
+            f"fully_shard alone (data_parallel_size=the number of devices, tensor_parallel_size=1)",
         )
 
 

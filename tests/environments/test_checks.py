@@ -1,0 +1,33 @@
+"""Both packages of Lightning in the environment that the tests run in."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+from tests.environments import checks
+
+NAMES = ("pytorch_lightning", "lightning.pytorch")
+
+
+@pytest.fixture(params=NAMES)
+def package(request) -> ModuleType:
+    return pytest.importorskip(request.param)
+
+
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.__name__)
+def test_environment(check, package, tmp_path):
+    check(package, tmp_path)
+
+
+def test_both_packages_measure_the_same(tmp_path):
+    for name in NAMES:
+        pytest.importorskip(name)
+    first, second = (
+        checks.check_training_is_the_same_bit_for_bit(importlib.import_module(name), tmp_path)
+        for name in NAMES
+    )
+    assert first == second
+    assert all(first)

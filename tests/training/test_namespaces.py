@@ -1,0 +1,85 @@
+"""Which packages of Lightning there are, and which of them a Trainer or a module is from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+from lightning_utilities.core import rank_zero
+
+from lightning_landscape import HessianMonitor, SharpnessEarlyStopping
+from lightning_landscape.measure.offline import Offline
+from lightning_landscape.training import namespaces
+from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.namespaces import misconfiguration, package_of
+
+NAMES = ("pytorch_lightning", "lightning.pytorch")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_are_of_each_package(name):
+    package = pytest.importorskip(name)
+    for kind in (Monitor, HessianMonitor, SharpnessEarlyStopping, Offline):
+        assert issubclass(kind, package.Callback)
+
+    class Own(package.LightningModule):
+        pass
+
+    assert package_of(Own()) is package
+    trainer = package.Trainer(logger=False, enable_checkpointing=False)
+    assert package_of(trainer) is package
+    exceptions = sys.modules[f"{name}.utilities.exceptions"]
+    assert type(misconfiguration(trainer, "so")) is exceptions.MisconfigurationException
+
+
+def test_the_package_imported_first_goes_on_speaking():
+    """Where its messages go, so that whoever silences a logger by its name has silenced it."""
+    pytest.importorskip("lightning.pytorch")
+    code = (
+        "import lightning.pytorch; from lightning_utilities.core import rank_zero as r;"
+        "before = r.log, r.rank_zero_deprecation_category; import lightning_landscape, sys;"
+        "assert before == (r.log, r.rank_zero_deprecation_category);"
+        "print('pytorch_lightning' in sys.modules, r.log.name)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == "True lightning.pytorch.utilities.rank_zero\n"
+
+
+def test_what_the_second_import_sets_is_put_back(monkeypatch):
+    def imports(name):
+        rank_zero.log = name
+        return types.ModuleType(name)
+
+    monkeypatch.setattr(namespaces.importlib, "import_module", imports)
+    monkeypatch.setattr(rank_zero, "log", rank_zero.log)
+    for first, second in (NAMES, NAMES[::-1]):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, first, None)
+            patch.delitem(sys.modules, second, raising=False)
+            packages = namespaces._imported()
+        assert [package.__name__ for package in packages] == [first, second]
+        assert rank_zero.log == first
+
+
+def failing(monkeypatch, error):
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr(namespaces.importlib, "import_module", fails)
+
+
+def test_a_second_package_that_is_broken_is_told_and_left_out(monkeypatch):
+    failing(monkeypatch, ModuleNotFoundError("No module named 'torch.gone'", name="torch.gone"))
+    with pytest.warns(UserWarning, match=r"lightning.pytorch is installed but.*'torch.gone'"):
+        assert namespaces._import("lightning.pytorch") is None
+    with pytest.raises(ModuleNotFoundError):  # this one has to be there
+        namespaces._import("pytorch_lightning")
+
+
+def test_without_the_second_package_nothing_is_said(monkeypatch, recwarn):
+    failing(monkeypatch, ModuleNotFoundError("No module named 'lightning'", name="lightning"))
+    assert namespaces._import("lightning.pytorch") is None
+    assert not recwarn.list
