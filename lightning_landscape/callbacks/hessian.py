@@ -56,7 +56,7 @@ class HessianMonitor(Monitor):
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share, up to 1, of the training time that all these callbacks together may
+        max_overhead: the share of the training time that all these callbacks together may
             take, the smallest one given; ``None``: the exact schedule, whatever it costs.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated

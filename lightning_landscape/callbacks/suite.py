@@ -32,7 +32,7 @@ def landscape_callbacks(
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share, up to 1, of the training time that all of them together may take;
+        max_overhead: the share of the training time that all of them together may take;
             ``None``: the exact schedule, whatever it costs.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -122,10 +123,15 @@ class Monitor(Callback):
             )
         if max_overhead is not None:
             words = (
-                "a share of the training time above 0, at most 1 (0.05 is 5 per cent), or None for "
-                "the exact schedule"
+                "a share of the training time above 0 (0.05 is 5 per cent), or None for the exact "
+                "schedule"
             )
-            check_number(said, "max_overhead", max_overhead, words, lambda x: 0.0 < x <= 1.0)
+            check_number(said, "max_overhead", max_overhead, words, lambda x: 0.0 < x < math.inf)
+            if max_overhead > 1.0:
+                rank_zero_warn(
+                    f"{quoted(said, 'max_overhead', max_overhead)}: that is {max_overhead:.0%} of "
+                    f"the training time; for {max_overhead:g} per cent pass {max_overhead / 100:g}"
+                )
         check_source(said, "probe", probe)
         check_choice(said, "probe_mode", probe_mode, ("train", "eval"))
         check_choice(said, "loss_reduction", loss_reduction, ("mean", "sum"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -164,6 +166,14 @@ def test_no_trained_parameter(tmp_path):
 
     with pytest.warns(match="none requires a gradient: expected at least one trainable"):
         train(Apart, regression, [HessianMonitor()], tmp_path)
+
+
+def test_a_share_that_looks_like_per_cent_is_warned_of():
+    with pytest.warns(UserWarning, match=r"max_overhead=5\): that is 500% .* pass 0\.05"):
+        HessianMonitor(max_overhead=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HessianMonitor(max_overhead=1.0)
 
 
 def test_nan_loss_is_logged_as_nan(tmp_path):
