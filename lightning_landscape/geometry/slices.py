@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.progress import progress_bar
 from lightning_landscape.geometry.vectors import Vector, inner, norm
 
 Span = tuple[float, float]
@@ -84,6 +86,7 @@ def line_slice(
     resolution: int = 21,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""``L(w + x d)`` for ``resolution`` values of x, evenly spaced over ``span``.
 
@@ -93,6 +96,7 @@ def line_slice(
         span: the first and the last x.
         resolution: points, at least 2; an odd number puts one at the weights of a symmetric span.
         metadata: kept in the result.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
 
@@ -105,7 +109,7 @@ def line_slice(
     """
     x = _axis("span", span, "resolution", resolution)
     center = float(objective.loss())
-    losses = _losses(objective, [direction], [(float(a),) for a in x], center)
+    losses = _losses(objective, [direction], [(float(a),) for a in x], center, progress)
     facts = {"norms": [norm(direction)]}
     return Slice((x,), losses, center, {**facts, **(metadata or {})})
 
@@ -140,6 +144,7 @@ def plane_slice(
     resolution: int | Sequence[int] = 15,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""``L(w + x d_x + y d_y)`` on a grid.
 
@@ -150,6 +155,7 @@ def plane_slice(
         span: ``(first, last)`` for both axes, or ``((x0, x1), (y0, y1))``.
         resolution: points along both axes, or ``(along x, along y)``.
         metadata: kept in the result.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
     """
@@ -159,7 +165,7 @@ def plane_slice(
     y = _axis("span", span_y, "resolution", size_y)
     center = float(objective.loss())
     grid = [(float(a), float(b)) for a in x for b in y]  # the weights move along y alone
-    losses = _losses(objective, [direction_x, direction_y], grid, center)
+    losses = _losses(objective, [direction_x, direction_y], grid, center, progress)
     lengths = [norm(direction_x), norm(direction_y)]
     product = lengths[0] * lengths[1]
     facts = {
@@ -174,11 +180,24 @@ def _losses(
     directions: Sequence[Vector],
     points: Sequence[tuple[float, ...]],
     center: float,
+    progress: bool,
 ) -> NDArray[np.float64]:
     """The losses at ``points``; the one at the weights themselves is known already."""
     elsewhere = [point for point in points if any(point)]
-    measured = iter(objective.losses_at(directions, elsewhere).tolist() if elsewhere else [])
+    measured = iter(watched_losses(objective, directions, elsewhere, progress).tolist())
     return np.array([next(measured) if any(point) else center for point in points])
+
+
+def watched_losses(
+    objective: Objective,
+    directions: Sequence[Vector],
+    points: Sequence[tuple[float, ...]],
+    progress: bool,
+) -> Tensor:
+    """``objective.losses_at``, with a progress bar."""
+    before = objective.forwards
+    with progress_bar(len(points), lambda: objective.forwards - before, show=progress):
+        return objective.losses_at(directions, points)
 
 
 def _axis(span_name: str, span: Span, size_name: str, size: int) -> NDArray[np.float64]:

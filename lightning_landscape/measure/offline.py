@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_warn
 
+from lightning_landscape.geometry.progress import progress_bar
 from lightning_landscape.measure.checkpoint import is_complete, step_of
-from lightning_landscape.measure.progress import progress_bar
 from lightning_landscape.training.monitor import session_of
 from lightning_landscape.training.probe import batch_size
 

@@ -400,7 +400,9 @@ class Monitor(pl.Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let go of the session here too: Lightning tears down nothing after an exception."""
+        """Say what was done; let go of the session: Lightning tears down nothing after this."""
+        if session := self._session:
+            session.on_exception(trainer)
         self._session = None
         wake(self)
 
