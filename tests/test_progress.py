@@ -1,13 +1,8 @@
 """What a person sees on the terminal: values in Lightning's bars, bars of long slices."""
 
 import contextlib
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import termios
 import time
 
 import pytest
@@ -30,6 +25,7 @@ from lightning_landscape import (
 from lightning_landscape.geometry import progress
 from tests.runs import train
 from tests.small import Growing, Quartic, ones
+from tests.terminal import terminal
 
 KEY = "hessian/top_eigenvalue"
 
@@ -95,26 +91,6 @@ def test_the_last_values_stay_in_the_bar(make, text, tmp_path):
 # -- slices called by hand ------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def terminal():
-    """A terminal as standard error, and a function that tells what was written to it."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    os.set_blocking(master, False)
-
-    def shown():
-        screen.flush()
-        with contextlib.suppress(BlockingIOError):
-            return os.read(master, 2**20).decode()
-        return ""
-
-    try:
-        with os.fdopen(slave, "w") as screen, contextlib.redirect_stderr(screen):
-            yield shown
-    finally:
-        os.close(master)
-
-
 @pytest.fixture
 def quickly(monkeypatch):
     """Whatever takes 50 ms is long."""
@@ -148,10 +124,10 @@ def test_a_long_slice_shows_how_far_it_is(kind):
         SLICES[kind](slow(0.02))
         text = shown()
     assert "measuring" in text
-    shares = [int(share) for share in re.findall(r"(\d+)%", text)]
+    shares = [int(share) for share in re.findall(r"(\d+) %", text)]
     assert len(set(shares)) > 2
     assert shares == sorted(shares)
-    assert re.search(r"\d+/2\d \[00:00<00:0", text)  # of so many forwards; the time left
+    assert re.search(r"\d+ of 2\d forwards, 0:00:0\d left", text)
 
 
 @pytest.mark.usefixtures("quickly")
@@ -181,6 +157,7 @@ def test_nothing_is_written_where_there_is_no_terminal():
 def test_callbacks_show_none(tmp_path, monkeypatch):
     """Lightning has a bar of its own."""
     monkeypatch.setattr(progress, "_LONG", 0.0)  # any bar would be there at once
+    monkeypatch.setattr(progress, "_EVERY", 1e-3)
     common = {"max_overhead": None, "probe_samples": 4, "every_n_train_steps": 100}
     held_out = [[torch.ones(4, 1)]]
     callbacks = [
@@ -190,7 +167,7 @@ def test_callbacks_show_none(tmp_path, monkeypatch):
     with terminal() as shown:
         train(Growing, ones, callbacks, tmp_path, max_epochs=1)
         assert "forward" not in shown()
-        SLICES["line"](slow(0.0))
+        SLICES["line"](slow(0.01))
         assert "forward" in shown()
     written = {path.name.split("-step")[0] for path in tmp_path.rglob("*.npz")}
     kinds = ("line-1", "line-2", "plane")
