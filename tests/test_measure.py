@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -25,13 +28,14 @@ from lightning_landscape import (
     Slice,
     read_history,
 )
+from lightning_landscape.geometry import progress
 from lightning_landscape.measure import measure
 from lightning_landscape.measure.__main__ import main
 from lightning_landscape.measure.checkpoint import step_of
-from lightning_landscape.measure.progress import progress_bar
 from tests.callbacks.test_generalization import held_out
 from tests.runs import differences, train
 from tests.small import Linear, regression
+from tests.terminal import terminal
 
 ROOT = Path(__file__).parents[1]
 CPU = {"accelerator": "cpu"}
@@ -567,51 +571,39 @@ def test_values_of_the_command(tmp_path, capsys):
 # -- the progress bar -----------------------------------------------------------------------------
 
 
-class Bar:
-    """What tqdm would show."""
-
-    def __init__(self, total, disable, **_):
-        self.total, self.disable, self.n, self.closed = total, disable is True, 0, False
-        self.seen = []
-        Bar.last = self
-
-    def update(self, more):
-        self.n += more
-        self.seen.append((self.n, self.total))
-
-    def close(self):
-        self.closed = True
-
-
 @pytest.fixture
-def bars(monkeypatch):
-    monkeypatch.setattr("lightning_landscape.measure.progress.tqdm", Bar)
-    monkeypatch.setattr("lightning_landscape.measure.progress._EVERY", 1e-3)
-    return Bar
+def quickly(monkeypatch):
+    monkeypatch.setattr(progress, "_LONG", 0.0)
+    monkeypatch.setattr(progress, "_EVERY", 1e-3)
 
 
-def test_progress(tmp_path, bars):
+@pytest.mark.usefixtures("quickly")
+def test_progress(tmp_path):
     monitor = LandscapeMonitor(resolution=21, line_resolution=21)
-    measure(Net, regression, callbacks=[monitor], logdir=tmp_path, **CPU)
-    bar = bars.last
-    assert bar.total == monitor.forwards == 21 * 21 + 2 * 21
-    shown = [n for n, _ in bar.seen]
-    assert shown == sorted(shown)
-    assert any(0 < n < bar.total for n in shown)
-    assert bar.closed
-    measure(Net, regression, callbacks=[monitor], logdir=tmp_path, progress=False, **CPU)
-    assert bars.last.seen == []
+    with terminal() as shown:
+        measure(Net, regression, callbacks=[monitor], logdir=tmp_path, **CPU)
+        seen = [(int(n), int(total)) for n, total in re.findall(r"(\d+) of (\d+) forw", shown())]
+        measure(Net, regression, callbacks=[monitor], logdir=tmp_path, progress=False, **CPU)
+        assert shown() == ""
+    assert {total for _, total in seen} == {monitor.forwards} == {21 * 21 + 2 * 21}
+    reached = [n for n, _ in seen]
+    assert reached == sorted(reached)
+    assert any(0 < n < monitor.forwards for n in reached)
 
 
-def test_progress_beyond_what_was_foreseen(bars):
+@pytest.mark.usefixtures("quickly")
+def test_progress_beyond_what_was_foreseen():
     reached = iter([3, 8])
-    with progress_bar(5, lambda: next(reached, 8), show=True):
-        while len(bars.last.seen) < 2:
-            pass
-    assert bars.last.seen[:2] == [(3, 5), (8, 8)]
-    with (
-        pytest.raises(ZeroDivisionError),
-        progress_bar(5, lambda: 0, show=True),
-    ):
-        math.floor(1 / 0)
-    assert bars.last.closed
+    text = ""
+    with terminal() as shown:
+        with progress.progress_bar(5, lambda: next(reached, 8), show=True):
+            while "8 of 8" not in text:
+                text += shown()
+        with contextlib.suppress(ZeroDivisionError), progress.progress_bar(5, lambda: 1, show=True):
+            while "1 of 5" not in text:
+                text += shown()
+            math.floor(1 / 0)
+        text += shown()
+    assert text.index("60 %, 3 of 5") < text.index("100 %, 8 of 8")
+    assert re.search(r"\r +\r$", text)  # wiped out
+    assert not any(thread.name.endswith("(watch)") for thread in threading.enumerate())

@@ -409,7 +409,9 @@ class InterpolationMonitor(Monitor):
         known = self._known(this_round, this_round.further_size(probe))
         known |= {"directions": [f"from {self._words}"], "reference": self._words}
         known |= {"batch_norm": "re-estimated"} if reestimated else {}
-        line = line_between(objective, self._from.weights, None, self.resolution, metadata=known)
+        line = line_between(
+            objective, self._from.weights, None, self.resolution, metadata=known, progress=False
+        )
         line.metadata["barrier"] = loss_barrier(line)
         return line
 
@@ -420,7 +422,12 @@ class InterpolationMonitor(Monitor):
         known |= {} if size == full else {"coarse": {"wanted": [full] * 2, "taken": [size] * 2}}
         try:
             plane = plane_through(
-                objective, self._from.weights, self._third, resolution=size, metadata=known
+                objective,
+                self._from.weights,
+                self._third,
+                resolution=size,
+                metadata=known,
+                progress=False,
             )
         except NoPlane as error:
             self.say_once(f"a plane was left out: {error}")

@@ -351,6 +351,7 @@ class LandscapeMonitor(Monitor):
             axis.span,
             self._points.line,
             metadata=self._known(this_round, axis) | self._less("line"),
+            progress=False,
         )
         if axis.kind == "update":
             lowest, within = lowest_point(line)
@@ -361,7 +362,9 @@ class LandscapeMonitor(Monitor):
                 "overshoot": 1.0 / (lowest + 1.0) if within and lowest > -1.0 else math.nan,
             }
         if validation is not None:
-            other = line_slice(validation, axis.vector, axis.span, self._points.line)
+            other = line_slice(
+                validation, axis.vector, axis.span, self._points.line, progress=False
+            )
             line.metadata["validation"] = self._further(this_round, other)
         return line
 
@@ -375,9 +378,11 @@ class LandscapeMonitor(Monitor):
         x, y = (axis.vector for axis in axes)
         spans = (axes[0].span, axes[1].span)
         known = self._known(this_round, *axes) | self._less("plane")
-        plane = plane_slice(objective, x, y, spans, self._points.plane, metadata=known)
+        plane = plane_slice(
+            objective, x, y, spans, self._points.plane, metadata=known, progress=False
+        )
         if validation is not None:
-            other = plane_slice(validation, x, y, spans, self._points.plane)
+            other = plane_slice(validation, x, y, spans, self._points.plane, progress=False)
             plane.metadata["validation"] = self._further(this_round, other)
         if self._path is not None:
             seen = project(self._path.weights, objective.params, [x, y])

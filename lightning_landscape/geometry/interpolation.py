@@ -19,7 +19,7 @@ from lightning_landscape.geometry.checks import (
     quoted,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.slices import Slice, plane_slice
+from lightning_landscape.geometry.slices import Slice, plane_slice, watched_losses
 from lightning_landscape.geometry.vectors import Vector, inner, norm, scaled, working_dtype
 
 
@@ -30,6 +30,7 @@ def line_between(
     resolution: int = 21,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""The loss on the straight way ``w(t) = (1 - t) start + t end``, t from 0 to 1.
 
@@ -39,6 +40,7 @@ def line_between(
         end: the other end; ``None``: the objective's weights now.
         resolution: points, at least 2, both ends among them.
         metadata: kept in the result, beside ``norms``, the distance between the ends.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Returns:
         A line whose coordinate is ``t - 1``: -1 at ``start``, 0 at ``end``.
@@ -71,7 +73,7 @@ def line_between(
         from_end = displacement(objective, end, "end")
         moves, points = [from_start, from_end], [(float(-a), float(1 + a)) for a in x]
         length = norm({name: from_end[name] - from_start[name] for name in from_end})
-    losses = objective.losses_at(moves, points).tolist()
+    losses = watched_losses(objective, moves, points, progress).tolist()
     if end is None:
         losses.append(center)
     facts = {"norms": [length]}
@@ -130,6 +132,7 @@ def plane_through(
     resolution: int = 15,
     margin: float = 0.25,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""The loss on the plane through the weights now and two other points.
 
@@ -143,6 +146,7 @@ def plane_through(
         resolution: points along each axis, at least 2.
         margin: how far the plane goes beyond the three points, in widths of what they span.
         metadata: kept in the result; ``points`` holds ``name``, ``x`` and ``y`` of the three.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Raises:
         ValueError: an argument out of its range; parameters are missing or of another shape.
@@ -190,6 +194,7 @@ def plane_through(
             "points": [{"name": name, "x": x, "y": y} for name, (x, y) in corners.items()],
             **(metadata or {}),
         },
+        progress=progress,
     )
 
 

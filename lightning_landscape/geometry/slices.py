@@ -10,9 +10,11 @@ from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_landscape.geometry.checks import (
     check_count,
+    check_flags,
     check_mapping,
     check_metadata,
     check_number,
@@ -23,6 +25,7 @@ from lightning_landscape.geometry.checks import (
     shown,
 )
 from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.progress import progress_bar
 from lightning_landscape.geometry.vectors import Vector, check_vector, inner, norm
 
 Span = tuple[float, float]
@@ -110,6 +113,7 @@ def line_slice(
     resolution: int = 21,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""``L(w + x d)`` for ``resolution`` values of x, evenly spaced over ``span``.
 
@@ -119,6 +123,7 @@ def line_slice(
         span: the first and the last x.
         resolution: points, at least 2; an odd number puts one at the weights of a symmetric span.
         metadata: kept in the result.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
 
@@ -134,7 +139,7 @@ def line_slice(
     check_metadata(metadata)
     x = _axis(span, resolution)
     center = float(objective.loss())
-    losses = _losses(objective, [direction], [(float(a),) for a in x], center)
+    losses = _losses(objective, [direction], [(float(a),) for a in x], center, progress)
     facts = {"norms": [norm(direction)]}
     return Slice((x,), losses, center, {**facts, **(metadata or {})})
 
@@ -169,6 +174,7 @@ def plane_slice(
     resolution: int | Sequence[int] = 15,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Slice:
     r"""``L(w + x d_x + y d_y)`` on a grid.
 
@@ -179,6 +185,7 @@ def plane_slice(
         span: ``(first, last)`` for both axes, or ``((x0, x1), (y0, y1))``.
         resolution: points along both axes, or ``(along x, along y)``.
         metadata: kept in the result.
+        progress: on a terminal show how far it is, with the time left, if it takes long.
 
     Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
     """
@@ -197,7 +204,7 @@ def plane_slice(
     x, y = _axis(span_x, sizes[0]), _axis(span_y, sizes[1])
     center = float(objective.loss())
     grid = [(float(a), float(b)) for a in x for b in y]  # the weights move along y alone
-    losses = _losses(objective, [direction_x, direction_y], grid, center)
+    losses = _losses(objective, [direction_x, direction_y], grid, center, progress)
     lengths = [norm(direction_x), norm(direction_y)]
     product = lengths[0] * lengths[1]
     facts = {
@@ -212,11 +219,27 @@ def _losses(
     directions: Sequence[Vector],
     points: Sequence[tuple[float, ...]],
     center: float,
+    progress: bool,
 ) -> NDArray[np.float64]:
     """The losses at ``points``; the one at the weights themselves is known already."""
     elsewhere = [point for point in points if any(point)]
-    measured = iter(objective.losses_at(directions, elsewhere).tolist() if elsewhere else [])
+    measured = iter(watched_losses(objective, directions, elsewhere, progress).tolist())
     return np.array([next(measured) if any(point) else center for point in points])
+
+
+def watched_losses(
+    objective: Objective,
+    directions: Sequence[Vector],
+    points: Sequence[tuple[float, ...]],
+    progress: bool,
+) -> Tensor:
+    """``objective.losses_at``, with a progress bar."""
+    check_flags("", progress=progress)
+    if not (progress and points):
+        return objective.losses_at(directions, points)
+    before = objective.forwards
+    with progress_bar(len(points), lambda: objective.forwards - before, show=True):
+        return objective.losses_at(directions, points)
 
 
 def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:

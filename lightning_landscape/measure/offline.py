@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_landscape.geometry.progress import progress_bar
 from lightning_landscape.measure.checkpoint import is_complete, step_of
-from lightning_landscape.measure.progress import progress_bar
 from lightning_landscape.training.monitor import session_of
 from lightning_landscape.training.namespaces import Callback, package_of
 from lightning_landscape.training.probe import batch_size

@@ -477,7 +477,9 @@ class Monitor(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let go of the session here too: Lightning tears down nothing after an exception."""
+        """Say what was done; let go of the session: Lightning tears down nothing after this."""
+        if self._session is not None and self._trainer is trainer:
+            self._session.on_exception(trainer)
         self._let_go(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

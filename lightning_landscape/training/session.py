@@ -64,6 +64,7 @@ class Session:
         self._first_batch = 0
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._fetches_itself = False  # training_step takes the iterator, not a batch
+        self._open = False  # training has begun, and what was done is not said yet
         self.trains = True  # else there is no step: a finished model is measured
         self.under_way: Round | None = None
 
@@ -71,6 +72,7 @@ class Session:
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; read the probes that were given or, on resuming, kept."""
+        self._open = True
         self.account.budget.start()
         self._stepped = trainer.global_step
         self._first_batch = trainer.fit_loop.total_batch_idx + 1
@@ -282,6 +284,17 @@ class Session:
                 monitor.settle_for(trainer.strategy.broadcast(allowance))
                 self._measure(trainer, pl_module, [monitor], step, final=True)
             self._look_back(pl_module, [m for m in self.monitors if m.measurements], step)
+        self._close()
+
+    def on_exception(self, trainer: Trainer) -> None:
+        """Training was interrupted, or has failed: nothing is drawn any more."""
+        if self._open:
+            self._count_batches(trainer)
+            self._close()
+
+    def _close(self) -> None:
+        """Say what was done, once."""
+        self._open = False
         rank_zero_info(self.account.closing_line())
 
     # -- without training ----------------------------------------------------------------------

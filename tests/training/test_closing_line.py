@@ -1,0 +1,102 @@
+"""What was measured, skipped and spent is said once, however training ends."""
+
+import re
+import signal
+
+import pytest
+import torch
+
+from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, SharpnessMonitor
+from tests.runs import train
+from tests.small import Quartic, ones
+
+
+class Fails(Quartic):
+    error: type[BaseException] = ValueError
+    at = 5
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.at and self.log.__name__ == "log":  # not while measured
+            raise self.error("enough")
+        return super().training_step(batch, batch_idx)
+
+
+class Interrupted(Fails):
+    error = KeyboardInterrupt
+
+
+class FailsAfterwards(Quartic):
+    def on_train_end(self):
+        raise ValueError("enough")
+
+
+@pytest.fixture
+def own_sigint():
+    """Lightning ignores Ctrl-C from the first one on."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def monitors():
+    common = {"every_n_train_steps": 2, "max_overhead": None, "probe_samples": 4}
+    return [HessianMonitor(**common), SharpnessMonitor(**common)]
+
+
+def closing_lines(caplog):
+    return [m for m in caplog.messages if m.startswith("lightning_landscape: measured")]
+
+
+@pytest.mark.usefixtures("own_sigint")
+@pytest.mark.parametrize(
+    ("module", "ends", "settings", "times"),
+    [
+        (Quartic, None, {"max_epochs": 1}, 5),
+        (Fails, ValueError, {}, 3),
+        (Interrupted, SystemExit, {}, 3),  # what Lightning makes of KeyboardInterrupt
+        (FailsAfterwards, ValueError, {"max_epochs": 1}, 5),
+        (Quartic, None, {"max_time": {"microseconds": 1}}, 1),
+    ],
+    ids=["to the end", "exception", "interrupted", "exception afterwards", "max_time"],
+)
+def test_said_once(module, ends, settings, times, tmp_path, caplog):
+    caplog.set_level("INFO")
+    if ends is None:
+        train(module, ones, monitors(), tmp_path, **settings)
+    else:
+        with pytest.raises(ends):
+            train(module, ones, monitors(), tmp_path, **settings)
+    (line,) = closing_lines(caplog)
+    counts = rf"measured hessian {times}, sharpness {times} times in [\d.]+ s, [\d.]+ % of the"
+    assert re.search(counts, line)
+
+
+def test_early_stopping(tmp_path, caplog):
+    caplog.set_level("INFO")
+    stopper = SharpnessEarlyStopping("hessian/top_eigenvalue", 0.0, patience=2)
+    train(Quartic, ones, [*monitors(), stopper], tmp_path)
+    (line,) = closing_lines(caplog)
+    assert "measured hessian 2, sharpness 2 times" in line
+
+
+def test_not_said_where_nothing_began(tmp_path, caplog):
+    class Refuses(Quartic):
+        def configure_optimizers(self):
+            raise ValueError("no optimizer")
+
+    caplog.set_level("INFO")
+    with pytest.raises(ValueError, match="no optimizer"):
+        train(Refuses, ones, monitors(), tmp_path)
+    assert closing_lines(caplog) == []
+
+
+def test_what_was_skipped_is_said_after_an_exception(tmp_path, caplog):
+    """A budget that is spent by the first values: all others are skipped."""
+    caplog.set_level("INFO")
+    monitor = HessianMonitor(every_n_train_steps=1, max_overhead=1e-9, probe_samples=4)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="enough"):
+        train(Fails, ones, [monitor], tmp_path)
+    (line,) = closing_lines(caplog)
+    assert "measured hessian 1 times" in line
+    assert "skipped 4 to stay within it" in line
