@@ -101,7 +101,7 @@ ROWS = [
     wrong((LINE_SLICE, BETWEEN, THROUGH, PLANE_SLICE), "resolution", (1, *COUNTS), ValueError,
           "expected an integer >= 2"),
     wrong(PLANE_SLICE, "resolution", ((3, 3, 3), ()), ValueError, "expected one integer >= 2, or "),
-    wrong((*SLICES, BETWEEN, THROUGH), "progress", (1, "no", None), TypeError, "expected True or False"),
+    wrong((*SLICES, BETWEEN, THROUGH), "progress", (1, "no", None), TypeError, "expected True or"),
     wrong((*SLICES, BETWEEN, THROUGH), "metadata", (3, ["step"]), TypeError, "a mapping of plain "),
     wrong(BETWEEN, "start", NO_VECTOR, TypeError, "e.g. a state dict"),
     wrong(BETWEEN, "start", ({}, {"v": ONES}), ValueError, "expected all that are measured, it has",
