@@ -279,7 +279,7 @@ def monitors(recipe: Recipe) -> list[Monitor]:
     made = []
     for index, (kind, options) in enumerate(recipe.monitors):
         given = {key: option(key, value) for key, value in options.items()}
-        made.append(KINDS[kind](name=f"m{index}", **given))
+        made.append(KINDS[kind](name="abc"[index], **given))
     return made
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.vectors import norm, working_dtype
+from lightning_landscape.training.faults import why_unreadable
 
 Weights = str | Path | Mapping[str, Any]
 
@@ -82,7 +83,10 @@ def read_weights(said: str, weights: Weights) -> Mapping[str, Any]:
         try:
             content = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many kinds
-            raise ValueError(f"{said}: {str(weights)!r} cannot be read safely: {error}") from error
+            raise ValueError(
+                f"{said}: {str(weights)!r} cannot be read safely ({why_unreadable(error)}); "
+                f"expected a state dict or a Lightning checkpoint"
+            ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
