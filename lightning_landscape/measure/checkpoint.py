@@ -29,8 +29,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
         raise ValueError(
-            f"{said}: it cannot be read safely ({why_unreadable(error)}); objects in it that you trust pass with "
-            f"torch.serialization.add_safe_globals([...])"
+            f"{said}: it cannot be read safely ({why_unreadable(error)}); objects in it "
+            f"that you trust pass with torch.serialization.add_safe_globals([...])"
         ) from error
     wanted = {"state_dict", "loops", "epoch", "global_step"}
     if not isinstance(content, dict) or not wanted <= content.keys():
