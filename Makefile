@@ -13,8 +13,8 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test mutations lint \
-	check-environments docs check-docs bench \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test coverage mutations \
+	lint check-environments docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale clean
 
 install: $(VENV)/installed
@@ -59,6 +59,12 @@ $(USES): install
 test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal
+
+# The same, and which lines and branches of the package it runs, processes that tests start included.
+coverage: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
+		--numprocesses $(WORKERS) --dist worksteal \
+		--cov=lightning_landscape --cov-branch --cov-report=term --cov-fail-under=95
 
 # Takes out one guard of the promises at a time; a test must miss it.
 mutations: install

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.vectors import norm, working_dtype
+from lightning_landscape.training.faults import why_unreadable
 
 Weights = str | Path | Mapping[str, Any]
 
@@ -86,8 +87,9 @@ def read_weights(said: str, weights: Weights) -> Mapping[str, Any]:
             content = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many kinds
             raise ValueError(
-                f"{said}: {str(weights)!r} cannot be read safely: {error}; expected a checkpoint "
-                f"or a state dict that torch.load(..., weights_only=True) reads"
+                f"{said}: {str(weights)!r} cannot be read safely ({why_unreadable(error)}); "
+                f"expected a checkpoint or a state dict that torch.load(..., weights_only=True) "
+                f"reads"
             ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

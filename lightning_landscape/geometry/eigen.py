@@ -316,18 +316,19 @@ def _power(
             defect = float(torch.linalg.vector_norm(deflated - value * vector))
             magnitude = max(magnitude, abs(value))
             # A residual that grows again is a larger eigenvalue on its way up.
-            if defect <= reach * magnitude and defect <= last_defect:
-                if value < 0.0 and shift < magnitude:
-                    # A negative eigenvalue has the largest magnitude: lift all above zero.
-                    shift, fewest = magnitude, products + _COLD_PRODUCTS
-                    fresh = orthonormal(random_start(k + products), previous)
-                    vector, defect = (vector if fresh is None else fresh), float("inf")
-                    wrong_end = True
-                    continue
-                if products >= fewest:
-                    break
+            near = defect <= reach * magnitude and defect <= last_defect
             stalled = stalled + 1 if abs(length - last_length) <= 1e-3 * length else 0
             last_length = length
+            if value < 0.0 and (near or stalled >= 5) and shift < magnitude:
+                # A negative eigenvalue has the largest magnitude: lift all above zero.  This vector
+                # has next to nothing left of the wanted one.
+                shift, fewest = magnitude, products + _COLD_PRODUCTS
+                fresh = orthonormal(random_start(k + products), previous)
+                vector, defect = (vector if fresh is None else fresh), float("inf")
+                stalled, wrong_end = 0, True
+                continue
+            if near and products >= fewest:
+                break
             if stalled >= 5 and shift < length:
                 shift = length  # two eigenvalues of opposite sign and equal magnitude
             step = orthonormal(deflated + shift * vector, previous)

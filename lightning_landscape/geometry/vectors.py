@@ -24,7 +24,8 @@ def inner(a: Vector, b: Vector) -> float:
     total = 0.0
     for name in [name for name in a if name in b]:  # a set's order varies from run to run
         dtype = working_dtype(a[name].dtype)
-        total += float(torch.dot(a[name].flatten().to(dtype), b[name].flatten().to(dtype)))
+        x, y = (v[name].detach().flatten().to(dtype) for v in (a, b))  # weights may be given too
+        total += float(torch.dot(x, y))
     return total
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_landscape.training.faults import why_unreadable
+
 _MODULE, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
 
@@ -26,10 +28,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
         raise ValueError(
-            f"{said}: it cannot be read safely ({reason}); objects in it that you trust pass with "
-            f"torch.serialization.add_safe_globals([...])"
+            f"{said}: it cannot be read safely ({why_unreadable(error)}); objects in it "
+            f"that you trust pass with torch.serialization.add_safe_globals([...])"
         ) from error
     wanted = {"state_dict", "loops", "epoch", "global_step"}
     if not isinstance(content, dict) or not wanted <= content.keys():

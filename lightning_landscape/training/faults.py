@@ -42,6 +42,12 @@ def count_fault(monitor: Monitor, error: Exception, rank: int) -> None:
         warnings.warn(f"process {rank}: {told}", stacklevel=2)
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why ``torch.load`` refused a file, in one line; its own ten advise to unpickle the file."""
+    line = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+    return line.partition(". ")[0] or type(error).__name__
+
+
 def _told(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)
     where = f", {Path(place[-1].filename).name} line {place[-1].lineno}" if place else ""

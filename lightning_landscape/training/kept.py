@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import move_data_to_device
 
+from lightning_landscape.training.faults import why_unreadable
 from lightning_landscape.training.probe import Probe
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Kept:
             try:
                 thing.restore(place / name, to_device)
             except Exception as error:  # a damaged file raises any of a dozen types
-                problem = f"its file cannot be read ({error})"
+                problem = f"its file cannot be read ({why_unreadable(error)})"
                 continue
             if trainer.global_rank == 0 and thing.fingerprint() != self.told["hash"]:
                 problem = "its file holds other data"

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_landscape.geometry.checks import check_count, quoted, shown
+from lightning_landscape.training.faults import why_unreadable
 from lightning_landscape.training.random_state import RandomState
 
 
@@ -127,7 +128,11 @@ class Probe:
             torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # pickle, zip and torch raise many kinds
             path.unlink()
-            raise ValueError(f"the probe's batches cannot be read back safely: {error}") from error
+            raise ValueError(
+                f"the probe's batches hold what cannot be read back safely "
+                f"({why_unreadable(error)}), so that a resumed run starts on a new probe; allow "
+                f"classes that you trust with torch.serialization.add_safe_globals([...])"
+            ) from error
 
     def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
         """Read back what :meth:`save` wrote."""
