@@ -964,15 +964,15 @@ GUARDS = [
     Guard(
         "a value within its residual is told",
         HESSIAN,
-        "if within > abs(found):",
-        "if within < 0.0:",
+        "elif residual > abs(value):",
+        "elif residual < 0.0:",
         f"{OPTIONS} -k within_its_residual",
     ),
     Guard(
         "the residuals of all eigenvalues",
         HESSIAN,
-        "self._add(measured, name, result.eigenvalues[index], result.residuals[index])",
-        "self._add(measured, name, result.eigenvalues[index], 0.0)",
+        "float(solved.eigenvalues[index]), float(solved.residuals[index])",
+        "float(solved.eigenvalues[index]), float(solved.residuals[0])",
         f"{OPTIONS} -k residuals_of_all",
     ),
     # -- wrong uses

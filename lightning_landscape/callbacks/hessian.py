@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
 
 from lightning_landscape.geometry.blocks import block_eigenvalues
 from lightning_landscape.geometry.checks import (
@@ -266,19 +265,12 @@ class HessianMonitor(Monitor):
             self, self.k, init=self._start("top", objective), **self._settings
         )
         self._keep("top", result)
-        if not result.converged and math.isfinite(result.eigenvalues[0]):
-            self.say_once(
-                f"the eigenvalue solver stopped at max_hvps={self.max_hvps} before its residual "
-                f"fell to tol={self.tol}, so the value may be too low by about the residual; "
-                f"raise max_hvps or tol"
-            )
         measured = Measured()
         values = measured.values
-        self._add(measured, "top_eigenvalue", result.eigenvalues[0], result.residuals[0])
+        self._add(measured, "top_eigenvalue", result)
         values[self.key("residual")] = float(result.residuals[0])
         for index in range(1, self.k):
-            name = f"eigenvalue_{index + 1}"
-            self._add(measured, name, result.eigenvalues[index], result.residuals[index])
+            self._add(measured, f"eigenvalue_{index + 1}", result, index)
         self._add_edge(measured, this_round, objective, result)
         self._add_spectrum(objective, measured, this_round)
         if self.update_curvature and this_round.steps(self, self.key("update_curvature")):
@@ -304,17 +296,27 @@ class HessianMonitor(Monitor):
             drawn[self.key("density_film")] = partial(_density_film, densities, label)
         return Measured(pictures=dict(drawn))
 
-    def _add(
-        self, measured: Measured, name: str, value: Tensor | float, residual: Tensor | float
+    def _add(self, measured: Measured, name: str, solved: EigenResult, index: int = 0) -> None:
+        """An eigenvalue, and how sure it is."""
+        value, residual = float(solved.eigenvalues[index]), float(solved.residuals[index])
+        self._add_value(measured, name, value, residual, solved.converged)
+
+    def _add_value(
+        self, measured: Measured, name: str, value: float, residual: float, converged: bool
     ) -> None:
-        """A value, and in the history how sure it is."""
-        key, found, within = self.key(name), float(value), float(residual)
-        measured.values[key] = found
-        measured.facts.setdefault("residuals", {})[key] = within
-        if within > abs(found):
+        key = self.key(name)
+        measured.values[key] = value
+        measured.facts.setdefault("residuals", {})[key] = residual
+        if not converged and math.isfinite(value):
+            self.say_once(
+                f"the eigenvalue solver stopped at max_hvps={self.max_hvps} before its residual "
+                f"fell to tol={self.tol}, so the value may be too low by about the residual; "
+                f"raise max_hvps or tol"
+            )
+        elif residual > abs(value):
             self.say_once(
                 f"{key} is small beside the largest eigenvalue seen, and known to within its "
-                f"residual only ({found:.3g}, residual {within:.3g}): tol={self.tol} is relative "
+                f"residual only ({value:.3g}, residual {residual:.3g}): tol={self.tol} is relative "
                 f"to the largest; where it matters pass a smaller tol, rtol=0 and a larger max_hvps"
             )
 
@@ -329,11 +331,13 @@ class HessianMonitor(Monitor):
             values |= _unknown(result, self.key("edge_ratio"))
             return
         found = self._ratio("preconditioned", objective, edge, result)
+        converged = (found.solved or result).converged
         # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
-        self._add(measured, "edge_ratio", found.ratio * share, found.residual * share)
+        ratio, residual = found.ratio * share, found.residual * share
+        self._add_value(measured, "edge_ratio", ratio, residual, converged)
         if edge.edge is not None:
             values[self.key("edge")] = edge.edge / share
             if edge.preconditioner:
@@ -350,7 +354,8 @@ class HessianMonitor(Monitor):
             measured.values |= _unknown(result, self.key("batch_edge_ratio"))
             return
         found = self._ratio("preconditioned batch", objective, edge, result)
-        self._add(measured, "batch_edge_ratio", found.ratio, found.residual)
+        converged = (found.solved or result).converged
+        self._add_value(measured, "batch_edge_ratio", found.ratio, found.residual, converged)
 
     def _edge(self, this_round: Round, objective: Objective) -> StabilityEdge | None:
         gradient_norm = norm(objective.gradient())
@@ -387,14 +392,14 @@ class HessianMonitor(Monitor):
             start = self._start("min", objective)
             smallest = top_eigenvalues(objective, which="SA", init=start, **self._settings)
             self._keep("min", smallest)
-            self._add(measured, "min_eigenvalue", smallest.eigenvalues[0], smallest.residuals[0])
+            self._add(measured, "min_eigenvalue", smallest)
         if self.blocks:
             tops = block_eigenvalues(
                 objective, named, init=self._block_starts(objective), **self._settings
             )
             for block, found in tops.items():
                 self._keep(f"block {block}", found)
-                self._add(measured, f"block/{block}", found.eigenvalues[0], found.residuals[0])
+                self._add(measured, f"block/{block}", found)
         if self.trace_samples:
             trace = hessian_trace(objective, self.trace_samples, blocks=named)
             values[self.key("trace")] = trace.value

@@ -301,9 +301,11 @@ def test_lists_of_different_lengths(tmp_path, without):
 
 
 @pytest.mark.parametrize("empty", [0, 1])
-def test_an_empty_list_is_refused_on_both(empty, tmp_path):
+def test_a_loader_without_batches_is_refused_on_both(empty, tmp_path):
+    """(A list without any is refused where it is given, before the processes have met.)"""
+
     def work(rank):
-        given = [] if rank == empty else lists(8)
+        given = torch.utils.data.DataLoader([]) if rank == empty else lists(8)
         end_of(Kind, monitors(probe=given), tmp_path, strategy="ddp", devices=2)
 
     answers = on_two(work)
