@@ -852,7 +852,7 @@ GUARDS = [
     Guard(
         "the validation probe of the run before",
         GENERALIZATION,
-        'self._kept_validation.told = state_dict["validation_probe"]',
+        'self._kept_validation.told = state_dict.get("validation_probe")',
         "pass",
         f"{GAP} -k resumed",
     ),

@@ -490,8 +490,16 @@ class LandscapeMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, on the same scale."""
         super().load_state_dict(state_dict)
-        if self.resumed and usable_state(self.prefix, state_dict, {"scales": (dict,)}):
+        if self.resumed and usable_state(self.prefix, state_dict, {"scales": _are_scales}):
             self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
+
+
+def _are_scales(value: object) -> bool:
+    """Whether ``value`` is tag -> limits, numbers by name."""
+    return isinstance(value, dict) and all(
+        isinstance(limits, dict) and all(isinstance(v, (int, float)) for v in limits.values())
+        for limits in value.values()
+    )
 
 
 def _film(files: list[Path], most: int) -> list[Slice]:

@@ -37,7 +37,8 @@ class Slice:
 
     def __post_init__(self) -> None:
         expected = tuple(len(axis) for axis in reversed(self.coordinates))
-        if len(self.coordinates) not in (1, 2) or self.losses.shape != expected:
+        flat = all(axis.ndim == 1 for axis in self.coordinates)
+        if len(self.coordinates) not in (1, 2) or self.losses.shape != expected or not flat:
             raise ValueError(
                 f"losses have shape {self.losses.shape} with {len(self.coordinates)} coordinate "
                 f"axes of lengths {[len(axis) for axis in self.coordinates]}: expected "
@@ -69,6 +70,8 @@ class Slice:
             with np.load(path, allow_pickle=False) as file:
                 axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
                 metadata = json.loads(str(file["metadata"]))
+                if not isinstance(metadata, dict):
+                    raise ValueError(f"its metadata is a {type(metadata).__name__}")
                 losses = file["losses"].astype(np.float64)
                 return cls(axes, losses, float(file["center_loss"]), metadata)
         except FileNotFoundError:

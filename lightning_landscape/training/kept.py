@@ -35,6 +35,13 @@ class Storable(Protocol):
         """Hold nothing."""
 
 
+def is_told(value: object) -> bool:
+    """Whether ``value`` is what :meth:`Kept.state` gives."""
+    if not isinstance(value, dict):
+        return value is None
+    return all(isinstance(value.get(part), str) for part in ("file", "hash"))
+
+
 class Kept:
     """Where a thing lies, and its hash.
 
