@@ -202,5 +202,5 @@ class SharpnessEarlyStopping(Callback):
         if not usable_state("SharpnessEarlyStopping", state_dict, expected):
             return
         self.wait_count = state_dict["wait_count"]
-        self.stopped_step = state_dict["stopped_step"]
+        self.stopped_step = state_dict.get("stopped_step")
         self.stopping_reason = state_dict["stopping_reason"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_landscape.geometry.checks import check_callable
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.hooks import VALIDATION_BATCH_START, rest, wake
-from lightning_landscape.training.kept import KeptProbe
+from lightning_landscape.training.kept import KeptProbe, is_told
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.means import BatchMean, batch_mean
 from lightning_landscape.training.monitor import Monitor, usable_state
@@ -314,8 +314,7 @@ class GeneralizationMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, on the same examples."""
         super().load_state_dict(state_dict)
-        expected = {"validation_probe": (dict, type(None))}
-        if self.resumed and usable_state(self.prefix, state_dict, expected):
+        if self.resumed and usable_state(self.prefix, state_dict, {"validation_probe": is_told}):
             self._kept_validation.told = state_dict.get("validation_probe")
 
 

@@ -32,7 +32,7 @@ from lightning_landscape.geometry.interpolation import (
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.vectors import norm
-from lightning_landscape.training.kept import Kept
+from lightning_landscape.training.kept import Kept, is_told
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor, session_of, usable_state
 from lightning_landscape.training.probe import Probe, Source, check_source, probe_of
@@ -475,9 +475,7 @@ class InterpolationMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, from the same reference."""
         super().load_state_dict(state_dict)
-        if self.resumed and usable_state(
-            self.prefix, state_dict, {"reference": (dict, type(None))}
-        ):
+        if self.resumed and usable_state(self.prefix, state_dict, {"reference": is_told}):
             self._kept_reference.told = state_dict.get("reference")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

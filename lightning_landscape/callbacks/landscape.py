@@ -507,7 +507,7 @@ class LandscapeMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, on the same scale."""
         super().load_state_dict(state_dict)
-        if self.resumed and usable_state(self.prefix, state_dict, {"scales": (dict,)}):
+        if self.resumed and usable_state(self.prefix, state_dict, {"scales": _are_scales}):
             scales = state_dict["scales"].items()
             self._scales = {tag: dict(limits) for tag, limits in scales if _is_scale(limits)}
 
@@ -518,6 +518,14 @@ def _is_scale(limits: object) -> bool:
         return False
     low, high = limits["linthresh"], limits["limit"]
     return isinstance(low, float) and isinstance(high, float) and 0.0 < low <= high < math.inf
+
+
+def _are_scales(value: object) -> bool:
+    """Whether ``value`` is tag -> limits, numbers by name."""
+    return isinstance(value, dict) and all(
+        isinstance(limits, dict) and all(isinstance(v, (int, float)) for v in limits.values())
+        for limits in value.values()
+    )
 
 
 def _film(files: list[Path], most: int) -> list[Slice]:

@@ -60,7 +60,8 @@ class Slice:
         check_number("Slice", "center_loss", self.center_loss, "a number", lambda _: True)
         check_mapping("Slice", "metadata", self.metadata, "a mapping of plain values")
         expected = tuple(len(axis) for axis in reversed(self.coordinates))
-        if len(self.coordinates) not in (1, 2) or self.losses.shape != expected:
+        flat = all(axis.ndim == 1 for axis in self.coordinates)
+        if len(self.coordinates) not in (1, 2) or self.losses.shape != expected or not flat:
             raise ValueError(
                 f"losses have shape {self.losses.shape} on coordinates of lengths "
                 f"{[len(axis) for axis in self.coordinates]}: expected "
@@ -94,6 +95,8 @@ class Slice:
             with np.load(path, allow_pickle=False) as file:
                 axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
                 metadata = json.loads(str(file["metadata"]))
+                if not isinstance(metadata, dict):
+                    raise ValueError(f"its metadata is a {type(metadata).__name__}")
                 losses = file["losses"].astype(np.float64)
                 return cls(axes, losses, float(file["center_loss"]), metadata)
         except FileNotFoundError as error:

@@ -88,7 +88,7 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     for line in filter(None, Path(path).read_bytes().splitlines()):
         try:
             row = json.loads(line)
-        except ValueError:  # torn, perhaps in the middle of a character
+        except (ValueError, RecursionError):  # torn, perhaps in a character; ten thousand "["
             row = None
         if not isinstance(row, dict) or not _is_step(row.get("step")):
             damaged += 1

@@ -35,6 +35,13 @@ class Storable(Protocol):
         """Hold nothing."""
 
 
+def is_told(value: object) -> bool:
+    """Whether ``value`` is what :meth:`Kept.state` gives."""
+    if not isinstance(value, dict):
+        return value is None
+    return all(isinstance(value.get(part), str) for part in ("file", "hash"))
+
+
 class Kept:
     """Where a thing lies, and its hash.
 
@@ -63,8 +70,6 @@ class Kept:
     def read(self, thing: Storable, recorder: Recorder, trainer: Trainer) -> str:
         """Read what this process wrote; why that cannot be, or an empty string."""
         assert self.told is not None
-        if not all(isinstance(self.told.get(word), str) for word in ("file", "hash")):
-            return "what the checkpoint tells of it is damaged"
         path = Path(self.told["file"])
         # Checkpoints hold the path of rank zero.
         name = path.name.replace("rank0", f"rank{trainer.global_rank}")

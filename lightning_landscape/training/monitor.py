@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -23,7 +23,7 @@ from lightning_landscape.geometry.checks import (
 )
 from lightning_landscape.training.history import History, read_history
 from lightning_landscape.training.hooks import BATCH_END, BATCH_START, OF_EVERY_BATCH, rest, wake
-from lightning_landscape.training.kept import KeptProbe
+from lightning_landscape.training.kept import KeptProbe, is_told
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.namespaces import Callback, misconfiguration
 from lightning_landscape.training.probe import Probe, Source, check_source
@@ -40,11 +40,13 @@ if TYPE_CHECKING:
 
 # By name: there are two Lightning packages, and Ray's strategies inherit from these.
 _REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
-_STATE: dict[str, tuple[type, ...]] = {
+Fits = tuple[type, ...] | Callable[[Any], bool]  # types, or a test of the value
+
+_STATE: dict[str, Fits] = {
     "last_step": (int, type(None)),
     "measured": (int,),
     "skipped": (int,),
-    "probe": (dict, type(None)),
+    "probe": is_told,
 }
 
 
@@ -512,10 +514,10 @@ class Monitor(Callback):
         """Continue the series of the run that wrote the checkpoint."""
         if not usable_state(self.prefix, state_dict, _STATE):
             return
-        self.schedule.last_step = state_dict["last_step"]
+        self.schedule.last_step = state_dict.get("last_step")
         self.measured = state_dict["measured"]
         self.skipped = state_dict["skipped"]
-        self._kept_probe.told = state_dict["probe"]
+        self._kept_probe.told = state_dict.get("probe")
         self.resumed = True
         self._resumed_after = -1 if self.schedule.last_step is None else self.schedule.last_step
 
@@ -531,12 +533,14 @@ def _monitors(trainer: Trainer) -> list[Monitor]:
     return [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
 
 
-def usable_state(
-    said: str, state: Mapping[str, Any], expected: Mapping[str, tuple[type, ...]]
-) -> bool:
+def usable_state(said: str, state: object, expected: Mapping[str, Fits]) -> bool:
     """Whether a checkpoint's state is what this version writes; says so where it is not."""
     given = state if isinstance(state, Mapping) else {}
-    wrong = [key for key, types in expected.items() if not _is(given.get(key), types)]
+    wrong = [
+        key
+        for key, fits in expected.items()
+        if not (_is(given.get(key), fits) if isinstance(fits, tuple) else fits(given.get(key)))
+    ]
     if wrong:
         rank_zero_warn(
             f"{said}: the state in the checkpoint is not one of this version (see {wrong}) and is "

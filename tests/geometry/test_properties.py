@@ -31,7 +31,7 @@ SEEDS = st.integers(0, 2**20)
 METHODS = st.sampled_from(["lanczos", "power"])
 # Clusters, multiplicities, zeros and either sign, at scales far from 1.
 VALUES = st.one_of(
-    st.floats(-5, 5, allow_subnormal=False),
+    st.floats(-5, 5).map(lambda v: round(v, 9)),  # whose squares do not vanish
     st.sampled_from([0.0, 1.0, 1.0, 1.0 + 1e-9, -1.0, 3.0, 3.0]),
 )
 SPECTRA = st.lists(VALUES, min_size=1, max_size=12)
