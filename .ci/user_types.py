@@ -29,7 +29,8 @@ class TopShare(ll.Monitor):
 
 monitor = ll.HessianMonitor(k=2, method="lanczos", blocks={"fc.weight": "fc"})
 assert_type(monitor.history, list[dict[str, Any]])
-assert_type(ll.landscape_callbacks(), list[pl.Callback])
+assert_type(ll.landscape_callbacks(), list[Any])  # for the Trainers of both packages
+pl.Trainer(callbacks=ll.landscape_callbacks())
 ll.SharpnessEarlyStopping("hessian/edge_ratio", 2.0, stop_when="above")
 ll.HessianMonitor(method="arpack")  # type: ignore[arg-type]
 ll.HessianMonitor(every_n_steps=10)  # type: ignore[call-arg]

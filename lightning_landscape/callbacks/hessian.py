@@ -78,7 +78,7 @@ class HessianMonitor(Monitor):
             half of ``tol``; 0: the residual alone decides.
         max_hvps: most products one eigenvalue problem may take.
         min_eigenvalue: log the smallest eigenvalue too.  Here too ``tol`` and ``rtol`` are relative
-            to the largest |eigenvalue|: one of a hundredth of it needs smaller ones.
+            to the largest one in magnitude: a hundredth of that needs smaller ones.
         trace_samples: log the trace, its standard error and the Frobenius norm from this many
             products (30 give a few per cent); 0: none.
         density_samples: draw the spectral density from this many start vectors (10 is usual, each
