@@ -7,6 +7,7 @@ import math
 import pickle
 import types
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +259,19 @@ def test_altered_states(checkpoint, tmp_path_factory, data):
     assert [m.failed for m in ours[:4]] == [0] * 4
     assert all(row["step"] > 10 for row in ours[0].history)
     assert ours[0].history
+
+
+@dataclass
+class Record:
+    x: torch.Tensor
+
+
+def test_a_probe_of_a_class_of_ones_own(tmp_path):
+    """It cannot be kept; the reason is one line, and not torch's advice to unpickle."""
+    probe = Probe()
+    probe.offer(Record(torch.ones(4)), 0, lambda _: 4)
+    with pytest.raises(ValueError, match=r"GLOBAL tests.training.test_altered.Record") as caught:
+        probe.save(tmp_path / "probe.pt")
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
