@@ -972,7 +972,7 @@ GUARDS = [
         "the residuals of all eigenvalues",
         HESSIAN,
         "float(solved.eigenvalues[index]), float(solved.residuals[index])",
-        "float(solved.eigenvalues[index]), float(solved.residuals[0])",
+        "float(solved.eigenvalues[index]), 0.0",
         f"{OPTIONS} -k residuals_of_all",
     ),
     # -- wrong uses
