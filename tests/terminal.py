@@ -8,6 +8,16 @@ import select
 import struct
 import termios
 import threading
+import time
+
+
+def read_until(shown, words, seconds=60.0):
+    """What is ``shown`` until ``words`` are there; an error where they do not come."""
+    text, end = "", time.monotonic() + seconds
+    while words not in text:
+        assert time.monotonic() < end, (words, text)
+        text += shown()
+    return text
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from lightning_landscape.measure.checkpoint import step_of
 from tests.callbacks.test_generalization import held_out
 from tests.runs import differences, train
 from tests.small import Linear, regression
-from tests.terminal import terminal
+from tests.terminal import read_until, terminal
 
 ROOT = Path(__file__).parents[1]
 CPU = {"accelerator": "cpu"}
@@ -591,21 +591,17 @@ def test_progress(tmp_path):
 
 
 def fails(shown):
-    text = ""
     with progress.progress_bar(5, lambda: 1, show=True):
-        while "1 of 5" not in text:
-            text += shown()
+        read_until(shown, "1 of 5")
         math.floor(1 / 0)
 
 
 @pytest.mark.usefixtures("quickly")
 def test_progress_beyond_what_was_foreseen():
     reached = iter([3, 8])
-    text = ""
     with terminal() as shown:
         with progress.progress_bar(5, lambda: next(reached, 8), show=True):
-            while "8 of 8" not in text:
-                text += shown()
+            text = read_until(shown, "8 of 8")
         with pytest.raises(ZeroDivisionError):
             fails(shown)
         text += shown()

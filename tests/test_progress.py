@@ -132,9 +132,8 @@ def test_a_long_slice_shows_how_far_it_is(kind):
 
 @pytest.mark.usefixtures("quickly")
 def test_no_bar(monkeypatch):
-    """Of what is quick, of what was told not to, and in all processes but the first."""
+    """Of what was told not to show one, and in all processes but the first."""
     with terminal() as shown:
-        SLICES["line"](slow(0.0))
         for slice_of in SLICES.values():
             slice_of(slow(0.02), progress=False)
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
@@ -144,6 +143,14 @@ def test_no_bar(monkeypatch):
         monkeypatch.setattr(dist, "get_rank", lambda: 0)
         SLICES["line"](slow(0.02))
         assert "measuring" in shown()
+
+
+def test_no_bar_of_what_is_quick(monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY", 1e-3)
+    monkeypatch.setattr(progress, "_LONG", 30.0)
+    with terminal() as shown:
+        SLICES["line"](slow(0.01))
+        assert shown() == ""
 
 
 @pytest.mark.usefixtures("quickly")

@@ -341,7 +341,8 @@ class HessianMonitor(Monitor):
         if edge.edge is not None:
             values[self.key("edge")] = edge.edge / share
             if edge.preconditioner:
-                values[self.key("preconditioned_eigenvalue")] = found.ratio * edge.edge
+                value, within = found.ratio * edge.edge, found.residual * edge.edge
+                self._add_value(measured, "preconditioned_eigenvalue", value, within, converged)
         else:
             self.say_once(f"{self.key('edge')} is not logged: {edge.note}")
 

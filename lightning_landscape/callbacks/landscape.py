@@ -508,8 +508,7 @@ class LandscapeMonitor(Monitor):
         """Continue the series, on the same scale."""
         super().load_state_dict(state_dict)
         if self.resumed and usable_state(self.prefix, state_dict, {"scales": _are_scales}):
-            scales = state_dict["scales"].items()
-            self._scales = {tag: dict(limits) for tag, limits in scales if _is_scale(limits)}
+            self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
 
 
 def _is_scale(limits: object) -> bool:
@@ -521,11 +520,8 @@ def _is_scale(limits: object) -> bool:
 
 
 def _are_scales(value: object) -> bool:
-    """Whether ``value`` is tag -> limits, numbers by name."""
-    return isinstance(value, dict) and all(
-        isinstance(limits, dict) and all(isinstance(v, (int, float)) for v in limits.values())
-        for limits in value.values()
-    )
+    """Whether ``value`` is tag -> scale."""
+    return isinstance(value, Mapping) and all(map(_is_scale, value.values()))
 
 
 def _film(files: list[Path], most: int) -> list[Slice]:

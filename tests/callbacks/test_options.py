@@ -71,6 +71,7 @@ def test_residuals_of_all_values_are_kept(tmp_path):
         names = ("top_eigenvalue", "eigenvalue_2", "eigenvalue_3", "min_eigenvalue")
         assert set(residuals) == {
             *(f"hessian/{name}" for name in names), "hessian/edge_ratio", "hessian/block/w",
+            "hessian/preconditioned_eigenvalue",
         }  # fmt: skip
         assert residuals["hessian/top_eigenvalue"] == row["hessian/residual"]
         for name in names:
@@ -80,6 +81,11 @@ def test_residuals_of_all_values_are_kept(tmp_path):
             errors.append(error)
         # Adam divides by |g| = s_i here, so that its matrix is diagonal too: its top lies nearby.
         assert 0 < residuals["hessian/edge_ratio"] <= 0.2 * row["hessian/edge_ratio"] * 1.01
+        shares = [
+            residuals[key] / row[key]
+            for key in ("hessian/edge_ratio", "hessian/preconditioned_eigenvalue")
+        ]
+        assert shares[0] == pytest.approx(shares[1])
     assert max(errors) > 0.01  # else these residuals have shown nothing
 
 
