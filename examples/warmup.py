@@ -38,7 +38,7 @@ from lightning_landscape import (
     compare,
 )
 
-STEPS = 140
+STEPS = 120
 WARM_UP = 100  # steps
 GUESSING = math.log(10)  # the loss of ten equal probabilities
 SETTINGS = {"no warm-up": (0.2, 0), "warm-up": (0.2, WARM_UP), "too large": (0.5, WARM_UP)}
