@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,7 @@ class Kept:
             if not (place / name).is_file():
                 continue
             try:
+                _check_sums(place / name)
                 thing.restore(place / name, to_device)
             except Exception as error:  # a damaged file raises any of a dozen types
                 problem = f"its file cannot be read ({why_unreadable(error)})"
@@ -93,6 +95,13 @@ class Kept:
             thing.file = str(place / name)
             return ""
         return f"{problem} (looked for {name})"
+
+
+def _check_sums(path: Path) -> None:
+    """Raise where the archive is damaged: ``torch.load`` does not look at its checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in it is damaged")
 
 
 class KeptProbe(Kept):

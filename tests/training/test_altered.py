@@ -187,6 +187,17 @@ def test_altered_probe_files(altered, tmp_path_factory):
         assert differences(vars(found.batches[0]), vars(probe.batches[0])) == []
 
 
+def test_a_name_that_was_altered_in_a_kept_probe(tmp_path):
+    """Found by flipping bits: its hash is one of the tensors, and torch looks at no checksum."""
+    path, probe = tmp_path / "probe-4-rank0.pt", Probe()
+    probe.offer((torch.arange(4.0), {"names": ["a"]}), 0, lambda _: 4)
+    probe.save(path)
+    path.write_bytes(path.read_bytes().replace(b"names", b"oames"))
+    found, problem = read_back(tmp_path, {"file": str(path), "hash": probe.fingerprint()})
+    assert problem.startswith("its file cannot be read (")
+    assert not found.batches
+
+
 @pytest.mark.parametrize("content", [Boom(), {}, [1], [{"batch": 1}], [], torch.zeros(2)])
 def test_foreign_probe_files(content, tmp_path):
     path = tmp_path / "probe-4-rank0.pt"
