@@ -265,6 +265,20 @@ GUARDS = [
         f"{SCHEDULE} -k idle_hooks_are_charged",
     ),
     Guard(
+        "values borrow no more than the run will earn",
+        HESSIAN,
+        "int(min(self.max_hvps, max(most, self.k + 1)))",
+        "self.max_hvps",
+        f"{SCHEDULE} -k what_the_run_can_pay_for",
+    ),
+    Guard(
+        "what the run pays for is for all eigenvalue problems together",
+        HESSIAN,
+        "(this_round.affordable(price) - others) / problems",
+        "this_round.affordable(price)",
+        f"{SCHEDULE} -k shared_by_all",
+    ),
+    Guard(
         "no picture is begun that cannot be paid",
         ACCOUNT,
         "monitor.draws and self.budget.affords(cost + self.of(monitor))",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from lightning_landscape.geometry.blocks import block_eigenvalues
+from lightning_landscape.geometry.blocks import block_eigenvalues, members
 from lightning_landscape.geometry.checks import (
     check_block_names,
     check_blocks,
@@ -21,7 +21,7 @@ from lightning_landscape.geometry.checks import (
     check_flags,
     check_number,
 )
-from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
+from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio, shared_step
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.sharpness import curvature_along
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 # Above what bfloat16 products show.
 _ASYMMETRY = 0.02
+
+# A product in gradients, until one was seen; and those behind one start vector of a density.
+_PRODUCT, _DENSITY_PRODUCTS = 2.5, 30
 
 
 class HessianMonitor(Monitor):
@@ -115,7 +118,9 @@ class HessianMonitor(Monitor):
             ``loss_fn``.
 
     Cost: some 3 Hessian-vector products, 8 gradients of the probe, a measurement; for Adam and
-    kin twice that; 5 products while the eigenvalue jumps, 8 or more the first time.
+    kin twice that; 5 products while the eigenvalue jumps, 8 or more the first time.  Fewer where
+    half of what the whole run lends (``max_overhead`` times its length, a minute at least) does not
+    pay for them: the residual is larger then, which is said.
 
     Source: Cohen et al., Gradient descent on neural networks typically occurs at the edge of
     stability, ICLR 2021; Adaptive gradient methods at the edge of stability, 2022.
@@ -214,6 +219,7 @@ class HessianMonitor(Monitor):
         )
         # The last result of each eigenvalue problem, to start the next one from.
         self._last: dict[str, EigenResult] = {}
+        self._product_seconds: float | None = None  # at the last measurement
         self._settings: dict[str, Any] = {
             "method": method,
             "tol": tol,
@@ -255,12 +261,13 @@ class HessianMonitor(Monitor):
     def forwards(self) -> int:
         """Forwards of the probe that one measurement costs, about: 10 products an eigenvalue."""
         problems = self.k + self.min_eigenvalue + self.batch_edge_ratio
-        probes = 10 * self.density_samples + self.trace_samples
+        probes = _DENSITY_PRODUCTS * self.density_samples + self.trace_samples
         return 3 + 6 * (min(10 * problems, problems * self.max_hvps) + probes)
 
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
-        before = objective.hvps
+        self._stay_within_budget(this_round, objective)
+        before, started = objective.hvps, this_round.clock()
         result = this_round.top_eigenvalues(
             self, self.k, init=self._start("top", objective), **self._settings
         )
@@ -276,7 +283,10 @@ class HessianMonitor(Monitor):
         if self.update_curvature and this_round.steps(self, self.key("update_curvature")):
             update = this_round.last_update(objective)
             values[self.key("update_curvature")] = curvature_along(objective, update)
-        values[self.key("hvps")] = float(objective.hvps - before)
+        products = objective.hvps - before
+        values[self.key("hvps")] = float(products)
+        if products:
+            self._product_seconds = (this_round.clock() - started) / products
         if self.batch_edge_ratio and this_round.steps(self, self.key("batch_edge_ratio")):
             self._add_batch(measured, this_round)
         if result.asymmetry > _ASYMMETRY:
@@ -286,6 +296,25 @@ class HessianMonitor(Monitor):
             )
         measured.facts["converged"] = result.converged
         return measured
+
+    def _stay_within_budget(self, this_round: Round, objective: Objective) -> None:
+        """Fewer products for each eigenvalue problem, where the run does not pay for more."""
+        self._settings["max_hvps"] = self.max_hvps
+        if not this_round.is_limited(self):
+            return
+        own, price = "preconditioned" in self._last, self._product_seconds
+        if price is None:
+            started = this_round.clock()
+            objective.gradient()
+            price = _PRODUCT * (this_round.clock() - started)
+            edge = self._edge(this_round, objective)
+            own = edge is not None and shared_step(objective, edge) is None
+        named = self.blocks if isinstance(self.blocks, Mapping) else None
+        blocks = len(members(objective.params, named)) if self.blocks else 0
+        problems = (1 + own) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
+        others = self.trace_samples + _DENSITY_PRODUCTS * self.density_samples
+        most = (this_round.affordable(price) - others) / problems
+        self._settings["max_hvps"] = int(min(self.max_hvps, max(most, self.k + 1)))
 
     def in_retrospect(self, folder: Path, final: bool) -> Measured:
         """The eigenvalue beside the edge; at the end the densities too."""
@@ -308,10 +337,18 @@ class HessianMonitor(Monitor):
         measured.values[key] = value
         measured.facts.setdefault("residuals", {})[key] = residual
         if not converged and math.isfinite(value):
+            most = self._settings["max_hvps"]
+            if most < self.max_hvps:
+                why, advice = (
+                    f"after {most} products, all that this run can pay for at "
+                    f"max_overhead={self.max_overhead},",
+                    "raise max_overhead, or pass None; later measurements go on from here",
+                )
+            else:
+                why, advice = f"at max_hvps={most}", "raise max_hvps or tol"
             self.say_once(
-                f"the eigenvalue solver stopped at max_hvps={self.max_hvps} before its residual "
-                f"fell to tol={self.tol}, so the value may be too low by about the residual; "
-                f"raise max_hvps or tol"
+                f"the eigenvalue solver stopped {why} before its residual fell to tol={self.tol}, "
+                f"so the value may be too low by about the residual; {advice}"
             )
         elif residual > abs(value):
             self.say_once(

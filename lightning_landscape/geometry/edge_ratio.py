@@ -67,12 +67,11 @@ def edge_ratio(
             f"edge has no scale for {missing[:4]}: expected one for each of the objective's "
             f"parameters, stability_edge(optimizers, objective.params)"
         )
-    scale = {name: edge.scale[name] for name in objective.params}
-    uniform = _common_number(scale)
-    decay = _common_number({name: edge.weight_decay[name] for name in objective.params})
-    if uniform is not None and decay is not None and not edge.maximize:
-        ratio = uniform * (float(plain.eigenvalues[0]) + decay) / 2
-        return EdgeRatio(ratio, None, uniform * float(plain.residuals[0]) / 2)
+    shared = shared_step(objective, edge)
+    if shared is not None:
+        step, decay = shared
+        ratio = step * (float(plain.eigenvalues[0]) + decay) / 2
+        return EdgeRatio(ratio, None, step * float(plain.residuals[0]) / 2)
     solved = top_eigenvalues(
         _Descended(objective, edge),
         method=method,
@@ -80,9 +79,16 @@ def edge_ratio(
         max_hvps=max_hvps,
         init=init,
         rtol=rtol,
-        preconditioner={name: _inverse(step) for name, step in scale.items()},
+        preconditioner={name: _inverse(edge.scale[name]) for name in objective.params},
     )
     return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved, float(solved.residuals[0]) / 2)
+
+
+def shared_step(objective: HessianLike, edge: StabilityEdge) -> tuple[float, float] | None:
+    """Effective step and weight decay where one pair serves all parameters: no other problem."""
+    step = _common_number({name: edge.scale[name] for name in objective.params})
+    decay = _common_number({name: edge.weight_decay[name] for name in objective.params})
+    return None if step is None or decay is None or edge.maximize else (step, decay)
 
 
 class _Descended:

@@ -7,6 +7,7 @@ that the run's own steps tell: one is about a forward and a gradient, three forw
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _DRAWING, _IMPORT = 0.1, 0.6
 # Of what is left at the end of the fit, the part to plan with: no training follows to pay for more.
 _SURE = 0.8
+# Of what the whole run will earn, the part that values may borrow; the rest is for the pictures.
+# Runs of less than a minute may borrow as much as one of a minute: their first values are dear.
+_BORROWED, _SHORT_RUN = 0.5, 60.0
 # Seconds: what a callback must have spent for a picture along the run to be little beside it.
 WORTH_A_PICTURE = 2.0
 
@@ -96,6 +100,16 @@ class Account:
             and self.budget.affords(3 * self.of_a_forward(m.probe_in_use))
             for m in due
         )
+
+    def seconds_for_values(self, batches_ahead: float) -> float:
+        """What values may take now: what is left, or may be borrowed from the training to come."""
+        limit = self.budget.max_overhead
+        if limit is None or not math.isfinite(batches_ahead):
+            return math.inf
+        trained = self.budget.trained
+        length = trained * (1 + batches_ahead / max(self.batches, 1))
+        borrowed = _BORROWED * limit * max(length, _SHORT_RUN)
+        return max(self.budget.left, borrowed - self.budget.spent)
 
     def allowance(self, monitor: Monitor, owing: int) -> float | None:
         """Forwards that its last picture may take, of ``owing`` to be made; None: all it wants."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -178,6 +179,24 @@ class Round:
     def processes(self) -> Processes:
         """Those of the run, which all measure the same at the same time."""
         return self._session.processes
+
+    def clock(self) -> float:
+        """The time, in seconds, when all work given to the device is done."""
+        return self._session.clock(self.pl_module)
+
+    def is_limited(self, monitor: Monitor) -> bool:
+        """Whether the callback keeps to a budget, and somebody knows how long the run will be."""
+        return monitor.max_overhead is not None and math.isfinite(self._session.values_until)
+
+    def affordable(self, seconds: float) -> float:
+        """How many times so many seconds the budget of a limited round still pays for.
+
+        By rank zero's clock and its ``seconds``, the same on all processes.
+        """
+        processes = self._session.processes
+        left = max(self._session.values_until - self.clock(), 0.0)
+        count = left / max(seconds, 1e-9) if processes.rank == 0 else 0.0
+        return float(processes.sum(torch.tensor(count, device=processes.device)))
 
     def steps(self, monitor: Monitor, what: str) -> bool:
         """Whether a step has led here, which ``what`` is about; where none has, it is said."""

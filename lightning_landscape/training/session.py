@@ -64,6 +64,7 @@ class Session:
         self._first_batch = 0
         self._stepped = -1  # trainer.global_step at the last batch that stepped
         self._fetches_itself = False  # training_step takes the iterator, not a batch
+        self.values_until = math.inf  # on this process's clock; infinite on all or on none
         self._open = False  # training has begun, and what was done is not said yet
         self.trains = True  # else there is no step: a finished model is measured
         self.under_way: Round | None = None
@@ -347,7 +348,9 @@ class Session:
                 self._time_a_forward(trainer, pl_module, due[0], step)
         # Rank zero holds the clock; the others follow, or they would wait for one another.
         names = [m.prefix for m in self.account.affordable(due)]
-        names = trainer.strategy.broadcast(names)
+        seconds = self.account.seconds_for_values(_batches_ahead(trainer))
+        names, seconds = trainer.strategy.broadcast((names, seconds))
+        self.values_until = time.perf_counter() + seconds
         chosen = [m for m in due if m.prefix in names]  # scalars before pictures
         for monitor in due:
             monitor.schedule.last_step = step
@@ -493,6 +496,18 @@ class Session:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()
+
+
+def _batches_ahead(trainer: Trainer) -> float:
+    """Training batches still to come, as far as the Trainer's limits tell."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    by_epochs = by_steps = math.inf
+    if epochs > 0:
+        by_epochs = epochs * trainer.num_training_batches - trainer.fit_loop.total_batch_idx - 1
+    if steps > 0:  # the step of every optimizer counts
+        left = (steps - trainer.global_step) / max(len(trainer.optimizers), 1)
+        by_steps = left * trainer.accumulate_grad_batches
+    return min(by_epochs, by_steps)
 
 
 def _worth_a_picture(monitor: Monitor) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, Slice
@@ -146,6 +148,135 @@ def closing_line(caplog):
 
 def share_told(caplog):
     return float(re.search(r"([\d.]+) % of the", closing_line(caplog))[1]) / 100
+
+
+# -- values that the whole run cannot pay for ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "ahead", "spent", "seconds"),
+    [
+        (0.05, 990, 0.0, 25.0),  # half of 5 % of 1000 s
+        (0.05, 990, 7.0, 18.0),
+        (0.05, 90, 0.0, 2.5),
+        (0.05, 10, 0.0, 1.5),  # 20 s in all: as if it were a minute
+        (0.01, 0, 0.0, 0.3),
+        (0.05, 10, 4.0, -2.5),  # borrowed in full
+        (1.0, 10, 7.0, 23.0),
+        (1.0, 0, 28.0, 2.0),  # all was borrowed, and training has paid some back
+        (0.05, float("inf"), 9.0, float("inf")),
+        (None, 10, 9.0, float("inf")),
+    ],
+)
+def test_seconds_for_values(clock, limit, ahead, spent, seconds):
+    trained = 30.0 if spent == 28.0 else 10.0
+    monitor = HessianMonitor(max_overhead=limit)
+    prices = Account([monitor])
+    prices.budget.start()
+    clock.now = trained + spent
+    prices.budget.charge(spent)
+    prices.batches = 10
+    assert prices.seconds_for_values(ahead) == pytest.approx(seconds)
+
+
+class TwoOptimizers(Linear):
+    """Steps each of two optimizers at every batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), lr=self.lr) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "ahead"),
+    [
+        (Linear, {"max_epochs": 4}, 11),  # of 12
+        (Linear, {"max_epochs": 4, "max_steps": 5}, 4),
+        (Linear, {"max_epochs": 4, "max_steps": 100}, 11),
+        (Linear, {"max_epochs": -1, "max_steps": 5}, 4),
+        (Linear, {"max_epochs": -1, "max_steps": 5, "accumulate_grad_batches": 2}, 10),
+        (TwoOptimizers, {"max_epochs": -1, "max_steps": 10}, 4),
+    ],
+)
+def test_batches_ahead(tmp_path, kind, settings, ahead):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append(session._batches_ahead(trainer))
+
+    train(kind, regression, [Look()], tmp_path, **settings)
+    assert seen[0] == ahead
+    assert seen[-1] <= 1
+
+
+def test_nobody_knows_how_long_it_will_be(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append(session._batches_ahead(trainer))
+            trainer.should_stop = True
+
+    train(Linear, regression, [Look()], tmp_path, max_epochs=-1, max_steps=-1)
+    assert seen == [float("inf")]
+
+
+def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, clock):
+    # An evaluation takes 1 s.  Of 10 % of 215 s half may be borrowed, 3 s pass before the solver
+    # begins, and a product is taken to be 2.5 gradients: that makes three.  Without the limit five
+    # are made, all there are in five dimensions.
+    Timed(monkeypatch, clock, {}, evaluation=1.0)
+    batches = functools.partial(regression, batch_size=60)
+    whole = regression().dataset.tensors
+    given = {"every_n_train_steps": 10, "tol": 1e-6, "rtol": 0.0, "probe": whole}
+    monitor = HessianMonitor(max_overhead=0.1, **given)
+    with pytest.warns(match="after 3 products, all that this run can pay for at max_overhead=0.1"):
+        train(Linear, batches, [monitor], tmp_path / "short", max_epochs=215)
+    x = whole[0].double()
+    spectrum = torch.linalg.eigvalsh(2 * x.T @ x / len(x))
+    first, *later = monitor.history
+    value, residual = (first[f"hessian/{name}"] for name in ("top_eigenvalue", "residual"))
+    assert first["hessian/hvps"] == 3
+    assert not first["converged"]
+    assert float((spectrum - value).abs().min()) <= residual
+    assert value < float(spectrum[-1]) * (1 + 1e-6)
+    # What products really take is known now: nothing, on this clock.
+    assert later
+    for row in later:
+        assert row["converged"]
+        assert row["hessian/top_eigenvalue"] == pytest.approx(float(spectrum[-1]), rel=1e-5)
+    long = HessianMonitor(max_overhead=0.1, **given)
+    train(Linear, batches, [long], tmp_path / "long", max_epochs=320)
+    assert long.history[0]["hessian/hvps"] == 5
+    exact = HessianMonitor(max_overhead=None, **given)
+    train(Linear, batches, [exact], tmp_path / "exact", max_epochs=1)
+    assert exact.history[0]["hessian/hvps"] == 5
+
+
+def test_what_a_short_run_pays_for_is_shared_by_all_eigenvalues(tmp_path, monkeypatch, clock):
+    # As above, of half the time: 20 products, for ten samples of the trace and three problems.
+    Timed(monkeypatch, clock, {}, evaluation=1.0)
+    batches = functools.partial(regression, batch_size=60)
+    monitor = HessianMonitor(
+        max_overhead=0.5,
+        tol=1e-6,
+        rtol=0.0,
+        probe=regression().dataset.tensors,
+        min_eigenvalue=True,
+        blocks=True,
+        trace_samples=10,
+    )
+    with pytest.warns(match="after 3 products"):
+        train(Linear, batches, [monitor], tmp_path, max_epochs=212)
+    assert monitor.history[0]["hessian/hvps"] == 3 * 3 + 10
 
 
 # -- prices ---------------------------------------------------------------------------------------
