@@ -155,7 +155,8 @@ class Batches:
         devices = {p.device for p in self.params}
         free = [free_memory(device) for device in devices]
         known = [bytes for bytes in free if bytes is not None]
-        return self.memory.holds(alive, min(known) if len(known) == len(free) else None)
+        graphs = min(len(self._keep) + 1, len(self._pieces)) if products else 1
+        return self.memory.holds(alive, graphs, min(known) if len(known) == len(free) else None)
 
     def shrink(self, least: float | None = None, *, products: bool = True) -> bool:
         """Half as many examples' graphs at once, at least ``least``; False if that changes nothing.
@@ -267,7 +268,8 @@ class Batches:
             pieces = self._cut(0, max(int(self.least), 1))
             weight, fn = pieces[0] if pieces else (weight, fn)
         try:
-            self.memory.bytes_per_example = self._bytes_of(fn) / weight
+            saved, self.memory.bytes_per_graph = self._bytes_of(fn)
+            self.memory.bytes_per_example = saved / weight
         except Exception as error:  # hooks that a module refuses, a piece that it does not take
             if out_of_memory(error):
                 raise
@@ -277,13 +279,15 @@ class Batches:
                 f"{self.least:g} examples only, and products cost more"
             )
 
-    def _bytes_of(self, fn: LossFn) -> int:
+    def _bytes_of(self, fn: LossFn) -> tuple[int, int]:
+        """What a graph saves, and the gradient at its end."""
         with counting_saved(self.params) as saved:
             try:
-                _ = self._differentiate(fn, create_graph=True)
+                _, gradient = self._differentiate(fn, create_graph=True)
             except NoDoubleBackward:
-                _ = self._differentiate(fn, create_graph=False)
-            return saved()
+                _, gradient = self._differentiate(fn, create_graph=False)
+            held = [g._values() if g.is_sparse else g for g in gradient]
+            return saved(), sum(tensor.nbytes for tensor in held)
 
     # -- one batch -----------------------------------------------------------------------------
 

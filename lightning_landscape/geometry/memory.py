@@ -115,6 +115,7 @@ class GraphMemory:
         self.share = share
         self.allowed = math.inf  # examples whose graphs may be there at once
         self.bytes_per_example: float | None = None  # once counted
+        self.bytes_per_graph = 0.0  # the gradient at its end, however few its examples
         self.cuttable: bool | None = None  # whether pieces of a batch give its loss, once seen
         self._tell = tell
         self._told: set[str] = set()
@@ -125,8 +126,12 @@ class GraphMemory:
             self._told.add(message)
             self._tell(message)
 
-    def holds(self, examples: float, free: int | None) -> bool:
-        """Whether graphs of so many examples are known to fit into ``free`` bytes."""
+    def holds(self, examples: float, graphs: int, free: int | None) -> bool:
+        """Whether so many graphs, of ``examples`` together, are known to fit into ``free`` bytes.
+
+        Of a large network on batches of one example the gradients are most of it.
+        """
         if free is None or self.bytes_per_example is None:
             return False
-        return examples * self.bytes_per_example <= self.share * free
+        needed = examples * self.bytes_per_example + graphs * self.bytes_per_graph
+        return needed <= self.share * free
