@@ -26,6 +26,8 @@ _SURE = 0.8
 # Of what the whole run will earn, the part that values may borrow; the rest is for the pictures.
 # Runs of less than a minute may borrow as much as one of a minute: their first values are dear.
 _BORROWED, _SHORT_RUN = 0.5, 60.0
+# Gradients of the probe behind the first values, however few products they are made of.
+_FEWEST_GRADIENTS = 10
 # Seconds: what a callback must have spent for a picture along the run to be little beside it.
 WORTH_A_PICTURE = 2.0
 
@@ -40,10 +42,23 @@ class Account:
         self.forward: float | None = None  # seconds a forward of the probe takes
         self.drawing: float | None = None  # and a picture
         self.batches = 0  # of training, that have passed
+        self._after_first = 0, 0.0  # batches, and the seconds of training that they took
         self.batch_size = 1  # of the last one that was looked at
         self.went: defaultdict[str, float] = defaultdict(float)  # what for -> seconds
         self.left_out: list[str] = []  # pictures of the whole run, for want of time
         self.trains = True  # else no time is spent training
+
+    def passed(self, batches: int) -> None:
+        """So many training batches have passed."""
+        if batches > 0 and self._after_first[0] == 0:
+            self._after_first = batches, self.budget.trained
+        self.batches = batches
+
+    @property
+    def pace(self) -> float:
+        """Seconds of training a batch, the first apart, which does much once."""
+        first, seconds = self._after_first if self.batches > self._after_first[0] else (0, 0.0)
+        return (self.budget.trained - seconds) / max(self.batches - first, 1)
 
     # -- prices --------------------------------------------------------------------------------
 
@@ -51,7 +66,7 @@ class Account:
         """Seconds for a forward of the probe."""
         if self.forward is not None:
             return self.forward
-        return self.budget.trained / max(self.batches, 1) * probe.size / self.batch_size / 3
+        return self.pace * probe.size / self.batch_size / 3
 
     def of_drawing(self, pictures: float) -> float:
         """Seconds for so many pictures."""
@@ -106,10 +121,17 @@ class Account:
         limit = self.budget.max_overhead
         if limit is None or not math.isfinite(batches_ahead):
             return math.inf
-        trained = self.budget.trained
-        length = trained * (1 + batches_ahead / max(self.batches, 1))
+        length = self.budget.trained + self.pace * batches_ahead
         borrowed = _BORROWED * limit * max(length, _SHORT_RUN)
         return max(self.budget.left, borrowed - self.budget.spent)
+
+    def pays_for(self, batches: int, batches_ahead: float) -> bool:
+        """Whether values on a probe of so many training batches are within reach at all.
+
+        A training step takes about a gradient of its batch.
+        """
+        seconds = self.seconds_for_values(batches_ahead)
+        return _FEWEST_GRADIENTS * batches * self.pace <= seconds
 
     def allowance(self, monitor: Monitor, owing: int) -> float | None:
         """Forwards that its last picture may take, of ``owing`` to be made; None: all it wants."""

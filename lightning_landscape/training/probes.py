@@ -104,9 +104,9 @@ class Probes:
             probe.withdraw()
         self._offered = []
 
-    def complete(self) -> None:
-        """The capture of training batches ends here."""
-        for probe in self.captured():
+    def complete(self, *probes: Probe) -> None:
+        """The capture of training batches ends here: of these probes, or of all."""
+        for probe in probes or self.captured():
             # Complete everywhere or nowhere: a process may have dropped all it had.
             having = self._processes.total(bool(probe.batches))
             probe.complete = having == self._processes.count

@@ -150,7 +150,7 @@ class Session:
         """Count the batches since the last time, and charge for the idle hooks at them."""
         batches = trainer.fit_loop.total_batch_idx + 1 - self._first_batch
         self.account.budget.charge((batches - self.account.batches) * self._hook_seconds)
-        self.account.batches = batches
+        self.account.passed(batches)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -265,6 +265,29 @@ class Session:
             self.probes.withdraw()  # training_step gave no loss for it
         if trainer.is_last_batch:
             self.probes.complete()
+        else:
+            self._end_dear_capture(trainer)
+
+    def _end_dear_capture(self, trainer: Trainer) -> None:
+        """A probe is complete before it has all its examples, where the run cannot pay for more."""
+        ahead, account = _batches_ahead(trainer), self.account
+        if account.batches < 2 or not math.isfinite(ahead):
+            return
+        for probe in self.probes.captured():
+            monitors = [m for m in self.monitors if m.probe_in_use is probe and not m.disabled]
+            if any(m.max_overhead is None for m in monitors):
+                continue
+            dear = not account.pays_for(len(probe.batches) + 1, ahead)
+            if not trainer.strategy.broadcast(dear):  # by rank zero's clock
+                continue
+            self.probes.complete(probe)
+            monitors[0].say_once(
+                f"the probe holds {self.probes.size(probe)} examples, {len(probe.batches)} "
+                f"training batches, instead of {probe.samples}: a gradient of one takes "
+                f"{account.pace:.2g} s, and a run as short as this could not pay for more; for "
+                f"more pass a larger max_overhead than {account.budget.max_overhead}, or a probe "
+                f"of your own"
+            )
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""

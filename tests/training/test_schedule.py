@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -73,6 +74,8 @@ class Timed:
     """
 
     def __init__(self, monkeypatch, clock, costs, evaluation=0.0):
+        # What a measurement takes has nothing to do with what a step takes here.
+        monkeypatch.setattr(account, "_FEWEST_GRADIENTS", 0)
         step = Linear.training_step
 
         def slow(module, batch, batch_idx):
@@ -259,6 +262,48 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
     exact = HessianMonitor(max_overhead=None, **given)
     train(Linear, batches, [exact], tmp_path / "exact", max_epochs=1)
     assert exact.history[0]["hessian/hvps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "limits", "examples"),
+    [
+        (1000, [0.1], 100),  # 50 s, and ten gradients of five batches take as long
+        (60, [0.1], 40),  # two at least: the first one tells nothing
+        (60, [0.1, 1.0], 40),  # the smallest limit
+        (4000, [0.1], 400),
+        (10_000, [0.1], 520),  # 512 are wanted, of 20 at a time
+        (60, [0.1, None], 520),
+        (-1, [0.1], 520),  # nobody knows how long it will be
+    ],
+)
+def test_a_probe_is_no_larger_than_the_run_can_pay_for(
+    tmp_path, monkeypatch, clock, steps, limits, examples
+):
+    gradients = account._FEWEST_GRADIENTS
+    Timed(monkeypatch, clock, {})
+    monkeypatch.setattr(account, "_FEWEST_GRADIENTS", gradients)
+    monitors = [
+        SharpnessMonitor(max_overhead=limit, name=f"at{place}")
+        for place, limit in enumerate(limits)
+    ]
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 26
+
+    data = functools.partial(regression, 1040)
+    settings = {"max_epochs": -1, "max_steps": steps, "min_steps": 26}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(Linear, data, [*monitors, Stop()], tmp_path, **settings)
+    assert monitors[0].history[0]["probe_samples"] == examples
+    told = [str(w.message) for w in said if "the probe holds" in str(w.message)]
+    if examples == 520:
+        assert not told
+    else:
+        (message,) = told
+        assert f"holds {examples} examples, {examples // 20} training batches, " in message
+        assert "instead of 512" in message
 
 
 def test_what_a_short_run_pays_for_is_shared_by_all_eigenvalues(tmp_path, monkeypatch, clock):
