@@ -51,7 +51,8 @@ class GeneralizationMonitor(Monitor):
         probe: the training examples: a ``DataLoader``, a list of batches, one batch (a tuple, a
             dict), or a shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep of each kind, over all processes.
+        probe_samples: how many examples to keep of each kind, over all processes; fewer where
+            ``max_overhead`` of the whole run could not pay for them, which is said.
         probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: dropout masks fixed,
             BatchNorm on batch statistics.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;

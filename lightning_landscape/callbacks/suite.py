@@ -35,7 +35,8 @@ def landscape_callbacks(
         max_overhead: the share of the training time that all of them together may take;
             ``None``: the exact schedule, whatever it costs.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep, over all processes.
+        probe_samples: how many examples to keep, over all processes; of training batches fewer
+            where ``max_overhead`` of the whole run could not pay for them, which is said.
         probe_mode: ``"train"`` or ``"eval"``.
         loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.
