@@ -15,7 +15,7 @@ USES = choose_optimizer compare_architectures ensemble fine_tune label_noise war
 
 .PHONY: install demo check-demo check-browser report gallery examples $(USES) test coverage mutations \
 	lint check-environments docs check-docs bench \
-	bench-accuracy bench-overhead bench-memory bench-scale clean
+	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance clean
 
 install: $(VENV)/installed
 
@@ -115,6 +115,10 @@ bench-memory: install
 
 bench-scale: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.scale $(BENCH)
+
+# 5,000 steps with a measurement each: time, memory and files by thirds of the run; two minutes.
+bench-endurance: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.endurance $(BENCH)
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -110,10 +110,11 @@ def over_time() -> None:
         objective.loss_at(last.eigenvectors[0])
         if count % (MEASUREMENTS // 10) == 0:
             tensors = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-            print(f"{count:12d}  {_resident() / 1e6:12.1f} MB  {tensors:12d}", flush=True)
+            print(f"{count:12d}  {resident() / 1e6:12.1f} MB  {tensors:12d}", flush=True)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of the process in memory, as the operating system sees it."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 

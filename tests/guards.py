@@ -33,6 +33,7 @@ RANDOM = "training/random_state.py"
 ISOLATED = "training/isolation.py"
 SESSION = "training/session.py"
 ACCOUNT = "training/account.py"
+PUBLISHER = "training/publisher.py"
 HOOKS = "training/hooks.py"
 HESSIAN = "callbacks/hessian.py"
 EDGE_RATIO = "geometry/edge_ratio.py"
@@ -291,6 +292,20 @@ GUARDS = [
         "if monitor.max_overhead is None or self.of(monitor) <= left:",
         "if True:",
         f"{SCHEDULE} -k as_fine_as",
+    ),
+    Guard(
+        "a picture beside values waits until it is affordable",
+        PUBLISHER,
+        "if final or self._account.spares(piece.drawings):",
+        "if True:",
+        f"{SCHEDULE} -k beside_values_waits",
+    ),
+    Guard(
+        "what was put off comes out of what the last pictures may take",
+        SESSION,
+        "if monitor.draws:  # before what is left is shared out",
+        "if False:",
+        f"{SCHEDULE} -k leaves_what",
     ),
     Guard(
         "dear pictures of the whole run are left out",

@@ -100,7 +100,8 @@ class InterpolationMonitor(Monitor):
         - ``interpolation/<probe>_loss``: ``L(w_1)`` on another probe; ``<probe>_rise``:
           ``L(w_1) - L(w_0)`` there; ``<probe>_barrier``.
         - ``interpolation/distance/<block>``.
-        - ``interpolation/line``: an image, and an ``.npz`` beside the logs for each probe.
+        - ``interpolation/line``: an image, and an ``.npz`` beside the logs for each probe.  The
+          image where the budget has time left for it, and at the end of the fit.
         - ``interpolation/plane``: an image, with ``third``.
 
     Raises:

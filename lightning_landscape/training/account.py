@@ -79,11 +79,22 @@ class Account:
         if monitor.last_seconds is not None:
             return monitor.last_seconds
         forwards = monitor.forwards * self.of_a_forward(monitor.probe_in_use)
-        return forwards + self.of_drawing(monitor.pictures)
+        return forwards + self.of_drawing(monitor.pictures if monitor.draws else 0)
+
+    @property
+    def reserve(self) -> float:
+        """Seconds put aside for the pictures owed at the end."""
+        owed = [m for m in self.monitors if m.draws and m.max_overhead and not m.disabled]
+        # Not more than half: scalars come first.
+        return min(sum(self.of(m) for m in owed), 0.5 * self.budget.earned)
 
     def affords(self, drawings: float) -> bool:
         """Whether so many pictures can be afforded now."""
         return self.budget.affords(self.of_drawing(drawings))
+
+    def spares(self, drawings: float) -> bool:
+        """Whether they can be afforded beside those owed at the end."""
+        return self.budget.affords(self.reserve + self.of_drawing(drawings))
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -93,10 +104,7 @@ class Account:
         limited = [m for m in due if m.max_overhead is not None]
         # Scalars go together, or cheap ones would starve a dearer one for ever.
         scalars = [m for m in limited if not m.draws]
-        owed = [m for m in self.monitors if m.draws and m.max_overhead and not m.disabled]
-        # Put aside for those pictures, but not more than half: scalars come first.
-        reserve = min(sum(self.of(m) for m in owed), 0.5 * self.budget.earned)
-        cost = reserve + sum(self.of(m) for m in scalars)
+        cost = self.reserve + sum(self.of(m) for m in scalars)
         if not self.budget.affords(cost):
             return exact + [m for m in scalars if not m.measured]
         chosen = exact + scalars

@@ -73,7 +73,8 @@ class Monitor(Callback):
             after those that do not.  ``False`` where it does not.
         draws: pictures are what it is for: it is measured after the scalars, and at the end of the
             fit in any case.
-        pictures: how many it draws at each measurement, for the budget.
+        pictures: how many it draws at each measurement, for the budget.  Without ``draws`` they
+            wait until they are affordable, and the last is drawn in any case.
         needs_batch: it uses :meth:`Round.batch_objective`.
         needs_update: it uses :meth:`Round.last_update`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +26,7 @@ _ENGINES = {
 
 
 class Piece(NamedTuple):
-    """A picture or a file of the whole run, to be made if it can be afforded."""
+    """A picture, or a file of the whole run, to be made if it can be afforded."""
 
     monitor: Monitor
     name: str
@@ -44,6 +45,7 @@ class Publisher:
         self._layout_written = False
         self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
         self._notes: set[str] = set()  # why an engine was taken, as warned of
+        self._put_off: dict[str, Piece] = {}  # tag -> its last picture, not drawn yet
 
     def publish(
         self,
@@ -56,7 +58,15 @@ class Publisher:
     ) -> None:
         """Rows and scalars, listeners, text, files and pictures of one measurement.
 
-        ``samples``: examples in the callback's probe.  ``final``: training has ended.
+        The pictures of a callback that is there for scalars are put off, see :meth:`draw`.
+
+        Args:
+            pl_module: the module that trains.
+            monitor: whose measurement.
+            measured: what it found.
+            step: the label.
+            samples: examples in the callback's probe.
+            final: training has ended.
         """
         trainer = self._trainer
         if not monitor.measured:
@@ -79,7 +89,22 @@ class Publisher:
         monitor.last_measured_step = step
         self._write_layout()
         self._tell_engine(monitor, measured.facts, step)
+        if monitor.max_overhead is not None and not monitor.draws:
+            for tag, draw in measured.pictures.items():
+                write = partial(self._write, Measured(pictures={tag: draw}), step)
+                self._put_off[tag] = Piece(monitor, tag, 1.0, write)
+            measured = replace(measured, pictures={})
         self._write(measured, step)
+
+    def draw(self, final: bool = False) -> None:
+        """Draw what was put off, as far as it is affordable; at the end of the fit all of it."""
+        for tag, piece in list(self._put_off.items()):
+            if final or self._account.spares(piece.drawings):
+                begun = time.perf_counter()
+                self._put_off.pop(tag).make()
+                seconds = time.perf_counter() - begun
+                piece.monitor.seconds_spent += seconds
+                self._account.note("last pictures" if final else "later measurements", seconds)
 
     def _row(
         self,

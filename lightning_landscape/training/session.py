@@ -304,9 +304,12 @@ class Session:
             self.probes.complete_further(trainer, owing)
             last = [m for m in owing if ready(m) and m.last_measured_step != step]
             for number, monitor in enumerate(last if step > 0 and self.trains else ()):
+                if monitor.draws:  # before what is left is shared out
+                    self._publisher.draw(final=True)
                 allowance = self.account.allowance(monitor, len(last) - number)
                 monitor.settle_for(trainer.strategy.broadcast(allowance))
                 self._measure(trainer, pl_module, [monitor], step, final=True)
+            self._publisher.draw(final=True)
             self._look_back(pl_module, [m for m in self.monitors if m.measurements], step)
         self._close()
 
@@ -359,6 +362,7 @@ class Session:
             able = [m for m in self.monitors if not m.disabled and ready(m)]
             if able:
                 self._measure(trainer, pl_module, able, step, final=True)
+                self._publisher.draw(final=True)
 
     # -- a round -------------------------------------------------------------------------------
 
@@ -424,6 +428,7 @@ class Session:
         what = "last pictures" if final else "first values" if first else "later measurements"
         self.account.note(what, clock() - begun)
         if not final:
+            self._publisher.draw()
             self._look_back(pl_module, [m for m, _, _ in found if _worth_a_picture(m)], step, False)
 
     def _look_back(

@@ -10,7 +10,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor, Slice
+from lightning_landscape import (
+    HessianMonitor,
+    InterpolationMonitor,
+    LandscapeMonitor,
+    SharpnessMonitor,
+    Slice,
+)
 from lightning_landscape.training import account, probes, schedule, session
 from lightning_landscape.training.account import Account
 from lightning_landscape.training.probe import Probe
@@ -342,6 +348,9 @@ def test_the_first_price_comes_from_the_steps(clock):
     assert prices.of(monitor) == pytest.approx(2.5 + 0.25)
     monitor.last_seconds = 7.0  # and now the whole
     assert prices.of(monitor) == 7.0
+    line = InterpolationMonitor(resolution=5)  # its picture is drawn where there is time left
+    line.probe_in_use = monitor.probe_in_use
+    assert prices.of(line) == pytest.approx(0.5)
 
 
 def test_a_picture_is_not_begun_that_the_budget_cannot_pay(tmp_path, monkeypatch, clock, caplog):
@@ -424,6 +433,100 @@ def test_what_is_dear_of_the_whole_run_is_left_out(tmp_path, monkeypatch, clock,
     assert "left out: landscape-plane.gif" in closing_line(caplog)
     assert "landscape/film" not in closing_line(caplog)
     assert share_told(caplog) <= 0.05
+
+
+# -- pictures of callbacks that are there for values ----------------------------------------------
+
+
+@pytest.fixture
+def dear_pictures(monkeypatch, clock):
+    """Each takes 4 s of a clock that we turn, and that is known before."""
+    make = session.Publisher._make
+
+    def slow(publisher, measured, step):
+        clock.now += 4.0 * len(measured.pictures)
+        make(publisher, measured, step)
+
+    monkeypatch.setattr(session.Publisher, "_make", slow)
+    monkeypatch.setattr(account, "_DRAWING", 4.0)
+
+
+def made(folder, kind, suffix):
+    """Steps of the files ``<kind>-step00000120.<suffix>`` beside the logs."""
+    return sorted(int(path.stem[-8:]) for path in folder.glob(f"landscape/{kind}-step*.{suffix}"))
+
+
+def test_a_picture_beside_values_waits_until_it_is_affordable(
+    tmp_path, monkeypatch, clock, dear_pictures
+):
+    Timed(monkeypatch, clock, {InterpolationMonitor: 0.5})
+    monitor = InterpolationMonitor(every_n_train_steps=10, max_overhead=0.1)
+    train(Linear, regression, [monitor], tmp_path, max_epochs=100)  # 300 steps, 300 s
+    # The values do not wait for their pictures: they come where 0.1 * step >= spent + 0.5.
+    spent, values, drawn = 0.0, [], []
+    for step in range(3, 301, 10):
+        if values and 0.1 * step < spent + 0.5:
+            continue
+        values.append(step)
+        spent += 0.5
+        if 0.1 * step >= spent + 4.0:
+            drawn.append(step)
+            spent += 4.0
+    assert 2 <= len(drawn) < len(values) - 10
+    # All their numbers are there, and the last picture is.
+    assert [row["step"] for row in monitor.history] == [*values, 300]
+    assert made(tmp_path, "interpolation-line", "npz") == [*values, 300]
+    assert made(tmp_path, "interpolation-line", "png") == [*drawn, 300]
+
+
+def test_the_last_one_put_off_is_drawn_at_the_end(tmp_path, monkeypatch, clock, dear_pictures):
+    Timed(monkeypatch, clock, {HessianMonitor: 0.1})
+    monitor = HessianMonitor(every_n_train_steps=10, density_samples=2)
+    train(Linear, regression, [monitor], tmp_path, max_epochs=25)  # 75 s allow one of 3.75 s
+    assert made(tmp_path, "hessian-density", "npz") == [3, *range(13, 75, 10)]
+    assert made(tmp_path, "hessian-density", "png") == [73]
+
+
+def test_without_a_limit_every_picture_is_drawn(tmp_path, monkeypatch, clock, dear_pictures):
+    monitors = [
+        InterpolationMonitor(every_n_train_steps=10, max_overhead=None),
+        HessianMonitor(density_samples=2, every_n_train_steps=10, max_overhead=None),
+        SharpnessMonitor(),  # the budget is that of the others
+    ]
+    train(Linear, regression, monitors, tmp_path, max_epochs=10)
+    assert made(tmp_path, "interpolation-line", "png") == [3, 13, 23, 30]
+    assert made(tmp_path, "hessian-density", "png") == [3, 13, 23]
+
+
+def test_what_was_put_off_leaves_what_it_takes_out_of_the_last_picture(
+    tmp_path, monkeypatch, clock, dear_pictures, caplog
+):
+    # Of 12 s less 4 for the density four fifths are planned with, less 4 for drawing the plane, and
+    # less than .5 went before: 2.0 to 2.4 s at .06 a forward, for 25 points, not for 49.
+    Timed(monkeypatch, clock, {}, evaluation=0.02)
+    callbacks = [
+        HessianMonitor(every_n_train_steps=10**6, density_samples=2),
+        LandscapeMonitor(every_n_train_steps=10**6, line_resolution=0),
+    ]
+    train(Linear, regression, callbacks, tmp_path, max_epochs=80)
+    assert made(tmp_path, "hessian-density", "png") == [3]
+    (path,) = (tmp_path / "landscape").glob("landscape-plane-*.npz")
+    assert Slice.load(path).losses.shape == (5, 5)
+    assert share_told(caplog) <= 0.05
+
+
+def test_pictures_beside_values_leave_the_reserve_alone(clock):
+    monitor = LandscapeMonitor()
+    prices = Account([HessianMonitor(), monitor])
+    prices.budget.start()
+    prices.drawing, monitor.last_seconds = 1.0, 3.0
+    clock.now = 80.0  # 4 s
+    assert prices.affords(4.0)
+    assert prices.spares(2.0)  # half of them are put aside
+    assert not prices.spares(2.1)
+    clock.now = 160.0  # 8 s, 3 of them for the last picture
+    assert prices.spares(5.0)
+    assert not prices.spares(5.1)
 
 
 # -- where nothing is due -------------------------------------------------------------------------
