@@ -17,6 +17,7 @@ COMPARISON = "tests/test_comparison.py"
 COMPARISON_FIGURES = "tests/test_comparison_figures.py"
 CLIENTS = "tests/training/test_loggers.py"
 RESUME = "tests/integration/test_resume.py"
+SAFETY = "tests/test_safety.py"
 BAD_LOGGERS = "tests/training/test_failing_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 SCHEDULE = "tests/training/test_schedule.py"
@@ -1069,5 +1070,48 @@ GUARDS = [
         'return all(isinstance(value.get(part), str) for part in ("file", "hash"))',
         "return True",
         f"{BAD_RUNS} -k tells_wrongly",
+    ),
+    # -- files of strangers
+    Guard(
+        "a kept probe is not unpickled",
+        PROBE,
+        "rows = torch.load(path, weights_only=True",
+        "rows = torch.load(path, weights_only=False",
+        f"{SAFETY} -k resumed",
+    ),
+    Guard(
+        "a kept reference is not unpickled",
+        "callbacks/reference.py",
+        "weights_only=True",
+        "weights_only=False",
+        f"{SAFETY} -k resumed",
+    ),
+    Guard(
+        "weights that are given are not unpickled",
+        "callbacks/between.py",
+        'cpu", weights_only=True)',
+        'cpu", weights_only=False)',
+        f"{SAFETY} -k given",
+    ),
+    Guard(
+        "a slice is not unpickled",
+        "geometry/slices.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
+    ),
+    Guard(
+        "a density is not unpickled",
+        "geometry/spectrum.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
+    ),
+    Guard(
+        "an archive in a report is not unpickled",
+        "report/run.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
     ),
 ]
