@@ -16,6 +16,9 @@ REPORT = "tests/test_report.py"
 COMPARISON = "tests/test_comparison.py"
 COMPARISON_FIGURES = "tests/test_comparison_figures.py"
 CLIENTS = "tests/training/test_loggers.py"
+RESUME = "tests/integration/test_resume.py"
+SAFETY = "tests/test_safety.py"
+BAD_LOGGERS = "tests/training/test_failing_loggers.py"
 MEASURING = "tests/callbacks/test_measuring.py"
 SCHEDULE = "tests/training/test_schedule.py"
 IDLE = "tests/training/test_hooks.py"
@@ -60,6 +63,7 @@ FILMSTRIP = "figures/filmstrip.py"
 PAIRWISE = "figures/comparison.py"
 RECORDS = "training/records.py"
 LOGGERS = "training/loggers.py"
+PUBLISHER = "training/publisher.py"
 LOSS = "geometry/objective.py"
 BATCHES = "geometry/batches.py"
 REDUCTION = "geometry/reduction.py"
@@ -547,9 +551,37 @@ GUARDS = [
     Guard(
         "one folder for each run",
         LOGGERS,
-        "(name, version) if part",
-        "(name, version) if False",
+        "(name, version) if p)",
+        "(name, version) if False)",
         f"{CLIENTS} -k wandb",
+    ),
+    Guard(
+        "a folder of a run that leads out of its save directory",
+        LOGGERS,
+        "    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(save_dir)):",
+        "    if False:",
+        f"{BAD_LOGGERS} -k stay",
+    ),
+    Guard(
+        "each failing logger is told of once",
+        RECORDS,
+        'whose=f"logger {index}"',
+        'whose=f"{action} {index}"',
+        f"{BAD_LOGGERS} -k two_good",
+    ),
+    Guard(
+        "a logger that writes into an image spoils it for no other",
+        RECORDS,
+        "image.copy()",
+        "image",
+        f"{BAD_LOGGERS} -k two_good",
+    ),
+    Guard(
+        "a logger that draws random numbers",
+        PUBLISHER,
+        "    @undrawn()",
+        "    #",
+        f"{BAD_LOGGERS} -k Meddles",
     ),
     Guard(
         "a prefix in a regular expression",
@@ -1036,9 +1068,30 @@ GUARDS = [
     Guard(
         "a file that cannot be written is told once, not at each step",
         RECORDS,
-        'known = re.sub(r"\\d+", "#", what)',
-        "known = what",
+        'whose or re.sub(r"\\d+", "#", what)',
+        "whose or what",
         f"{BAD_RUNS} -k cannot_be_written",
+    ),
+    Guard(
+        "a probe in the place of one that was given up is kept",
+        "training/monitor.py",
+        "if probe.captured and not kept.names(probe):",
+        "if probe.captured and not self.measured:",
+        f"{RESUME} -k kept_in_its_turn",
+    ),
+    Guard(
+        "what a probe that was given up lay in is no file of the new one",
+        PROBE,
+        "self.closed, self.file = [], False, False, None",
+        "self.closed = [], False, False",
+        "tests/training/test_altered.py -k lacks",
+    ),
+    Guard(
+        "where a kept probe was found is told on",
+        "training/kept.py",
+        'self.told is not None and self.told["file"] == thing.file',
+        "self.told is not None",
+        f"{RESUME} -k moved",
     ),
     Guard(
         "what a checkpoint tells wrongly of a probe",
@@ -1046,5 +1099,48 @@ GUARDS = [
         'return all(isinstance(value.get(part), str) for part in ("file", "hash"))',
         "return True",
         f"{BAD_RUNS} -k tells_wrongly",
+    ),
+    # -- files of strangers
+    Guard(
+        "a kept probe is not unpickled",
+        PROBE,
+        "rows = torch.load(path, weights_only=True",
+        "rows = torch.load(path, weights_only=False",
+        f"{SAFETY} -k resumed",
+    ),
+    Guard(
+        "a kept reference is not unpickled",
+        "callbacks/reference.py",
+        "weights_only=True",
+        "weights_only=False",
+        f"{SAFETY} -k resumed",
+    ),
+    Guard(
+        "weights that are given are not unpickled",
+        "callbacks/between.py",
+        'cpu", weights_only=True)',
+        'cpu", weights_only=False)',
+        f"{SAFETY} -k given",
+    ),
+    Guard(
+        "a slice is not unpickled",
+        "geometry/slices.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
+    ),
+    Guard(
+        "a density is not unpickled",
+        "geometry/spectrum.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
+    ),
+    Guard(
+        "an archive in a report is not unpickled",
+        "report/run.py",
+        "np.load(path, allow_pickle=False)",
+        "np.load(path, allow_pickle=True)",
+        f"{SAFETY} -k archives",
     ),
 ]

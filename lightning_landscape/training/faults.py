@@ -15,7 +15,8 @@ from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
 
-_GEOMETRY = Path(__file__).parents[1] / "geometry"
+# Where a TypeError or a ValueError is about an argument, and says what to pass.
+_SPEAKING = {Path(__file__).parents[1] / part for part in ("geometry", "callbacks")}
 
 # After this many faults in a row a callback stops measuring; the run never stops for them.
 _FAULTS_ALLOWED = 3
@@ -58,8 +59,9 @@ def _remedy(monitor: Monitor, error: Exception) -> str:
     if out_of_memory(error):
         return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
     place = traceback.extract_tb(error.__traceback__)
-    if "expected" in str(error) and place and _GEOMETRY in Path(place[-1].filename).parents:
-        return ""  # an argument that does not fit, and the message says what to pass
+    folders = Path(place[-1].filename).parents if place else ()
+    if isinstance(error, (TypeError, ValueError)) and not _SPEAKING.isdisjoint(folders):
+        return ""
     source = monitor.probe_in_use.source if monitor.probe_in_use is not None else None
     if isinstance(source, list) and any(isinstance(item, Tensor) for item in source):
         # What a DataLoader yields for pairs is such a list.

@@ -61,6 +61,10 @@ class Kept:
         """For a checkpoint."""
         return None if self.told is None else dict(self.told)
 
+    def names(self, thing: Storable) -> bool:
+        """Whether checkpoints tell where it lies: not of one that was moved, or is new."""
+        return self.told is not None and self.told["file"] == thing.file
+
     def write_as(self, name: str, thing: Storable, recorder: Recorder) -> None:
         """Write it beside the logs under ``name``, once."""
         if thing.file is None:
@@ -78,7 +82,7 @@ class Kept:
         if trainer.ckpt_path:
             places += [above / path.parent.name for above in Path(trainer.ckpt_path).parents[:3]]
         to_device = partial(move_data_to_device, device=trainer.strategy.root_device)
-        problem = "its file is missing"
+        problem = ""  # in the first place where there is a file
         for place in places:
             if not (place / name).is_file():
                 continue
@@ -86,15 +90,15 @@ class Kept:
                 _check_sums(place / name)
                 thing.restore(place / name, to_device)
             except Exception as error:  # a damaged file raises any of a dozen types
-                problem = f"its file cannot be read ({why_unreadable(error)})"
+                problem = problem or f"its file cannot be read ({why_unreadable(error)})"
                 continue
             if trainer.global_rank == 0 and thing.fingerprint() != self.told["hash"]:
-                problem = "its file holds other data"
+                problem = problem or "its file holds other data"
                 thing.forget()
                 continue
             thing.file = str(place / name)
             return ""
-        return f"{problem} (looked for {name})"
+        return f"{problem or 'its file is missing'} (looked for {name})"
 
 
 def _check_sums(path: Path) -> None:

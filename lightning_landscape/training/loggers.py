@@ -7,10 +7,13 @@ Whatever a client raises is for the caller to catch, and what it returns is not 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning.utilities import rank_zero_warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,20 +66,44 @@ def prefix_of(logger: Any) -> str:
     return f"{prefix}{joint}" if isinstance(prefix, str) and prefix and joint else ""
 
 
-def folder_of(logger: Any, directory: str) -> Path:
-    """Where the files of this logger's run lie, if its save directory is ``directory``.
+def folder_of(logger: Any, otherwise: str) -> Path:
+    """Where the files of this logger's run lie; ``otherwise`` where it has no save directory.
 
-    TensorBoard and CSV make a folder for each run; for others this is ``<name>/<version>``, where
-    Lightning's ``ModelCheckpoint`` writes too.  Two W&B runs in one directory would otherwise mix,
-    and MLflow would take our folder for an experiment of its own.
+    TensorBoard and CSV make a folder for each run; for others this is ``<name>/<version>`` in the
+    save directory, where Lightning's ``ModelCheckpoint`` writes too.  Two W&B runs in one directory
+    would otherwise mix, and MLflow would take our folder for an experiment of its own.
+
+    What leads out of the save directory is not followed, and a logger that fails is no reason to
+    fail: the files go to the last place that is known then, which is said.
     """
-    path = Path(directory)
-    if _kind(logger) in ("TensorBoardLogger", "CSVLogger") or logger.save_dir is None:
-        return path
-    name, version = logger.name, logger.version
+    folder = Path(otherwise)
+    try:
+        if _kind(logger) in ("TensorBoardLogger", "CSVLogger"):
+            return Path(logger.log_dir)
+        save_dir = getattr(logger, "save_dir", None)
+        if not isinstance(save_dir, (str, Path)):
+            return folder
+        folder = Path(save_dir)
+        return _inside(folder, logger.name, logger.version)
+    except Exception as error:  # whatever a logger raises
+        rank_zero_warn(
+            f"{type(logger).__name__} does not tell the folder of its run "
+            f"({type(error).__name__}: {error}); history.jsonl and landscape/ go to {str(folder)!r}"
+        )
+        return folder
+
+
+def _inside(save_dir: Path, name: Any, version: Any) -> Path:
     if isinstance(version, int):
         version = f"version_{version}"
-    return path.joinpath(*(str(part) for part in (name, version) if part))
+    # An absolute part replaces all before it.
+    path = Path(os.path.normpath(save_dir.joinpath(*(str(p) for p in (name, version) if p))))
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(save_dir)):
+        raise ValueError(
+            f"name={name!r} and version={version!r} lead out of save_dir={str(save_dir)!r}; "
+            f"expected names of folders in it"
+        )
+    return path
 
 
 # -- TensorBoard ------------------------------------------------------------------------------

@@ -335,11 +335,14 @@ class Monitor(Callback):
         return [(self.probe_in_use, self._kept_probe)]
 
     def keep_probes(self, recorder: Recorder, trainer: Trainer) -> None:
-        """Write captured probes beside the logs, once: a resumed run goes on with them."""
+        """Write captured probes beside the logs, once: a resumed run goes on with them.
+
+        At the first measurement; after a resume that gave one up, at the first on the new one.
+        """
         if getattr(trainer, "fast_dev_run", False):
             return
         for probe, kept in self.kept_probes:
-            if probe.captured:
+            if probe.captured and not kept.names(probe):
                 kept.write(probe, recorder, trainer)
 
     def restore_probe(

@@ -104,7 +104,7 @@ class Probe:
 
     def forget(self) -> None:
         """Start again without batches."""
-        self.batches, self.complete, self.closed = [], False, False
+        self.batches, self.complete, self.closed, self.file = [], False, False, None
 
     def fingerprint(self) -> str:
         """A hash of all tensors in the batches."""
@@ -151,6 +151,8 @@ def check_source(said: str, argument: str, source: Any) -> None:
         "expected a DataLoader, a list of batches, one batch (a tuple or a dict of tensors, as "
         "training_step takes it), or a Probe"
     )
+    if isinstance(source, str):
+        words += "; in a LightningCLI, the path of a function annotated -> DataLoader or -> Probe"
     if isinstance(source, list) and not source:
         raise ValueError(f"{quoted(said, argument, source)}: it holds no batch; {words}")
     refused = (*_NO_DATA, Dataset, *((Probe,) if said == "Probe" else ()))

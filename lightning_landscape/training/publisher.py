@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_landscape.training.history import launched_by_another_process
+from lightning_landscape.training.random_state import undrawn
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured
 
@@ -47,6 +48,7 @@ class Publisher:
         self._notes: set[str] = set()  # why an engine was taken, as warned of
         self._put_off: dict[str, Piece] = {}  # tag -> its last picture, not drawn yet
 
+    @undrawn()  # a logger, or a picture of a callback of the user's own, may draw random numbers
     def publish(
         self,
         pl_module: LightningModule,
@@ -69,9 +71,8 @@ class Publisher:
             final: training has ended.
         """
         trainer = self._trainer
-        if not monitor.measured:
-            keep = partial(monitor.keep_probes, self.recorder, trainer)
-            self.recorder.guarded("the probe", keep)
+        keep = partial(monitor.keep_probes, self.recorder, trainer)
+        self.recorder.guarded("the probe", keep)
         # Values of the weights before the step have their own label, and so their own row.
         rows = []
         for values, label in ((measured.before, step - 1), (measured.values, step)):

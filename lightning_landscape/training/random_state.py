@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -24,6 +26,16 @@ class RandomState:
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """The states are as before when this ends, whatever was drawn inside."""
+    state = RandomState()
+    try:
+        yield
+    finally:
+        state.restore()
 
 
 def seed_everything(seed: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from lightning_landscape.training.loggers import (
     show_text,
     writer_of,
 )
+from lightning_landscape.training.random_state import undrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ class Recorder:
         shown: list[str] = []
 
         def add(logger: Any) -> None:
-            if show_image(logger, tag, image, step):
+            if show_image(logger, tag, image.copy(), step):  # it may write into it
                 shown.append(tag)
 
         self._each_logger(add)
@@ -180,38 +181,45 @@ class Recorder:
             )
 
     def _each_logger(self, action: Callable[[Any], object]) -> None:
-        for logger in self._trainer.loggers:
-            self.guarded(type(logger).__name__, lambda logger=logger: action(logger))  # type: ignore[misc]
+        kinds = [type(logger).__name__ for logger in self._trainer.loggers]
+        for index, (kind, logger) in enumerate(zip(kinds, self._trainer.loggers, strict=True)):
+            named = kind if kinds.count(kind) == 1 else f"{kind}, trainer.loggers[{index}],"
+            self.guarded(named, partial(action, logger), whose=f"logger {index}")
 
-    def guarded(self, what: str, act: Callable[[], object], done: str = "written") -> None:
-        """``act()``; a fault is told once for each kind of ``what``, and never leaves here."""
+    def guarded(
+        self, what: str, act: Callable[[], object], done: str = "written", whose: str = ""
+    ) -> None:
+        """``act()``; a fault never leaves here, and is told once for ``whose`` or for ``what``."""
         try:
             act()
         except Exception as error:  # whatever a logger or a disk raises: the run goes on
-            known = re.sub(r"\d+", "#", what)  # the same file of another step is no news
+            # The same file of another step is no news.
+            known = whose or re.sub(r"\d+", "#", what)
             if known not in self._complaints:
                 self._complaints.add(known)
                 remedy = "; make room, or give the logger a directory that can be written"
                 warnings.warn(
                     f"{what} could not be {done} ({type(error).__name__}: {error})"
-                    f"{remedy if isinstance(error, OSError) else ''}; training and measuring go on",
+                    f"{remedy if _of_the_disk(error) else ''}; training and measuring go on",
                     stacklevel=2,
                 )
 
 
+def _of_the_disk(error: Exception) -> bool:
+    """Not of the network, whose errors are OSErrors too: without a number, or of these kinds."""
+    network = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and not network and (error.errno or 0) > 0
+
+
 def _log_dir(trainer: Trainer) -> Path:
     """The folder of this run, the same on every process."""
-    directory = trainer.log_dir
-    if not isinstance(directory, str):
-        directory = trainer.default_root_dir
     if not trainer.loggers:
-        return Path(directory)
-    own = directory
+        return Path(trainer.log_dir or trainer.default_root_dir)
+    folder = ""
     if trainer.is_global_zero:
-        # A logger that does not know the name of its run is no reason to fail.
-        with contextlib.suppress(Exception):
-            own = str(folder_of(trainer.loggers[0], directory))
-    return Path(trainer.strategy.broadcast(own))
+        with undrawn():  # a logger may choose the name of its run only now
+            folder = str(folder_of(trainer.loggers[0], trainer.default_root_dir))
+    return Path(trainer.strategy.broadcast(folder))
 
 
 def _prefixed_charts(

@@ -31,6 +31,7 @@ from lightning_landscape.training.probe import Probe, ProbeBatch, batch_size, cl
 from lightning_landscape.training.probes import Probes, ready
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.publisher import Publisher
+from lightning_landscape.training.random_state import undrawn
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured, Round
 
@@ -431,6 +432,7 @@ class Session:
             self._publisher.draw()
             self._look_back(pl_module, [m for m, _, _ in found if _worth_a_picture(m)], step, False)
 
+    @undrawn()
     def _look_back(
         self,
         pl_module: LightningModule,

@@ -81,6 +81,7 @@ ROWS = [
     ),
     wrong(ALL, "max_overhead", ("5%", "0.05", True, [0.05]), TypeError, "expected a share of the "),
     wrong(ALL, "probe", (*NO_DATA, Datamodule()), TypeError, DATA),
+    wrong(ALL, "probe", ("data.train",), TypeError, "a LightningCLI, .* -> DataLoader or -> Probe"),
     wrong(ALL, "probe", ([],), ValueError, f"it holds no batch; {DATA}"),
     wrong(ALL, "probe", ([None], ["a"], [1, 2, 3], [BATCH, 1]), TypeError, "its item .*Loader"),
     wrong(ALL, "probe_samples", (*COUNTS, None), ValueError, "expected an integer >= 1"),

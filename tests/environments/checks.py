@@ -168,12 +168,16 @@ def check_one_callback_without_a_list(pl: Any, folder: Path) -> None:
         assert monitor.history, monitor
 
 
-def check_logs(pl: Any, folder: Path) -> None:
-    """Scalars and images in TensorBoard's files, scalars in a CSV, rows beside them."""
+def check_logs(pl: Any, folder: Path, loggers: Any = None) -> None:
+    """Scalars and images in TensorBoard's files, scalars in a CSV, rows beside them.
+
+    ``loggers``: this package's; else a module with the same two.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = pl.loggers.TensorBoardLogger(str(folder), name="logs")
-    table = pl.loggers.CSVLogger(str(folder), name="table")
+    loggers = loggers or pl.loggers
+    board = loggers.TensorBoardLogger(str(folder), name="logs")
+    table = loggers.CSVLogger(str(folder), name="table")
     monitors = every_callback()
     fit(pl, monitors, folder, logger=[board, table])
     events = EventAccumulator(board.log_dir, size_guidance={"images": 0})

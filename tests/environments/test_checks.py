@@ -22,6 +22,12 @@ def test_environment(check, package, tmp_path):
     check(package, tmp_path)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_loggers_of_the_other_package(name, tmp_path):
+    package, other = (pytest.importorskip(each) for each in sorted(NAMES, key=name.__ne__))
+    checks.check_logs(package, tmp_path, other.loggers)
+
+
 def test_both_packages_measure_the_same(tmp_path):
     for name in NAMES:
         pytest.importorskip(name)

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 LIMIT = 120.0  # seconds; a process that waits for ever is killed then
 
@@ -29,13 +29,18 @@ def on_two(work: Callable[[int], Any], limit: float = LIMIT) -> list[Any]:
     """
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Where the two meet stays open in this process, as under torchrun: of a port that is closed, to
+    # be opened by one of them, another test might have made its own.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def body(rank: int) -> None:
         os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
+            TORCHELASTIC_RESTART_COUNT="0",
+            LOCAL_RANK=str(rank),
+            NODE_RANK="0",
         )
         torch.set_num_threads(1)
         try:

@@ -24,11 +24,13 @@ import lightning_landscape.figures
 from lightning_landscape import (
     HessianMonitor,
     LandscapeMonitor,
+    Objective,
     SharpnessEarlyStopping,
     SharpnessMonitor,
     Slice,
 )
 from lightning_landscape.training import module_state, probe, records, session
+from lightning_landscape.training.faults import count_fault
 from lightning_landscape.training.history import read_history
 from tests.runs import MemoryLogger, differences, train
 from tests.small import Linear, regression
@@ -204,6 +206,27 @@ def test_the_run_is_bitwise_the_same(without, tmp_path, module, reason, remedy, 
         assert all(reason in m and remedy in m for m in ours)
         assert "training goes on, and so does measuring" in ours[1]
         assert "it failed 3 times in a row and measures no more; training goes on" in ours[2]
+
+
+def _refuses(words):
+    raise ValueError(words)
+
+
+@pytest.mark.parametrize(
+    ("raises", "advised"),
+    [
+        # Our own say what to pass, in whatever words.
+        (lambda: Objective(lambda: 0, {"w": nn.Parameter(torch.ones(1) * 1j)}), False),
+        (lambda: SharpnessEarlyStopping("hessian/edge", 1.0, stop_when="below"), False),
+        (lambda: _refuses("expected another batch"), True),
+    ],
+)
+def test_advice_where_the_fault_gives_none(raises, advised):
+    with pytest.raises((TypeError, ValueError), match="") as caught:
+        raises()
+    with pytest.warns() as told:
+        count_fault(HessianMonitor(), caught.value, rank=0)
+    assert (GENERAL in str(told[0].message)) == advised
 
 
 def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):

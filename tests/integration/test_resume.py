@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,10 @@ def resume(checkpoint, resumed, root, make_module=Network, data=regression, **se
         accelerator="cpu",
         logger=False,
         callbacks=resumed,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(root),
-        **{"max_epochs": 6, **settings},
+        **{"max_epochs": 6, "enable_checkpointing": False, **settings},
     )
     trainer.fit(make_module(), data(), ckpt_path=checkpoint)
     return trainer
@@ -168,9 +169,71 @@ def test_an_altered_probe_is_noticed(runs, tmp_path):
             resume(begun / "checkpoints" / "last.ckpt", callbacks(), tmp_path)
         path.write_bytes(b"garbage")
         with pytest.warns(match="its file cannot be read"):
-            resume(begun / "checkpoints" / "last.ckpt", callbacks(), tmp_path)
+            resume(begun / "checkpoints" / "last.ckpt", callbacks(), tmp_path / "apart")
     finally:
         path.write_bytes(content)
+
+
+def probe_told(checkpoint):
+    """Where the checkpoint says that each callback's probe lies, and their one hash."""
+    states = torch.load(checkpoint, weights_only=True)["callbacks"]
+    told = [state["probe"] for state in states.values() if state.get("probe")]
+    assert len(told) == 3
+    (digest,) = {each["hash"] for each in told}
+    return [Path(each["file"]) for each in told], digest
+
+
+@pytest.mark.parametrize("damage", ["deleted", "other data"])
+def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
+    """The checkpoint after the new series has begun names its probe, and resumes it."""
+    _, _, _, (_, begun, _) = runs
+    shutil.copytree(begun, tmp_path / "a")
+    first = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    for state in first["callbacks"].values():
+        if "probe" in state:
+            state["probe"]["file"] = str(tmp_path / "a/landscape/probe-40-rank0.pt")
+    torch.save(first, tmp_path / "first.ckpt")
+    path = tmp_path / "a" / "landscape" / "probe-40-rank0.pt"
+    if damage == "deleted":
+        path.unlink()
+    else:  # in whose place the new one is written
+        rows = torch.load(path, weights_only=True)
+        rows[0]["batch"][0][0, 0] += 1.0
+        torch.save(rows, path)
+    second = callbacks()
+    saver = ModelCheckpoint(tmp_path, filename="second", monitor=None)
+    with pytest.warns(match="a new series starts on a new probe"):
+        resume(
+            tmp_path / "first.ckpt", [*second, saver], tmp_path / "a", max_epochs=5,
+            enable_checkpointing=True,
+        )  # fmt: skip
+    files, digest = probe_told(tmp_path / "second.ckpt")
+    assert files == [path] * 3
+    assert digest == second[0].probe_in_use.fingerprint()
+    third = callbacks()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*(new series|could not be)")
+        resume(tmp_path / "second.ckpt", third, tmp_path / "c", max_epochs=7)
+    assert third[0].probe_in_use.fingerprint() == digest
+    assert all(len(m.history) >= 1 for m in third[:3])
+
+
+def test_a_probe_that_was_moved_is_told_of_where_it_is(runs, tmp_path):
+    """Found beside the checkpoint; the next checkpoint may lie anywhere."""
+    _, _, _, (_, begun, _) = runs
+    moved = tmp_path / "moved"
+    shutil.copytree(begun, moved)
+    saver = ModelCheckpoint(tmp_path, filename="second", monitor=None)
+    hidden = begun.rename(begun.with_name("hidden"))
+    try:
+        resume(
+            moved / "checkpoints/last.ckpt", [*callbacks(), saver], tmp_path / "b", max_epochs=5,
+            enable_checkpointing=True,
+        )  # fmt: skip
+    finally:
+        hidden.rename(begun)
+    files, _ = probe_told(tmp_path / "second.ckpt")
+    assert files == [moved / "landscape" / "probe-40-rank0.pt"] * 3
 
 
 # -- in the middle of an epoch, and after a kill --------------------------------------------------

@@ -209,6 +209,29 @@ def test_foreign_probe_files(content, tmp_path):
     assert not found.complete
 
 
+def test_a_probe_that_another_process_lacks_is_kept_anew(tmp_path):
+    """This process has read its share, in vain: what it captures next lies in its own file."""
+    path, probe = tmp_path / "a" / "probe-4-rank0.pt", Probe(samples=4)
+    path.parent.mkdir()
+    probe.offer((torch.arange(4.0),), 0, lambda _: 4)
+    probe.save(path)
+    read, problem = read_back(tmp_path, {"file": str(path), "hash": probe.fingerprint()})
+    assert (problem, read.file) == ("", str(path))
+    monitor, kept = HessianMonitor(), KeptProbe("training")
+    with pytest.warns(match="another process has none; a new series starts"):
+        monitor.give_up_probe(read, kept, "another process has none")
+    read.offer((torch.arange(4.0) + 1,), 0, lambda _: 4)
+    folder = tmp_path / "b"
+    folder.mkdir()
+    recorder = types.SimpleNamespace(folder=folder, share=lambda name, save: save(folder / name))
+    kept.write(read, recorder, types.SimpleNamespace(global_rank=0))
+    assert kept.names(read)
+    again, problem = read_back(folder, kept.told)
+    assert problem == ""
+    assert torch.equal(again.batches[0].batch[0], torch.arange(4.0) + 1)
+    assert Path(again.file).parent == folder
+
+
 # -- the states in checkpoints ---------------------------------------------------------------------
 
 

@@ -1,0 +1,254 @@
+"""Loggers written by users, of every bad kind: the run ends as without us, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_landscape import HessianMonitor, LandscapeMonitor, read_history
+from lightning_landscape.training.loggers import folder_of
+from tests.runs import MemoryLogger, differences, train
+from tests.small import Linear, regression
+
+FEW = {"every_n_train_steps": 4, "max_overhead": None, "probe_samples": 20}
+KEYS = ("hessian/top_eigenvalue", "hessian/edge_ratio")
+
+
+class Network(Linear):
+    """With dropout: a random number that is drawn besides shows in the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 1))
+
+
+class Keeps(MemoryLogger):
+    """Takes images too."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def log_image(self, key, images, step=None):
+        self.images += [(key, step, image.copy()) for image in images]
+
+
+class Offline(MemoryLogger):
+    def log_metrics(self, metrics, step=None):
+        raise ConnectionError("no route")
+
+
+class RefusesSlashes(MemoryLogger):
+    def log_metrics(self, metrics, step=None):
+        for name in metrics:
+            if "/" in name:
+                raise ValueError(f"{name!r} is no name")
+        super().log_metrics(metrics, step)
+
+
+class OtherImages(MemoryLogger):
+    def log_image(self, picture):
+        raise AssertionError("not reached")
+
+
+class LosesItsClient(MemoryLogger):
+    """As the run begins, when Lightning looks, it is there."""
+
+    @property
+    def experiment(self):
+        if self.rows:
+            raise RuntimeError("timed out")
+
+
+class Nameless(MemoryLogger):
+    save_dir = "."
+
+    @property
+    def version(self):
+        raise NotImplementedError("a cloud")
+
+
+class Plain:
+    """Of no class of Lightning's, and with no more than Lightning calls."""
+
+    name, version, save_dir = "plain", None, None
+    log_hyperparams = log_graph = save = finalize = lambda *_: None
+
+    def __init__(self):
+        self.rows = []
+
+    values = MemoryLogger.values
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+class Meddles(Keeps):
+    """Draws random numbers, and changes what it is given."""
+
+    @property
+    def version(self):
+        return f"{random.random()}"
+
+    def draw(self):
+        return random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+
+    def log_metrics(self, metrics, step=None):
+        self.draw()
+        super().log_metrics(metrics, step)
+        metrics.clear()
+
+    def log_image(self, key, images, step=None):
+        self.draw()
+        super().log_image(key, images, step)
+        for image in images:
+            image[:] = 0
+
+
+# Each with what is said of it.
+BAD = {
+    Offline: "Offline could not be written (ConnectionError: no route); training",
+    RefusesSlashes: "RefusesSlashes could not be written (ValueError: 'hessian/",
+    OtherImages: "OtherImages could not be written (TypeError: ",
+    LosesItsClient: "LosesItsClient could not be written (RuntimeError: timed out); training",
+    Nameless: "Nameless does not tell the folder of its run (NotImplementedError: a cloud); ",
+    Plain: "",
+    Meddles: "",
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return train(Network, regression, (), tmp_path_factory.mktemp("plain"), max_epochs=3).state
+
+
+def run(plain, folder, loggers):
+    """``(the callbacks, our warnings)`` of nine steps that end as without them."""
+    monitors = [HessianMonitor(**FEW), LandscapeMonitor(resolution=2, line_resolution=0, **FEW)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = train(Network, regression, monitors, folder, logger=loggers, max_epochs=3)
+    assert differences(plain, found.state) == []
+    assert [[row["step"] for row in m.history] for m in monitors] == [[1, 5, 9]] * 2
+    assert all(m.failed == 0 for m in monitors)
+    (file,) = folder.rglob("history.jsonl")
+    rows = read_history(file)
+    for monitor in monitors:
+        assert [row for row in rows if row["monitor"] == monitor.prefix] == monitor.history
+    told = [str(w.message) for w in caught]
+    return monitors, [m for m in told if "could not be" in m or "does not tell" in m]
+
+
+def has_all(logger, monitor):
+    expected = [[(row["step"], row[key]) for row in monitor.history] for key in KEYS]
+    assert [logger.values(key) for key in KEYS] == expected
+
+
+def pictures(logger):
+    return [(key, step) for key, step, _ in logger.images if key == "landscape/plane"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_alone(kind, plain, tmp_path):
+    logger = kind()
+    (monitor, _), told = run(plain, tmp_path, logger)
+    assert [message[: len(BAD[kind])] for message in told] == [BAD[kind]] * bool(BAD[kind])
+    if kind not in (Offline, RefusesSlashes):
+        has_all(logger, monitor)
+    kept = sorted(p.name for p in tmp_path.rglob("landscape-plane-step*.png"))
+    assert len(kept) == (0 if kind is Meddles else 3)
+
+
+def test_all_of_them_between_two_good_ones(plain, tmp_path):
+    """The second good one gets, after all of the bad, just what the first got."""
+    first, *bad, last = (kind() for kind in (Keeps, *BAD, Offline, Keeps))
+    (monitor, _), told = run(plain, tmp_path, [first, *bad, last])
+    for logger in (first, last):
+        has_all(logger, monitor)
+        assert pictures(logger) == [("landscape/plane", step) for step in (1, 5, 9)]
+    assert differences(first.rows, last.rows) == []
+    assert differences(first.images, last.images) == []
+    assert min(image.std() for _, _, image in last.images) > 10  # not blank
+    # Once each, and which of two alike it was; the folder is only asked of the first.
+    said = {words for kind, words in BAD.items() if words and kind not in (Offline, Nameless)}
+    both = [f"Offline, trainer.loggers[{i}], could not be written" for i in (1, len(BAD) + 1)]
+    assert len(told) == len(said) + 2
+    for words in (*said, *both):
+        assert sum(message.startswith(words) for message in told) == 1, words
+
+
+def test_a_slow_one_is_charged(plain, tmp_path):
+    class Slow(MemoryLogger):
+        def log_metrics(self, metrics, step=None):
+            time.sleep(0.2)
+            super().log_metrics(metrics, step)
+
+    monitor = HessianMonitor(every_n_train_steps=1, probe_samples=20, max_overhead=0.05)
+    logger = Slow()
+    found = train(Network, regression, [monitor], tmp_path, logger=logger, max_epochs=3)
+    assert differences(plain, found.state) == []
+    # Four seconds of training would have to pay for the first.
+    assert logger.values(KEYS[0]) == [(1, monitor.history[0][KEYS[0]])]
+    assert monitor.skipped == 8
+    assert monitor.seconds_spent >= 0.2
+
+
+# -- the folder of the run -------------------------------------------------------------------------
+
+
+class Named(MemoryLogger):
+    def __init__(self, save_dir, name, version):
+        super().__init__()
+        self._parts = save_dir, name, version
+
+    save_dir = property(lambda self: self._parts[0])
+    name = property(lambda self: self._parts[1])
+    version = property(lambda self: self._parts[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "place"),
+    [
+        ("..", "0", None),
+        ("a", "../../b", None),
+        ("/elsewhere", 3, None),
+        ("a", "/elsewhere", None),
+        ("a/../b", "../c", "c"),
+        ("a/b", 3, "a/b/version_3"),
+        ("a", None, "a"),
+        ("..name", "..", "."),
+    ],
+)
+def test_files_stay_in_the_save_directory(name, version, place, tmp_path):
+    for save_dir in (tmp_path / "logs", str(tmp_path / "logs"), "logs", ".", ""):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            folder = folder_of(Named(save_dir, name, version), "otherwise")
+        within = tmp_path / save_dir
+        assert (tmp_path / folder).resolve() == within.joinpath(place or ".").resolve()
+        told = [str(w.message) for w in caught]
+        assert len(told) == (place is None)
+        for message in told:
+            assert re.search(f"name='{name}' and version='.*' lead out of save_dir='", message)
+
+
+def test_an_absolute_name_in_the_save_directory(tmp_path):
+    assert folder_of(Named(tmp_path, str(tmp_path / "a"), 1), "") == tmp_path / "a" / "version_1"
+
+
+def test_a_run_whose_logger_leads_out(plain, tmp_path):
+    run(plain, tmp_path / "logs", Named(tmp_path / "logs", "../..", "x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    assert (tmp_path / "logs" / "history.jsonl").is_file()
