@@ -1,14 +1,27 @@
-"""Tables that tests fill, row by row, printed at the end: also of rows that other workers found."""
+"""Runs that no clock decides about; and tables that tests fill, row by row, printed at the end."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from lightning_landscape.training import account
+
 # Title -> rows, each a dict from column to cell.
 TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
 _TITLES = ("zoo", "one process against two", "wrong uses")
+
+
+@pytest.fixture(autouse=True)
+def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run counts as long enough to pay for 512 examples and for the solver's products.
+
+    How large a probe is would otherwise depend on what else the machine does.
+    """
+    if request.node.get_closest_marker("short_runs") is None:
+        monkeypatch.setattr(account, "_SHORT_RUN", math.inf)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -80,8 +80,6 @@ class Timed:
     """
 
     def __init__(self, monkeypatch, clock, costs, evaluation=0.0):
-        # What a measurement takes has nothing to do with what a step takes here.
-        monkeypatch.setattr(account, "_FEWEST_GRADIENTS", 0)
         step = Linear.training_step
 
         def slow(module, batch, batch_idx):
@@ -162,6 +160,7 @@ def share_told(caplog):
 # -- values that the whole run cannot pay for ------------------------------------------------------
 
 
+@pytest.mark.short_runs
 @pytest.mark.parametrize(
     ("limit", "ahead", "spent", "seconds"),
     [
@@ -238,6 +237,7 @@ def test_nobody_knows_how_long_it_will_be(tmp_path):
     assert seen == [float("inf")]
 
 
+@pytest.mark.short_runs
 def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, clock):
     # An evaluation takes 1 s.  Of 10 % of 215 s half may be borrowed, 3 s pass before the solver
     # begins, and a product is taken to be 2.5 gradients: that makes three.  Without the limit five
@@ -270,6 +270,7 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
     assert exact.history[0]["hessian/hvps"] == 5
 
 
+@pytest.mark.short_runs
 @pytest.mark.parametrize(
     ("steps", "limits", "examples"),
     [
@@ -285,9 +286,7 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
 def test_a_probe_is_no_larger_than_the_run_can_pay_for(
     tmp_path, monkeypatch, clock, steps, limits, examples
 ):
-    gradients = account._FEWEST_GRADIENTS
     Timed(monkeypatch, clock, {})
-    monkeypatch.setattr(account, "_FEWEST_GRADIENTS", gradients)
     monitors = [
         SharpnessMonitor(max_overhead=limit, name=f"at{place}")
         for place, limit in enumerate(limits)
@@ -312,6 +311,7 @@ def test_a_probe_is_no_larger_than_the_run_can_pay_for(
         assert "instead of 512" in message
 
 
+@pytest.mark.short_runs
 def test_what_a_short_run_pays_for_is_shared_by_all_eigenvalues(tmp_path, monkeypatch, clock):
     # As above, of half the time: 20 products, for ten samples of the trace and three problems.
     Timed(monkeypatch, clock, {}, evaluation=1.0)
