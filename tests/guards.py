@@ -284,6 +284,20 @@ GUARDS = [
         f"{SCHEDULE} -k shared_by_all",
     ),
     Guard(
+        "a probe is no larger than the run can pay for",
+        SESSION,
+        "if not trainer.strategy.broadcast(dear):",
+        "if True:",
+        f"{SCHEDULE} -k no_larger_than",
+    ),
+    Guard(
+        "an exact schedule keeps its whole probe",
+        SESSION,
+        "if any(m.max_overhead is None for m in monitors):",
+        "if False:",
+        f"{SCHEDULE} -k no_larger_than",
+    ),
+    Guard(
         "no picture is begun that cannot be paid",
         ACCOUNT,
         "monitor.draws and self.budget.affords(cost + self.of(monitor))",
@@ -431,6 +445,13 @@ GUARDS = [
         MEMORY,
         "if free is None or self.bytes_per_example is None:",
         "if free is None:\n            return True\n        if self.bytes_per_example is None:",
+        GRAPHS,
+    ),
+    Guard(
+        "the gradients of kept graphs count",
+        MEMORY,
+        "+ graphs * self.bytes_per_graph",
+        "",
         GRAPHS,
     ),
     Guard(
@@ -1011,7 +1032,7 @@ GUARDS = [
     Guard(
         "the residual of the ratio, with one step size for all",
         EDGE_RATIO,
-        "uniform * float(plain.residuals[0]) / 2",
+        "step * float(plain.residuals[0]) / 2",
         "uniform * float(plain.residuals[0])",
         "tests/geometry/test_edge_ratio.py -k residual",
     ),
