@@ -285,14 +285,14 @@ GUARDS = [
     ),
     Guard(
         "a probe is no larger than the run can pay for",
-        SESSION,
+        PROBES,
         "if not trainer.strategy.broadcast(dear):",
         "if True:",
         f"{SCHEDULE} -k no_larger_than",
     ),
     Guard(
         "an exact schedule keeps its whole probe",
-        SESSION,
+        PROBES,
         "if any(m.max_overhead is None for m in monitors):",
         "if False:",
         f"{SCHEDULE} -k no_larger_than",
@@ -1033,7 +1033,7 @@ GUARDS = [
         "the residual of the ratio, with one step size for all",
         EDGE_RATIO,
         "step * float(plain.residuals[0]) / 2",
-        "uniform * float(plain.residuals[0])",
+        "step * float(plain.residuals[0])",
         "tests/geometry/test_edge_ratio.py -k residual",
     ),
     Guard(

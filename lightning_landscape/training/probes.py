@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from lightning_landscape.geometry.faults import OtherRankError
 from lightning_landscape.training.probe import Probe
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.schedule import batches_ahead
 
 if TYPE_CHECKING:
+    from lightning_landscape.training.account import Account
     from lightning_landscape.training.monitor import Monitor
 
 
@@ -110,6 +113,27 @@ class Probes:
             # Complete everywhere or nowhere: a process may have dropped all it had.
             having = self._processes.total(bool(probe.batches))
             probe.complete = having == self._processes.count
+
+    def end_dear_capture(self, trainer: Trainer, account: Account) -> None:
+        """A probe is complete before it has all its examples, where the run cannot pay for more."""
+        ahead = batches_ahead(trainer)
+        if account.batches < 2 or not math.isfinite(ahead):
+            return
+        for probe in self.captured():
+            monitors = [m for m in self._monitors if m.probe_in_use is probe and not m.disabled]
+            if any(m.max_overhead is None for m in monitors):
+                continue
+            dear = not account.pays_for(len(probe.batches) + 1, ahead)
+            if not trainer.strategy.broadcast(dear):  # by rank zero's clock
+                continue
+            self.complete(probe)
+            monitors[0].say_once(
+                f"the probe holds {self.size(probe)} examples, {len(probe.batches)} training "
+                f"batches, instead of {probe.samples}: a gradient of one takes "
+                f"{account.pace:.2g} s, and a run as short as this could not pay for more; for "
+                f"more pass a larger max_overhead than {account.budget.max_overhead}, or a probe "
+                f"of your own"
+            )
 
     def complete_further(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
         """Whether what callbacks captured themselves is all there: for all processes alike.

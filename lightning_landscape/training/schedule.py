@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from pytorch_lightning import Trainer
+
 
 class Schedule:
     """Due when the probe is complete, then every so many optimizer steps or epochs.
@@ -31,6 +33,18 @@ class Schedule:
         if step >= self.next_step:
             return True
         return bool(self.every_n_epochs and epoch_ends and (epoch + 1) % self.every_n_epochs == 0)
+
+
+def batches_ahead(trainer: Trainer) -> float:
+    """Training batches still to come, as far as the Trainer's limits tell."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    by_epochs = by_steps = math.inf
+    if epochs > 0:
+        by_epochs = epochs * trainer.num_training_batches - trainer.fit_loop.total_batch_idx - 1
+    if steps > 0:  # the step of every optimizer counts
+        left = (steps - trainer.global_step) / max(len(trainer.optimizers), 1)
+        by_steps = left * trainer.accumulate_grad_batches
+    return min(by_epochs, by_steps)
 
 
 class Budget:

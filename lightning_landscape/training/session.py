@@ -34,6 +34,7 @@ from lightning_landscape.training.publisher import Publisher
 from lightning_landscape.training.random_state import undrawn
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.schedule import batches_ahead
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor
@@ -267,28 +268,7 @@ class Session:
         if trainer.is_last_batch:
             self.probes.complete()
         else:
-            self._end_dear_capture(trainer)
-
-    def _end_dear_capture(self, trainer: Trainer) -> None:
-        """A probe is complete before it has all its examples, where the run cannot pay for more."""
-        ahead, account = _batches_ahead(trainer), self.account
-        if account.batches < 2 or not math.isfinite(ahead):
-            return
-        for probe in self.probes.captured():
-            monitors = [m for m in self.monitors if m.probe_in_use is probe and not m.disabled]
-            if any(m.max_overhead is None for m in monitors):
-                continue
-            dear = not account.pays_for(len(probe.batches) + 1, ahead)
-            if not trainer.strategy.broadcast(dear):  # by rank zero's clock
-                continue
-            self.probes.complete(probe)
-            monitors[0].say_once(
-                f"the probe holds {self.probes.size(probe)} examples, {len(probe.batches)} "
-                f"training batches, instead of {probe.samples}: a gradient of one takes "
-                f"{account.pace:.2g} s, and a run as short as this could not pay for more; for "
-                f"more pass a larger max_overhead than {account.budget.max_overhead}, or a probe "
-                f"of your own"
-            )
+            self.probes.end_dear_capture(trainer, self.account)
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """The capture ends here at the latest."""
@@ -376,7 +356,7 @@ class Session:
                 self._time_a_forward(trainer, pl_module, due[0], step)
         # Rank zero holds the clock; the others follow, or they would wait for one another.
         names = [m.prefix for m in self.account.affordable(due)]
-        seconds = self.account.seconds_for_values(_batches_ahead(trainer))
+        seconds = self.account.seconds_for_values(batches_ahead(trainer))
         names, seconds = trainer.strategy.broadcast((names, seconds))
         self.values_until = time.perf_counter() + seconds
         chosen = [m for m in due if m.prefix in names]  # scalars before pictures
@@ -526,18 +506,6 @@ class Session:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()
-
-
-def _batches_ahead(trainer: Trainer) -> float:
-    """Training batches still to come, as far as the Trainer's limits tell."""
-    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-    by_epochs = by_steps = math.inf
-    if epochs > 0:
-        by_epochs = epochs * trainer.num_training_batches - trainer.fit_loop.total_batch_idx - 1
-    if steps > 0:  # the step of every optimizer counts
-        left = (steps - trainer.global_step) / max(len(trainer.optimizers), 1)
-        by_steps = left * trainer.accumulate_grad_batches
-    return min(by_epochs, by_steps)
 
 
 def _worth_a_picture(monitor: Monitor) -> bool:

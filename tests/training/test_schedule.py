@@ -218,7 +218,7 @@ def test_batches_ahead(tmp_path, kind, settings, ahead):
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            seen.append(session._batches_ahead(trainer))
+            seen.append(schedule.batches_ahead(trainer))
 
     train(kind, regression, [Look()], tmp_path, **settings)
     assert seen[0] == ahead
@@ -230,7 +230,7 @@ def test_nobody_knows_how_long_it_will_be(tmp_path):
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            seen.append(session._batches_ahead(trainer))
+            seen.append(schedule.batches_ahead(trainer))
             trainer.should_stop = True
 
     train(Linear, regression, [Look()], tmp_path, max_epochs=-1, max_steps=-1)
