@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
 
+_Point = TypeVar("_Point")
 LossFn = Callable[[], Tensor]
 Term = tuple[float, LossFn]
 Cut = Callable[[int, int], Sequence[Term]]
@@ -70,6 +72,21 @@ class Batches:
         """The loss, ``(1,)``.  Cost: one forward."""
         self.forwards += 1
         return self._sum_of_losses(self._pieces)
+
+    def losses_at(self, points: Sequence[_Point], move_to: Callable[[_Point], None]) -> Tensor:
+        """The loss at each point, one after the other.  Cost: one forward each."""
+        found = []
+        for point in points:
+            move_to(point)
+            if len(self._pieces) > 1:
+                found.append(self.loss())
+                continue
+            # Of one batch all is added up at the end: with a small network each kernel counts.
+            self.forwards += 1
+            found.append(checked(self._forward(self._pieces[0][1])).detach())
+        if len(self._pieces) > 1:
+            return torch.cat(found)
+        return torch.stack(found).to(self.device, self.sum_dtype).mul_(self._pieces[0][0])
 
     def losses(self) -> list[float]:
         """The loss of each batch.  Cost: one forward."""

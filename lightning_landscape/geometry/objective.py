@@ -209,12 +209,8 @@ class Objective:
         moves = [self._pieces(direction) for direction in directions]
 
         def local() -> Tensor:
-            losses = []
             with self._displaceable() as move_to, self._local.evaluations():
-                for point in points:
-                    move_to(moves, point)
-                    losses.append(self._local.loss())
-            return torch.cat(losses)
+                return self._local.losses_at(points, partial(move_to, moves))
 
         return self._mean(local, len(points), self._local.sum_dtype)
 
