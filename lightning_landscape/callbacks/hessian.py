@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from lightning_landscape.geometry.blocks import block_eigenvalues, members
 from lightning_landscape.geometry.checks import (
@@ -22,13 +23,13 @@ from lightning_landscape.geometry.checks import (
     check_number,
 )
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio, shared_step
-from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.eigen import COLD_PRODUCTS, EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.sharpness import curvature_along
 from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import hessian_trace
-from lightning_landscape.geometry.vectors import norm
+from lightning_landscape.geometry.vectors import Vector, norm
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.namespaces import package_of
@@ -269,9 +270,8 @@ class HessianMonitor(Monitor):
         objective = this_round.objective(self)
         self._stay_within_budget(this_round, objective)
         before, started = objective.hvps, this_round.clock()
-        result = this_round.top_eigenvalues(
-            self, self.k, init=self._start("top", objective), **self._settings
-        )
+        start = self._start("top", objective) or self._gradient(objective)
+        result = this_round.top_eigenvalues(self, self.k, init=start, **self._settings)
         self._keep("top", result)
         measured = Measured()
         values = measured.values
@@ -415,9 +415,10 @@ class HessianMonitor(Monitor):
     def _ratio(
         self, problem: str, objective: Objective, edge: StabilityEdge, plain: EigenResult
     ) -> EdgeRatio:
-        found = edge_ratio(
-            objective, edge, plain, init=self._start(problem, objective), **self._settings
-        )
+        start: Vector | EigenResult | None = self._start(problem, objective)
+        if start is None and (gradient := self._gradient(objective)) is not None:
+            start = {name: g * edge.scale[name] ** 0.5 for name, g in gradient.items()}
+        found = edge_ratio(objective, edge, plain, init=start, **self._settings)
         if found.solved is not None:
             self._keep(problem, found.solved)
         return found
@@ -473,6 +474,13 @@ class HessianMonitor(Monitor):
         """The last result, unless the trained parameters have changed (one was frozen, say)."""
         last = self._last.get(problem)
         return last if last is not None and last.fits(objective.params) else None
+
+    def _gradient(self, objective: Objective) -> dict[str, Tensor] | None:
+        """Where a few products must do: it holds more of the top eigenvectors than chance does."""
+        if self._settings["max_hvps"] >= min(COLD_PRODUCTS, self.max_hvps):
+            return None
+        gradient = objective.gradient()
+        return gradient if 0.0 < norm(gradient) < math.inf else None
 
     def forget(self) -> None:
         """Start the solvers afresh: after a fault processes may hold different results."""

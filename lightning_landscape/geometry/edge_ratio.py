@@ -34,7 +34,7 @@ def edge_ratio(
     edge: StabilityEdge,
     plain: EigenResult,
     *,
-    init: EigenResult | None = None,
+    init: Vector | EigenResult | None = None,
     method: Literal["lanczos", "power"] = "lanczos",
     tol: float = 1e-2,
     max_hvps: int = 50,
@@ -46,7 +46,7 @@ def edge_ratio(
         objective: the loss, or anything with ``params`` and ``hvp``.
         edge: what :func:`stability_edge` found for these parameters; others do not matter.
         plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
-        init: the last ``solved``, for a warm start.
+        init: the last ``solved``, for a warm start; or a vector.
         method: as in :func:`top_eigenvalues`, like ``tol``, ``max_hvps`` and ``rtol``.
 
     Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.

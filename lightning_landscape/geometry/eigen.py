@@ -31,7 +31,7 @@ _EXTRA_VECTORS = 1
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
-_COLD_PRODUCTS = 8
+COLD_PRODUCTS = 8
 
 # A warm start whose first residual is above this share of its value has gone cold in part: between
 # two far measurements another eigenvalue may have risen that it knows nothing of.
@@ -67,7 +67,8 @@ class EigenResult:
             distance of theta.  (It does not say that it is the largest one.)
         hvps: products with ``H`` that were made.
         converged: every residual is at most ``tol`` times the largest ``|Ritz value|`` seen; with
-            ``rtol`` also where the estimated errors are below it.
+            ``rtol`` also where the estimated errors are below it.  Not from a random start before
+            8 products: the top one may not have come up yet.
         subspace: the next Ritz vectors, kept for a warm start (``init=result``).
         asymmetry: the largest ``|u'Hv - v'Hu|`` seen over pairs of unit vectors, relative to the
             largest ``|Ritz value|``.  Beyond rounding the second derivative is wrong somewhere:
@@ -219,7 +220,7 @@ def _lanczos(
     large as its residual allows, and needs the product only where it is hardly known.
     """
     space = Space(matvec, starts[0] if starts else random_start(0), max_basis)
-    fewest = 0 if starts else _COLD_PRODUCTS
+    fewest = 0 if starts else COLD_PRODUCTS
     runner_up_due = len(starts) > k
     pending = list(starts[:max_products])
     attempts, converged, trusted = 0, False, -1  # products after which an estimate is trusted
@@ -238,7 +239,10 @@ def _lanczos(
             seen = len(lengths) > k and float(lengths[k]) <= _KNOWN * scale
             by_error = exact and seen
             converged = by_residual or by_error
-            if space.products >= max_products or len(space) >= space.size:
+            if len(space) >= space.size:
+                break
+            if space.products >= max_products:
+                converged = converged and space.products >= fewest
                 break
             chosen = k if exact and not seen else int(lengths[:k].argmax())
             if converged and space.products >= fewest:
@@ -300,7 +304,7 @@ def _power(
             attempt += 1
             vector = orthonormal(random_start(k + attempt), previous)
         defect, stalled, last_length, wrong_end = float("inf"), 0, 0.0, False
-        fewest = 0 if index < len(starts) else products + _COLD_PRODUCTS
+        fewest = 0 if index < len(starts) else products + COLD_PRODUCTS
         budget = max_products - (k - 1 - index)  # at least one product for each that follows
         while products < budget:
             image = matvec(vector)
@@ -322,7 +326,7 @@ def _power(
             if value < 0.0 and (near or stalled >= 5) and shift < magnitude:
                 # A negative eigenvalue has the largest magnitude: lift all above zero.  This vector
                 # has next to nothing left of the wanted one.
-                shift, fewest = magnitude, products + _COLD_PRODUCTS
+                shift, fewest = magnitude, products + COLD_PRODUCTS
                 fresh = orthonormal(random_start(k + products), previous)
                 vector, defect = (vector if fresh is None else fresh), float("inf")
                 stalled, wrong_end = 0, True

@@ -20,6 +20,7 @@ from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.kernels import plain_kernels
 from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.vectors import Vector
 from lightning_landscape.training.isolation import Isolation
 from lightning_landscape.training.joining import NotJoinable
 from lightning_landscape.training.losses import (
@@ -371,7 +372,7 @@ class Round:
         tol: float = 1e-2,
         max_hvps: int = 50,
         rtol: float = 0.0,
-        init: EigenResult | None = None,
+        init: Vector | EigenResult | None = None,
     ) -> EigenResult:
         """At least ``k`` eigenvalues; another callback's of this round if it asked for the same.
 

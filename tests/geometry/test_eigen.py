@@ -671,3 +671,18 @@ def test_an_operator_that_is_not_symmetric_shows():
 
     assert top_eigenvalues(Operator(matrix)).asymmetry < 1e-12
     assert top_eigenvalues(Operator(broken)).asymmetry > 0.1
+
+
+def test_a_random_start_has_not_converged_after_a_few_products():
+    """One that holds next to nothing of the top eigenvector: its neighbour has no residual."""
+    w = Parameter(torch.zeros(2000, dtype=F64))
+    spectrum = torch.full((2000,), -1.0, dtype=F64)
+    spectrum[7] = 1e-3
+    objective = Objective(lambda: (spectrum * w**2).sum() / 2, {"w": w}, check_deterministic=False)
+    few = top_eigenvalues(objective, tol=0.2, max_hvps=1)
+    assert float(few.eigenvalues[0]) < -0.9  # so it is no upper end
+    assert float(few.residuals[0]) <= 0.2  # and yet close to an eigenvalue
+    assert not few.converged
+    warm = top_eigenvalues(objective, tol=0.2, max_hvps=1, init={"w": spectrum.clamp(min=0.0)})
+    assert float(warm.eigenvalues[0]) == pytest.approx(1e-3)
+    assert warm.converged

@@ -263,7 +263,7 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
         assert row["converged"]
         assert row["hessian/top_eigenvalue"] == pytest.approx(float(spectrum[-1]), rel=1e-5)
     long = HessianMonitor(max_overhead=0.1, **given)
-    train(Linear, batches, [long], tmp_path / "long", max_epochs=320)
+    train(Linear, batches, [long], tmp_path / "long", max_epochs=480)
     assert long.history[0]["hessian/hvps"] == 5
     exact = HessianMonitor(max_overhead=None, **given)
     train(Linear, batches, [exact], tmp_path / "exact", max_epochs=1)
@@ -309,6 +309,38 @@ def test_a_probe_is_no_larger_than_the_run_can_pay_for(
         (message,) = told
         assert f"holds {examples} examples, {examples // 20} training batches, " in message
         assert "instead of 512" in message
+
+
+@pytest.mark.short_runs
+def test_few_products_start_from_the_gradient(tmp_path, clock):
+    """From a random start three of them do not see one eigenvalue of 3 among 4000 up to 1."""
+    spectrum = torch.linspace(-1.0, 1.0, 4000)
+    spectrum[0] = 3.0
+
+    class Bowl(Linear):
+        def __init__(self):
+            super().__init__(lr=1e-9)
+            self.layer = torch.nn.ParameterList([torch.ones(4000)])
+
+        def training_step(self, batch, batch_idx):
+            clock.now += 1.0
+            return (spectrum * self.layer[0] ** 2).sum() / 2
+
+    monitor = HessianMonitor(max_overhead=0.1, probe=(torch.ones(20, 1),))
+    train(Bowl, functools.partial(regression, batch_size=60), [monitor], tmp_path, max_epochs=230)
+    first = monitor.history[0]
+    assert first["hessian/hvps"] == 3
+
+    def best_of_three(v):  # the largest Ritz value of the Krylov space
+        h = spectrum.double()
+        basis = torch.linalg.qr(torch.stack([v, h * v, h**2 * v], 1)).Q
+        return float(torch.linalg.eigvalsh(basis.T @ (h[:, None] * basis)).max())
+
+    chance = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert best_of_three(chance) < 2.0
+    expected = best_of_three(spectrum.double())  # the gradient at weights of one
+    assert expected > 2.6
+    assert first["hessian/top_eigenvalue"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.short_runs
