@@ -127,6 +127,8 @@ class Probes:
             if not trainer.strategy.broadcast(dear):  # by rank zero's clock
                 continue
             self.complete(probe)
+            if not probe.complete:  # a process has dropped all it had
+                continue
             monitors[0].say_once(
                 f"the probe holds {self.size(probe)} examples, {len(probe.batches)} training "
                 f"batches, instead of {probe.samples}: a gradient of one takes "

@@ -97,6 +97,7 @@ class Publisher:
             measured = replace(measured, pictures={})
         self._write(measured, step)
 
+    @undrawn()
     def draw(self, final: bool = False) -> None:
         """Draw what was put off, as far as it is affordable; at the end of the fit all of it."""
         for tag, piece in list(self._put_off.items()):

@@ -189,6 +189,22 @@ def test_all_of_them_between_two_good_ones(plain, tmp_path):
         assert sum(message.startswith(words) for message in told) == 1, words
 
 
+def test_one_that_draws_random_numbers_for_an_image_that_was_put_off(plain, tmp_path):
+    """Under a limit, here one that is never reached, images of scalar callbacks come later."""
+
+    class DrawsForImages(Keeps):
+        def log_image(self, key, images, step=None):
+            torch.rand(1)
+            super().log_image(key, images, step)
+
+    logger = DrawsForImages()
+    monitor = HessianMonitor(**{**FEW, "max_overhead": 1e9}, density_samples=2)
+    found = train(Network, regression, [monitor], tmp_path, logger=logger, max_epochs=3)
+    assert differences(plain, found.state) == []
+    drawn = [step for key, step, _ in logger.images if key == "hessian/density"]
+    assert drawn == [1, 5, 9]  # and not at the end only
+
+
 def test_a_slow_one_is_charged(plain, tmp_path):
     class Slow(MemoryLogger):
         def log_metrics(self, metrics, step=None):
