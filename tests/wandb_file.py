@@ -21,13 +21,13 @@ def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
 
     deadline = time.monotonic() + patience
     while True:
-        records = [messages.Record.FromString(data) for data in _records(path.read_bytes())]
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
+        read = [messages.Record.FromString(data) for data in records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in read):
             break
-        assert time.monotonic() < deadline, f"{path} has no end, {len(records)} records"
+        assert time.monotonic() < deadline, f"{path} has no end, {len(read)} records"
         time.sleep(0.2)
     found = []
-    for record in records:
+    for record in read:
         if record.WhichOneof("record_type") == "history":
             found.append(
                 {
@@ -38,8 +38,11 @@ def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
     return found
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """LevelDB's log format: records cut into pieces that do not cross blocks."""
+def records(data: bytes) -> Iterator[bytes]:
+    """LevelDB's log format: records cut into pieces that do not cross blocks.
+
+    The last piece is left out where not all of it is written yet.
+    """
     at, pieces = _FILE_HEADER, b""
     while at + _HEADER <= len(data):
         if (room := _BLOCK - at % _BLOCK) < _HEADER:
@@ -47,6 +50,8 @@ def _records(data: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
         at += _HEADER
+        if at + length > len(data):
+            return
         pieces += data[at : at + length]
         at += length
         if kind in (1, 4):  # the whole of a record, or its last piece

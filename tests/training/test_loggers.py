@@ -71,6 +71,12 @@ def test_wandb(tmp_path, wandb):
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
     rows = wandb_file.rows(file)
+    # What is still being written is read as far as it goes.
+    data = file.read_bytes()
+    all_records = list(wandb_file.records(data))
+    for end in range(0, len(data), 97):
+        begun = list(wandb_file.records(data[:end]))
+        assert begun == all_records[: len(begun)]
     # W&B drops what would go back in its own count; nothing did.
     assert [row["_step"] for row in rows] == list(range(len(rows)))
     for callback, key in ((callbacks[0], "hessian/edge_ratio"), (callbacks[1], "sharpness/sam")):
