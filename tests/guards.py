@@ -12,6 +12,7 @@ FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
 GRAPHS = "tests/geometry/test_memory.py"
 KERNELS = "tests/geometry/test_kernels.py"
+SECONDS = "tests/geometry/test_second_derivatives.py"
 REPORT = "tests/test_report.py"
 COMPARISON = "tests/test_comparison.py"
 COMPARISON_FIGURES = "tests/test_comparison_figures.py"
@@ -72,6 +73,8 @@ MEANS = "training/means.py"
 OFFLINE = "measure/offline.py"
 SAVED = "measure/checkpoint.py"
 PLAIN = "geometry/kernels.py"
+OPERATION = "geometry/operation.py"
+NORMS = "geometry/normalization.py"
 
 
 GUARDS = [
@@ -414,14 +417,14 @@ GUARDS = [
     Guard(
         "weight norm in plain operations",
         PLAIN,
-        '            _exchange(stack, place, "_weight_norm", _weight_norm)',
+        '            exchange(stack, place, "_weight_norm", _weight_norm)',
         "            pass",
         f"{OBJECTIVE} -k weight_norm",
     ),
     Guard(
         "checkpoints that do not re-enter autograd",
         PLAIN,
-        '        _exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)\n',
+        '        exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)\n',
         "",
         KERNELS,
     ),
@@ -438,6 +441,70 @@ GUARDS = [
         " | saved_dtypes(self._pieces[0][1])",
         "",
         KERNELS,
+    ),
+    # -- second derivatives that are written out
+    Guard(
+        "those of a loss are used",
+        BATCHES,
+        "stack.enter_context(written_out()) if create_graph else None",
+        "None",
+        f"{SECONDS} -k writes_less",
+    ),
+    Guard(
+        "a gradient penalty's are torch's",
+        OPERATION,
+        "elif ctx.inside_loss():",
+        "elif False:",
+        f"{SECONDS} -k penalty",
+    ),
+    Guard(
+        "and do not run through the gradient that arrives",
+        OPERATION,
+        "x.view_as(x) for x",
+        "x for x",
+        f"{SECONDS} -k penalty",
+    ),
+    Guard(
+        "the statistics depend on the data",
+        NORMS,
+        "mean = x.mean(inside, keepdim=True)",
+        "mean = x.mean(inside, keepdim=True).detach()",
+        f"{SECONDS} -k penalty",
+    ),
+    Guard(
+        "a checkpoint's second evaluation is like its first",
+        BATCHES,
+        "plain_kernels(self.cudnn), written_out():",
+        "plain_kernels(self.cudnn):",
+        f"{SECONDS} -k checkpoint",
+    ),
+    Guard(
+        "no third derivative of what was written out",
+        OPERATION,
+        "        if torch.is_grad_enabled():\n            raise",
+        "        if False:\n            raise",
+        f"{SECONDS} -k third",
+    ),
+    Guard(
+        "autocast is torch's to do",
+        OPERATION,
+        "        and not torch.is_autocast_enabled(first.device.type)\n",
+        "",
+        f"{SECONDS} -k stands_for",
+    ),
+    Guard(
+        "torch.func is torch's to do",
+        OPERATION,
+        "        and not torch._C._are_functorch_transforms_active()\n",
+        "",
+        f"{SECONDS} -k torch_func",
+    ),
+    Guard(
+        "forward mode is torch's to do",
+        OPERATION,
+        "        and forward_ad._current_level < 0\n",
+        "",
+        f"{SECONDS} -k stands_for",
     ),
     # -- memory
     Guard(
@@ -607,7 +674,7 @@ GUARDS = [
     Guard(
         "a logger that draws random numbers",
         PUBLISHER,
-        "    @undrawn()",
+        "    @undrawn()  #",
         "    #",
         f"{BAD_LOGGERS} -k Meddles",
     ),

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
 from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
+from lightning_landscape.geometry.second_derivatives import written_out
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
 
 _Point = TypeVar("_Point")
@@ -334,8 +335,13 @@ class Batches:
                 return fn()
 
     def _differentiate(self, fn: LossFn, create_graph: bool) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad(), plain_kernels(self.cudnn):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(plain_kernels(self.cudnn))
+            progress = stack.enter_context(written_out()) if create_graph else None
             loss = _differentiable(fn())
+            if progress is not None:
+                progress.is_there = True
             with refusing_double_backward() if create_graph else contextlib.nullcontext():
                 gradient = torch.autograd.grad(
                     loss,
@@ -359,7 +365,8 @@ class Batches:
         ]
         if not curved:
             return ()
-        with refusing_double_backward():
+        # An activation checkpoint evaluates its part again, and has to find what it found before.
+        with refusing_double_backward(), plain_kernels(self.cudnn), written_out():
             return torch.autograd.grad(
                 [g for g, _ in curved],
                 self.params,

@@ -36,9 +36,9 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
         mha.set_fastpath_enabled(False)
         # The fused weight norm's second derivative takes the norms for constants, silently.
         for place in _WEIGHT_NORM_PLACES:
-            _exchange(stack, place, "_weight_norm", _weight_norm)
+            exchange(stack, place, "_weight_norm", _weight_norm)
         # A re-entrant checkpoint refuses torch.autograd.grad, with or without a second derivative.
-        _exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)
+        exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)
         if not cudnn:
             flags = torch.backends.cudnn
             stack.enter_context(
@@ -73,7 +73,8 @@ def saved_dtypes(compute: Callable[[], object]) -> set[torch.dtype]:
     return found
 
 
-def _exchange(stack: contextlib.ExitStack, place: Any, name: str, stand_in: object) -> None:
+def exchange(stack: contextlib.ExitStack, place: Any, name: str, stand_in: object) -> None:
+    """``place.name`` is ``stand_in`` until the stack ends."""
     stack.callback(setattr, place, name, getattr(place, name))
     setattr(place, name, stand_in)
 

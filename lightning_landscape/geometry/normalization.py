@@ -1,0 +1,298 @@
+"""Batch, instance and layer norm, twice differentiated in few passes; three times, rightly.
+
+All have ``y = w xhat + b`` with ``xhat = r (x - mean)``, ``r = (var + eps)^-1/2`` over some group
+of entries.  With ``<>`` the mean over a group, ``P u = u - <u> - xhat <u xhat>`` and a gradient
+``g`` that arrives, the gradients are ``G = r P(w g)`` by ``x``, ``sum g xhat`` by ``w`` and
+``sum g`` by ``b``.  Their products with cotangents ``c, c_w, c_b`` have the derivatives
+
+    by g:  w r P c + c_w xhat + c_b
+    by w:  sum g r P c
+    by x:  r P(c_w g) - r <c xhat> G - r <w g xhat> r P c - r <c G> xhat
+
+and each ``r P u`` is what torch's kernel of the first derivative makes of ``u``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.geometry.operation import Found, Inputs, Operation, Tensors, serves
+
+_aten = torch.ops.aten
+
+
+class BatchNorm(Operation):
+    """A group is one channel over all examples, so ``w`` is one number per group.
+
+    In eval mode mean and variance are given, and ``P`` is the identity.
+    """
+
+    def __init__(
+        self,
+        running: tuple[Tensor | None, Tensor | None],
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> None:
+        self._running, self._training = running, training
+        self._momentum, self._eps = momentum, eps
+        self._mean = self._r = torch.empty(0)
+
+    def value(self, inputs: Inputs) -> Tensor:
+        """``y``; in train mode the running statistics move, as they do with torch's own."""
+        x, weight, bias = inputs
+        result: tuple[Tensor, Tensor, Tensor] = _aten.native_batch_norm(
+            x, weight, bias, *self._running, self._training, self._momentum, self._eps
+        )
+        y, self._mean, self._r = result
+        mean, variance = self._running
+        if not self._training and mean is not None and variance is not None:
+            self._mean, self._r = mean.clone(), torch.rsqrt(variance + self._eps)
+        return y
+
+    def gradient(self, grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> Tensors:
+        """By one kernel."""
+        x, weight, _ = inputs
+        found = self._backward(grad, x, weight, needs[0])
+        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+
+    def summary(self, grad: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
+        """The sums of ``g xhat`` and of ``g``, one for each channel."""
+        return self._backward(grad, inputs.x, None, False)[1:]
+
+    def second(
+        self,
+        cotangents: Tensors,
+        grad: Tensor,
+        inputs: Inputs,
+        summary: tuple[Tensor, ...],
+        needs: Sequence[bool],
+    ) -> Tensors:
+        """See above."""
+        x, weight, _ = inputs
+        c, c_weight, c_bias = cotangents
+        mean, r = self._mean, self._r
+        count = x.numel() // x.shape[1]
+        w = torch.ones_like(r) if weight is None else weight
+        c_w = torch.zeros_like(r) if c_weight is None else c_weight
+        c_b = torch.zeros_like(r) if c_bias is None else c_bias
+        channels = [1, -1, *[1] * (x.dim() - 2)]
+
+        def combined(of_x: Tensor, constant: Tensor) -> Tensor:
+            """``of_x xhat + constant``."""
+            slope = of_x * r
+            return torch.addcmul((constant - slope * mean).view(channels), x, slope.view(channels))
+
+        def add(total: Tensor, tensor: Tensor, factor: Tensor) -> Tensor:
+            return total.addcmul_(tensor, factor.view(channels))
+
+        by_grad, by_x, by_weight = combined(c_w, c_b), None, None
+        rest = [0, *range(2, x.dim())]
+        if c is None:
+            if needs[1] and c_weight is not None:
+                by_x = self._backward(grad, x, c_weight, True)[0]
+            return by_grad, by_x, by_weight, None
+        if not self._training:
+            add(by_grad, c, w * r)
+            if needs[1]:
+                by_x = grad * (c_w * r).view(channels)
+            if needs[2]:
+                by_weight = r * (c * grad).sum(rest)
+            return by_grad, by_x, by_weight, None
+        projected, c_xhat, _ = self._backward(c, x, torch.ones_like(r), True)  # r P c
+        add(by_grad, projected, w)
+        g_xhat, g_one = summary
+        by_weight = (projected * grad).sum(rest)
+        if needs[1]:
+            # r P g is spelled out, or it would have to be kept beside g.
+            of_grad = r * (c_w - w * r * c_xhat / count)
+            of_x = -(of_grad * g_xhat + w * r * by_weight) / count
+            by_x = combined(of_x, -of_grad * g_one / count)
+            add(add(by_x, grad, of_grad), projected, -w * r * g_xhat / count)
+        return by_grad, by_x, by_weight if needs[2] else None, None
+
+    def plain(self, inputs: Inputs) -> Tensor:
+        """``y``, the statistics functions of ``x``."""
+        x, weight, bias = inputs
+        channels = [1, -1, *[1] * (x.dim() - 2)]
+        if self._training:
+            xhat = _normalized(x, [0, *range(2, x.dim())], self._eps)
+        else:
+            xhat = (x - self._mean.view(channels)) * self._r.view(channels)
+        return _affine(
+            xhat,
+            None if weight is None else weight.view(channels),
+            None if bias is None else bias.view(channels),
+        )
+
+    def _backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor | None, by_x: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``w r P grad``, and the sums of ``grad xhat`` and of ``grad``."""
+        found: tuple[Tensor, Tensor, Tensor] = _aten.native_batch_norm_backward(
+            grad,
+            x,
+            torch.ones_like(self._r) if weight is None else weight,
+            *self._running,
+            self._mean,
+            self._r,
+            self._training,
+            self._eps,
+            [by_x, True, True],
+        )
+        return found
+
+
+class LayerNorm(Operation):
+    """A group is one example, so ``w`` varies inside."""
+
+    def __init__(self, shape: Sequence[int], eps: float) -> None:
+        self._shape, self._eps = list(shape), eps
+        self._mean = self._r = torch.empty(0)
+
+    def value(self, inputs: Inputs) -> Tensor:
+        """``y``."""
+        x, weight, bias = inputs
+        found: tuple[Tensor, Tensor, Tensor] = _aten.native_layer_norm(
+            x, self._shape, weight, bias, self._eps
+        )
+        y, self._mean, self._r = found
+        return y
+
+    def gradient(self, grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> Tensors:
+        """By one kernel."""
+        x, weight, bias = inputs
+        found: Tensors = _aten.native_layer_norm_backward(
+            grad, x, self._shape, self._mean, self._r, weight, bias, list(needs)
+        )
+        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+
+    def summary(self, grad: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
+        """``r <w g xhat>``, one for each example."""
+        x, weight, _ = inputs
+        weighted = grad if weight is None else weight * grad
+        return (self._r * self._mean_inside(weighted * self._xhat(x)),)
+
+    def second(
+        self,
+        cotangents: Tensors,
+        grad: Tensor,
+        inputs: Inputs,
+        summary: tuple[Tensor, ...],
+        needs: Sequence[bool],
+    ) -> Tensors:
+        """See above."""
+        x, weight, _ = inputs
+        c, c_w, c_b = cotangents
+        xhat = self._xhat(x)
+        by_grad = torch.zeros_like(grad) if c_w is None else xhat * c_w
+        if c_b is not None:
+            by_grad += c_b
+        by_x = None
+        if needs[1]:
+            by_x = torch.zeros_like(x) if c_w is None else self._projected(grad, x, c_w)
+        if c is None:
+            return by_grad, by_x, None, None
+        projected = self._projected(c, x, None)
+        by_grad = by_grad + projected if weight is None else by_grad.addcmul_(projected, weight)
+        outside = list(range(x.dim() - len(self._shape)))
+        by_weight = (grad * projected).sum(outside) if needs[2] else None
+        if by_x is not None:
+            gradient = self._projected(grad, x, weight)
+            by_x.addcmul_(gradient, -self._r * self._mean_inside(c * xhat))
+            by_x.addcmul_(projected, -summary[0])
+            by_x.addcmul_(xhat, -self._r * self._mean_inside(c * gradient))
+        return by_grad, by_x, by_weight, None
+
+    def plain(self, inputs: Inputs) -> Tensor:
+        """``y``, the statistics functions of ``x``."""
+        x, weight, bias = inputs
+        return _affine(_normalized(x, self._inside, self._eps), weight, bias)
+
+    @property
+    def _inside(self) -> list[int]:
+        return list(range(-len(self._shape), 0))
+
+    def _mean_inside(self, u: Tensor) -> Tensor:
+        return u.mean(self._inside, keepdim=True)
+
+    def _xhat(self, x: Tensor | None) -> Tensor:
+        found: Tensor = _aten.native_layer_norm(x, self._shape, None, None, self._eps)[0]
+        return found
+
+    def _projected(self, u: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+        """``r P(w u)``."""
+        found: Tensor = _aten.native_layer_norm_backward(
+            u, x, self._shape, self._mean, self._r, weight, None, [True, False, False]
+        )[0]
+        return found
+
+
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Found | None:
+    """Takes the arguments of ``torch.batch_norm``."""
+    running = running_mean, running_var
+    if input.dim() < 2 or not serves(input, weight, bias, *running):
+        return None
+    # torch says what is wrong without statistics, and with one value a channel.
+    if input.numel() <= input.shape[1] if training else None in running:
+        return None
+    return Found(BatchNorm(running, training, momentum, eps), Inputs(input, weight, bias))
+
+
+def instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Found | None:
+    """Takes the arguments of ``torch.instance_norm``: a batch norm of each example alone."""
+    tracked = running_mean is not None or running_var is not None
+    if tracked or not use_input_stats or input.dim() < 3 or not serves(input, weight, bias):
+        return None
+    weight, bias = (None if t is None else t.repeat(input.shape[0]) for t in (weight, bias))
+    as_channels = input.reshape(1, -1, *input.shape[2:])
+    found = batch_norm(as_channels, weight, bias, None, None, True, momentum, eps, cudnn_enabled)
+    return None if found is None else found._replace(shape=input.shape)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Found | None:
+    """Takes the arguments of ``torch.layer_norm``."""
+    if not serves(input, weight, bias) or input.numel() == 0:
+        return None
+    return Found(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))
+
+
+def _normalized(x: Tensor, inside: list[int], eps: float) -> Tensor:
+    mean = x.mean(inside, keepdim=True)
+    centred = x - mean
+    return centred * torch.rsqrt(centred.square().mean(inside, keepdim=True) + eps)
+
+
+def _affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = xhat if weight is None else xhat * weight
+    return y if bias is None else y + bias
