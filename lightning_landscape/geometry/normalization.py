@@ -74,59 +74,51 @@ class BatchNorm(Operation):
         """See above."""
         x, weight, _ = inputs
         c, c_weight, c_bias = cotangents
-        mean, r = self._mean, self._r
+        r = self._r
         count = x.numel() // x.shape[1]
         w = torch.ones_like(r) if weight is None else weight
         c_w = torch.zeros_like(r) if c_weight is None else c_weight
         c_b = torch.zeros_like(r) if c_bias is None else c_bias
-        channels = [1, -1, *[1] * (x.dim() - 2)]
 
-        def combined(of_x: Tensor, constant: Tensor) -> Tensor:
-            """``of_x xhat + constant``."""
-            slope = of_x * r
-            return torch.addcmul((constant - slope * mean).view(channels), x, slope.view(channels))
-
-        def add(total: Tensor, tensor: Tensor, factor: Tensor) -> Tensor:
-            return total.addcmul_(tensor, factor.view(channels))
-
-        by_grad, by_x, by_weight = combined(c_w, c_b), None, None
-        rest = [0, *range(2, x.dim())]
+        by_grad = self._combined(x, c_w, c_b)
         if c is None:
-            if needs[1] and c_weight is not None:
-                by_x = self._backward(grad, x, c_weight, True)[0]
-            return by_grad, by_x, by_weight, None
+            by_x = self._backward(grad, x, c_w, True)[0] if needs[1] else None
+            return by_grad, by_x, None, None
         if not self._training:
-            add(by_grad, c, w * r)
-            if needs[1]:
-                by_x = grad * (c_w * r).view(channels)
-            if needs[2]:
-                by_weight = r * (c * grad).sum(rest)
+            _add(by_grad, c, w * r)
+            by_x = _scaled(grad, c_w * r) if needs[1] else None
+            by_weight = r * _channel_sums(c, grad) if needs[2] else None
             return by_grad, by_x, by_weight, None
-        projected, c_xhat, _ = self._backward(c, x, torch.ones_like(r), True)  # r P c
-        add(by_grad, projected, w)
-        g_xhat, g_one = summary
-        by_weight = (projected * grad).sum(rest)
+        projected, c_xhat, _ = self._backward(c, x, None, True)  # r P c
+        _add(by_grad, projected, w)
+        by_weight = _channel_sums(projected, grad)
+        by_x = None
         if needs[1]:
             # r P g is spelled out, or it would have to be kept beside g.
+            g_xhat, g_one = summary
             of_grad = r * (c_w - w * r * c_xhat / count)
-            of_x = -(of_grad * g_xhat + w * r * by_weight) / count
-            by_x = combined(of_x, -of_grad * g_one / count)
-            add(add(by_x, grad, of_grad), projected, -w * r * g_xhat / count)
+            of_xhat = -(of_grad * g_xhat + w * r * by_weight) / count
+            by_x = self._combined(x, of_xhat, -of_grad * g_one / count)
+            _add(_add(by_x, grad, of_grad), projected, -w * r * g_xhat / count)
         return by_grad, by_x, by_weight if needs[2] else None, None
 
     def plain(self, inputs: Inputs) -> Tensor:
         """``y``, the statistics functions of ``x``."""
         x, weight, bias = inputs
-        channels = [1, -1, *[1] * (x.dim() - 2)]
         if self._training:
             xhat = _normalized(x, [0, *range(2, x.dim())], self._eps)
         else:
-            xhat = (x - self._mean.view(channels)) * self._r.view(channels)
-        return _affine(
-            xhat,
-            None if weight is None else weight.view(channels),
-            None if bias is None else bias.view(channels),
-        )
+            xhat = (x - _per_channel(self._mean, x)) * _per_channel(self._r, x)
+        weight, bias = (None if t is None else _per_channel(t, x) for t in (weight, bias))
+        return _affine(xhat, weight, bias)
+
+    def _combined(self, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+        """``slope xhat + constant``, numbers of each channel; by the kernel of ``y``, in a pass."""
+        slope = slope * self._r
+        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
+        constant = constant - slope * self._mean
+        found: Tensor = _aten.native_batch_norm(x, slope, constant, zeros, ones, False, 0.0, 0.0)[0]
+        return found
 
     def _backward(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, by_x: bool
@@ -219,9 +211,8 @@ class LayerNorm(Operation):
     def _mean_inside(self, u: Tensor) -> Tensor:
         return u.mean(self._inside, keepdim=True)
 
-    def _xhat(self, x: Tensor | None) -> Tensor:
-        found: Tensor = _aten.native_layer_norm(x, self._shape, None, None, self._eps)[0]
-        return found
+    def _xhat(self, x: Tensor) -> Tensor:
+        return (x - self._mean).mul_(self._r)
 
     def _projected(self, u: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
         """``r P(w u)``."""
@@ -285,6 +276,28 @@ def layer_norm(
     if not serves(input, weight, bias) or input.numel() == 0:
         return None
     return Found(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))
+
+
+def _per_channel(t: Tensor, x: Tensor) -> Tensor:
+    return t.view(-1, *[1] * (x.dim() - 2))
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    return x * _per_channel(factor, x)
+
+
+def _add(total: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    return total.addcmul_(x, _per_channel(factor, x))
+
+
+def _channel_sums(a: Tensor, b: Tensor) -> Tensor:
+    """``sum a b`` of each channel, in a pass: what the gradient by the weight is made of."""
+    zeros, ones = a.new_zeros(a.shape[1]), a.new_ones(a.shape[1])
+    statistics = zeros, ones, zeros, ones
+    found: Tensor = _aten.native_batch_norm_backward(
+        a, b, ones, *statistics, False, 0.0, [False, True, False]
+    )[1]
+    return found
 
 
 def _normalized(x: Tensor, inside: list[int], eps: float) -> Tensor:

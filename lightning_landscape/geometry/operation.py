@@ -108,8 +108,8 @@ class _Gradient(Function):
     ) -> Tensors:
         ctx.set_materialize_grads(False)
         ctx.operation = operation
-        ctx.summary = operation.summary(grad, Inputs._make(inputs))
-        ctx.save_for_backward(grad, *inputs)
+        summary = operation.summary(grad, Inputs._make(inputs))
+        ctx.save_for_backward(grad, *inputs, *summary)
         return operation.gradient(grad, Inputs._make(inputs), needs)
 
     @staticmethod
@@ -118,10 +118,10 @@ class _Gradient(Function):
             raise RuntimeError(
                 f"{type(ctx.operation).__name__}: a third derivative outside of the loss"
             )
-        grad, *inputs = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
-        operation: Operation = ctx.operation
-        found = operation.second(cotangents, grad, Inputs._make(inputs), ctx.summary, needs)
+        operation, needs = ctx.operation, ctx.needs_input_grad[2:]
+        grad, x, weight, bias, *summary = ctx.saved_tensors
+        inputs = Inputs(x, weight, bias)
+        found = operation.second(cotangents, grad, inputs, tuple(summary), needs)
         return None, None, *found
 
 
