@@ -2,7 +2,8 @@
 
 torch puts the second derivative of a convolution or a normalization together from general
 operations, with many passes over memory: 70 % of the time of a product with the Hessian of a
-residual network.  Written out, the product takes a sixth less, a third with BatchNorm in train mode.
+residual network.  Written out, the product takes a sixth less, and a third less with BatchNorm in
+train mode.
 
 And torch's *third* derivatives of batch, instance and layer norm, which the Hessian of a loss with
 a gradient penalty needs, take the statistics for constants: silently wrong (by 34 to 39 % on small
