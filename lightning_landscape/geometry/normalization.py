@@ -238,7 +238,7 @@ def batch_norm(
     if input.dim() < 2 or not serves(input, weight, bias, *running):
         return None
     # torch says what is wrong without statistics, and with one value a channel.
-    if input.numel() <= input.shape[1] if training else None in running:
+    if input.numel() <= input.shape[1] if training else any(t is None for t in running):
         return None
     return Found(BatchNorm(running, training, momentum, eps), Inputs(input, weight, bias))
 
