@@ -1121,7 +1121,12 @@ class Noise(Sgd):
 
 
 class GradientPenalty(Sgd):
-    """A penalty on the gradient by the inputs, inside the loss."""
+    """A penalty on the gradient by the inputs, inside the loss, through a layer norm."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+        )
 
     def training_step(self, batch, batch_idx):
         x, y = batch
