@@ -120,7 +120,7 @@ def _convolution(
         return None
 
     def each(size: _Size) -> list[int]:
-        sizes = [size] if isinstance(size, int) else list(size)
+        sizes = list(size) if isinstance(size, Sequence) else [size]
         return sizes * (x.dim() - 2) if len(sizes) == 1 else sizes
 
     settings = (each(stride), each(padding), each(dilation), transposed, each(output_padding))

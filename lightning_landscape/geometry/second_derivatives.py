@@ -51,7 +51,8 @@ class Loss:
 def written_out() -> Iterator[Loss]:
     """What follows uses the second derivatives that are written out.
 
-    The same values and gradients, by the same kernels.  A graph built meanwhile serves one gradient
+    The same values and gradients, by the same kernels (on CUDA by torch's own of batch norm instead
+    of cuDNN's).  A graph built meanwhile serves one gradient
     with ``create_graph``, taken once the given loss ``is_there``, and any number of products with
     it; gradients with a graph that are taken earlier belong to a penalty inside the loss.
     """
@@ -71,6 +72,6 @@ def _stand_in(
             return own(*args, **kwargs)
         operation, inputs, shape = found
         y = apply(operation, lambda: not loss.is_there, inputs)
-        return y if shape is None else y.view(shape)
+        return y if shape is None else y.reshape(shape)
 
     return call

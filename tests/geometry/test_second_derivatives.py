@@ -339,7 +339,14 @@ def test_a_third_derivative_of_the_graph_is_refused():
 
 
 def is_torchs(y):
-    return "_Value" not in y.grad_fn.name()
+    """Whether none of the functions that made it is ours."""
+    pending = [y.grad_fn]
+    while pending:
+        node = pending.pop()
+        if "_Value" in node.name():
+            return False
+        pending += [before for before, _ in node.next_functions if before is not None]
+    return True
 
 
 def test_it_stands_for_what_it_knows_only():
@@ -353,8 +360,12 @@ def test_it_stands_for_what_it_knows_only():
         with torch.no_grad():
             assert norm(x).grad_fn is None
         assert F.layer_norm(x.detach(), (4,)).grad_fn is None
-        with pytest.raises(ValueError, match="more than 1 value per channel"):
-            F.batch_norm(x[:1], None, None, training=True)
+        rest = (None, None, None, None)
+        assert is_torchs(torch.batch_norm(x[:1], *rest, True, 0.1, 1e-5, False))  # one value each
+        with pytest.raises(RuntimeError, match="running_mean"):
+            torch.batch_norm(x, *rest, False, 0.1, 1e-5, False)
+        assert is_torchs(nn.InstanceNorm1d(3, track_running_stats=True)(x[None]))
+        assert not is_torchs(nn.InstanceNorm1d(3)(x[None]))
         with forward_ad.dual_level():
             y = norm(forward_ad.make_dual(x, torch.ones_like(x)))
             assert forward_ad.unpack_dual(y).tangent is not None
