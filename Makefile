@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test coverage mutations \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-gpu coverage mutations \
 	lint check-environments docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance clean
 
@@ -60,7 +60,14 @@ test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal
 
-# The same, and which lines and branches of the package it runs, processes that tests start included.
+# On a machine with a GPU: what only that can show, the zoo and the runs of test_isolation there.
+test-gpu: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest --device cuda \
+		--numprocesses $(WORKERS) --dist worksteal tests/gpu tests/integration/test_zoo.py \
+		tests/integration/test_isolation.py tests/geometry/test_second_derivatives.py \
+		tests/geometry/test_kernels.py tests/geometry/test_eigen.py
+
+# All tests, and which lines and branches of the package it runs, processes that tests start included.
 coverage: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal \

@@ -11,6 +11,8 @@ the same without what else the machine does.  The runs must end in the same weig
 All of it takes 4 trainings x 3 limits x 3 pairs x 2 minutes; in parts:
 
     python benchmarks/overhead.py --trainings mlp cnn --overheads 0.01 --pairs 2 --seconds 60
+
+``--device cuda`` trains on a GPU, with deterministic kernels.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ def _mnist1d() -> Any:
     return TensorDataset(torch.tensor(made["x"], dtype=torch.float32), torch.tensor(made["y"]))
 
 
-def train(name: str, steps: int, overhead: float | None) -> None:
+def train(name: str, steps: int, overhead: float | None, device: str) -> None:
     """Train in this process; print what the other one wants to know as one line of JSON."""
     import pytorch_lightning as pl
     import torch
@@ -153,7 +155,9 @@ def train(name: str, steps: int, overhead: float | None) -> None:
     module = Module(net)
     with tempfile.TemporaryDirectory() as root:
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            deterministic=device == "cuda",  # or two runs differ without us
             max_epochs=-1,
             max_steps=steps,
             callbacks=callbacks,
@@ -166,7 +170,7 @@ def train(name: str, steps: int, overhead: float | None) -> None:
         trainer.fit(module, DataLoader(data, batch_size=batch_size, shuffle=True))
     digest = hashlib.sha256()
     for tensor in module.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     line = next((message for message in said if message.startswith("lightning_landscape")), "")
     result = {"fit": time.perf_counter() - begun, "weights": digest.hexdigest(), "line": line}
     print(json.dumps(result))
@@ -198,9 +202,10 @@ class Run:
         return found[1] if found else ""
 
 
-def run(name: str, steps: int, overhead: float | None) -> Run:
+def run(name: str, steps: int, overhead: float | None, device: str) -> Run:
     """Train in a process of its own."""
     command = [sys.executable, os.path.abspath(__file__), "--train", name, "--steps", str(steps)]
+    command += ["--device", device]
     if overhead is not None:
         command += ["--overheads", str(overhead)]
     begun = time.perf_counter()
@@ -222,24 +227,27 @@ def run(name: str, steps: int, overhead: float | None) -> Run:
     return Run(wall, used.ru_utime + used.ru_stime, **found)
 
 
-def steps_for(name: str, seconds: float) -> int:
+def steps_for(name: str, seconds: float, device: str) -> int:
     """As many steps as the run without callbacks makes in about ``seconds``."""
     few = 200
-    begin = run(name, 1, None).fit
-    pace = (run(name, few, None).fit - begin) / few
-    pace = (run(name, 5 * few, None).fit - begin) / (5 * few) if pace < 5e-3 else pace
+    begin = run(name, 1, None, device).fit
+    pace = (run(name, few, None, device).fit - begin) / few
+    if pace < 5e-3:
+        pace = (run(name, 5 * few, None, device).fit - begin) / (5 * few)
     return max(int(seconds / pace), few)
 
 
-def compare(name: str, overheads: Sequence[float], pairs: int, seconds: float) -> list[str]:
+def compare(
+    name: str, overheads: Sequence[float], pairs: int, seconds: float, device: str
+) -> list[str]:
     """The rows of one training."""
-    steps = steps_for(name, seconds)
-    without = [run(name, steps, None)]
+    steps = steps_for(name, seconds, device)
+    without = [run(name, steps, None, device)]
     added: dict[float, list[tuple[float, float, Run]]] = {limit: [] for limit in overheads}
     for _ in range(pairs):
         for limit in overheads:
-            ours = run(name, steps, limit)
-            without.append(run(name, steps, None))
+            ours = run(name, steps, limit, device)
+            without.append(run(name, steps, None, device))
             before, after = without[-2:]
             if ours.weights != after.weights:
                 raise AssertionError(f"{name}, max_overhead={limit}: other weights")
@@ -295,11 +303,13 @@ def main() -> None:
     parser.add_argument("--overheads", nargs="+", type=float)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a run without callbacks")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--train", choices=TRAININGS, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train:
-        train(given.train, given.steps, given.overheads[0] if given.overheads else None)
+        overhead = given.overheads[0] if given.overheads else None
+        train(given.train, given.steps, overhead, given.device)
         return
     print(f"import lightning_landscape: {import_seconds():.3f} s above pytorch_lightning's own\n")
     print(
@@ -308,7 +318,8 @@ def main() -> None:
     )
     print("|" + "---|" * 8, flush=True)
     for name in given.trainings:
-        for row in compare(name, given.overheads or OVERHEADS, given.pairs, given.seconds):
+        limits = given.overheads or OVERHEADS
+        for row in compare(name, limits, given.pairs, given.seconds, given.device):
             print(row, flush=True)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -42,10 +43,10 @@ def _language_model(width: int, depth: int, vocabulary: int, length: int, exampl
     return net, lambda: loss(net(tokens[:, :-1]), tokens[:, 1:])
 
 
-def _gpt2(length: int, examples: int) -> Problem:
+def _gpt2(length: int, examples: int, **size: int) -> Problem:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, **size)
     net = GPT2LMHeadModel(config)
     tokens = torch.randint(0, config.vocab_size, (examples, length))
     return net, lambda: net(input_ids=tokens, labels=tokens).loss
@@ -61,12 +62,19 @@ NETWORKS: dict[str, Callable[[], Problem]] = {
     "transformer 10^7": lambda: _language_model(384, 5, 2048, 64, 8),
     "GPT-2 small, 1.2 10^8": lambda: _gpt2(64, 2),
 }
+# With as many examples as a training batch has there.
+ON_A_GPU: dict[str, Callable[[], Problem]] = {
+    "GPT-2 small, 8 x 512 tokens, 1.2 10^8": lambda: _gpt2(512, 8),
+    "GPT-2 large, 2 x 256 tokens, 7.7 10^8": lambda: _gpt2(
+        256, 2, n_embd=1280, n_layer=36, n_head=20
+    ),
+}
 
 
 def measure(name: str, products: int) -> dict[str, Any]:
     """One network on one thread, or on the GPU."""
     torch.manual_seed(0)
-    net, loss = NETWORKS[name]()
+    net, loss = (NETWORKS | ON_A_GPU)[name]()
     net.train()
     params = dict(net.named_parameters())
     held = list(params.values())
@@ -137,10 +145,17 @@ def _exponent(rows: list[dict[str, Any]], key: str) -> float:
     return slope
 
 
+def _size(name: str) -> float:
+    """``GPT-2 small, 1.2 10^8``: that number."""
+    found = re.fullmatch(r".*? ([\d.]*) ?10\^(\d+)", name)
+    assert found is not None
+    return float(found[1] or 1) * 10.0 ** int(found[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--products", type=int, default=10, help="of the eigenvalue solver")
-    parser.add_argument("--largest", type=float, default=2e8, help="skip larger networks")
+    parser.add_argument("--largest", type=float, default=2e9, help="skip larger networks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,8 +164,8 @@ def main() -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
     rows = []
-    for name in NETWORKS:
-        if float(name.split("10^")[1]) > math.log10(options.largest):
+    for name in [*NETWORKS, *(ON_A_GPU if torch.cuda.is_available() else ())]:
+        if _size(name) > options.largest:
             continue
         row = measure(name, options.products)
         rows.append(row)

@@ -255,7 +255,7 @@ def _gap_of_theirs(case: Case) -> float:
     )
     points = [(i / steps, (j + 1 - i % 2) / steps) for i in range(steps) for j in range(steps)]
     ours = case.objective().losses_at(directions, points).view(steps, steps)
-    return _gap(ours.numpy(), theirs)
+    return _gap(ours.cpu().numpy(), theirs)
 
 
 def _gap_of_grid(case: Case) -> float:
@@ -272,6 +272,6 @@ def _gap_of_grid(case: Case) -> float:
     with quiet():
         theirs = _grid(case, [[d.clone() for d in one.values()] for one in given], steps)
     points = [(float(i), float(j)) for i in range(-2, 3) for j in range(-2, 3)]
-    ours = case.objective().losses_at(scaled, points).view(steps, steps).numpy()
+    ours = case.objective().losses_at(scaled, points).view(steps, steps).cpu().numpy()
     kept = ours < ours.max()
     return _gap(ours[kept], theirs[kept])

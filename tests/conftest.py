@@ -1,13 +1,18 @@
-"""Runs that no clock decides about; and tables that tests fill, row by row, printed at the end."""
+"""Runs that no clock decides about; tables that tests fill, row by row, printed at the end.
+
+``pytest --device cuda`` trains on a GPU whatever a test leaves to ``tests.runs.train``.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
 
 from lightning_landscape.training import account
+from tests import runs
 
 # Title -> rows, each a dict from column to cell.
 TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
@@ -24,7 +29,14 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(account, "_SHORT_RUN", math.inf)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where tests train")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or two equal runs differ
+        runs.DEVICE.update({"accelerator": "gpu", "devices": 1, "deterministic": True})
     config.stash[TABLES] = {title: [] for title in _TITLES}
 
 

@@ -20,7 +20,8 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
+    drawn = torch.randn(*shape, generator=generator(seed), dtype=F64, device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def orthogonal(size: int, seed: int = 0) -> Tensor:

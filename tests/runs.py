@@ -48,6 +48,9 @@ class MemoryLogger(Logger):
         return [(step, row[key]) for step, row in self.rows if key in row]
 
 
+# Where runs train; the whole of `pytest --device` is in here.
+DEVICE: dict[str, Any] = {"accelerator": "cpu"}
+
 OURS = ("hessian/", "sharpness/", "landscape/", "generalization/", "interpolation/")
 
 
@@ -70,13 +73,13 @@ def train(
     ckpt_path: Path | str | None = None,
     **settings: Any,
 ) -> Outcome:
-    """One seeded run on the CPU; ``data`` is a loader, a datamodule or a function making one."""
+    """One seeded run; ``data`` is a loader, a datamodule or a function making one."""
     pl.seed_everything(seed, verbose=False)
     module = make_module()
     logger = MemoryLogger()
     trainer = pl.Trainer(
         **{
-            "accelerator": "cpu",
+            **DEVICE,
             "max_epochs": 2,
             "logger": logger,
             "log_every_n_steps": 1,
@@ -112,6 +115,7 @@ def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogg
         "counters": [trainer.global_step, trainer.current_epoch, trainer.should_stop],
         "callbacks": [vars(c) for c in trainer.callbacks if not _ours(c)],
         "rng": [random.getstate(), np.random.get_state(), torch.get_rng_state()],  # noqa: NPY002
+        "rng of devices": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "logged": [
             (step, {k: v for k, v in row.items() if not k.startswith(OURS)})
             for step, row in logger.rows
@@ -156,7 +160,7 @@ class DataOrder(pl.Callback):
 
 def _digest(value: Any, update: Callable[[bytes], None]) -> None:
     if isinstance(value, Tensor):
-        update(f"{value.dtype}{tuple(value.shape)}".encode() + _bits(value).numpy().tobytes())
+        update(f"{value.dtype}{tuple(value.shape)}".encode() + _bits(value).cpu().numpy().tobytes())
     elif isinstance(value, Mapping):
         for key, item in value.items():
             update(str(key).encode())

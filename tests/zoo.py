@@ -419,7 +419,7 @@ class Queue(pl.LightningModule):
         negatives = torch.cat([q @ self.queue.clone().T, q @ self.ring.clone()], 1)
         logits = torch.cat([(q * k).sum(1, keepdim=True), negatives], 1) / 0.5
         self.enqueue(k)
-        return F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long))
+        return F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.query.parameters(), lr=0.1, momentum=0.9)
@@ -453,7 +453,8 @@ class Sdpa(pl.LightningModule):
         (ids,) = batch
         x = self.embed(ids)
         x = self.norm(x + self.attend(x))
-        return F.cross_entropy(self.head(x[:, :-1]).transpose(1, 2), ids[:, 1:])
+        logits = self.head(x[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -843,6 +844,7 @@ class TakesIterator(Sgd):
 
     def training_step(self, dataloader_iter):
         (x, y), batch_idx, _ = next(dataloader_iter)
+        x, y = x.to(self.device), y.to(self.device)
         self.log("seen", float(batch_idx), batch_size=len(x))
         return F.cross_entropy(self(x), y)
 
@@ -1047,7 +1049,7 @@ class Shadow:
     def move(self, parameters: Iterable[Tensor]):
         self.moves += 1
         for slow, fast in zip(self.values, parameters, strict=True):
-            slow.mul_(0.9).add_(fast.detach(), alpha=0.1)
+            slow.mul_(0.9).add_(fast.detach().to(slow.device), alpha=0.1)
 
 
 class PlainObjects(Sgd):
@@ -1066,7 +1068,7 @@ class PlainObjects(Sgd):
         self.meters["loss"].update(float(loss.detach()), len(y))
         self.meters["hits"].update(float((logits.argmax(1) == y).float().mean()), len(y))
         pairs = zip(self.net.parameters(), self.shadow.values, strict=True)
-        pull = sum((p - s).square().sum() for p, s in pairs)
+        pull = sum((p - s.to(p.device)).square().sum() for p, s in pairs)
         return loss / (1 + self.meters["loss"].mean) + 0.01 * pull
 
     def on_train_epoch_end(self):
@@ -1097,9 +1099,9 @@ class DeepContainers(Sgd):
         self.stats["seen"]["indices"].add((self.current_epoch, batch_idx))
         numbers, sums = self.stats["seen"]["pair"]
         numbers.append(len(y))
-        sums["sum"] += logits.detach().mean(0)
-        np.add.at(self.stats["histogram"], y.numpy(), 1)
-        return F.cross_entropy(logits + 0.1 * sums["sum"].clone(), y)
+        sums["sum"] += logits.detach().mean(0).cpu()
+        np.add.at(self.stats["histogram"], y.cpu().numpy(), 1)
+        return F.cross_entropy(logits + 0.1 * sums["sum"].clone().to(logits.device), y)
 
 
 class Noise(Sgd):
@@ -1114,7 +1116,7 @@ class Noise(Sgd):
         x, y = batch
         share = np.random.beta(1.0, 1.0)  # noqa: NPY002
         mixed = share * x + (1 - share) * x[torch.randperm(len(x))]
-        mixed = mixed + 0.1 * torch.randn(x.shape, generator=self.torch_rng)
+        mixed = mixed + 0.1 * torch.randn(x.shape, generator=self.torch_rng).to(x.device)
         mixed = mixed * (1 + 0.1 * random.random()) + 0.1 * self.rng.gauss(0, 1)
         mixed = mixed + float(self.np_rng.normal()) * 0.1
         return F.cross_entropy(self(mixed), y)
@@ -1251,7 +1253,7 @@ class Clip(pl.LightningModule):
         x, _ = batch
         a, b = F.normalize(self.left(x[:, :3])), F.normalize(self.right(x[:, 3:]))
         logits = self.logit_scale.exp() * a @ b.T
-        labels = torch.arange(len(x))
+        labels = torch.arange(len(x), device=x.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -1313,7 +1315,7 @@ class Gan(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, _ = batch
         g, d = self.optimizers()
-        z = torch.randn(len(x), 4)
+        z = torch.randn(len(x), 4, device=x.device)
         self.toggle_optimizer(g)
         g_loss = F.softplus(-self.discriminator(self.generator(z))).mean()
         g.zero_grad()
@@ -1342,7 +1344,9 @@ def discriminate(module: Gan, real: Tensor, fake: Tensor) -> Tensor:
 
 def gan_loss(module: Gan, batch: Any) -> Tensor:
     """The discriminator's loss: a GAN has no single one."""
-    return discriminate(module, batch[0], module.generator(torch.randn(len(batch[0]), 4)))
+    real = batch[0]
+    fake = module.generator(torch.randn(len(real), 4, device=real.device))
+    return discriminate(module, real, fake)
 
 
 class ManualSam(Sgd):

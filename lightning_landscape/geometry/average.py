@@ -88,7 +88,7 @@ def average_sharpness(
                 noise[name] *= param.detach().abs().to(noise[name])
         ahead, behind = objective.losses_at([noise], [(sigma,), (-sigma,)]).tolist()
         rises.append((ahead - base + (behind - base)) / 2)
-    value, stderr = mean_and_stderr(torch.tensor(rises, dtype=torch.float64))
+    value, stderr = mean_and_stderr(torch.tensor(rises, dtype=torch.float64, device="cpu"))
     noise_size = f"sigma {sigma:g}{' |w|' if adaptive else ''}"
     return AverageSharpness(
         float(value),

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
-from lightning_landscape.geometry.kernels import plain_kernels, saved_dtypes
+from lightning_landscape.geometry.kernels import (
+    float32_is_full,
+    full_float32,
+    plain_kernels,
+    saved_dtypes,
+)
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import written_out
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
@@ -98,15 +103,20 @@ class Batches:
     @contextlib.contextmanager
     def evaluations(self) -> Iterator[None]:
         """Around many losses: the kernels are exchanged once, and not for each of them."""
-        with plain_kernels(self.cudnn):
+        with plain_kernels(self.cudnn), full_float32():
             self._kernels_are_plain = True
             try:
                 yield
             finally:
                 self._kernels_are_plain = False
 
-    def _plain_kernels(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._kernels_are_plain else plain_kernels(self.cudnn)
+    @contextlib.contextmanager
+    def _plain_kernels(self) -> Iterator[None]:
+        if self._kernels_are_plain:
+            yield
+            return
+        with plain_kernels(self.cudnn), full_float32():
+            yield
 
     def gradient(self) -> Tensor:
         """The gradient.  Cost: one gradient."""
@@ -142,7 +152,9 @@ class Batches:
                 self._graphs[index] = graph
             del graph  # before the next one is built
         if first:
-            self.known_loss, self.known_gradient, self._new_weights = loss, slope, False
+            # A loss that others are taken from has to be as precise as they are.
+            self.known_loss = loss if float32_is_full() else None
+            self.known_gradient, self._new_weights = slope, False
         return self._zeros() if total is None else total
 
     def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
@@ -338,9 +350,12 @@ class Batches:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(plain_kernels(self.cudnn))
-            progress = stack.enter_context(written_out()) if create_graph else None
+            if create_graph:
+                progress = stack.enter_context(written_out())
+            else:
+                stack.enter_context(full_float32())  # finite differences are made of such
             loss = _differentiable(fn())
-            if progress is not None:
+            if create_graph:
                 progress.is_there = True
             with refusing_double_backward() if create_graph else contextlib.nullcontext():
                 gradient = torch.autograd.grad(

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.operation import Found, Inputs, Operation, Tensors, serves
+from lightning_landscape.geometry.operation import Found, Inputs, Tensors, TwiceWrittenOut, serves
 
 _Size = int | Sequence[int]
 
 
-class Convolution(Operation):
+class Convolution(TwiceWrittenOut):
     """``y = x * w + b``, bilinear in ``(x, w)``; transposed, grouped and dilated ones too.
 
     torch's second derivative takes convolutions whose kernel is as large as an image, and a loop
@@ -73,7 +73,7 @@ class Convolution(Operation):
         found: Tensors = torch.ops.aten.convolution_backward(
             grad, x, weight, [grad.shape[1]], *self._settings, list(needs)
         )
-        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        return found
 
 
 def convolution(

@@ -271,7 +271,7 @@ def _estimated_errors(values: Tensor, residuals: Tensor, k: int) -> Tensor:
     The next one is known to within its own residual only, and is taken at the upper end.
     """
     if len(residuals) <= k:
-        return torch.full((k,), float("inf"), dtype=torch.float64)
+        return torch.full((k,), float("inf"), dtype=torch.float64, device="cpu")
     gaps = values[:k] - (values[k] + residuals[k])
     return torch.where(gaps > 0, residuals[:k] ** 2 / gaps, torch.inf)
 
@@ -344,9 +344,12 @@ def _power(
         residuals.append(residual)
         wrong_ends += wrong_end
     order = sorted(range(k), key=lambda i: -values[i])
-    final = torch.tensor([residuals[i] for i in order], dtype=torch.float64)
+    sorted_values, final = (
+        torch.tensor([numbers[i] for i in order], dtype=torch.float64, device="cpu")
+        for numbers in (values, residuals)
+    )
     return _Ritz(
-        torch.tensor([values[i] for i in order], dtype=torch.float64),
+        sorted_values,
         [found[i] for i in order],
         final,
         products,
@@ -355,7 +358,7 @@ def _power(
 
 
 def _not_finite(k: int, basis: Tensor, products: int) -> _Ritz:
-    nan = torch.full((k,), float("nan"), dtype=torch.float64)
+    nan = torch.full((k,), float("nan"), dtype=torch.float64, device="cpu")
     zero = torch.zeros_like(basis[0])
     return _Ritz(nan, [zero] * k, nan.clone(), products, False)
 

@@ -1,15 +1,17 @@
-"""Batch, instance and layer norm, twice differentiated in few passes; three times, rightly.
+"""Batch and instance norm, twice differentiated in few passes; three times, as layer norm, rightly.
 
 All have ``y = w xhat + b`` with ``xhat = r (x - mean)``, ``r = (var + eps)^-1/2`` over some group
 of entries.  With ``<>`` the mean over a group, ``P u = u - <u> - xhat <u xhat>`` and a gradient
 ``g`` that arrives, the gradients are ``G = r P(w g)`` by ``x``, ``sum g xhat`` by ``w`` and
-``sum g`` by ``b``.  Their products with cotangents ``c, c_w, c_b`` have the derivatives
+``sum g`` by ``b``.  Where ``w`` is one number per group, their products with cotangents
+``c, c_w, c_b`` have the derivatives
 
     by g:  w r P c + c_w xhat + c_b
     by w:  sum g r P c
     by x:  r P(c_w g) - r <c xhat> G - r <w g xhat> r P c - r <c G> xhat
 
-and each ``r P u`` is what torch's kernel of the first derivative makes of ``u``.
+and each ``r P u`` is what torch's kernel of the first derivative makes of ``u``.  (Of layer norm,
+torch's own takes no longer.)
 """
 
 from __future__ import annotations
@@ -19,12 +21,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.operation import Found, Inputs, Operation, Tensors, serves
+from lightning_landscape.geometry.operation import (
+    Found,
+    Inputs,
+    Operation,
+    Tensors,
+    TwiceWrittenOut,
+    serves,
+)
 
 _aten = torch.ops.aten
 
 
-class BatchNorm(Operation):
+class BatchNorm(TwiceWrittenOut):
     """A group is one channel over all examples, so ``w`` is one number per group.
 
     In eval mode mean and variance are given, and ``P`` is the identity.
@@ -39,7 +48,7 @@ class BatchNorm(Operation):
     ) -> None:
         self._running, self._training = running, training
         self._momentum, self._eps = momentum, eps
-        self._mean = self._r = torch.empty(0)
+        self._mean = self._r = self._zeros = self._ones = torch.empty(0)
 
     def value(self, inputs: Inputs) -> Tensor:
         """``y``; in train mode the running statistics move, as they do with torch's own."""
@@ -51,17 +60,16 @@ class BatchNorm(Operation):
         mean, variance = self._running
         if not self._training and mean is not None and variance is not None:
             self._mean, self._r = mean.clone(), torch.rsqrt(variance + self._eps)
+        self._zeros, self._ones = torch.zeros_like(self._r), torch.ones_like(self._r)
         return y
 
     def gradient(self, grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> Tensors:
         """By one kernel."""
-        x, weight, _ = inputs
-        found = self._backward(grad, x, weight, needs[0])
-        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        return self._backward(grad, inputs.x, inputs.weight, needs[0])
 
-    def summary(self, grad: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-        """The sums of ``g xhat`` and of ``g``, one for each channel."""
-        return self._backward(grad, inputs.x, None, False)[1:]
+    def summary(self, gradient: Tensors) -> tuple[Tensor, ...]:
+        """The sums of ``g xhat`` and of ``g``, one for each channel: those by weight and bias."""
+        return tuple(t for t in gradient[1:] if t is not None) if self._training else ()
 
     def second(
         self,
@@ -76,9 +84,9 @@ class BatchNorm(Operation):
         c, c_weight, c_bias = cotangents
         r = self._r
         count = x.numel() // x.shape[1]
-        w = torch.ones_like(r) if weight is None else weight
-        c_w = torch.zeros_like(r) if c_weight is None else c_weight
-        c_b = torch.zeros_like(r) if c_bias is None else c_bias
+        w = self._ones if weight is None else weight
+        c_w = self._zeros if c_weight is None else c_weight
+        c_b = self._zeros if c_bias is None else c_bias
 
         by_grad = self._combined(x, c_w, c_b)
         if c is None:
@@ -87,11 +95,11 @@ class BatchNorm(Operation):
         if not self._training:
             _add(by_grad, c, w * r)
             by_x = _scaled(grad, c_w * r) if needs[1] else None
-            by_weight = r * _channel_sums(c, grad) if needs[2] else None
+            by_weight = r * self._sums(c, grad) if needs[2] else None
             return by_grad, by_x, by_weight, None
         projected, c_xhat, _ = self._backward(c, x, None, True)  # r P c
         _add(by_grad, projected, w)
-        by_weight = _channel_sums(projected, grad)
+        by_weight = self._sums(projected, grad)
         by_x = None
         if needs[1]:
             # r P g is spelled out, or it would have to be kept beside g.
@@ -115,9 +123,17 @@ class BatchNorm(Operation):
     def _combined(self, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
         """``slope xhat + constant``, numbers of each channel; by the kernel of ``y``, in a pass."""
         slope = slope * self._r
-        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
         constant = constant - slope * self._mean
-        found: Tensor = _aten.native_batch_norm(x, slope, constant, zeros, ones, False, 0.0, 0.0)[0]
+        statistics = self._zeros, self._ones
+        found: Tensor = _aten.native_batch_norm(x, slope, constant, *statistics, False, 0.0, 0.0)[0]
+        return found
+
+    def _sums(self, a: Tensor, b: Tensor) -> Tensor:
+        """``sum a b`` of each channel, in a pass: what the gradient by ``w`` is made of."""
+        statistics = (self._zeros, self._ones) * 2
+        found: Tensor = _aten.native_batch_norm_backward(
+            a, b, self._ones, *statistics, False, 0.0, [False, True, False]
+        )[1]
         return found
 
     def _backward(
@@ -127,7 +143,7 @@ class BatchNorm(Operation):
         found: tuple[Tensor, Tensor, Tensor] = _aten.native_batch_norm_backward(
             grad,
             x,
-            torch.ones_like(self._r) if weight is None else weight,
+            self._ones if weight is None else weight,
             *self._running,
             self._mean,
             self._r,
@@ -160,66 +176,13 @@ class LayerNorm(Operation):
         found: Tensors = _aten.native_layer_norm_backward(
             grad, x, self._shape, self._mean, self._r, weight, bias, list(needs)
         )
-        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
-
-    def summary(self, grad: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-        """``r <w g xhat>``, one for each example."""
-        x, weight, _ = inputs
-        weighted = grad if weight is None else weight * grad
-        return (self._r * self._mean_inside(weighted * self._xhat(x)),)
-
-    def second(
-        self,
-        cotangents: Tensors,
-        grad: Tensor,
-        inputs: Inputs,
-        summary: tuple[Tensor, ...],
-        needs: Sequence[bool],
-    ) -> Tensors:
-        """See above."""
-        x, weight, _ = inputs
-        c, c_w, c_b = cotangents
-        xhat = self._xhat(x)
-        by_grad = torch.zeros_like(grad) if c_w is None else xhat * c_w
-        if c_b is not None:
-            by_grad += c_b
-        by_x = None
-        if needs[1]:
-            by_x = torch.zeros_like(x) if c_w is None else self._projected(grad, x, c_w)
-        if c is None:
-            return by_grad, by_x, None, None
-        projected = self._projected(c, x, None)
-        by_grad = by_grad + projected if weight is None else by_grad.addcmul_(projected, weight)
-        outside = list(range(x.dim() - len(self._shape)))
-        by_weight = (grad * projected).sum(outside) if needs[2] else None
-        if by_x is not None:
-            gradient = self._projected(grad, x, weight)
-            by_x.addcmul_(gradient, -self._r * self._mean_inside(c * xhat))
-            by_x.addcmul_(projected, -summary[0])
-            by_x.addcmul_(xhat, -self._r * self._mean_inside(c * gradient))
-        return by_grad, by_x, by_weight, None
+        return found
 
     def plain(self, inputs: Inputs) -> Tensor:
         """``y``, the statistics functions of ``x``."""
         x, weight, bias = inputs
-        return _affine(_normalized(x, self._inside, self._eps), weight, bias)
-
-    @property
-    def _inside(self) -> list[int]:
-        return list(range(-len(self._shape), 0))
-
-    def _mean_inside(self, u: Tensor) -> Tensor:
-        return u.mean(self._inside, keepdim=True)
-
-    def _xhat(self, x: Tensor) -> Tensor:
-        return (x - self._mean).mul_(self._r)
-
-    def _projected(self, u: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-        """``r P(w u)``."""
-        found: Tensor = _aten.native_layer_norm_backward(
-            u, x, self._shape, self._mean, self._r, weight, None, [True, False, False]
-        )[0]
-        return found
+        inside = list(range(-len(self._shape), 0))
+        return _affine(_normalized(x, inside, self._eps), weight, bias)
 
 
 def batch_norm(
@@ -288,16 +251,6 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
 
 def _add(total: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     return total.addcmul_(x, _per_channel(factor, x))
-
-
-def _channel_sums(a: Tensor, b: Tensor) -> Tensor:
-    """``sum a b`` of each channel, in a pass: what the gradient by the weight is made of."""
-    zeros, ones = a.new_zeros(a.shape[1]), a.new_ones(a.shape[1])
-    statistics = zeros, ones, zeros, ones
-    found: Tensor = _aten.native_batch_norm_backward(
-        a, b, ones, *statistics, False, 0.0, [False, True, False]
-    )[1]
-    return found
 
 
 def _normalized(x: Tensor, inside: list[int], eps: float) -> Tensor:

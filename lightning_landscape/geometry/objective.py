@@ -354,11 +354,11 @@ class Objective:
 
         Faster than a norm, and exact: integers that overflow wrap around.
         """
-        sums = torch.empty(len(self._list), dtype=torch.int64, device=self._local.device)
-        for i, p in enumerate(self._list):
+        sums = []
+        for p in self._list:
             bits = _BITS[p.element_size()]
-            sums[i] = torch.sum(p.detach().view(bits), dtype=bits)
-        return sums
+            sums.append(torch.sum(p.detach().view(bits), dtype=bits))
+        return torch.stack([total.to(self._local.device) for total in sums]).to(torch.int64)
 
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""

@@ -24,9 +24,10 @@ class Inputs(NamedTuple):
 
 
 class Operation(ABC):
-    """``y = f(x, weight, bias)`` and its derivatives; one object per evaluation.
+    """``y = f(x, weight, bias)`` and its gradient; one object per evaluation.
 
-    Only ``plain`` is differentiated by autograd.
+    ``gradient`` is made of one kernel, which autograd differentiates once more, and ``plain`` of
+    operations that it differentiates any number of times.
     """
 
     @abstractmethod
@@ -35,10 +36,18 @@ class Operation(ABC):
 
     @abstractmethod
     def gradient(self, grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> Tensors:
-        """``grad' dy/d...`` of each input, where needed."""
+        """``grad' dy/d...`` of each input, at least where needed."""
 
-    def summary(self, grad: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-        """A few small tensors that ``second`` would otherwise make again for every product."""
+    @abstractmethod
+    def plain(self, inputs: Inputs) -> Tensor:
+        """``y`` by operations that torch differentiates rightly any number of times."""
+
+
+class TwiceWrittenOut(Operation):
+    """One whose second derivative autograd does not have to find."""
+
+    def summary(self, gradient: Tensors) -> tuple[Tensor, ...]:
+        """Small tensors of the gradient that ``second`` wants again."""
         return ()
 
     @abstractmethod
@@ -54,10 +63,6 @@ class Operation(ABC):
 
         A cotangent of None is zero; ``needs`` counts ``grad`` first.
         """
-
-    @abstractmethod
-    def plain(self, inputs: Inputs) -> Tensor:
-        """``y`` by operations that torch differentiates rightly any number of times."""
 
 
 class Found(NamedTuple):
@@ -92,25 +97,29 @@ class _Value(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         operation, needs = ctx.operation, ctx.needs_input_grad[2:]
         inputs = Inputs._make(ctx.saved_tensors)
-        if not torch.is_grad_enabled():
-            found = operation.gradient(grad, inputs, needs)
-        elif ctx.inside_loss():
+        if torch.is_grad_enabled() and ctx.inside_loss():
             found = _plain_gradient(operation, grad, inputs, needs)
-        else:
+        elif torch.is_grad_enabled() and isinstance(operation, TwiceWrittenOut):
             found = _Gradient.apply(operation, needs, grad, *inputs)  # type: ignore[no-untyped-call]
+        else:
+            found = _needed(operation.gradient(grad, inputs, needs), needs)
         return None, None, *found
 
 
 class _Gradient(Function):
     @staticmethod
     def forward(
-        ctx: Any, operation: Operation, needs: Sequence[bool], grad: Tensor, *inputs: Tensor | None
+        ctx: Any,
+        operation: TwiceWrittenOut,
+        needs: Sequence[bool],
+        grad: Tensor,
+        *inputs: Tensor | None,
     ) -> Tensors:
         ctx.set_materialize_grads(False)
         ctx.operation = operation
-        summary = operation.summary(grad, Inputs._make(inputs))
-        ctx.save_for_backward(grad, *inputs, *summary)
-        return operation.gradient(grad, Inputs._make(inputs), needs)
+        gradient = operation.gradient(grad, Inputs._make(inputs), needs)
+        ctx.save_for_backward(grad, *inputs, *operation.summary(gradient))
+        return _needed(gradient, needs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -123,6 +132,10 @@ class _Gradient(Function):
         inputs = Inputs(x, weight, bias)
         found = operation.second(cotangents, grad, inputs, tuple(summary), needs)
         return None, None, *found
+
+
+def _needed(gradient: Tensors, needs: Sequence[bool]) -> Tensors:
+    return tuple(t if need else None for t, need in zip(gradient, needs, strict=True))
 
 
 def _plain_gradient(

@@ -178,7 +178,7 @@ def spectral_density(
             f"points={points!r}: the grid's spacing {spacing:.3g} is above sigma={width:.3g}; "
             f"expected at least {math.ceil((high - low) / width) + 1} points, or a larger sigma"
         )
-    grid = torch.linspace(low, high, points, dtype=torch.float64)
+    grid = torch.linspace(low, high, points, dtype=torch.float64, device="cpu")
     per_sample = torch.stack([_smoothed(grid, *rule, width) for rule in rules])
     density, stderr = mean_and_stderr(per_sample)
     return SpectralDensity(grid, density, stderr, width, theta, omega, hvps)
@@ -197,7 +197,7 @@ def _gauss_rule(matvec: Matvec, start: Tensor, steps: int) -> tuple[Tensor, Tens
         image = matvec(basis[index])
         diagonal.append(float(basis[index] @ image))
         if not bool(image.isfinite().all()):
-            nan = torch.full((steps,), math.nan, dtype=torch.float64)
+            nan = torch.full((steps,), math.nan, dtype=torch.float64, device="cpu")
             return nan, nan, index + 1
         scale = max(scale, float(torch.linalg.vector_norm(image)))
         if index + 1 == steps:
@@ -210,9 +210,9 @@ def _gauss_rule(matvec: Matvec, start: Tensor, steps: int) -> tuple[Tensor, Tens
             break  # the space is invariant: the rule is exact
         off_diagonal.append(length)
         basis[index + 1] = image / length
-    projected = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    beside = torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), 1)
-    values, vectors = torch.linalg.eigh(projected + beside + beside.T)
+    projected = np.diag(diagonal)
+    beside = np.diag(off_diagonal, 1)
+    values, vectors = torch.linalg.eigh(torch.from_numpy(projected + beside + beside.T))
     missing = (0, steps - len(values))
     weights = torch.nn.functional.pad(vectors[0].square(), missing)
     padded = torch.cat([values, values[-1].expand(missing[1])])

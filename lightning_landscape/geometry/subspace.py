@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.kernels import full_float32
+
 Matvec = Callable[[Tensor], Tensor]
 
 _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
@@ -24,9 +26,13 @@ class Space:
         self.asymmetry = 0.0  # the largest |u'Av - v'Au|
         self._matvec = matvec
         self._most = most
-        self._matrix = torch.zeros(0, 0, dtype=torch.float64)
-        self._values, self._coefficients = torch.zeros(0), torch.zeros(0, 0)
-        self._before = torch.zeros(0, 0)  # coefficients of the leading Ritz vectors one step ago
+        # On the CPU whatever the default device, as all small matrices are.
+        self._matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
+        self._values = torch.zeros(0, device="cpu")
+        self._coefficients = torch.zeros(0, 0, device="cpu")
+        self._before = torch.zeros(
+            0, 0, device="cpu"
+        )  # coefficients of the leading Ritz vectors one step ago
 
     def __len__(self) -> int:
         return len(self.basis)
@@ -53,6 +59,7 @@ class Space:
         self._matrix[-1, :] = self._matrix[:, -1] = column
         return True
 
+    @full_float32()
     def ritz(self, count: int) -> tuple[Tensor, Tensor]:
         """All Ritz values, largest first, and the first ``count`` residual vectors."""
         self._before = self._coefficients[:, :count]
@@ -63,6 +70,7 @@ class Space:
         defects = leading.to(self.images.rows) @ self.images.rows
         return self._values, defects.addmm_(scaled, self.basis.rows, alpha=-1.0)
 
+    @full_float32()
     def vectors(self, count: int) -> Tensor:
         """The first Ritz vectors, as rows."""
         return self._coefficients[:, :count].T.to(self.basis.rows) @ self.basis.rows
@@ -107,6 +115,7 @@ class _Rows:
         self._store[self._used] = row
         self._used += 1
 
+    @full_float32()
     def rotate(self, rotation: Tensor) -> None:
         """``rotation.T @ rows`` in their place: ``rotation`` is ``(rows, fewer rows)``."""
         used, turn = rotation.shape[1], rotation.T.to(self._store)
@@ -115,6 +124,7 @@ class _Rows:
         self._used = used
 
 
+@full_float32()
 def orthonormal(vector: Tensor, basis: Tensor) -> Tensor | None:
     """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
     length = float(torch.linalg.vector_norm(vector))

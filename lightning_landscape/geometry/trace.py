@@ -83,7 +83,7 @@ def hessian_trace(
         product = objective.hvp(signs)
         parts = [inner({n: signs[n] for n in names}, product) for names in groups.values()]
         rows.append([inner(signs, product), inner(product, product), *parts])
-    means, errors = mean_and_stderr(torch.tensor(rows, dtype=torch.float64))
+    means, errors = mean_and_stderr(torch.tensor(rows, dtype=torch.float64, device="cpu"))
     trace, square, *traces = [
         Estimate(value, error, len(rows), len(rows))
         for value, error in zip(means.tolist(), errors.tolist(), strict=True)

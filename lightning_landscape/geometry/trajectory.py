@@ -116,7 +116,7 @@ def pca_directions(path: Sequence[Vector], center: Vector, k: int = 2) -> list[d
         return []
     chosen, products = [path[i] for i in points[:-1]], products[points][:, points]
     n = len(points)
-    middle = torch.eye(n, dtype=torch.float64) - 1.0 / n
+    middle = torch.eye(n, dtype=torch.float64, device="cpu") - 1.0 / n
     values, vectors = torch.linalg.eigh(middle @ products @ middle)
     rounding = max(torch.finfo(working_dtype(t.dtype)).eps for t in center.values())
     floor = max(1e-12 * float(values[-1]), n * (rounding * norm(center)) ** 2)
@@ -194,7 +194,8 @@ def _check_path(path: object, center: object) -> None:
 
 def _products(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]) -> Tensor:
     """Inner products of the points less the centre, of the centre less itself, of directions."""
-    total = torch.zeros([len(path) + 1 + len(directions)] * 2, dtype=torch.float64)
+    count = len(path) + 1 + len(directions)
+    total = torch.zeros(count, count, dtype=torch.float64, device="cpu")
     for name, origin in center.items():
         middle = origin.detach().cpu().flatten()
         points = [tensor.flatten() for tensor in _along(path, center, name)]

@@ -95,18 +95,20 @@ def random_signs(params: Vector, seed: int) -> dict[str, Tensor]:
 
 
 def _normal(name: str, like: Tensor, seed: int) -> Tensor:
-    draw = torch.randn(like.shape, generator=_generator(name, seed), dtype=torch.float32)
+    generator = _generator(name, seed)
+    draw = torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu")
     return draw.to(device=like.device, dtype=working_dtype(like.dtype))
 
 
 def _signs(name: str, like: Tensor, seed: int) -> Tensor:
-    bits = torch.randint(2, like.shape, generator=_generator(name, seed), dtype=torch.int8)
+    generator = _generator(name, seed)
+    bits = torch.randint(2, like.shape, generator=generator, dtype=torch.int8, device="cpu")
     return (2 * bits - 1).to(device=like.device, dtype=working_dtype(like.dtype))
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -35,7 +35,9 @@ class Problem:
 
     def __init__(self, module, x, classes=3):
         self.module, self.x = module, x
-        self.y = torch.randint(classes, (len(x),), generator=generator(1))
+        self.y = torch.randint(classes, (len(x),), generator=generator(1), device="cpu").to(
+            x.device
+        )
         # Larger than the default initialisation, so that the curvature is not all at the end.
         with torch.no_grad():
             for seed, p in enumerate(module.parameters()):

@@ -49,7 +49,7 @@ def true_residuals(matrix, result):
 
 def spread(top, count, seed=0):
     """``top``, then ``count`` values of both signs below it in size."""
-    rest = torch.rand(count, generator=generator(seed), dtype=F64) * 2 - 1
+    rest = torch.rand(count, generator=generator(seed), dtype=F64, device="cpu") * 2 - 1
     return [*top, *(0.9 * min(abs(value) for value in top) * rest).tolist()]
 
 

@@ -259,8 +259,9 @@ def test_products_with_a_gradient_inside_the_loss(name, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_and_gradients_are_torchs_own(name):
-    """Bit for bit, the running statistics too."""
+def test_values_and_gradients_are_torchs_own(name, monkeypatch):
+    """Bit for bit, the running statistics too; on CUDA those without cuDNN."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     mine, theirs = Problem(name, torch.float32), Problem(name, torch.float32)
     loss = theirs.loss()
     expected = torch.autograd.grad(loss, list(theirs.params.values()))
@@ -291,9 +292,7 @@ class Written(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize(
-    ("name", "share"), [("batch norm", 0.5), ("layer norm", 0.6), ("conv2d", 0.9)]
-)
+@pytest.mark.parametrize(("name", "share"), [("batch norm", 0.5), ("conv2d", 0.9)])
 def test_a_product_writes_less(name, share):
     """On examples enough that the weights do not count."""
     problem = Problem(name)

@@ -63,10 +63,11 @@ class Everything(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         inputs, targets = batch
-        inputs.add_(0.01 * torch.randn(inputs.shape, generator=self.noise))  # edits its batch
+        noise = torch.randn(inputs.shape, generator=self.noise).to(inputs.device)
+        inputs.add_(0.01 * noise)  # edits its batch
         inputs = inputs + 0.01 * float(np.random.rand()) + 0.01 * random.random()  # noqa: NPY002
         inputs = inputs + 0.01 * float(self.numpy_noise.normal())
-        outputs = self.net(inputs) * self.average.clone()
+        outputs = self.net(inputs) * self.average.clone().to(inputs.device)
         loss = self.scorer(outputs, targets) * self.ema
         self.ema = 0.95 * self.ema + 0.05 * float(loss.detach())  # a float that scales the loss
         self.average.mul_(0.99).add_(0.01)  # a plain tensor, changed in place

@@ -148,6 +148,9 @@ def test_zoo(member, mode, plain, tmp_path, request):
     different = differences(expected, outcome.state)
     found = obtained(ours, outcome.trainer)
     missing = {key for key, there in found.items() if not there}
+    # Random numbers of a GPU are others, and the last step may then have led elsewhere.
+    on_cpu = request.config.getoption("--device") == "cpu"
+    luck = set() if on_cpu else {"sharpness/critical"}
     engines = {row["engine"] for row in ours[0].history}
     reasons = [m.split(": ", 1)[1] for m in messages if not any(e in m for e in _EXPECTED)]
     request.config.stash[TABLES]["zoo"].append(
@@ -166,16 +169,18 @@ def test_zoo(member, mode, plain, tmp_path, request):
     assert different == []
     assert [m.failed for m in ours] == [0] * 6, messages
     assert all(m.measured >= 2 for m in ours)
-    assert missing == set(member.missing), messages
+    assert missing - luck == set(member.missing) - luck, messages
     assert engines == {member.engine}
-    patterns = [*set(member.missing.values()), *member.says]
-    for pattern in patterns:
+    certain = {key: pattern for key, pattern in member.missing.items() if key not in luck}
+    for pattern in {*certain.values(), *member.says}:
         assert any(re.search(pattern, message) for message in messages), (pattern, messages)
     # Nothing else is said, and nothing twice, with other numbers in it.
     words = [re.sub(r"\d[\d.e+-]*", "#", message) for message in messages]
     assert len(set(words)) == len(words)
     for message in messages:
-        assert any(re.search(p, message) for p in (*_EXPECTED, *patterns)), message
+        patterns = (*_EXPECTED, *member.missing.values(), *member.says)
+        if not (luck and "critical sharpness is NaN" in message):
+            assert any(re.search(p, message) for p in patterns), message
 
 
 def test_zoo_is_large_enough():
