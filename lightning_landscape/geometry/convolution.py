@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.operation import Found, Inputs, Tensors, TwiceWrittenOut, serves
+from lightning_landscape.geometry.operation import (
+    Found,
+    Inputs,
+    Tensors,
+    TwiceWrittenOut,
+    serves,
+    worth_while,
+)
 
 _Size = int | Sequence[int]
 
@@ -116,6 +123,8 @@ def _convolution(
     output_padding: _Size,
     groups: int,
 ) -> Found | None:
+    if not (transposed or worth_while(x)):  # torch refuses some of the transposed ones
+        return None
     if x.dim() != weight.dim() or isinstance(padding, str) or not serves(x, weight, bias):
         return None
 

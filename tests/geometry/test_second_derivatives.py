@@ -12,10 +12,23 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from lightning_landscape.geometry import operation
 from lightning_landscape.geometry.memory import counting_saved
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.second_derivatives import written_out
 from tests.oracles import F64, flat, normal
+
+
+@pytest.fixture(autouse=True, params=["written out", "small"])
+def _worth_while(request, monkeypatch):
+    """What is small is left to torch otherwise, in part."""
+    if request.param == "written out":
+        monkeypatch.setattr(operation, "_WORTH_WHILE", {})
+
+
+def only_written_out(test):
+    return pytest.mark.parametrize("_worth_while", ["written out"], indirect=True)(test)
+
 
 IMAGES, SERIES, TABLE = (5, 4, 6, 6), (6, 4, 5), (7, 4)
 
@@ -292,6 +305,7 @@ class Written(TorchDispatchMode):
         return results
 
 
+@only_written_out
 @pytest.mark.parametrize(("name", "share"), [("batch norm", 0.5), ("conv2d", 0.9)])
 def test_a_product_writes_less(name, share):
     """On examples enough that the weights do not count."""
@@ -326,6 +340,7 @@ def test_the_graph_takes_no_more_memory(name):
 # -- where it steps aside -------------------------------------------------------------------------
 
 
+@only_written_out
 def test_a_third_derivative_of_the_graph_is_refused():
     problem = Problem("batch norm")
     params = list(problem.params.values())
