@@ -64,8 +64,7 @@ test: install
 test-gpu: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest --device cuda \
 		--numprocesses $(WORKERS) --dist worksteal tests/gpu tests/integration/test_zoo.py \
-		tests/integration/test_isolation.py tests/geometry/test_second_derivatives.py \
-		tests/geometry/test_kernels.py tests/geometry/test_eigen.py
+		tests/integration/test_isolation.py tests/geometry/test_second_derivatives.py
 
 # All tests, and which lines and branches of the package it runs, processes that tests start included.
 coverage: install

@@ -17,6 +17,7 @@ torch's own takes no longer.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class BatchNorm(TwiceWrittenOut):
     ) -> None:
         self._running, self._training = running, training
         self._momentum, self._eps = momentum, eps
-        self._mean = self._r = self._zeros = self._ones = torch.empty(0)
+        self._mean = self._r = torch.empty(0)
 
     def value(self, inputs: Inputs) -> Tensor:
         """``y``; in train mode the running statistics move, as they do with torch's own."""
@@ -60,7 +61,6 @@ class BatchNorm(TwiceWrittenOut):
         mean, variance = self._running
         if not self._training and mean is not None and variance is not None:
             self._mean, self._r = mean.clone(), torch.rsqrt(variance + self._eps)
-        self._zeros, self._ones = torch.zeros_like(self._r), torch.ones_like(self._r)
         return y
 
     def gradient(self, grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> Tensors:
@@ -119,6 +119,14 @@ class BatchNorm(TwiceWrittenOut):
             xhat = (x - _per_channel(self._mean, x)) * _per_channel(self._r, x)
         weight, bias = (None if t is None else _per_channel(t, x) for t in (weight, bias))
         return _affine(xhat, weight, bias)
+
+    @cached_property
+    def _zeros(self) -> Tensor:
+        return torch.zeros_like(self._r)
+
+    @cached_property
+    def _ones(self) -> Tensor:
+        return torch.ones_like(self._r)
 
     def _combined(self, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
         """``slope xhat + constant``, numbers of each channel; by the kernel of ``y``, in a pass."""
