@@ -26,7 +26,7 @@ from benchmarks.networks import NETWORKS
 from benchmarks.pictures import pictures
 from benchmarks.slices import slices
 
-Part = Callable[[bool, str], Section]
+Part = Callable[[int | None, str], Section]
 
 PARTS: dict[str, Part] = {
     **{f"eigenvalue-{name}": functools.partial(eigenvalue, name) for name in NETWORKS},
@@ -47,7 +47,8 @@ PEERS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--quick", action="store_true", help="few points: to see that it runs")
+    parser.add_argument("--points", type=int, help="measure at so many of a run at most")
+    parser.add_argument("--quick", action="store_true", help="two points: to see that it runs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     chosen = parser.parse_args()
     # SciPy's BLAS threads go on spinning after eigsh, at the expense of what follows.
@@ -61,7 +62,7 @@ def main() -> None:
     sections = []
     for name in chosen.only:
         started = time.perf_counter()
-        sections.append(PARTS[name](chosen.quick, chosen.device))
+        sections.append(PARTS[name](2 if chosen.quick else chosen.points, chosen.device))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     texts = [section.text for section in sections]
     print("\n".join([_heading(chosen.device), summary(sections), *texts]))

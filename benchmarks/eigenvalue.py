@@ -39,8 +39,8 @@ class Column:
     errors: list[float] = field(default_factory=list)
 
 
-def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Section:
-    """Along the training of one of ``NETWORKS``."""
+def eigenvalue(network: str, points: int | None = None, device: str = "cpu") -> Section:
+    """Along the training of one of ``NETWORKS``, at its first ``points`` measurements or all."""
     problem = NETWORKS[network](device)
     tuned = network in ("mlp", "edge")
     methods, missing = solvers.solvers(problem, tuned)
@@ -51,7 +51,7 @@ def eigenvalue(network: str, quick: bool = False, device: str = "cpu") -> Sectio
     in_train_mode = solvers.solvers(problem, False)[0][OURS]
     units: list[float] = []
     negative = 0
-    for index in problem.training(2 if quick else problem.measurements):
+    for index in problem.training(min(points or problem.measurements, problem.measurements)):
         truth = _reference(problem)
         dominated = _smallest(problem) < -truth
         negative += dominated

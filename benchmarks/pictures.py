@@ -23,8 +23,8 @@ from lightning_landscape import (
 from lightning_landscape.geometry.slices import Slice
 
 
-def pictures(quick: bool = False, device: str = "cpu") -> Section:
-    """Times from a slice to pixels, of slices along a real run."""
+def pictures(points: int | None = None, device: str = "cpu") -> Section:
+    """Times from a slice to pixels, of slices along a real run; few where ``points`` are."""
     planes, rows = [], []
     problem = mlp(device)
     seeds = torch.Generator().manual_seed(0)
@@ -36,8 +36,8 @@ def pictures(quick: bool = False, device: str = "cpu") -> Section:
         planes.append(plane_slice(objective, *axes, metadata=facts))
         rows.append({"step": facts["step"], "hessian/top_eigenvalue": 3.0 + index})
     line = line_slice(objective, axes[0], resolution=21, metadata=facts)
-    drawing = _drawing(line, planes, rows, 1 if quick else 5)
-    return Section(drawing + "\n" + _import(3 if quick else 5))
+    drawing = _drawing(line, planes, rows, 1 if points else 5)
+    return Section(drawing + "\n" + _import(3 if points else 5))
 
 
 def _drawing(line: Slice, planes: list[Slice], rows: list[dict[str, Any]], repeats: int) -> str:

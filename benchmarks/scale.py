@@ -155,6 +155,7 @@ def _size(name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--products", type=int, default=10, help="of the eigenvalue solver")
+    parser.add_argument("--only", default="", help="networks with this in their names")
     parser.add_argument("--largest", type=float, default=2e9, help="skip larger networks")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,7 +166,7 @@ def main() -> None:
     print("|" + "---|" * len(head))
     rows = []
     for name in [*NETWORKS, *(ON_A_GPU if torch.cuda.is_available() else ())]:
-        if _size(name) > options.largest:
+        if _size(name) > options.largest or options.only not in name:
             continue
         row = measure(name, options.products)
         rows.append(row)
@@ -181,6 +182,8 @@ def main() -> None:
             f"{(row['peak'] - row['product']) / (4 * row['parameters']):.0f}",
         )
         print("| " + " | ".join(cells) + " |", flush=True)
+    if len({row["parameters"] for row in rows}) < 2:
+        return  # no law
     ratios = [row["hvp"] for row in rows]
     print(
         f"\n{options.products} products an eigenvalue, {torch.get_default_device().type}.  With n "

@@ -97,8 +97,8 @@ def cases(device: str) -> list[Case]:
 Draw = Callable[[Case], object]
 
 
-def slices(quick: bool = False, on: str = "cpu") -> Section:
-    """All networks, by all that are installed."""
+def slices(points: int | None = None, on: str = "cpu") -> Section:
+    """All networks, by all that are installed; each once where ``points`` are to be few."""
     made = cases(on)
     methods: dict[str, Draw] = {OURS: _ours}
     missing = []
@@ -118,7 +118,7 @@ def slices(quick: bool = False, on: str = "cpu") -> Section:
         device = case.problem.device
         per_point: dict[str, list[float]] = {name: [] for name in methods}
         seconds_of: dict[str, list[float]] = {name: [] for name in methods}
-        for turn in range(1 if quick else case.repeats):
+        for turn in range(1 if points else case.repeats):
             plain = []
             for name in rotated(methods, turn):
                 plain += [seconds(partial(_repeat, case.plain), device) / PLAIN for _ in range(3)]
