@@ -3,9 +3,10 @@
     make bench-scale
 
 For each network, on one thread (or on a GPU where there is one): the time of a Hessian-vector
-product in gradients of the same probe, the share of a top eigenvalue's time that is the solver's
-own arithmetic and not products, and the peak of memory beside that of a gradient, which is what a
-training step takes.  Prints a markdown table and the growth law, fitted to it.
+product in gradients of the same probe, ours and by torch alone, the share of a top eigenvalue's
+time that is the solver's own arithmetic and not products, and the peak of memory beside that of a
+gradient, which is what a training step takes.  Prints a markdown table and the growth law, fitted
+to it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.allocations import peak_bytes
-from benchmarks.networks import language_model
+from benchmarks.networks import ResNet20, language_model
 from benchmarks.runs import mlp
 from lightning_landscape import Objective, top_eigenvalues
 from lightning_landscape.geometry.vectors import Vector
@@ -52,6 +53,12 @@ def _gpt2(length: int, examples: int, **size: int) -> Problem:
     return net, lambda: net(input_ids=tokens, labels=tokens).loss
 
 
+def _resnet(side: int, examples: int) -> Problem:
+    net, x = ResNet20(channels=3), torch.randn(examples, 3, side, side)
+    y = torch.randint(0, 10, (examples,))
+    return net, lambda: nn.functional.cross_entropy(net(x), y)
+
+
 NETWORKS: dict[str, Callable[[], Problem]] = {
     "MLP 10^4": lambda: _classifier((64, 96, 32, 10), 512),
     "MLP 10^5": lambda: _classifier((64, 256, 256, 10), 512),
@@ -64,6 +71,7 @@ NETWORKS: dict[str, Callable[[], Problem]] = {
 }
 # With as many examples as a training batch has there.
 ON_A_GPU: dict[str, Callable[[], Problem]] = {
+    "ResNet-20, 512 images of 64 x 64, 10^5": lambda: _resnet(64, 512),
     "GPT-2 small, 8 x 512 tokens, 1.2 10^8": lambda: _gpt2(512, 8),
     "GPT-2 large, 2 x 256 tokens, 7.7 10^8": lambda: _gpt2(
         256, 2, n_embd=1280, n_layer=36, n_head=20
@@ -92,17 +100,35 @@ def measure(name: str, products: int) -> dict[str, Any]:
     top_eigenvalues(objective(), max_hvps=2)  # loads what the solver needs
     pairs = [(_seconds(gradient), _seconds(lambda: kept.hvp(start))) for _ in range(repeats)]
     kept.release()
+    by_torch = _torchs_product(loss, held, list(start.values()))
+    alone = [(_seconds(gradient), _seconds(by_torch)) for _ in range(repeats)]
+    del by_torch
     total, own = _solved(objective(), products)
     return {
         "parameters": sum(p.numel() for p in held),
         "gradient": statistics.median(one for one, _ in pairs),
         "hvp": statistics.median(two / one for one, two in pairs),
+        "torch": statistics.median(two / one for one, two in alone),
         "own": own,
         "share": own / total,
         "step": peak_bytes(gradient),
         "product": peak_bytes(lambda: objective().hvp(start)),
         "peak": peak_bytes(lambda: top_eigenvalues(objective(), tol=1e-9, max_hvps=products)),
     }
+
+
+def _torchs_product(
+    loss: Callable[[], Tensor], params: list[Tensor], along: list[Tensor]
+) -> Callable[[], object]:
+    """As in torch's own examples, on a graph that is kept; no fused attention, which has none."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        gradient = torch.autograd.grad(loss(), params, create_graph=True)
+
+    def product() -> object:
+        return torch.autograd.grad(gradient, params, along, retain_graph=True)
+
+    product()
+    return product
 
 
 def _solved(objective: Objective, products: int) -> tuple[float, float]:
@@ -160,7 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-    head = ("network", "parameters", "gradient, s", "HVP, gradients", "solver's own time")
+    head = ("network", "parameters", "gradient, s", "HVP, gradients", "by torch alone")
+    head += ("solver's own time",)
     head += ("memory of a gradient", "of a product", "ratio", "of an eigenvalue: vectors more")
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
@@ -175,6 +202,7 @@ def main() -> None:
             f"{row['parameters']:,}",
             f"{row['gradient']:.4g}",
             f"{row['hvp']:.2f}",
+            f"{row['torch']:.2f}",
             f"{row['share']:.1%}",
             f"{row['step'] / 1e6:.1f} MB",
             f"{row['product'] / 1e6:.1f} MB",

@@ -106,6 +106,9 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
         (LOSS_LANDSCAPES, "loss_landscapes", _loss_landscapes),
         (LANDSCAPER, "landscaper.compute", _landscaper),
     ):
+        if on != "cpu" and name == LOSS_LANDSCAPES:
+            missing.append(f"{name} is left out: its random directions are on the CPU.")
+            continue
         try:
             importlib.import_module(module)
         except ImportError as error:

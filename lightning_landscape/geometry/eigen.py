@@ -20,7 +20,7 @@ from lightning_landscape.geometry.checks import (
     check_objective,
     quoted,
 )
-from lightning_landscape.geometry.subspace import Matvec, Space, orthonormal
+from lightning_landscape.geometry.subspace import Matvec, Space, orthonormal, without
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
 
 # A warm start from the last top vector alone locks on to it when two eigenvalues cross.  The next
@@ -315,7 +315,7 @@ def _power(
             measured, wrong_end = vector, False
             residual = float(torch.linalg.vector_norm(image - value * vector))
             length = float(torch.linalg.vector_norm(image))
-            deflated = image - previous.T @ (previous @ image)
+            deflated = without(image, previous)
             last_defect = defect
             defect = float(torch.linalg.vector_norm(deflated - value * vector))
             magnitude = max(magnitude, abs(value))

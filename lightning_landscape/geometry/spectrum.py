@@ -19,7 +19,7 @@ from lightning_landscape.geometry.checks import (
 )
 from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
-from lightning_landscape.geometry.subspace import Matvec
+from lightning_landscape.geometry.subspace import Matvec, without
 from lightning_landscape.geometry.vectors import Layout, random_signs, seed_from
 
 # How far the grid reaches beyond the outermost Ritz values, in units of sigma: what lies further
@@ -204,7 +204,7 @@ def _gauss_rule(matvec: Matvec, start: Tensor, steps: int) -> tuple[Tensor, Tens
             break
         known = basis[: index + 1]
         for _ in range(2):  # twice is enough (Kahan, Parlett)
-            image = image - known.T @ (known @ image)
+            image = without(image, known)
         length = float(torch.linalg.vector_norm(image))
         if length <= torch.finfo(image.dtype).eps ** _EXHAUSTED * scale:
             break  # the space is invariant: the rule is exact

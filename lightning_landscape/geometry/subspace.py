@@ -50,6 +50,11 @@ class Space:
             self._condense()
         image = self._matvec(direction)
         self.products += 1
+        self._append(direction, image)
+        return True
+
+    @full_float32()
+    def _append(self, direction: Tensor, image: Tensor) -> None:
         self.basis.append(direction)
         self.images.append(image)
         column = (self.basis.rows @ image).double().cpu()
@@ -57,7 +62,6 @@ class Space:
         self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
         self._matrix = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
         self._matrix[-1, :] = self._matrix[:, -1] = column
-        return True
 
     @full_float32()
     def ritz(self, count: int) -> tuple[Tensor, Tensor]:
@@ -122,6 +126,12 @@ class _Rows:
         for part in torch.split(self._store[: self._used], _COLUMNS, dim=1):
             part[:used] = turn @ part
         self._used = used
+
+
+@full_float32()
+def without(vector: Tensor, basis: Tensor) -> Tensor:
+    """``vector`` less its projection on the orthonormal rows of ``basis``."""
+    return vector - basis.T @ (basis @ vector)
 
 
 @full_float32()

@@ -254,10 +254,29 @@ def test_differences_of_losses_are_as_precise_as_float32(any_precision):
     assert torch.get_float32_matmul_precision() == "medium"
 
 
+def test_no_known_loss_that_is_less_precise(any_precision):
+    """The graph of a product has the loss at its end, for nothing where that is full float32."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(8, 4)
+    params, evaluated = dict(net.named_parameters()), []
+
+    def loss():
+        evaluated.append(torch.get_float32_matmul_precision())
+        return net(x).pow(4).mean()
+
+    for precision, again in (("highest", []), ("medium", ["highest"])):
+        torch.set_float32_matmul_precision(precision)
+        objective = Objective(loss, params, check_deterministic=False)
+        objective.hvp({"bias": torch.ones(3)})
+        evaluated.clear()
+        objective.loss()
+        assert evaluated == again
+
+
 def test_a_solver_turns_its_vectors_in_full_float32(any_precision):
     """Its own products of matrices have nothing to do with those of training."""
-    spectrum = torch.cat([torch.tensor([5.0, 4.0, 3.0, -4.5]), torch.linspace(-1, 1, 60)])
-    w = nn.Parameter(torch.zeros(64))
+    spectrum = torch.cat([torch.tensor([5.0, 4.0, 3.0, -4.5]), torch.linspace(-1, 1, 4092)])
+    w = nn.Parameter(torch.zeros(4096))
 
     def found():
         objective = Objective(lambda: (spectrum * w.square()).sum() / 2, {"w": w})
@@ -271,6 +290,40 @@ def test_a_solver_turns_its_vectors_in_full_float32(any_precision):
     vectors = torch.stack([v["w"] for v in result.eigenvectors])
     torch.set_float32_matmul_precision("highest")
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(3), rtol=0, atol=1e-5)
+
+
+# -- recurrent layers ------------------------------------------------------------------------------
+
+
+class OnGpu:
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("before_weights", "dropout", "training", "on_gpu", "draws"),
+    [
+        (2, 0.3, True, True, True),
+        (3, 0.3, True, True, True),  # of a packed sequence
+        (2, 0.3, False, True, False),
+        (2, 0.0, True, True, False),
+        (2, 0.3, True, False, False),
+    ],
+)
+def test_cudnns_own_random_numbers(before_weights, dropout, training, on_gpu, draws, monkeypatch):
+    """It is asked for dropout between layers by torch's four functions alone."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seen = []
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        monkeypatch.setattr(
+            torch._VF, name, lambda *args: seen.append(torch.backends.cudnn.enabled), raising=False
+        )
+    x = OnGpu() if on_gpu else torch.zeros(1)
+    args = [x, *[None] * (before_weights - 1), ["weights"], True, 2, dropout, training, False]
+    with plain_kernels():
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            getattr(torch._VF, name)(*args)
+    assert seen == [not draws] * 4
+    assert torch.backends.cudnn.enabled
 
 
 # -- nothing stays exchanged ----------------------------------------------------------------------
