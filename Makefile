@@ -2,6 +2,7 @@
 #   make demo    make test
 PYTHON ?= python3.11
 VENV ?= .venv
+GPU_PYTHON ?= python3
 RUN = $(VENV)/bin/python
 BENCH ?=
 LOGDIR ?= runs/digits
@@ -60,9 +61,10 @@ test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal
 
-# On a machine with a GPU: what only that can show, the zoo and the runs of test_isolation there.
-test-gpu: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest --device cuda \
+# On a machine with a GPU, in an environment of yours whose torch has CUDA (`make install` gives one
+# without): what only a GPU can show, the zoo and the runs of test_isolation there.
+test-gpu:
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(GPU_PYTHON) -m pytest --device cuda \
 		--numprocesses $(WORKERS) --dist worksteal tests/gpu tests/integration/test_zoo.py \
 		tests/integration/test_isolation.py tests/geometry/test_second_derivatives.py
 

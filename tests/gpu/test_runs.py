@@ -97,13 +97,9 @@ def test_optimizers(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [("images", {}), ("attention", {}), ("dense", {"mode": "reduce-overhead"})],
-    ids=["images", "attention", "CUDA graphs"],
-)
-def test_compiled(name, how, tmp_path):
-    check(lambda: Module(name, compiled=how), name, tmp_path)
+@pytest.mark.parametrize("name", ["images", "attention"])
+def test_compiled(name, tmp_path):
+    check(lambda: Module(name, compiled={}), name, tmp_path)
 
 
 def test_channels_last(tmp_path):
