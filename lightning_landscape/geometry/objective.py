@@ -358,7 +358,7 @@ class Objective:
         for p in self._list:
             bits = _BITS[p.element_size()]
             sums.append(torch.sum(p.detach().view(bits), dtype=bits))
-        return torch.stack([total.to(self._local.device) for total in sums]).to(torch.int64)
+        return torch.stack([total.to(self._local.device) for total in sums])
 
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""
