@@ -30,9 +30,8 @@ class Space:
         self._matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         self._values = torch.zeros(0, device="cpu")
         self._coefficients = torch.zeros(0, 0, device="cpu")
-        self._before = torch.zeros(
-            0, 0, device="cpu"
-        )  # coefficients of the leading Ritz vectors one step ago
+        # The coefficients of the leading Ritz vectors one step ago.
+        self._before = torch.zeros(0, 0, device="cpu")
 
     def __len__(self) -> int:
         return len(self.basis)
