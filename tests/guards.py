@@ -474,7 +474,7 @@ GUARDS = [
     Guard(
         "cuDNN's own random numbers are not drawn",
         PLAIN,
-        "        if not (draws and args[0].is_cuda):",
+        "        if not (dropout > 0.0 and train and args[0].is_cuda):",
         "        if True:",
         f"{KERNELS} -k own_random",
     ),

@@ -103,7 +103,7 @@ class Batches:
     @contextlib.contextmanager
     def evaluations(self) -> Iterator[None]:
         """Around many losses: the kernels are exchanged once, and not for each of them."""
-        with plain_kernels(self.cudnn), full_float32():
+        with self._plain_kernels():
             self._kernels_are_plain = True
             try:
                 yield

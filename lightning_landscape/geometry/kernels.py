@@ -124,12 +124,13 @@ def exchange(stack: contextlib.ExitStack, place: Any, name: str, stand_in: objec
 
 
 def _without_hidden_state(recurrent: Callable[..., Any]) -> Callable[..., Any]:
-    """By dropout between layers cuDNN draws from a state of its own, which cannot be put back."""
+    """For dropout between layers cuDNN draws from a state of its own, which cannot be put back."""
 
     def call(*args: Any) -> Any:
-        weights = next((i for i, arg in enumerate(args) if isinstance(arg, list)), None)
-        draws = weights is not None and args[weights + 3] > 0.0 and args[weights + 4]
-        if not (draws and args[0].is_cuda):
+        # Of plain and packed sequences: ..., has_biases, num_layers, dropout, train, ...
+        biases = next(i for i, arg in enumerate(args) if isinstance(arg, bool))
+        dropout, train = args[biases + 2 : biases + 4]
+        if not (dropout > 0.0 and train and args[0].is_cuda):
             return recurrent(*args)
         with contextlib.ExitStack() as stack:
             exchange(stack, torch.backends.cudnn, "enabled", False)

@@ -55,6 +55,7 @@ class Problem:
             shift = {n: 0.1 * step * along[n] + 0.01 * step**2 * beside[n] for n in along}
             path.add(step, {n: p.detach() + shift[n] for n, p in self.params.items()})
         directions = pca_directions(path.weights, self.params)
+        assert len(directions) == 2
         return project(path.weights, self.params, directions).coordinates.tolist()
 
 

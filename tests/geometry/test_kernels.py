@@ -274,7 +274,7 @@ def test_no_known_loss_that_is_less_precise(any_precision):
 
 
 def test_a_solver_turns_its_vectors_in_full_float32(any_precision):
-    """Its own products of matrices have nothing to do with those of training."""
+    """Its own have nothing to do with those of training.  Seen where a CPU has bfloat16."""
     spectrum = torch.cat([torch.tensor([5.0, 4.0, 3.0, -4.5]), torch.linspace(-1, 1, 4092)])
     w = nn.Parameter(torch.zeros(4096))
 
