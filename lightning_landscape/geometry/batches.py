@@ -18,7 +18,7 @@ from lightning_landscape.geometry.kernels import (
     saved_dtypes,
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
-from lightning_landscape.geometry.second_derivatives import written_out
+from lightning_landscape.geometry.second_derivatives import Loss, written_out
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
 
 _Point = TypeVar("_Point")
@@ -60,6 +60,8 @@ class Batches:
         self.cudnn = True
         self.forward_needs_grad = False
         self._kernels_are_plain = False
+        self._held: Loss | None = None
+        self._held_for = True  # cudnn
         # What the first product came by: sums, to be taken by the caller.
         self.known_loss: Tensor | None = None
         self.known_gradient: Tensor | None = None
@@ -117,6 +119,25 @@ class Batches:
             return
         with plain_kernels(self.cudnn), full_float32():
             yield
+
+    @contextlib.contextmanager
+    def products(self) -> Iterator[None]:
+        """Around many products: the same."""
+        with self._twice_differentiable() as loss:
+            self._held, self._held_for = loss, self.cudnn
+            try:
+                yield
+            finally:
+                self._held = None
+
+    @contextlib.contextmanager
+    def _twice_differentiable(self) -> Iterator[Loss]:
+        """Kernels that have a second derivative, and those that are written out."""
+        if self._held is not None and self._held_for == self.cudnn:
+            yield self._held
+            return
+        with plain_kernels(self.cudnn), written_out() as loss:
+            yield loss
 
     def gradient(self) -> Tensor:
         """The gradient.  Cost: one gradient."""
@@ -349,10 +370,11 @@ class Batches:
     def _differentiate(self, fn: LossFn, create_graph: bool) -> tuple[Tensor, list[Tensor]]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(plain_kernels(self.cudnn))
             if create_graph:
-                progress = stack.enter_context(written_out())
+                progress = stack.enter_context(self._twice_differentiable())
+                progress.is_there = False
             else:
+                stack.enter_context(plain_kernels(self.cudnn))
                 stack.enter_context(full_float32())  # finite differences are made of such
             loss = _differentiable(fn())
             if create_graph:
@@ -381,7 +403,7 @@ class Batches:
         if not curved:
             return ()
         # An activation checkpoint evaluates its part again, and has to find what it found before.
-        with refusing_double_backward(), plain_kernels(self.cudnn), written_out():
+        with refusing_double_backward(), self._twice_differentiable():
             return torch.autograd.grad(
                 [g for g, _ in curved],
                 self.params,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_count, check_mapping, check_objective, shown
-from lightning_landscape.geometry.eigen import EigenResult, HessianLike, top_eigenvalues
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.hessian import HessianLike
 from lightning_landscape.geometry.vectors import Vector
 
 

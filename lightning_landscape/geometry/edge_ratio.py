@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_objective, quoted
-from lightning_landscape.geometry.eigen import EigenResult, HessianLike, top_eigenvalues
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.hessian import (
+    FlatHessian,
+    HessianLike,
+    Matvec,
+    flat_products,
+)
 from lightning_landscape.geometry.stability import StabilityEdge
-from lightning_landscape.geometry.vectors import Vector
+from lightning_landscape.geometry.vectors import Layout, Vector
 
 
 @dataclass(frozen=True)
@@ -91,21 +98,25 @@ def shared_step(objective: HessianLike, edge: StabilityEdge) -> tuple[float, flo
     return None if step is None or decay is None or edge.maximize else (step, decay)
 
 
-class _Descended:
+class _Descended(FlatHessian):
     """The Hessian of what the optimizer descends: with weight decay, of -L when it climbs."""
 
     def __init__(self, objective: HessianLike, edge: StabilityEdge) -> None:
         self.params = objective.params
         self._objective = objective
-        self._decay = edge.weight_decay
+        self._layout = Layout(self.params)
+        decay = {name: edge.weight_decay.get(name, 0.0) for name in self.params}
+        self._decay = self._layout.flatten(decay)
         self._sign = -1.0 if edge.maximize else 1.0
 
+    @contextlib.contextmanager
+    def products(self) -> Iterator[Matvec]:
+        with flat_products(self._objective, self._layout) as product:
+            yield lambda flat: product(flat).mul_(self._sign).addcmul_(self._decay, flat)
+
     def hvp(self, vector: Vector) -> Mapping[str, Tensor]:
-        product = self._objective.hvp(vector)
-        return {
-            name: self._sign * tensor + self._decay.get(name, 0.0) * vector[name]
-            for name, tensor in product.items()
-        }
+        with self.products() as product:
+            return self._layout.unflatten(product(self._layout.flatten(vector)))
 
 
 def _common_number(values: Mapping[str, Tensor | float]) -> float | None:

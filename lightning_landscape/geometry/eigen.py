@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from lightning_landscape.geometry.checks import (
     check_objective,
     quoted,
 )
-from lightning_landscape.geometry.subspace import Matvec, Space, orthonormal, without
+from lightning_landscape.geometry.hessian import HessianLike, Matvec, flat_products
+from lightning_landscape.geometry.subspace import Space, orthonormal, without
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
 
 # A warm start from the last top vector alone locks on to it when two eigenvalues cross.  The next
@@ -44,15 +46,6 @@ _KNOWN = 0.2
 
 # The basis and its images hold at most this many entries, unless that is too few.
 _MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
-
-
-class HessianLike(Protocol):
-    """What the solver asks of an objective."""
-
-    params: dict[str, Tensor]
-
-    def hvp(self, vector: Vector) -> Mapping[str, Tensor]:
-        """The symmetric operator applied to ``vector``."""
 
 
 @dataclass(frozen=True)
@@ -159,23 +152,24 @@ def top_eigenvalues(
     sign = 1.0 if which == "LA" else -1.0
     half = None if preconditioner is None else _inverse_root(layout, preconditioner)
 
-    def matvec(flat: Tensor) -> Tensor:
-        vector = flat if half is None else half * flat
-        product = layout.flatten(objective.hvp(layout.unflatten(vector)))
+    def matvec(product: Matvec, flat: Tensor) -> Tensor:
+        image = product(flat if half is None else half * flat)
         if half is not None:
-            product.mul_(half)
-        return product if sign == 1.0 else product.neg_()
+            image.mul_(half)
+        return image if sign == 1.0 else image.neg_()
 
     def random_start(index: int) -> Tensor:
         return layout.flatten(random_vector(objective.params, seed + index))
 
     seed = seed_from(generator)
     starts = _start_vectors(layout, k, init)
-    if method == "lanczos":
-        most = _basis_size(k, layout.size) if max_basis is None else max_basis
-        ritz = _lanczos(matvec, starts, random_start, k, tol, rtol, max_hvps, most)
-    else:
-        ritz = _power(matvec, starts, random_start, k, tol, max_hvps)
+    with flat_products(objective, layout) as product:
+        symmetric = partial(matvec, product)
+        if method == "lanczos":
+            most = _basis_size(k, layout.size) if max_basis is None else max_basis
+            ritz = _lanczos(symmetric, starts, random_start, k, tol, rtol, max_hvps, most)
+        else:
+            ritz = _power(symmetric, starts, random_start, k, tol, max_hvps)
     vectors = [layout.unflatten(v) for v in ritz.vectors]
     return EigenResult(
         eigenvalues=sign * ritz.values,
@@ -227,7 +221,7 @@ def _lanczos(
     while True:
         if len(space) >= k and not pending:
             values, defects = space.ritz(k + 1)
-            lengths = torch.linalg.vector_norm(defects, dim=1).double().cpu()
+            lengths = torch.linalg.vector_norm(defects, dim=1).cpu().double()
             scale = float(values.abs().max())
             errors = _estimated_errors(values, lengths, k)
             by_residual = bool((lengths[:k] <= tol * scale).all())

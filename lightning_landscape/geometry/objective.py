@@ -27,9 +27,16 @@ from lightning_landscape.geometry.faults import (
     let_go,
     out_of_memory,
 )
+from lightning_landscape.geometry.hessian import FlatHessian, Matvec
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.geometry.reduction import Reduction
-from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
+from lightning_landscape.geometry.vectors import (
+    Layout,
+    Vector,
+    check_vector,
+    norm,
+    working_dtype,
+)
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
@@ -48,7 +55,7 @@ _DIFFERENCE_STEP = {
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Objective:
+class Objective(FlatHessian):
     r"""A loss ``L(w) = sum_i weight_i L_i(w) / sum_i weight_i`` over named parameters ``w``.
 
     Args:
@@ -174,20 +181,8 @@ class Objective:
         """
         self._begin()
         self.hvps += 1
-        pieces = self._pieces(vector)
-        if self.engine_used == "double_backward":
-            try:
-                return self._double_backward_hvp(pieces)
-            except NoDoubleBackward as error:
-                self.release()
-                if self.engine == "double_backward":
-                    raise RuntimeError(
-                        f"engine='double_backward': the loss cannot be differentiated twice "
-                        f"({error}); pass engine='auto' or 'finite_difference'"
-                    ) from error
-                self.engine_used = "finite_difference"
-                self.engine_note = f"no double backward: {error}"
-        return self._difference_hvp(vector)
+        product = self._exact_product(self._pieces(vector))
+        return self._difference_hvp(vector) if product is None else self._named(product)
 
     def loss_at(self, displacement: Vector) -> Tensor:
         """``L(w + displacement)``.  Cost: one forward."""
@@ -225,6 +220,33 @@ class Objective:
                 return self._local.gradient()
 
         return self._named(self._mean_vector(local))
+
+    @contextlib.contextmanager
+    def products(self) -> Iterator[Matvec]:
+        """Gives ``product(v) = H v`` of flat vectors, for many of them at the same weights.
+
+        ``v`` and ``H v`` hold the entries of all parameters, one after the other: ``(n,)``, float64
+        if any parameter is, else float32, on the device of the first.  What each :meth:`hvp` does
+        anew is done once: the weights are compared with those before, and the kernels exchanged.
+        """
+        layout = Layout(self.params)
+        if getattr(self.hvp, "__func__", None) is not Objective.hvp:  # a subclass knows better
+            yield lambda flat: layout.flatten(self.hvp(layout.unflatten(flat)))
+            return
+        self._begin()
+        with contextlib.ExitStack() as stack:
+            if self.engine_used == "double_backward":
+                stack.enter_context(self._local.products())
+
+            def product(flat: Tensor) -> Tensor:
+                self.hvps += 1
+                found = self._exact_product(self._split(flat))
+                if found is not None:
+                    return found
+                stack.close()
+                return layout.flatten(self._difference_hvp(self._named(flat)))
+
+            yield product
 
     def batch_mean(self, quantity: Callable[[Objective], float]) -> float:
         """The mean over batches, by weight, of ``quantity(objective)`` of each batch alone.
@@ -279,13 +301,30 @@ class Objective:
 
     # -- products ------------------------------------------------------------------------------
 
-    def _double_backward_hvp(self, pieces: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def _exact_product(self, pieces: Sequence[Tensor | None]) -> Tensor | None:
+        """By double backward; None, from now on, where the loss has none."""
+        if self.engine_used == "finite_difference":
+            return None
+        try:
+            return self._double_backward_product(pieces)
+        except NoDoubleBackward as error:
+            self.release()
+            if self.engine == "double_backward":
+                raise RuntimeError(
+                    f"engine='double_backward': the loss cannot be differentiated twice "
+                    f"({error}); pass engine='auto' or 'finite_difference'"
+                ) from error
+            self.engine_used = "finite_difference"
+            self.engine_note = f"no double backward: {error}"
+            return None
+
+    def _double_backward_product(self, pieces: Sequence[Tensor | None]) -> Tensor:
 
         def local() -> Tensor:
             return self._local.product(pieces)
 
         try:
-            return self._named(self._mean_vector(local, products=True))
+            return self._mean_vector(local, products=True)
         except NoDoubleBackward:
             # cuDNN's recurrent layers have none.  Without cuDNN convolutions are slower, hence
             # only now; tried whatever the message says, so that all processes do the same.
@@ -293,7 +332,7 @@ class Objective:
                 raise
         self.release()
         self._local.cudnn = False
-        return self._named(self._mean_vector(local, products=True))
+        return self._mean_vector(local, products=True)
 
     def _difference_hvp(self, vector: Vector) -> dict[str, Tensor]:
         length = norm(vector)
@@ -451,6 +490,13 @@ class Objective:
             name: piece.view(p.shape).to(dtype=working_dtype(p.dtype), device=p.device)
             for (name, p), piece in zip(self.params.items(), pieces, strict=True)
         }
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        """A flat vector in the order of the parameters, as they are."""
+        return [
+            piece.view(p.shape).to(dtype=p.dtype, device=p.device)
+            for p, piece in zip(self._list, torch.split(flat, self._sizes), strict=True)
+        ]
 
     def _pieces(self, vector: Vector) -> list[Tensor | None]:
         """``vector`` in the order of the parameters, ``None`` where it is zero."""

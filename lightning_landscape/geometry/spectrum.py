@@ -17,9 +17,9 @@ from lightning_landscape.geometry.checks import (
     check_path,
     check_span,
 )
-from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
-from lightning_landscape.geometry.subspace import Matvec, without
+from lightning_landscape.geometry.hessian import HessianLike, Matvec, flat_products
+from lightning_landscape.geometry.subspace import without
 from lightning_landscape.geometry.vectors import Layout, random_signs, seed_from
 
 # How far the grid reaches beyond the outermost Ritz values, in units of sigma: what lies further
@@ -154,16 +154,13 @@ def spectral_density(
     layout = Layout(objective.params)
     steps = min(steps, layout.size)
     seed = seed_from(generator)
-
-    def matvec(flat: Tensor) -> Tensor:
-        return layout.flatten(objective.hvp(layout.unflatten(flat)))
-
     rules, hvps = [], 0
-    for index in range(samples):
-        start = layout.flatten(random_signs(objective.params, seed + index))
-        values, weights, products = _gauss_rule(matvec, start, steps)
-        rules.append((values, weights))
-        hvps += products
+    with flat_products(objective, layout) as product:
+        for index in range(samples):
+            start = layout.flatten(random_signs(objective.params, seed + index))
+            values, weights, products = _gauss_rule(product, start, steps)
+            rules.append((values, weights))
+            hvps += products
     theta = torch.stack([values for values, _ in rules])
     omega = torch.stack([weights for _, weights in rules])
     width = _default_sigma(theta) if sigma is None else float(sigma)

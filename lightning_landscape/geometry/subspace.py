@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.hessian import Matvec
 from lightning_landscape.geometry.kernels import full_float32
-
-Matvec = Callable[[Tensor], Tensor]
 
 _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 
@@ -56,8 +54,9 @@ class Space:
     def _append(self, direction: Tensor, image: Tensor) -> None:
         self.basis.append(direction)
         self.images.append(image)
-        column = (self.basis.rows @ image).double().cpu()
-        row = (self.images.rows @ direction).cpu()
+        # One transfer, because a device is waited for at each.
+        both = torch.stack([self.basis.rows @ image, self.images.rows @ direction])
+        column, row = both.cpu().double()
         self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
         self._matrix = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
         self._matrix[-1, :] = self._matrix[:, -1] = column
@@ -136,15 +135,14 @@ def without(vector: Tensor, basis: Tensor) -> Tensor:
 @full_float32()
 def orthonormal(vector: Tensor, basis: Tensor) -> Tensor | None:
     """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
-    length = float(torch.linalg.vector_norm(vector))
-    if not 0.0 < length < math.inf:
-        return None
+    length = torch.linalg.vector_norm(vector)
     # In place from here on: with fresh memory for each result this took as long as a product.
-    direction = vector / length
+    direction: Tensor = vector / length
     for _ in range(3):  # twice is enough (Kahan, Parlett), unless next to nothing remains
         direction.addmv_(basis.T, basis @ direction, alpha=-1.0)
-        remaining = float(torch.linalg.vector_norm(direction))
-        if not remaining > 100 * torch.finfo(vector.dtype).eps:
+        norms = torch.stack([length, torch.linalg.vector_norm(direction)])
+        given, remaining = norms.tolist()
+        if not (0.0 < given < math.inf and remaining > 100 * torch.finfo(vector.dtype).eps):
             return None
         direction.div_(remaining)
         if remaining > 0.7:  # little was taken off, and little rounding with it

@@ -10,9 +10,9 @@ import torch
 
 from lightning_landscape.geometry.blocks import members
 from lightning_landscape.geometry.checks import check_objective
-from lightning_landscape.geometry.eigen import HessianLike
 from lightning_landscape.geometry.estimate import Estimate, check_samples, mean_and_stderr
-from lightning_landscape.geometry.vectors import inner, random_signs, seed_from
+from lightning_landscape.geometry.hessian import HessianLike, flat_products
+from lightning_landscape.geometry.vectors import Layout, inner, random_signs, seed_from
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,14 @@ def hessian_trace(
     params = objective.params
     groups = members(params, blocks)
     seed = seed_from(generator)
+    layout = Layout(params)
     rows = []
-    for index in range(samples):
-        signs = random_signs(params, seed + index)
-        product = objective.hvp(signs)
-        parts = [inner({n: signs[n] for n in names}, product) for names in groups.values()]
-        rows.append([inner(signs, product), inner(product, product), *parts])
+    with flat_products(objective, layout) as product:
+        for index in range(samples):
+            signs = random_signs(params, seed + index)
+            image = layout.unflatten(product(layout.flatten(signs)))
+            parts = [inner({n: signs[n] for n in names}, image) for names in groups.values()]
+            rows.append([inner(signs, image), inner(image, image), *parts])
     means, errors = mean_and_stderr(torch.tensor(rows, dtype=torch.float64, device="cpu"))
     trace, square, *traces = [
         Estimate(value, error, len(rows), len(rows))
