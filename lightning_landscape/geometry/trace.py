@@ -81,8 +81,8 @@ def hessian_trace(
     rows = []
     with flat_products(objective, layout) as product:
         for index in range(samples):
-            signs = random_signs(params, seed + index)
-            image = layout.unflatten(product(layout.flatten(signs)))
+            flat = layout.flatten(random_signs(params, seed + index))
+            signs, image = layout.unflatten(flat), layout.unflatten(product(flat))
             parts = [inner({n: signs[n] for n in names}, image) for names in groups.values()]
             rows.append([inner(signs, image), inner(image, image), *parts])
     means, errors = mean_and_stderr(torch.tensor(rows, dtype=torch.float64, device="cpu"))
