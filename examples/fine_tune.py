@@ -17,8 +17,9 @@ to the weights now: the loss of both tasks on it, and the distance of each layer
 pretrained weights (ln 5 = 1.6 is guessing), or where a barrier on the line is as high.
 
 What the numbers show: at the small rate the new task is learnt and the old one kept; the large rate
-leaves within 20 steps.  No ridge lies between: the old loss climbs all the way, so that its rise
-tells what the barrier does not.  The stop saves the old task, with the new one learnt in part.
+leaves within 20 steps.  There is hardly a ridge between: no barrier at the end in the median run,
+and a low one on the way in 2 of 16, while the old loss climbs: its rise tells what the barrier does
+not.  The stop saves the old task, with the new one learnt in part.
 
 What they do not show: which layers cause the forgetting (only how far each one moved), what is best
 between the two rates, or thresholds for other networks: both were chosen for this one.  Nor do they
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,10 @@ class Run:
         """The step at which the old basin was left, as defined above."""
         steps = (row["step"] for row in self.rows if max(row[RISE], row[BARRIER]) > LEFT)
         return next(steps, None)
+
+    def highest(self, key: str) -> float:
+        """Over the run."""
+        return max(row[key] for row in self.rows)
 
     @property
     def moved(self) -> dict[str, float]:
@@ -193,7 +199,7 @@ def report(runs: dict[str, list[Run]], before: list[float]) -> None:
                 spread([run.old for run in found], 2),
                 spread([run.new for run in found], 2),
                 spread([run.rows[-1][RISE] for run in found], 2),
-                spread([max(row[BARRIER] for row in run.rows) for run in found], 2),
+                spread([run.highest(BARRIER) for run in found], 2),
                 ", ".join(str(run.left or "-") for run in found),
                 ", ".join(str(run.steps) for run in found),
             ]
@@ -226,9 +232,10 @@ def check(runs: dict[str, list[Run]]) -> Claims:
         ),
     )
     claims(
-        "no ridge is crossed: at the end of the large rate's run the barrier is below a fifth of "
-        "the rise, so it is the rise that tells",
-        all(f.rows[-1][BARRIER] < 0.2 * f.rows[-1][RISE] for f in large),
+        "hardly a ridge is crossed: the large rate's highest barrier is below a fifth of its "
+        "highest rise in every run, and none at the end (median), so it is the rise that tells",
+        all(f.highest(BARRIER) < 0.2 * f.highest(RISE) for f in large)
+        and statistics.median(f.rows[-1][BARRIER] for f in large) < 0.01,
     )
     claims(
         "the stop comes within 30 steps and saves old accuracy (0.05 or more)",
