@@ -122,7 +122,7 @@ class Batches:
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
-        """Around many products: the same."""
+        """Around many products: the kernels are exchanged once, and not for each of them."""
         with self._twice_differentiable() as loss:
             self._held, self._held_for = loss, self.cudnn
             try:
