@@ -1,7 +1,7 @@
 """Everything that the README's table of costs says, in one run.
 
     make bench                                     about twelve minutes on two idle cores
-    python -m benchmarks --quick                   the same in little time, at few points
+    python -m benchmarks --quick                   the same in little time, at one point
     python -m benchmarks --only eigenvalue-mlp slices
 
 One thread; times are ratios taken side by side.  Ends with one section of markdown.
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--points", type=int, help="measure at so many of a run at most")
-    parser.add_argument("--quick", action="store_true", help="two points: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one point: to see that it runs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     chosen = parser.parse_args()
     # SciPy's BLAS threads go on spinning after eigsh, at the expense of what follows.
@@ -62,7 +62,7 @@ def main() -> None:
     sections = []
     for name in chosen.only:
         started = time.perf_counter()
-        sections.append(PARTS[name](2 if chosen.quick else chosen.points, chosen.device))
+        sections.append(PARTS[name](1 if chosen.quick else chosen.points, chosen.device))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     texts = [section.text for section in sections]
     print("\n".join([_heading(chosen.device), summary(sections), *texts]))

@@ -38,7 +38,7 @@ def pictures(points: int | None = None, device: str = "cpu") -> Section:
         rows.append({"step": facts["step"], "hessian/top_eigenvalue": 3.0 + index})
     line = line_slice(objective, axes[0], resolution=21, metadata=facts)
     drawing = _drawing(line, planes, rows, 1 if points else 5)
-    return Section(drawing + "\n" + _import(3 if points else 5))
+    return Section(drawing + "\n" + _import(1 if points else 5))
 
 
 def _drawing(line: Slice, planes: list[Slice], rows: list[dict[str, Any]], repeats: int) -> str:

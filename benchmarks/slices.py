@@ -94,12 +94,12 @@ def cases(device: str) -> list[Case]:
     return made
 
 
-Draw = Callable[[Case], object]
+Draw = Callable[[Case, int], object]
 
 
 def slices(points: int | None = None, on: str = "cpu") -> Section:
-    """All networks, by all that are installed; each once where ``points`` are to be few."""
-    made = cases(on)
+    """All networks, by all that are installed; each once, and small, where ``points`` are few."""
+    made, side = cases(on), 5 if points else SIDE
     methods: dict[str, Draw] = {OURS: _ours}
     missing = []
     for name, module, draw in (
@@ -126,8 +126,8 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
             for name in rotated(methods, turn):
                 plain += [seconds(partial(_repeat, case.plain), device) / PLAIN for _ in range(3)]
                 with quiet():
-                    seconds_of[name].append(seconds(partial(methods[name], case), device))
-            unit = SIDE**2 * statistics.median(plain)
+                    seconds_of[name].append(seconds(partial(methods[name], case, side), device))
+            unit = side**2 * statistics.median(plain)
             for name in methods:
                 per_point[name].append(seconds_of[name][-1] / unit)
         medians = {name: statistics.median(found) for name, found in per_point.items()}
@@ -150,13 +150,13 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
             claim = f"{case.name}: forwards a point"
             lines.append(verdict(claim, medians[OURS], 1.1, at_most=True))
     text = table(
-        f"A plane of {SIDE} x {SIDE} points",
+        f"A plane of {side} x {side} points",
         ["network", "by", "forwards a point", "times ours", "largest relative gap in loss"],
         rows,
     )
     notes = ["Directions included. Gap: to plain torch, or to ours, at equal points.", *missing]
     text = f"{text}\n{' '.join(notes)}\n\n" + "\n".join(lines) + "\n"
-    return Section(text, f"A plane of {SIDE} x {SIDE}: forward passes a point", columns)
+    return Section(text, f"A plane of {side} x {side}: forward passes a point", columns)
 
 
 # -- the three of them ----------------------------------------------------------------------------
@@ -169,8 +169,8 @@ def _directions(case: Case) -> list[dict[str, Tensor]]:
     return [filter_normalize(direction, params) for direction in drawn]
 
 
-def _ours(case: Case) -> object:
-    return plane_slice(case.objective(), *_directions(case), resolution=SIDE)
+def _ours(case: Case, side: int) -> object:
+    return plane_slice(case.objective(), *_directions(case), resolution=side)
 
 
 def _metric(case: Case) -> Any:
@@ -187,13 +187,13 @@ def _metric(case: Case) -> Any:
     return BatchedLoss()
 
 
-def _loss_landscapes(case: Case) -> object:
+def _loss_landscapes(case: Case, side: int) -> object:
     peer: Any = importlib.import_module("loss_landscapes")
     return peer.random_plane(
         case.problem.module,
         _metric(case),
         distance=1,
-        steps=SIDE,
+        steps=side,
         normalization="filter",
         deepcopy_model=True,
     )
@@ -214,9 +214,9 @@ def _grid(case: Case, directions: list[list[Tensor]], steps: int) -> np.ndarray:
     return found
 
 
-def _landscaper(case: Case) -> object:
+def _landscaper(case: Case, side: int) -> object:
     helpers: Any = importlib.import_module("landscaper.utils")
-    return _grid(case, helpers.generate_random_orthogonal_directions(case.problem.module, 2), SIDE)
+    return _grid(case, helpers.generate_random_orthogonal_directions(case.problem.module, 2), side)
 
 
 # -- the same function? ---------------------------------------------------------------------------

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_landscape.training import account
+from lightning_landscape.training.records import Recorder
 from tests import runs
 
 # Title -> rows, each a dict from column to cell.
@@ -27,6 +29,14 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """
     if request.node.get_closest_marker("short_runs") is None:
         monkeypatch.setattr(account, "_SHORT_RUN", math.inf)
+
+
+@pytest.fixture
+def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture is drawn: they take most of a small run, and not every test looks at them."""
+    monkeypatch.setattr(Recorder, "picture", lambda *_: None)
+    film = "lightning_landscape.figures.film.write_film"
+    monkeypatch.setattr(film, lambda slices, path, *_: Path(path).touch())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

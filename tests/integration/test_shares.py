@@ -64,7 +64,7 @@ def read(root):
     return found
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "numbers_only")
 @pytest.mark.parametrize("joined", [False, True], ids=["batches", "joined"])
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_figures(kind, joined, tmp_path, side_by_side, monkeypatch):

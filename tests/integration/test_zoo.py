@@ -40,7 +40,7 @@ def monitors(member: Member, mode: str) -> list[Monitor]:
     """Everything that can be asked for."""
     common = {"max_overhead": None, "probe_samples": 8, "probe_mode": mode, **member.options}
     scalars = {"every_n_train_steps": 3, **common}
-    pictures = {"every_n_train_steps": 5, "line_resolution": 2, **common}
+    pictures = {"every_n_train_steps": 12, "line_resolution": 2, **common}
     return [
         HessianMonitor(
             k=2,
@@ -142,6 +142,8 @@ def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
 
 @pytest.mark.parametrize(("member", "mode"), CASES, ids=[f"{m.name}-{mode}" for m, mode in CASES])
 def test_zoo(member, mode, plain, tmp_path, request):
+    if mode != member.modes[0]:  # in one mode all pictures are drawn
+        request.getfixturevalue("numbers_only")
     expected = plain(member)
     ours = monitors(member, mode)
     outcome, messages = run(member, ours, tmp_path)
