@@ -6,8 +6,11 @@ import contextlib
 import gc
 import io
 import statistics
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -34,6 +37,45 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 def seconds(function: Callable[[], object], device: torch.device = CPU) -> float:
     return timed(function, device)[0]
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[Callable[[], None]], object]], share: float = 0.02
+) -> dict[str, float]:
+    """Processor time of each call, while all of them are under way; on the CPU.
+
+    Each has a thread, and one of them runs at a time.  A call is given a function that it calls now
+    and then: there the next one goes on, once this one has had its ``share`` of seconds.  So what
+    slows the machine for seconds falls on all alike.
+    """
+    gc.collect()
+    changed, queue = threading.Condition(), deque(calls)
+
+    def run(name: str) -> float:
+        def wait() -> float:
+            changed.wait_for(lambda: queue[0] == name)
+            return time.thread_time()
+
+        def hand_over() -> None:
+            nonlocal begun
+            if time.thread_time() - begun >= share:
+                with changed:
+                    queue.rotate(-1)
+                    changed.notify_all()
+                    begun = wait()
+
+        with changed:
+            started = begun = wait()
+        try:
+            calls[name](hand_over)
+            return time.thread_time() - started
+        finally:
+            with changed:
+                queue.popleft()
+                changed.notify_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(run, calls), strict=True))
 
 
 def settle() -> None:

@@ -2,7 +2,9 @@
 
 What is timed is the whole call, as a user makes it: two random filter-normalised directions, then
 the grid, then the weights back where they were.  The unit is one plain forward pass of the same
-data under ``no_grad``, timed before each.
+data under ``no_grad``.  On the CPU all run at once, each in a thread with a module of its own, and
+hand over to the next every few forwards: one call after the other takes up to half a minute each,
+in which the machine changes by more than what is to be told apart.
 
 - loss-landscapes: ``random_plane(model, metric, distance=1, steps=21, normalization="filter")``, as
   its README says, with its own ``Loss`` metric; with several batches a ``Metric`` of the same kind
@@ -32,7 +34,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Section, quiet, rotated, seconds, settle, spread, table, verdict
+from benchmarks.common import (
+    Section,
+    in_turns,
+    quiet,
+    rotated,
+    seconds,
+    settle,
+    spread,
+    table,
+    verdict,
+)
 from benchmarks.networks import Problem, mlp, resnet20, transformer
 from benchmarks.runs import Batch
 from lightning_landscape import Objective, filter_normalize, plane_slice, random_direction
@@ -40,8 +52,8 @@ from lightning_landscape.training.joining import join_batches
 from lightning_landscape.training.probe import ProbeBatch
 
 SIDE = 21
-PLAIN = 20  # forward passes timed as one: a single one may take 0.1 ms
 OURS, LOSS_LANDSCAPES, LANDSCAPER = "ours", "loss-landscapes", "Landscaper"
+PLAIN = "plain forwards"
 
 
 @dataclass(frozen=True)
@@ -71,20 +83,21 @@ class Case:
 
         return Objective(joined, self.problem.params, check_deterministic=False)
 
-
-def _repeat(function: Callable[[], object]) -> None:
-    for _ in range(PLAIN):
-        function()
+    def twin(self) -> Case:
+        """The same on a module of its own."""
+        return replace(
+            self, problem=replace(self.problem, module=copy.deepcopy(self.problem.module))
+        )
 
 
 def cases(device: str) -> list[Case]:
     made = []
     for name, problem, size, repeats in (
-        ("CNN (ResNet-20), 128 images", resnet20(device), 128, 2),
+        ("CNN (ResNet-20), 128 images", resnet20(device), 128, 5),
         ("MLP, 512 examples", mlp(device), 512, 7),
         ("MLP, 512 examples in batches of 32", mlp(device), 32, 7),
         ("MLP, 32 examples", mlp(device), 0, 7),
-        ("transformer, 128 examples", transformer(device), 128, 3),
+        ("transformer, 128 examples", transformer(device), 128, 9),
     ):
         for _ in problem.training(2):  # away from the start; leaves eval mode
             pass
@@ -118,18 +131,16 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
     rows, lines, columns = [], [], {}
     settle()
     for case in made:
-        device = case.problem.device
         per_point: dict[str, list[float]] = {name: [] for name in methods}
         seconds_of: dict[str, list[float]] = {name: [] for name in methods}
+        draws = {**methods, PLAIN: _plain}
         for turn in range(1 if points else case.repeats):
-            plain = []
-            for name in rotated(methods, turn):
-                plain += [seconds(partial(_repeat, case.plain), device) / PLAIN for _ in range(3)]
-                with quiet():
-                    seconds_of[name].append(seconds(partial(methods[name], case, side), device))
-            unit = side**2 * statistics.median(plain)
+            calls = {name: draws[name] for name in rotated(draws, turn)}
+            with quiet():
+                took = _seconds(calls, case, side)
             for name in methods:
-                per_point[name].append(seconds_of[name][-1] / unit)
+                seconds_of[name].append(took[name])
+                per_point[name].append(took[name] / took[PLAIN])
         medians = {name: statistics.median(found) for name, found in per_point.items()}
         columns[case.name] = {name: f"{found:.2f}" for name, found in medians.items()}
         for name in methods:
@@ -159,6 +170,24 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
     return Section(text, f"A plane of {side} x {side}: forward passes a point", columns)
 
 
+def _seconds(calls: dict[str, Draw], case: Case, side: int) -> dict[str, float]:
+    """What each call takes.  On a device, which works off one queue, one after the other."""
+    device = case.problem.device
+    if device.type != "cpu":
+        return {name: seconds(partial(call, case, side), device) for name, call in calls.items()}
+
+    def taking_turns(call: Draw) -> Callable[[Callable[[], None]], object]:
+        twin = case.twin()
+
+        def run(hand_over: Callable[[], None]) -> object:
+            twin.problem.module.register_forward_pre_hook(lambda *_: hand_over())
+            return call(twin, side)
+
+        return run
+
+    return in_turns({name: taking_turns(call) for name, call in calls.items()})
+
+
 # -- the three of them ----------------------------------------------------------------------------
 
 
@@ -167,6 +196,11 @@ def _directions(case: Case) -> list[dict[str, Tensor]]:
     seeds = torch.Generator().manual_seed(0)
     drawn = [random_direction(params, generator=seeds) for _ in range(2)]
     return [filter_normalize(direction, params) for direction in drawn]
+
+
+def _plain(case: Case, side: int) -> None:
+    for _ in range(side**2):
+        case.plain()
 
 
 def _ours(case: Case, side: int) -> object:

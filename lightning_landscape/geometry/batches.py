@@ -83,23 +83,27 @@ class Batches:
 
     def losses_at(self, points: Sequence[_Point], move_to: Callable[[_Point], None]) -> Tensor:
         """The loss at each point, one after the other.  Cost: one forward each."""
-        found = []
-        for point in points:
+        found = torch.empty(len(points), dtype=self.sum_dtype, device=self.device)
+        waiting = []
+        for index, point in enumerate(points):
             move_to(point)
             if len(self._pieces) > 1:
-                found.append(self.loss())
+                found[index] = self.loss()[0]
                 continue
-            # Of one batch all is added up at the end: with a small network each kernel counts.
             self.forwards += 1
-            found.append(checked(self._forward(self._pieces[0][1])).detach())
-        if len(self._pieces) > 1:
-            return torch.cat(found)
-        return torch.stack(found).to(self.device, self.sum_dtype).mul_(self._pieces[0][0])
+            if self.device.type == "cpu":
+                # A loss kept until the next is there splits the memory that was the forward's.
+                found[index] = self._value(self._pieces[0][1])
+            else:  # with a small network each kernel counts
+                waiting.append(self._value(self._pieces[0][1]))
+        if waiting:
+            found = torch.stack(waiting).to(found)
+        return found if len(self._pieces) > 1 else found.mul_(self._pieces[0][0])
 
     def losses(self) -> list[float]:
         """The loss of each batch.  Cost: one forward."""
         self.forwards += 1
-        found = [checked(self._forward(fn)).detach() for _, fn in self.terms]
+        found = [self._value(fn) for _, fn in self.terms]
         return [float(loss) for loss in found]
 
     @contextlib.contextmanager
@@ -345,10 +349,13 @@ class Batches:
     def _sum_of_losses(self, terms: Sequence[Term]) -> Tensor:
         total: Tensor | None = None
         for weight, fn in terms:
-            loss = checked(self._forward(fn)).detach().reshape(1).to(self.device, self.sum_dtype)
+            loss = self._value(fn).reshape(1).to(self.device, self.sum_dtype)
             total = loss * weight if total is None else total.add_(loss, alpha=weight)
         assert total is not None
         return total
+
+    def _value(self, fn: LossFn) -> Tensor:
+        return checked(self._forward(fn)).detach()
 
     def _forward(self, fn: LossFn) -> object:
         """The loss without a graph, unless the module differentiates inside its own loss."""

@@ -65,6 +65,22 @@ def test_losses_at_combines_directions():
     assert Objective(q.loss, q.params).losses_at([q.named(u)], []).shape == (0,)
 
 
+def test_no_loss_of_one_point_takes_memory_while_the_next_is_computed():
+    """Each would lie in the middle of what the next forward had used; numpy tells who is alive."""
+    w = Parameter(torch.tensor([1.0, 2.0]))
+    losses = []
+
+    def loss():
+        assert all(reference() is None for reference in losses)
+        value = np.array(float((w.detach() ** 2).sum()), dtype=np.float32)
+        losses.append(weakref.ref(value))
+        return torch.from_numpy(value)
+
+    objective = Objective(loss, {"w": w}, check_deterministic=False)
+    found = objective.losses_at([{"w": torch.tensor([1.0, 0.0])}], [(0.0,), (1.0,), (2.0,)])
+    assert found.tolist() == [5.0, 8.0, 13.0]
+
+
 def test_missing_entry_means_zero():
     q = quadratic()
     objective = Objective(q.loss, q.params)
