@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from benchmarks.common import (
     Section,
     in_turns,
+    keep_memory,
     quiet,
     rotated,
     seconds,
@@ -130,6 +131,7 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
             methods[name] = draw
     rows, lines, columns = [], [], {}
     settle()
+    keep_memory()
     for case in made:
         per_point: dict[str, list[float]] = {name: [] for name in methods}
         seconds_of: dict[str, list[float]] = {name: [] for name in methods}

@@ -379,6 +379,13 @@ GUARDS = [
         OBJECTIVE,
     ),
     Guard(
+        "no loss of one point lies in the memory of the next",
+        BATCHES,
+        'if self.device.type == "cpu":',
+        "if False:",
+        f"{OBJECTIVE} -k no_loss_of_one_point",
+    ),
+    Guard(
         "functions that are differentiable once",
         BATCHES,
         "if create_graph and once_differentiable_in",
