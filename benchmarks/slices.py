@@ -264,14 +264,13 @@ def _gap(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _gap_of_ours(case: Case) -> float:
     """Against plain torch on a copy of the module whose weights are set one by one."""
-    directions, moved = _directions(case), copy.deepcopy(case.problem.module)
+    directions, twin = _directions(case), case.twin()
     found = plane_slice(case.objective(), *directions, resolution=3).losses
-    twin = Case(case.name, replace(case.problem, module=moved), case.batches, 1)
     plain = np.empty_like(found)
     for row, b in enumerate((-1.0, 0.0, 1.0)):
         for column, a in enumerate((-1.0, 0.0, 1.0)):
             with torch.no_grad():
-                for name, p in moved.named_parameters():
+                for name, p in twin.problem.module.named_parameters():
                     start = case.problem.params[name]
                     p.copy_(start + a * directions[0][name] + b * directions[1][name])
             plain[row, column] = twin.plain()
