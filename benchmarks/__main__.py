@@ -1,10 +1,11 @@
 """Everything that the README's table of costs says, in one run.
 
-    make bench                                     about twelve minutes on two idle cores
+    make bench                                     an hour, on a machine that does nothing else
     python -m benchmarks --quick                   the same in little time, at one point
     python -m benchmarks --only eigenvalue-mlp slices
 
-One thread; times are ratios taken side by side.  Ends with one section of markdown.
+One thread, freed memory kept by the process; times are ratios taken side by side.  Ends with one
+section of markdown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.common import Section, summary
+from benchmarks.common import Section, keep_memory, summary
 from benchmarks.eigenvalue import eigenvalue
 from benchmarks.networks import NETWORKS
 from benchmarks.pictures import pictures
@@ -59,6 +60,7 @@ def main() -> None:
             {**os.environ, **dict.fromkeys(THREADS, "1")},
         )
     torch.set_num_threads(1)
+    keep_memory()
     sections = []
     for name in chosen.only:
         started = time.perf_counter()

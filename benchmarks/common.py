@@ -7,6 +7,7 @@ import ctypes
 import gc
 import io
 import statistics
+import sys
 import threading
 import time
 from collections import deque
@@ -85,7 +86,8 @@ def keep_memory() -> None:
     Otherwise what a forward has freed goes back to the system or not, as it happens to lie, and new
     pages at each forward took up to a sixth of the time of whichever method it fell on.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    libraries = ctypes.CDLL(None) if sys.platform == "linux" else None
+    mallopt = getattr(libraries, "mallopt", None)
     if mallopt is not None:
         arenas, mmap_threshold, trim_threshold = -8, -3, -1
         for option, value in ((arenas, 1), (mmap_threshold, 2**25), (trim_threshold, 2**30)):

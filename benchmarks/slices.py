@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from benchmarks.common import (
     Section,
     in_turns,
-    keep_memory,
     quiet,
     rotated,
     seconds,
@@ -131,7 +130,6 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
             methods[name] = draw
     rows, lines, columns = [], [], {}
     settle()
-    keep_memory()
     for case in made:
         per_point: dict[str, list[float]] = {name: [] for name in methods}
         seconds_of: dict[str, list[float]] = {name: [] for name in methods}
