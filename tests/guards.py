@@ -366,7 +366,7 @@ GUARDS = [
     # -- derivatives
     Guard(
         "weights copied back after a displacement",
-        LOSS,
+        "geometry/weights.py",
         "            torch._foreach_copy_(live, base)\n            self._versions",
         "            self._versions",
         OBJECTIVE,

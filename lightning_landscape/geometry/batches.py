@@ -20,6 +20,7 @@ from lightning_landscape.geometry.kernels import (
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import Loss, written_out
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
+from lightning_landscape.geometry.weights import Pieces
 
 _Point = TypeVar("_Point")
 LossFn = Callable[[], Tensor]
@@ -151,7 +152,7 @@ class Batches:
             total = self._added(total, weight, self._differentiate(fn, create_graph=False)[1])
         return self._zeros() if total is None else total
 
-    def product(self, vector: Sequence[Tensor | None]) -> Tensor:
+    def product(self, vector: Pieces) -> Tensor:
         """The Hessian times ``vector``, one tensor per parameter, None for zero.
 
         Cost: about 2 gradients on the graphs that are kept, 2 more for those that are not.
@@ -398,9 +399,7 @@ class Batches:
             raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 
-    def _product(
-        self, gradient: Sequence[Tensor], vector: Sequence[Tensor | None], keep: bool
-    ) -> Sequence[Tensor]:
+    def _product(self, gradient: Sequence[Tensor], vector: Pieces, keep: bool) -> Sequence[Tensor]:
         # Parameters in which the loss is linear have a gradient without a graph: no curvature.
         curved = [
             (g, v)

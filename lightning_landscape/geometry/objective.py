@@ -37,6 +37,7 @@ from lightning_landscape.geometry.vectors import (
     norm,
     working_dtype,
 )
+from lightning_landscape.geometry.weights import Move, Pieces, Weights, trainable
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
@@ -50,9 +51,6 @@ _DIFFERENCE_STEP = {
     torch.bfloat16: 1e-2,
     torch.float16: 1e-2,
 }
-
-# Integers as wide as an entry of a parameter.
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Objective(FlatHessian):
@@ -118,7 +116,7 @@ class Objective(FlatHessian):
             raise TypeError(f"{quoted('', 'memory', memory)}: expected a GraphMemory, or None")
         if cut is not None:
             check_callable("", "cut", cut, "a function (i, most) -> [(weight, loss_fn)], or None")
-        self.params = _trainable(params)
+        self.params = trainable(params)
         self.engine = engine
         self.engine_used: Literal["double_backward", "finite_difference"] = (
             "finite_difference" if engine == "finite_difference" else "double_backward"
@@ -126,6 +124,7 @@ class Objective(FlatHessian):
         self.engine_note = ""
         self.hvps = 0
         self._list = list(self.params.values())
+        self._weights = Weights(self._list)
         self._sizes = [p.numel() for p in self._list]
         self._memory = memory or GraphMemory()
         self._cut = cut
@@ -136,8 +135,6 @@ class Objective(FlatHessian):
         self._room_for_gradients = self._room_for_products = False
         self._loss: Tensor | None = None
         self._gradient: Tensor | None = None
-        self._versions: list[int] = []
-        self._bits: Tensor | None = None
 
     @property
     def forwards(self) -> int:
@@ -301,7 +298,7 @@ class Objective(FlatHessian):
 
     # -- products ------------------------------------------------------------------------------
 
-    def _exact_product(self, pieces: Sequence[Tensor | None]) -> Tensor | None:
+    def _exact_product(self, pieces: Pieces) -> Tensor | None:
         """By double backward; None, from now on, where the loss has none."""
         if self.engine_used == "finite_difference":
             return None
@@ -318,7 +315,7 @@ class Objective(FlatHessian):
             self.engine_note = f"no double backward: {error}"
             return None
 
-    def _double_backward_product(self, pieces: Sequence[Tensor | None]) -> Tensor:
+    def _double_backward_product(self, pieces: Pieces) -> Tensor:
 
         def local() -> Tensor:
             return self._local.product(pieces)
@@ -347,67 +344,19 @@ class Objective(FlatHessian):
         behind = self.gradient_at({name: -step * v for name, v in vector.items()})
         return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
 
-    # -- moving the weights --------------------------------------------------------------------
+    # -- the weights ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _displaceable(self) -> Iterator[Callable[..., None]]:
-        """Gives ``move_to(directions, coefficients)``; copies the weights back in the end.
-
-        Copying back, not subtracting: ``(w + d) - d`` is not ``w`` in floating point.  And from a
-        copy taken now: an older one might undo training that went unnoticed.
-        """
+    def _displaceable(self) -> Iterator[Move]:
         self.release()  # its saved tensors are the weights about to be overwritten
-        live = [p.detach() for p in self._list]
-        base = [p.clone() for p in live]
-        # Points of a grid share all coordinates but the last: where they set out from is kept.
-        column: list[Tensor] = []
-        column_at: Sequence[float] = ()
-
-        def move_to(moves: Sequence[Sequence[Tensor | None]], point: Sequence[float]) -> None:
-            nonlocal column, column_at
-            start = base
-            if any(point[:-1]):
-                if tuple(point[:-1]) != column_at:
-                    column = column or [p.clone() for p in base]
-                    torch._foreach_copy_(column, base)
-                    for pieces, coefficient in zip(moves[:-1], point[:-1], strict=True):
-                        _add(column, pieces, coefficient)
-                    column_at = tuple(point[:-1])
-                start = column
-            if not point:
-                torch._foreach_copy_(live, start)
-            else:
-                _set(live, start, moves[-1], point[-1])
-
-        try:
+        with self._weights.displaceable() as move_to:
             yield move_to
-        finally:
-            torch._foreach_copy_(live, base)
-            self._versions = self._current_versions()
-
-    def _current_versions(self) -> list[int]:
-        return [p._version for p in self._list]
-
-    def _current_bits(self) -> Tensor:
-        """Per parameter, the sum of its entries' bit patterns: another if any one entry changes.
-
-        Faster than a norm, and exact: integers that overflow wrap around.
-        """
-        sums = []
-        for p in self._list:
-            bits = _BITS[p.element_size()]
-            sums.append(torch.sum(p.detach().view(bits), dtype=bits))
-        return torch.stack([total.to(self._local.device) for total in sums])
 
     def _begin(self) -> None:
         """Forget what belongs to other weights; check once that the loss is a function of them."""
-        # Fused optimizers and writes through ``.data`` leave the version counters as they were.
-        versions, bits = self._current_versions(), self._current_bits()
-        same_bits = self._bits is not None and torch.equal(bits, self._bits)
-        if versions != self._versions or not same_bits:
+        if self._weights.changed():
             self._loss = self._gradient = None
             self._local.forget()
-        self._versions, self._bits = versions, bits
         if not self._unchecked:
             return
         first, again = self._mean_loss(), self._mean_loss()
@@ -505,62 +454,6 @@ class Objective(FlatHessian):
             vector[name].detach().to(dtype=p.dtype, device=p.device) if name in vector else None
             for name, p in self.params.items()
         ]
-
-
-def _add(weights: Sequence[Tensor], pieces: Sequence[Tensor | None], coefficient: float) -> None:
-    """``weights += coefficient * pieces``, in place; None is zero."""
-    moved = [(w, d) for w, d in zip(weights, pieces, strict=True) if d is not None]
-    if moved and coefficient != 0.0:
-        torch._foreach_add_([w for w, _ in moved], [d for _, d in moved], alpha=coefficient)
-
-
-def _set(
-    weights: list[Tensor],
-    start: list[Tensor],
-    pieces: Sequence[Tensor | None],
-    coefficient: float,
-) -> None:
-    """``weights = start + coefficient * pieces``: one pass over memory, or few kernels."""
-    if weights[0].device.type != "cpu":
-        torch._foreach_copy_(weights, start)
-        _add(weights, pieces, coefficient)
-        return
-    for w, s, d in zip(weights, start, pieces, strict=True):
-        if d is None or coefficient == 0.0:
-            w.copy_(s)
-        else:
-            torch.add(s, d, alpha=coefficient, out=w)
-
-
-def _trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not isinstance(params, Mapping):
-        raise TypeError(
-            f"params={type(params).__name__}: expected a mapping from name to parameter, "
-            f"e.g. dict(model.named_parameters())"
-        )
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, parameter in params.items():
-        if not isinstance(parameter, Tensor):
-            raise TypeError(
-                f"params[{name!r}] is {shown(parameter)}: expected a parameter, "
-                f"e.g. dict(model.named_parameters())"
-            )
-        if not parameter.requires_grad or id(parameter) in seen:
-            continue
-        if parameter.is_complex():
-            raise TypeError(
-                f"params[{name!r}] is complex: curvature is defined for real parameters; "
-                f"leave it out, or pass its real view (torch.view_as_real)"
-            )
-        seen.add(id(parameter))
-        kept[name] = parameter
-    if not kept:
-        raise ValueError(
-            f"params holds {len(params)} tensors and none requires a gradient: expected at least "
-            f"one trainable parameter"
-        )
-    return kept
 
 
 def _weighted_terms(
