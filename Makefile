@@ -14,7 +14,7 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-gpu coverage mutations \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations \
 	lint check-environments docs check-docs bench \
 	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance clean
 
@@ -59,7 +59,12 @@ $(USES): install
 # One thread each: small kernels spend most of their time waiting for the others.
 test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
-		--numprocesses $(WORKERS) --dist worksteal
+		--numprocesses $(WORKERS) --dist worksteal -m "not slow"
+
+# Long trainings, thousands of measurements: what is marked so.
+test-slow: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
+		--numprocesses $(WORKERS) --dist worksteal -m slow
 
 # On a machine with a GPU, in an environment of yours whose torch has CUDA (`make install` gives one
 # without): what only a GPU can show, the zoo and the runs of test_isolation there.

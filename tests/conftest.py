@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,20 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def numbers_only() -> Iterator[None]:
+    """For a test that looks at no picture."""
+    with without_pictures():
+        yield
+
+
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
     """No picture is drawn: they take most of a small run, and not every test looks at them."""
-    monkeypatch.setattr(Recorder, "picture", lambda *_: None)
-    film = "lightning_landscape.figures.film.write_film"
-    monkeypatch.setattr(film, lambda slices, path, *_: Path(path).touch())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "picture", lambda *_: None)
+        film = "lightning_landscape.figures.film.write_film"
+        patch.setattr(film, lambda slices, path, *_: Path(path).touch())
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -232,6 +232,7 @@ def test_the_path_beside_any_direction(tmp_path, directions):
     assert not hasattr(monitor.state_dict(), "path")
 
 
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("directions", ["pca", "update", ("update", "pca"), "between"])
 def test_training_is_the_same_bit_for_bit(tmp_path, directions):
     class Noisy(Linear):

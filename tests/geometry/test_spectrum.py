@@ -86,6 +86,7 @@ def test_scaling_the_loss_scales_the_axis():
 # -- random starts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_hessian_within_its_error_bars_over_200_seeds():
     problem = Matrix(symmetric(SPECTRUM))
     at = torch.tensor([-0.5, 0.5, 1.5, 5.0, 7.5, 10.0], dtype=F64)

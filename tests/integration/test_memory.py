@@ -148,6 +148,7 @@ def test_sharpness_alone_builds_one_graph(tmp_path, monkeypatch):
 # -- over many measurements -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["kept", "bounded"])
 def test_nothing_grows_over_a_thousand_measurements(memory, monkeypatch):
     """Exact counts of what is alive, not the process's size; without the collector's help."""

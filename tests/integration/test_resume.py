@@ -27,6 +27,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.training.history import read_history
 from lightning_landscape.training.records import Recorder
+from tests.conftest import without_pictures
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -47,6 +48,12 @@ def callbacks():
         LandscapeMonitor(resolution=3, line_resolution=3, **common),
         SharpnessEarlyStopping("hessian/edge_ratio", 1e9),
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _numbers_only():
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ def read(root):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread", "numbers_only")
 @pytest.mark.parametrize("joined", [False, True], ids=["batches", "joined"])
 @pytest.mark.parametrize("kind", MEMBERS)

@@ -33,6 +33,8 @@ CASES = [(member, mode) for member in MEMBERS for mode in member.modes]
 _OURS = re.compile(r"^(hessian|sharpness|landscape|generalization|interpolation)(/\w+)?: ")
 # Few products on purpose: these runs are about what is obtained, not how exactly.
 _EXPECTED = ("the eigenvalue solver stopped at max_hvps", "is small beside the largest eigenvalue")
+# Pictures are made of what is measured, whatever was trained: of some runs they are drawn.
+_DRAWN_EVERY = 8
 _ADAPTIVE = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam)
 
 
@@ -142,7 +144,7 @@ def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
 
 @pytest.mark.parametrize(("member", "mode"), CASES, ids=[f"{m.name}-{mode}" for m, mode in CASES])
 def test_zoo(member, mode, plain, tmp_path, request):
-    if mode != member.modes[0]:  # in one mode all pictures are drawn
+    if CASES.index((member, mode)) % _DRAWN_EVERY:
         request.getfixturevalue("numbers_only")
     expected = plain(member)
     ours = monitors(member, mode)

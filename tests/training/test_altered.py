@@ -269,6 +269,7 @@ JUNK = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @profile(10, phases=[Phase.generate])  # each a training: none to spare for shrinking
 def test_altered_states(checkpoint, tmp_path_factory, data):
