@@ -61,7 +61,7 @@ test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal -m "not slow"
 
-# Long trainings, thousands of measurements: what is marked so.
+# Long trainings, many processes or measurements: what is marked so.
 test-slow: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest \
 		--numprocesses $(WORKERS) --dist worksteal -m slow

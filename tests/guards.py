@@ -381,8 +381,8 @@ GUARDS = [
     Guard(
         "no loss of one point lies in the memory of the next",
         BATCHES,
-        'if self.device.type == "cpu":',
-        "if False:",
+        'on_cpu = self.device.type == "cpu"',
+        "on_cpu = False",
         f"{OBJECTIVE} -k no_loss_of_one_point",
     ),
     Guard(

@@ -440,6 +440,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert words in said
 
 
+@pytest.mark.slow
 def test_the_command_as_it_is_typed(tmp_path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "lightning_landscape.compare"]
     out = tmp_path / "page.html"

@@ -332,6 +332,7 @@ def test_thousands_of_values_are_thinned_but_peaks_stay():
     assert [step for step, _ in kept] == sorted(step for step, _ in kept)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     write(tmp_path, [hessian(1)])
     command = [sys.executable, "-m", "lightning_landscape.report"]

@@ -84,22 +84,26 @@ class Batches:
 
     def losses_at(self, points: Sequence[_Point], move_to: Callable[[_Point], None]) -> Tensor:
         """The loss at each point, one after the other.  Cost: one forward each."""
-        found = torch.empty(len(points), dtype=self.sum_dtype, device=self.device)
-        waiting = []
-        for index, point in enumerate(points):
+        weight, fn = self._pieces[0]
+        alone = len(self._pieces) == 1
+        on_cpu = self.device.type == "cpu"
+        numbers: list[float] = []
+        tensors: list[Tensor] = []
+        for point in points:
             move_to(point)
-            if len(self._pieces) > 1:
-                found[index] = self.loss()[0]
-                continue
-            self.forwards += 1
-            if self.device.type == "cpu":
-                # A loss kept until the next is there splits the memory that was the forward's.
-                found[index] = self._value(self._pieces[0][1])
-            else:  # with a small network each kernel counts
-                waiting.append(self._value(self._pieces[0][1]))
-        if waiting:
-            found = torch.stack(waiting).to(found)
-        return found if len(self._pieces) > 1 else found.mul_(self._pieces[0][0])
+            self.forwards += alone  # the others are counted by loss()
+            # On the CPU a loss that is there while the next one is computed splits the memory that
+            # its forward had used.  On a device, where each is waited for, they stay till the end.
+            if on_cpu:
+                numbers.append(float(self._value(fn) if alone else self.loss()[0]))
+            else:
+                tensors.append(self._value(fn) if alone else self.loss()[0])
+        losses = (
+            torch.tensor(numbers, dtype=self.sum_dtype, device=self.device)
+            if on_cpu
+            else torch.stack(tensors).to(self.sum_dtype)
+        )
+        return losses.mul_(weight) if alone else losses
 
     def losses(self) -> list[float]:
         """The loss of each batch.  Cost: one forward."""

@@ -25,6 +25,7 @@ def events_of(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
 
 
+@pytest.mark.slow
 def test_event_file_holds_the_pictures_of_the_whole_run(tmp_path):
     monitors = [
         HessianMonitor(density_samples=2, **EACH),

@@ -456,6 +456,7 @@ def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown
         assert watched.alive() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 def test_a_memory_that_is_really_full():
     """Address space for the graph of one example, not of four: torch raises the error itself."""

@@ -187,6 +187,7 @@ def test_bitwise_equal_when_a_measurement_raises_half_way(without, tmp_path):
     assert differences(without, run.state) == []
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_gradients_in_flight_survive(tmp_path):
     """`.grad` is the same object with the same content, and None stays None."""
     kept: list[dict[str, Tensor | None]] = []

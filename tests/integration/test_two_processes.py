@@ -23,6 +23,7 @@ def measured(folder: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in folder.rglob("history*.jsonl"))
 
 
+@pytest.mark.slow
 def test_ddp(tmp_path):
     """As a user starts it: a script that Lightning runs again for the second process."""
     root = Path(__file__).parents[2]
@@ -39,6 +40,7 @@ def test_ddp(tmp_path):
     assert measured(tmp_path) >= 4 * 6
 
 
+@pytest.mark.slow
 def test_ddp_fork_and_ddp_spawn(tmp_path):
     ends = {}
     for strategy, callbacks in (("ddp_fork", []), ("ddp_fork", ours()), ("ddp_spawn", ours())):
