@@ -1,6 +1,6 @@
 """Everything that the README's table of costs says, in one run.
 
-    make bench                                     an hour, on a machine that does nothing else
+    make bench                                     40 minutes, on an idle machine
     python -m benchmarks --quick                   the same in little time, at one point
     python -m benchmarks --only eigenvalue-mlp slices
 

@@ -101,7 +101,7 @@ class Batches:
         losses = (
             torch.tensor(numbers, dtype=self.sum_dtype, device=self.device)
             if on_cpu
-            else torch.stack(tensors).to(self.sum_dtype)
+            else torch.stack(tensors).to(self.device, self.sum_dtype)
         )
         return losses.mul_(weight) if alone else losses
 

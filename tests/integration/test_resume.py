@@ -99,6 +99,7 @@ def test_same_probe_and_directions_and_scale(runs):
     uninterrupted, first, resumed, _ = runs
     assert resumed[0].probe_in_use.fingerprint() == first[0].probe_in_use.fingerprint()
     assert resumed[2]._scales == first[2]._scales == uninterrupted[2]._scales
+    assert set(first[2]._scales) == {"landscape/line", "landscape/plane"}
     assert resumed[0].measured == uninterrupted[0].measured
 
 
