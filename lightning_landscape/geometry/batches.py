@@ -84,25 +84,15 @@ class Batches:
 
     def losses_at(self, points: Sequence[_Point], move_to: Callable[[_Point], None]) -> Tensor:
         """The loss at each point, one after the other.  Cost: one forward each."""
+        losses = torch.empty(len(points), dtype=self.sum_dtype, device=self.device)
         weight, fn = self._pieces[0]
         alone = len(self._pieces) == 1
-        on_cpu = self.device.type == "cpu"
-        numbers: list[float] = []
-        tensors: list[Tensor] = []
-        for point in points:
+        for point, place in zip(points, losses.unbind(), strict=True):
             move_to(point)
             self.forwards += alone  # the others are counted by loss()
-            # On the CPU a loss that is there while the next one is computed splits the memory that
-            # its forward had used.  On a device, where each is waited for, they stay till the end.
-            if on_cpu:
-                numbers.append(float(self._value(fn) if alone else self.loss()[0]))
-            else:
-                tensors.append(self._value(fn) if alone else self.loss()[0])
-        losses = (
-            torch.tensor(numbers, dtype=self.sum_dtype, device=self.device)
-            if on_cpu
-            else torch.stack(tensors).to(self.device, self.sum_dtype)
-        )
+            # Written down at once, and not read: a loss that is there while the next is computed
+            # splits the memory that its forward had used, and to read one waits for the device.
+            place.copy_(self._value(fn) if alone else self.loss()[0])
         return losses.mul_(weight) if alone else losses
 
     def losses(self) -> list[float]:
