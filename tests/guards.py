@@ -10,6 +10,7 @@ BAD_CALLS = "tests/bad_input/test_calls.py"
 BAD_RUNS = "tests/bad_input/test_runs.py"
 FAULTS = "tests/integration/test_faults.py"
 OBJECTIVE = "tests/geometry/test_objective.py"
+WEIGHTS = "tests/geometry/test_weights.py"
 GRAPHS = "tests/geometry/test_memory.py"
 KERNELS = "tests/geometry/test_kernels.py"
 SECONDS = "tests/geometry/test_second_derivatives.py"
@@ -369,14 +370,14 @@ GUARDS = [
         "geometry/weights.py",
         "            torch._foreach_copy_(live, base)\n            self._versions",
         "            self._versions",
-        OBJECTIVE,
+        WEIGHTS,
     ),
     Guard(
         "graphs of other weights",
         LOSS,
         "            self._loss = self._gradient = None\n            self._local.forget()",
         "            pass",
-        OBJECTIVE,
+        WEIGHTS,
     ),
     Guard(
         "no loss of one point lies in the memory of the next",
@@ -390,7 +391,7 @@ GUARDS = [
         BATCHES,
         "if create_graph and once_differentiable_in",
         "if False and once_differentiable_in",
-        OBJECTIVE,
+        "tests/geometry/test_engines.py",
     ),
     Guard(
         "losses that differentiate inside",
@@ -404,7 +405,7 @@ GUARDS = [
         BATCHES,
         "(t.to_dense() if t.is_sparse else t)",
         "t",
-        OBJECTIVE,
+        WEIGHTS,
     ),
     Guard(
         "attention in plain operations",
@@ -669,7 +670,7 @@ GUARDS = [
         "        except Exception as error:  # every process must reach the reduction below\n"
         "            fault, total",
         "        except ZeroDivisionError as error:\n            fault, total",
-        OBJECTIVE,
+        "tests/geometry/test_reduction.py",
     ),
     Guard(
         "processes that meet before they exchange",

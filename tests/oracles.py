@@ -4,6 +4,7 @@ Nothing here imports the package: what is checked must not check itself.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,13 +78,45 @@ class Quadratic:
         return self.A @ self.w() + self.b
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
-        pieces = vector.split([p.numel() for p in self.params.values()])
-        return {n: v.view(p.shape) for (n, p), v in zip(self.params.items(), pieces, strict=True)}
+        return named(vector, self.params)
+
+
+def seven_weights(**options: Any) -> Quadratic:
+    """A quadratic in two parameters, with curvature of both signs and none."""
+    spectrum = [7.0, 3.0, 1.0, 0.5, 0.0, -1.0, -4.0]
+    return Quadratic(symmetric(spectrum), shapes={"a": (2, 2), "b": (3,)}, **options)
+
+
+# -- vectors --------------------------------------------------------------------------------------
 
 
 def flat(vector: Mapping[str, Tensor]) -> Tensor:
     """The entries of all tensors, one tensor after the other."""
     return torch.cat([tensor.reshape(-1) for tensor in vector.values()])
+
+
+def named(vector: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`flat`: a tensor in each parameter's shape."""
+    pieces = vector.split([p.numel() for p in params.values()])
+    return {n: v.view(p.shape) for (n, p), v in zip(params.items(), pieces, strict=True)}
+
+
+def bits(vector: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The exact bytes, which tell -0.0 from 0.0 and one NaN from another."""
+    return {
+        n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in vector.items()
+    }
+
+
+def close(actual: Mapping[str, Tensor] | Tensor, expected: object, rtol: float = 1e-12) -> None:
+    """Within ``rtol`` of the largest entry; vectors may be mappings."""
+    if isinstance(actual, Mapping):
+        actual = flat(actual)
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * float(expected.abs().max()))
+
+
+# -- perturbations --------------------------------------------------------------------------------
 
 
 def one_step_sam(A: Tensor, g: Tensor, rho: float) -> float:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.environments import checks
 
+pytestmark = pytest.mark.slow  # whole runs; make check-environments has them in new environments
+
 NAMES = ("pytorch_lightning", "lightning.pytorch")
 
 

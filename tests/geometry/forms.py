@@ -1,4 +1,4 @@
-"""Closed forms of what is estimated or searched for: maxima over balls and boxes, densities."""
+"""Hessians as matrices, and closed forms: maxima over balls and boxes, densities, traces."""
 
 import itertools
 import math
@@ -8,13 +8,13 @@ import torch
 from scipy import stats
 from scipy.optimize import brentq
 
-from tests.oracles import F64, flat, normal
+from tests.oracles import F64, flat, generator, named, normal, orthogonal
 
 TWO_SIGMA = stats.norm.cdf(2)  # t(n - 1) reaches this at twice the widened standard error
 
 
 class Matrix:
-    """A Hessian given as a matrix: all that a solver asks of an objective."""
+    """A Hessian given as a matrix: all that a solver asks of an objective.  Counts its products."""
 
     def __init__(self, matrix, shapes=None):
         shapes = shapes or {"w": (len(matrix),)}
@@ -28,8 +28,7 @@ class Matrix:
         self.hvps += 1
         missing = {name: torch.zeros_like(p) for name, p in self.params.items()}
         product = self.matrix @ flat({**missing, **vector})
-        pieces = product.split([p.numel() for p in self.params.values()])
-        return {n: v.view(p.shape) for (n, p), v in zip(self.params.items(), pieces, strict=True)}
+        return named(product, self.params)
 
 
 def student(samples):
@@ -123,15 +122,6 @@ class ReluNetwork:
         }
 
 
-def bits(params):
-    """The weights as they are, to be compared bit for bit."""
-    return {name: p.detach().clone() for name, p in params.items()}
-
-
-def same_bits(before, params):
-    return all(torch.equal(before[name], p.detach()) for name, p in params.items())
-
-
 class RaisesAt:
     """A loss that raises at its n-th evaluation."""
 
@@ -143,3 +133,36 @@ class RaisesAt:
         if self.left == 0:
             raise ArithmeticError("half way")
         return self.loss()
+
+
+# -- spectra, and what is found of them -----------------------------------------------------------
+
+
+def spread(top, count, seed=0):
+    """``top``, then ``count`` values of both signs below it in size."""
+    rest = torch.rand(count, generator=generator(seed), dtype=F64, device="cpu") * 2 - 1
+    return [*top, *(0.9 * min(abs(value) for value in top) * rest).tolist()]
+
+
+def film(pace, seed=0, frames=30, size=60):
+    """Quadratics whose top two eigenvalues cross in the middle, while all vectors turn.
+
+    ``pace`` is about the angle in radians that each turns by from one to the next.
+    """
+    generic = normal(size, size, seed=seed)
+    turn = pace * (generic - generic.T) / math.sqrt(2 * size)
+    basis, rest = orthogonal(size, seed), torch.linspace(0.0, 4.0, size - 2, dtype=F64)
+    for t in np.linspace(0.0, 1.0, frames):
+        top = torch.tensor([6.0 - t, 5.0 + t], dtype=F64)
+        yield basis * torch.cat([top, rest]) @ basis.T, float(top.max())
+        basis = torch.linalg.matrix_exp(turn) @ basis
+
+
+def true_residuals(matrix, result):
+    """``||A v - theta v||`` for each pair, and that the vectors are orthonormal."""
+    vectors = torch.stack([flat(v) for v in result.eigenvectors])
+    torch.testing.assert_close(
+        vectors @ vectors.T, torch.eye(len(vectors), dtype=vectors.dtype), rtol=0, atol=1e-8
+    )
+    defects = vectors @ matrix - result.eigenvalues[:, None] * vectors
+    return torch.linalg.vector_norm(defects, dim=1)

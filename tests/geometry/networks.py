@@ -102,3 +102,32 @@ def attention():
 
 
 NETWORKS = {"mlp": mlp, "conv_net": conv_net, "attention": attention}
+
+
+class OnceTanh(torch.autograd.Function):
+    """tanh as many custom kernels are: with a backward that has no backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+
+class Once(nn.Module):
+    def forward(self, x):
+        return OnceTanh.apply(x)
+
+
+def without_double_backward():
+    """The network of :func:`mlp`, and the same with the custom tanh."""
+    smooth = mlp()
+    layers = [Once() if isinstance(layer, nn.Tanh) else layer for layer in smooth.module]
+    once = Problem(nn.Sequential(*layers), smooth.x)
+    return smooth, once

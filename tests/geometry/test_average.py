@@ -8,8 +8,8 @@ import torch
 
 from lightning_landscape.geometry.average import average_sharpness
 from lightning_landscape.geometry.objective import Objective
-from tests.geometry.forms import RaisesAt, ReluNetwork, bits, same_bits, student
-from tests.oracles import F64, Quadratic, generator, normal, symmetric
+from tests.geometry.forms import RaisesAt, ReluNetwork, student
+from tests.oracles import F64, Quadratic, bits, generator, normal, symmetric
 
 SPECTRUM = [20 / (i + 1) - 1 for i in range(20)]
 
@@ -155,7 +155,7 @@ def test_two_forwards_a_sample():
     assert found.samples == 7
     assert found.displacement == {}
     assert found.definition == "average case, Gaussian noise of sigma 0.01, 7 pairs"
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
     state = torch.get_rng_state()
     assert average_sharpness(objective, samples=7) == found
     assert objective.forwards == 29  # the loss at the weights is known
@@ -181,7 +181,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call):
     loss = RaisesAt(problem.loss, call)
     with pytest.raises(ArithmeticError, match="half way"):
         average_sharpness(Objective(loss, problem.params, check_deterministic=False))
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 
 from lightning_landscape.geometry.critical import critical_sharpness
 from lightning_landscape.geometry.objective import Objective
-from tests.geometry.forms import RaisesAt, bits, same_bits
-from tests.oracles import F64, Quadratic, normal, symmetric
+from tests.geometry.forms import RaisesAt
+from tests.oracles import F64, Quadratic, bits, normal, symmetric
 
 SPECTRUM = [20.0, 5.0, 1.0, 0.5, 0.1, -0.2]
 
@@ -215,7 +215,7 @@ def test_forwards():
     far = critical_sharpness(objective_of(problem), update, start=factor * 2 / truth / 2**10)
     # From 1.99 eta_c / 2^10: nine doublings to .995, and one more.
     assert far.forwards == found.forwards + 9
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
     assert far.definition == "critical sharpness 2 / eta_c, rtol 0.05"
     assert far.displacement == {}
 
@@ -227,7 +227,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call):
     loss = RaisesAt(problem.loss, call)
     with pytest.raises(ArithmeticError, match="half way"):
         critical_sharpness(Objective(loss, problem.params, check_deterministic=False), update)
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
 
 
 @pytest.mark.parametrize(

@@ -14,43 +14,11 @@ from torch.nn import Parameter
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
 from tests import oracles
+from tests.geometry.forms import Matrix, film, spread, true_residuals
 from tests.geometry.networks import NETWORKS, mlp
-from tests.oracles import F64, Quadratic, flat, generator, normal, orthogonal, symmetric
+from tests.oracles import F64, Quadratic, generator, normal, orthogonal, symmetric
 
 METHODS = ["lanczos", "power"]
-
-
-class Operator:
-    """A symmetric matrix as the solver sees one: ``params`` and ``hvp``.  Counts its products."""
-
-    def __init__(self, matrix, shapes=None):
-        self.matrix, self.products = matrix, 0
-        shapes = shapes or {"w": (len(matrix),)}
-        self.params = {n: torch.zeros(shape, dtype=matrix.dtype) for n, shape in shapes.items()}
-
-    def named(self, v):
-        pieces = v.split([p.numel() for p in self.params.values()])
-        return {n: x.view(p.shape) for (n, p), x in zip(self.params.items(), pieces, strict=True)}
-
-    def hvp(self, vector):
-        self.products += 1
-        return self.named(self.matrix @ flat(vector))
-
-
-def true_residuals(matrix, result):
-    """``||A v - theta v||`` for each pair, and that the vectors are orthonormal."""
-    vectors = torch.stack([flat(v) for v in result.eigenvectors])
-    torch.testing.assert_close(
-        vectors @ vectors.T, torch.eye(len(vectors), dtype=vectors.dtype), rtol=0, atol=1e-8
-    )
-    defects = vectors @ matrix - result.eigenvalues[:, None] * vectors
-    return torch.linalg.vector_norm(defects, dim=1)
-
-
-def spread(top, count, seed=0):
-    """``top``, then ``count`` values of both signs below it in size."""
-    rest = torch.rand(count, generator=generator(seed), dtype=F64, device="cpu") * 2 - 1
-    return [*top, *(0.9 * min(abs(value) for value in top) * rest).tolist()]
 
 
 # -- the largest algebraic eigenvalue -------------------------------------------------------------
@@ -64,7 +32,7 @@ def test_negative_eigenvalue_of_largest_magnitude(method, tail):
         matrix = symmetric([-5.0, 3.0, 1.0, *spread([1.0], tail)[1:]], seed)
         largest, smallest = (
             top_eigenvalues(
-                Operator(matrix),
+                Matrix(matrix),
                 which=which,
                 method=method,
                 tol=1e-3,
@@ -99,7 +67,7 @@ def test_negative_eigenvalue_of_largest_magnitude(method, tail):
 )
 def test_awkward_spectra(method, spectrum, largest, smallest):
     for seed in range(5):
-        operator = Operator(symmetric(spectrum, seed))
+        operator = Matrix(symmetric(spectrum, seed))
         for which, expected in (("LA", largest), ("SA", smallest)):
             result = top_eigenvalues(
                 operator,
@@ -120,12 +88,12 @@ def test_close_eigenvalues(method):
     for seed in range(10):
         matrix = symmetric([1.0, 0.99, *spread([0.9], 60, seed)[1:]], seed)
         result = top_eigenvalues(
-            Operator(matrix), method=method, max_hvps=200, generator=generator(seed)
+            Matrix(matrix), method=method, max_hvps=200, generator=generator(seed)
         )
         assert result.converged
         assert 0.985 < float(result.eigenvalues) <= 1.0 + 1e-12
         tight = top_eigenvalues(
-            Operator(matrix),
+            Matrix(matrix),
             2,
             method=method,
             tol=1e-5,
@@ -151,7 +119,7 @@ def test_pairs_are_eigenpairs(method, which, k):
         expected = expected[::-1][:k] if which == "LA" else expected[:k]
         tol = 1e-4
         result = top_eigenvalues(
-            Operator(matrix, {"a": (5, 5), "b": (12,)}),
+            Matrix(matrix, {"a": (5, 5), "b": (12,)}),
             k,
             which=which,
             method=method,
@@ -176,16 +144,16 @@ def test_converged_says_what_is_true(method, k):
     tol, seen = 1e-3, set()
     matrix = symmetric(spread([5.0, -4.8, 4.6, 4.0], 50), 1)
     for cap in [*range(k, 40), 60, 100, 200, 400]:
-        operator = Operator(matrix)
+        operator = Matrix(matrix)
         result = top_eigenvalues(operator, k, method=method, tol=tol, max_hvps=cap)
-        assert operator.products == result.hvps <= cap
+        assert operator.hvps == result.hvps <= cap
         residuals = true_residuals(matrix, result)
         np.testing.assert_allclose(result.residuals, residuals, rtol=1e-6, atol=1e-10)
         if result.converged:
             assert float(residuals.max()) <= tol * 5.0
             np.testing.assert_allclose(result.eigenvalues, [5.0, 4.6, 4.0][:k], rtol=1e-3)
         else:
-            assert operator.products == cap  # it did not give up before
+            assert operator.hvps == cap  # it did not give up before
             if method == "lanczos":
                 assert float(residuals.max()) > tol * float(result.eigenvalues.abs().max())
         seen.add(result.converged)
@@ -200,7 +168,7 @@ def test_wrong_end_is_never_called_converged(method):
         matrix = symmetric([-5.0, 3.0, 1.0, *[0.5] * 8], seed)
         for cap in range(1, 60):
             result = top_eigenvalues(
-                Operator(matrix), method=method, max_hvps=cap, generator=generator(seed)
+                Matrix(matrix), method=method, max_hvps=cap, generator=generator(seed)
             )
             answers.add((result.converged, float(result.eigenvalues) > 2.9))
     assert (True, False) not in answers
@@ -210,21 +178,21 @@ def test_wrong_end_is_never_called_converged(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("k", "cap"), [(1, 1), (1, 2), (3, 3), (3, 7), (5, 11)])
 def test_cap_is_hard(method, k, cap):
-    operator = Operator(symmetric(range(1, 41)))
+    operator = Matrix(symmetric(range(1, 41)))
     result = top_eigenvalues(operator, k, method=method, tol=1e-12, max_hvps=cap)
-    assert operator.products == result.hvps == cap
+    assert operator.hvps == result.hvps == cap
     assert not result.converged
     again = top_eigenvalues(operator, k, method=method, tol=1e-12, max_hvps=cap, init=result)
-    assert operator.products == 2 * cap
+    assert operator.hvps == 2 * cap
     assert again.hvps == cap
 
 
 def test_lanczos_is_exact_when_the_space_is_exhausted():
     """Never more products than dimensions."""
     matrix = symmetric([3.0, 1.0, -2.0, 0.5])
-    operator = Operator(matrix)
+    operator = Matrix(matrix)
     result = top_eigenvalues(operator, 4, tol=1e-15, max_hvps=50)
-    assert operator.products == 4
+    assert operator.hvps == 4
     np.testing.assert_allclose(result.eigenvalues, [3.0, 1.0, 0.5, -2.0], rtol=1e-12)
 
 
@@ -232,8 +200,7 @@ def test_lanczos_uses_few_products():
     """A well separated top eigenvalue: an order less than power iteration would take at .9."""
     matrix = symmetric([10.0, *np.linspace(0.0, 9.0, 99)])
     lanczos, power = (
-        top_eigenvalues(Operator(matrix), method=method, tol=1e-3, max_hvps=500)
-        for method in METHODS
+        top_eigenvalues(Matrix(matrix), method=method, tol=1e-3, max_hvps=500) for method in METHODS
     )
     assert lanczos.converged
     assert power.converged
@@ -412,7 +379,7 @@ def test_length_of_init_does_not_matter(method, length):
     matrix = symmetric(spread([3.0, 2.0], 20))
     start = normal(22, seed=4)
     one, other = (
-        top_eigenvalues(Operator(matrix), 2, method=method, init={"w": v}, max_hvps=300)
+        top_eigenvalues(Matrix(matrix), 2, method=method, init={"w": v}, max_hvps=300)
         for v in (start, length * start)
     )
     np.testing.assert_allclose(other.eigenvalues, one.eigenvalues, rtol=1e-10)
@@ -443,7 +410,7 @@ def test_same_start_every_time_and_global_randomness_untouched(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_float32(method):
     matrix = symmetric(spread([3.0, -2.9, 2.0], 40))
-    result = top_eigenvalues(Operator(matrix.float()), 2, method=method, tol=1e-4, max_hvps=500)
+    result = top_eigenvalues(Matrix(matrix.float()), 2, method=method, tol=1e-4, max_hvps=500)
     assert result.converged
     assert result.eigenvalues.dtype == F64
     assert result.eigenvectors[0]["w"].dtype == torch.float32
@@ -453,33 +420,19 @@ def test_float32(method):
 def test_start_at_an_eigenvector_costs_one_product():
     basis = orthogonal(20)
     values = torch.arange(1, 21, dtype=F64)
-    operator = Operator(basis * values @ basis.T)
+    operator = Matrix(basis * values @ basis.T)
     result = top_eigenvalues(operator, init={"w": basis[:, -1]})
     assert (result.hvps, result.converged) == (1, True)
     assert float(result.eigenvalues) == pytest.approx(20.0, rel=1e-12)
 
 
 def test_missing_names_of_init_are_zero():
-    operator = Operator(torch.diag(torch.tensor([5.0, 1.0, 2.0], dtype=F64)), {"a": 1, "b": 2})
+    operator = Matrix(torch.diag(torch.tensor([5.0, 1.0, 2.0], dtype=F64)), {"a": 1, "b": 2})
     result = top_eigenvalues(operator, init={"a": torch.ones(1, dtype=F64)})
     assert (float(result.eigenvalues), result.hvps) == (5.0, 1)
 
 
 # -- warm starts ----------------------------------------------------------------------------------
-
-
-def film(pace, seed=0, frames=30, size=60):
-    """Quadratics whose top two eigenvalues cross in the middle, while all vectors turn.
-
-    ``pace`` is about the angle in radians that each turns by from one to the next.
-    """
-    generic = normal(size, size, seed=seed)
-    turn = pace * (generic - generic.T) / math.sqrt(2 * size)
-    basis, rest = orthogonal(size, seed), torch.linspace(0.0, 4.0, size - 2, dtype=F64)
-    for t in np.linspace(0.0, 1.0, frames):
-        top = torch.tensor([6.0 - t, 5.0 + t], dtype=F64)
-        yield basis * torch.cat([top, rest]) @ basis.T, float(top.max())
-        basis = torch.linalg.matrix_exp(turn) @ basis
 
 
 @pytest.mark.parametrize("pace", [0.003, 0.01, 0.03, 0.1])
@@ -491,12 +444,12 @@ def test_warm_start_follows_a_crossing(pace, seed):
     """
     previous, warm, cold = None, 0, 0
     for matrix, expected in film(pace, seed):
-        operator = Operator(matrix)
+        operator = Matrix(matrix)
         previous = top_eigenvalues(operator, init=previous)
         assert previous.converged
         assert float(previous.eigenvalues) == pytest.approx(expected, rel=1e-3)
-        warm += operator.products
-        cold += top_eigenvalues(Operator(matrix)).hvps
+        warm += operator.hvps
+        cold += top_eigenvalues(Matrix(matrix)).hvps
     assert warm < 0.75 * cold
 
 
@@ -505,10 +458,10 @@ def test_warm_start_of_several(pace):
     previous, warm, cold = None, 0, 0
     for matrix, _ in film(pace):
         expected = np.linalg.eigvalsh(matrix.numpy())[::-1][:2]
-        previous = top_eigenvalues(Operator(matrix), 2, init=previous)
+        previous = top_eigenvalues(Matrix(matrix), 2, init=previous)
         np.testing.assert_allclose(previous.eigenvalues, expected, rtol=1e-3)
         warm += previous.hvps
-        cold += top_eigenvalues(Operator(matrix), 2).hvps
+        cold += top_eigenvalues(Matrix(matrix), 2).hvps
     assert warm < 0.75 * cold
 
 
@@ -516,10 +469,10 @@ def test_warm_start_of_several(pace):
 def test_warm_start_keeps_the_cap(cap):
     """Also where the start vectors alone would be more."""
     matrices = [matrix for matrix, _ in film(0.1, frames=2)]
-    start = top_eigenvalues(Operator(matrices[0]), 2)
-    operator = Operator(matrices[1])
+    start = top_eigenvalues(Matrix(matrices[0]), 2)
+    operator = Matrix(matrices[1])
     result = top_eigenvalues(operator, 2, tol=1e-9, max_hvps=cap, init=start)
-    assert operator.products == result.hvps == cap
+    assert operator.hvps == result.hvps == cap
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -527,9 +480,9 @@ def test_warm_start_from_another_k(method):
     matrix = symmetric(spread([5.0, 4.0, 3.0], 30))
     expected = [5.0, 4.0, 3.0]
     for before, after in [(1, 3), (3, 1)]:
-        start = top_eigenvalues(Operator(matrix), before, method=method, max_hvps=300)
+        start = top_eigenvalues(Matrix(matrix), before, method=method, max_hvps=300)
         result = top_eigenvalues(
-            Operator(matrix), after, method=method, tol=1e-5, max_hvps=1000, init=start
+            Matrix(matrix), after, method=method, tol=1e-5, max_hvps=1000, init=start
         )
         np.testing.assert_allclose(result.eigenvalues, expected[:after], rtol=1e-8)
 
@@ -538,8 +491,8 @@ def test_warm_start_from_another_k(method):
 def test_warm_start_from_a_result_that_is_not_finite(method):
     """After a measurement that blew up the next one starts afresh."""
     matrix = symmetric(spread([5.0, 4.0], 20))
-    bad = top_eigenvalues(Operator(matrix * math.nan), 2, method=method)
-    result = top_eigenvalues(Operator(matrix), 2, method=method, max_hvps=300, init=bad)
+    bad = top_eigenvalues(Matrix(matrix * math.nan), 2, method=method)
+    result = top_eigenvalues(Matrix(matrix), 2, method=method, max_hvps=300, init=bad)
     np.testing.assert_allclose(result.eigenvalues, [5.0, 4.0], rtol=1e-3)
 
 
@@ -551,7 +504,7 @@ def test_warm_start_from_a_result_that_is_not_finite(method):
 def test_preconditioner(method, which):
     """``H v = lambda P v`` has the eigenvalues of ``P^-1/2 H P^-1/2``."""
     shapes = {"a": (3, 4), "b": (5,), "c": (4,)}
-    operator = Operator(symmetric(spread([4.0, -3.0, 2.5], 18)), shapes)
+    operator = Matrix(symmetric(spread([4.0, -3.0, 2.5], 18)), shapes)
     a = torch.rand(3, 4, generator=generator(0), dtype=F64) + 0.05
     diagonal = torch.cat([a.flatten(), torch.full((5,), 7.0, dtype=F64), torch.ones(4, dtype=F64)])
     dense = scipy.linalg.eigh(operator.matrix.numpy(), np.diag(diagonal.numpy()), eigvals_only=True)
@@ -573,7 +526,7 @@ def test_preconditioner(method, which):
 
 def test_infinite_preconditioner_leaves_a_parameter_out():
     matrix = symmetric(spread([4.0, 3.0], 8))
-    operator = Operator(matrix, {"moves": (6,), "stands": (4,)})
+    operator = Matrix(matrix, {"moves": (6,), "stands": (4,)})
     result = top_eigenvalues(operator, tol=1e-9, preconditioner={"stands": math.inf})
     expected = np.linalg.eigvalsh(matrix[:6, :6].numpy())[-1]
     assert float(result.eigenvalues) == pytest.approx(expected, rel=1e-9)
@@ -588,10 +541,10 @@ def test_infinite_preconditioner_leaves_a_parameter_out():
 @pytest.mark.parametrize("after", [0, 1, 4])
 @pytest.mark.parametrize("k", [1, 3])
 def test_operator_that_is_not_finite(method, poison, after, k):
-    class Poisoned(Operator):
+    class Poisoned(Matrix):
         def hvp(self, vector):
             product = super().hvp(vector)
-            if self.products > after:
+            if self.hvps > after:
                 product["w"][3] = poison
             return product
 
@@ -602,7 +555,7 @@ def test_operator_that_is_not_finite(method, poison, after, k):
     assert result.residuals.isnan().all()
     assert len(result.eigenvectors) == k
     assert not result.converged
-    assert result.hvps == operator.products == after + 1
+    assert result.hvps == operator.hvps == after + 1
 
 
 # -- messages -------------------------------------------------------------------------------------
@@ -634,14 +587,14 @@ def test_operator_that_is_not_finite(method, poison, after, k):
     ],
 )
 def test_arguments_out_of_range(arguments, message):
-    operator = Operator(symmetric([3.0, 2.0, 1.0]))
+    operator = Matrix(symmetric([3.0, 2.0, 1.0]))
     with pytest.raises(ValueError, match=message):
         top_eigenvalues(operator, **arguments)
-    assert operator.products == 0
+    assert operator.hvps == 0
 
 
 def test_result_is_frozen_plain_data():
-    result = top_eigenvalues(Operator(symmetric([3.0, 2.0, 1.0])))
+    result = top_eigenvalues(Matrix(symmetric([3.0, 2.0, 1.0])))
     assert isinstance(result, EigenResult)
     with pytest.raises(AttributeError):
         result.hvps = 0
@@ -661,16 +614,8 @@ def test_an_operator_that_is_not_symmetric_shows():
     matrix = symmetric([3.0, 2.0, 1.0, 0.5, 0.1])
     broken = matrix.clone()
     broken[0, 1] += 1.0
-
-    class Operator:
-        def __init__(self, matrix):
-            self.matrix, self.params = matrix, {"w": torch.zeros(5, dtype=F64)}
-
-        def hvp(self, vector):
-            return {"w": self.matrix @ vector["w"]}
-
-    assert top_eigenvalues(Operator(matrix)).asymmetry < 1e-12
-    assert top_eigenvalues(Operator(broken)).asymmetry > 0.1
+    assert top_eigenvalues(Matrix(matrix)).asymmetry < 1e-12
+    assert top_eigenvalues(Matrix(broken)).asymmetry > 0.1
 
 
 def test_a_random_start_has_not_converged_after_a_few_products():

@@ -8,7 +8,7 @@ import torch
 
 from lightning_landscape import EigenResult, top_eigenvalues
 from lightning_landscape.geometry import eigen, subspace
-from tests.geometry.test_eigen import Operator, film, spread
+from tests.geometry.forms import Matrix, film, spread
 from tests.oracles import symmetric
 
 RTOL = 5e-3
@@ -21,10 +21,10 @@ def test_the_estimated_error_is_enough_through_a_crossing(pace, seed):
     previous, loose, strict = None, 0, 0
     last = None
     for matrix, expected in film(pace, seed):
-        previous = top_eigenvalues(Operator(matrix), init=previous, rtol=RTOL)
+        previous = top_eigenvalues(Matrix(matrix), init=previous, rtol=RTOL)
         assert previous.converged
         assert float(previous.eigenvalues) == pytest.approx(expected, rel=RTOL)
-        last = top_eigenvalues(Operator(matrix), init=last)
+        last = top_eigenvalues(Matrix(matrix), init=last)
         loose += previous.hvps
         strict += last.hvps
     assert loose < strict
@@ -38,10 +38,10 @@ def test_errors_of_moved_starts_are_below_the_tolerance(k, rtol):
         generator = torch.Generator().manual_seed(seed)
         matrix = symmetric(spread([5.0, 4.5, 3.0, 2.0], 80, seed))
         noise = 0.02 * torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
-        start = top_eigenvalues(Operator(matrix), k, tol=1e-6, max_hvps=200)
+        start = top_eigenvalues(Matrix(matrix), k, tol=1e-6, max_hvps=200)
         turned = matrix + noise + noise.T
         # The residual alone would have it go on.
-        moved = top_eigenvalues(Operator(turned), k, tol=1e-12, init=start, rtol=rtol)
+        moved = top_eigenvalues(Matrix(turned), k, tol=1e-12, init=start, rtol=rtol)
         exact = np.linalg.eigvalsh(turned.numpy())[::-1][:k]
         assert moved.converged
         np.testing.assert_allclose(moved.eigenvalues, exact, atol=rtol * exact[0])
@@ -49,14 +49,14 @@ def test_errors_of_moved_starts_are_below_the_tolerance(k, rtol):
 
 def test_without_a_tolerance_of_the_error_the_residual_decides():
     for matrix, _ in film(0.03, frames=6):
-        result = top_eigenvalues(Operator(matrix), tol=1e-3)
+        result = top_eigenvalues(Matrix(matrix), tol=1e-3)
         assert float(result.residuals) <= 1e-3 * float(np.abs(np.linalg.eigvalsh(matrix)).max())
 
 
 def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
     """Started on the second eigenvector, with half of the first: the pair itself has converged."""
     values = torch.tensor([5.0, 4.0, 1.0, 0.5], dtype=torch.float64)
-    operator = Operator(torch.diag(values))
+    operator = Matrix(torch.diag(values))
     second, half = torch.eye(4, dtype=torch.float64)[1], torch.tensor([1.0, 0.0, 0.0, 1.0])
     known = EigenResult(
         values[1:2], ({"w": second},), torch.zeros(1), 0, True, ({"w": half.double()},)
@@ -90,11 +90,11 @@ def test_a_bounded_basis_costs_few_products(most, tol):
         matrix = symmetric(spread([5.0, 4.9, 4.8], 150, seed))
         exact = np.linalg.eigvalsh(matrix.numpy())[-1]
         settings = {"tol": tol, "max_hvps": 400}
-        result = top_eigenvalues(Operator(matrix), max_basis=most, **settings)
+        result = top_eigenvalues(Matrix(matrix), max_basis=most, **settings)
         assert result.converged
         assert float(result.eigenvalues) == pytest.approx(exact, rel=max(tol**2 * 100, 1e-12))
         bounded += result.hvps
-        free += top_eigenvalues(Operator(matrix), max_basis=400, **settings).hvps
+        free += top_eigenvalues(Matrix(matrix), max_basis=400, **settings).hvps
     assert bounded <= 1.3 * free
 
 
@@ -109,7 +109,7 @@ def test_the_basis_is_no_larger_than_allowed(monkeypatch):
 
     monkeypatch.setattr(subspace._Rows, "append", watched)
     matrix = symmetric(spread([5.0, 4.9, 4.8], 150))
-    result = top_eigenvalues(Operator(matrix), max_basis=8, tol=1e-8, max_hvps=400)
+    result = top_eigenvalues(Matrix(matrix), max_basis=8, tol=1e-8, max_hvps=400)
     assert result.hvps > 16
     assert largest == 8
 
@@ -130,4 +130,4 @@ def test_large_networks_have_a_small_basis():
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
-        top_eigenvalues(Operator(torch.eye(3, dtype=torch.float64)), **arguments)
+        top_eigenvalues(Matrix(torch.eye(3, dtype=torch.float64)), **arguments)

@@ -20,8 +20,8 @@ from lightning_landscape.geometry.faults import OtherRankError
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.objective import Objective
 from tests.geometry.networks import mlp
-from tests.geometry.test_objective import Ranks, close, unflat
-from tests.oracles import F64, flat, normal
+from tests.geometry.ranks import Ranks
+from tests.oracles import F64, close, flat, named, normal
 
 EXAMPLES = 8
 FULL = torch.OutOfMemoryError("CUDA out of memory (simulated)")
@@ -108,8 +108,7 @@ class Watched:
         close(objective.loss(), whole.loss().detach(), 1e-10)
 
     def named(self, v):
-        pieces = unflat(v, self.problem.params)
-        return dict(zip(self.problem.params, pieces, strict=True))
+        return named(v, self.problem.params)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import threading
 import weakref
 
 import numpy as np
@@ -12,38 +11,26 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_landscape.geometry.faults import OtherRankError
 from lightning_landscape.geometry.objective import Objective
-from tests.geometry.networks import NETWORKS, Problem, mlp
+from tests.geometry.networks import NETWORKS, mlp, without_double_backward
 from tests.geometry.test_kernels import sdpa_flags
-from tests.oracles import F64, Quadratic, flat, generator, normal, symmetric
-
-SHAPES = {"a": (2, 2), "b": (3,)}
-SPECTRUM = [7.0, 3.0, 1.0, 0.5, 0.0, -1.0, -4.0]
-
-
-def quadratic(**options):
-    return Quadratic(symmetric(SPECTRUM), shapes=SHAPES, **options)
-
-
-def close(actual, expected, rtol=1e-12):
-    """Within ``rtol`` of the largest entry; vectors may be mappings."""
-    if isinstance(actual, dict):
-        actual = flat(actual)
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * float(expected.abs().max()))
-
-
-def bits(params):
-    """The exact bytes, which tell -0.0 from 0.0 and one NaN from another."""
-    return [p.detach().numpy().tobytes() for p in params.values()]
-
+from tests.oracles import (
+    F64,
+    Quadratic,
+    close,
+    flat,
+    generator,
+    named,
+    normal,
+    seven_weights,
+    symmetric,
+)
 
 # -- closed forms ---------------------------------------------------------------------------------
 
 
 def test_quadratic():
-    q = quadratic(constant=3.0)
+    q = seven_weights(constant=3.0)
     objective = Objective(q.loss, q.params)
     v, w = normal(7, seed=5), q.w()
     assert float(objective.loss()) == pytest.approx(q.value(w), rel=1e-12)
@@ -56,7 +43,7 @@ def test_quadratic():
 
 
 def test_losses_at_combines_directions():
-    q = quadratic()
+    q = seven_weights()
     u, v = normal(7, seed=5), normal(7, seed=6)
     points = [(0.5, 0.0), (0.0, -2.0), (1.0, 3.0), (0.0, 0.0)]
     losses = Objective(q.loss, q.params).losses_at([q.named(u), q.named(v)], points)
@@ -82,7 +69,7 @@ def test_no_loss_of_one_point_takes_memory_while_the_next_is_computed():
 
 
 def test_missing_entry_means_zero():
-    q = quadratic()
+    q = seven_weights()
     objective = Objective(q.loss, q.params)
     v = torch.cat([torch.zeros(4, dtype=F64), normal(3)])
     only_b = {"b": v[4:]}
@@ -140,7 +127,7 @@ def test_compiled_function_runs_eagerly():
         calls.append(graph)
         return graph
 
-    q = quadratic()
+    q = seven_weights()
     compiled = torch.compile(q.loss, backend=backend)
     close(Objective(compiled, q.params).hvp(q.named(normal(7))), q.A @ normal(7))
     assert calls == []
@@ -169,79 +156,14 @@ def test_unequal_batches_are_one_large_batch(dtype, rtol):
 
 
 def test_weights_of_terms_are_relative():
-    q, r = quadratic(), quadratic(seed=10)
+    q, r = seven_weights(), seven_weights(seed=10)
     shared = [(1.0, q.loss), (3.0, lambda: q.loss() + float(r.c) + 8.0)]
     objective = Objective(shared, q.params)
     assert float(objective.loss()) == pytest.approx(q.value(q.w()) + 6.0, rel=1e-12)
     close(objective.hvp(q.named(normal(7))), q.A @ normal(7))
 
 
-# -- the weights come back ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
-def test_weights_are_restored_bit_for_bit(dtype):
-    # 1e4 swallows the last bits of what is added to it: subtracting again would not be enough.
-    w = Parameter(torch.tensor([0.1, -0.0, 1e4, 1e-4], dtype=dtype))
-    u = Parameter(torch.full((2,), 1 / 3, dtype=dtype))
-    params = {"w": w, "u": u}
-    objective = Objective(lambda: w.double().square().sum() + u.double().sum(), params)
-    before = [p.detach().clone() for p in params.values()]
-    v = {n: torch.full_like(p, 0.7).detach() for n, p in params.items()}
-    addresses = [p.data_ptr() for p in params.values()]
-    objective.loss_at(v)
-    objective.losses_at([v, {"w": v["w"]}], [(0.3, 0.1), (-0.2, 5.0)])
-    objective.gradient_at(v)
-    Objective(lambda: w.double().square().sum(), params, engine="finite_difference").hvp(v)
-    for p, kept in zip(params.values(), before, strict=True):
-        assert p.dtype == dtype
-        assert torch.equal(p, kept)
-        assert torch.equal(p.detach().signbit(), kept.signbit())
-    assert [p.data_ptr() for p in params.values()] == addresses
-
-
-@pytest.mark.parametrize("call", ["loss_at", "losses_at", "gradient_at", "finite_difference"])
-@pytest.mark.parametrize("fail_at", [0, 1])
-def test_weights_are_restored_after_an_exception(call, fail_at):
-    q = quadratic()
-    countdown = [math.inf]
-
-    def loss():
-        countdown[0] -= 1
-        if countdown[0] < 0:
-            raise ArithmeticError("half way")
-        return q.loss()
-
-    engine = "finite_difference" if call == "finite_difference" else "auto"
-    objective = Objective([(1.0, q.loss), (1.0, loss)], q.params, engine=engine)
-    objective.loss()
-    before, v = bits(q.params), q.named(normal(7))
-    calls = {
-        "loss_at": (objective.loss_at, (v,)),
-        "losses_at": (objective.losses_at, ([v], [(0.5,), (1.0,)])),
-        "gradient_at": (objective.gradient_at, (v,)),
-        "finite_difference": (objective.hvp, (v,)),
-    }
-    method, arguments = calls[call]
-    # loss_at and gradient_at evaluate the second term once only.
-    countdown[0] = fail_at if call in ("losses_at", "finite_difference") else 0
-    with pytest.raises(ArithmeticError, match="half way"):
-        method(*arguments)
-    assert bits(q.params) == before
-    countdown[0] = math.inf
-    close(objective.gradient_at(v), q.g() + q.A @ flat(v))  # and it goes on working
-
-
-def test_training_between_two_calls_is_not_undone():
-    """The copy that is put back is of the weights as they are now, not of an earlier call."""
-    q = quadratic()
-    objective = Objective(q.loss, q.params)
-    objective.loss_at(q.named(normal(7)))
-    for p in q.params.values():
-        p.data.add_(1.0)  # leaves no trace in the version counter
-    before = bits(q.params)
-    objective.loss_at(q.named(normal(7)))
-    assert bits(q.params) == before
+# -- nothing else is touched ----------------------------------------------------------------------
 
 
 def test_touches_nothing_else():
@@ -263,7 +185,7 @@ def test_touches_nothing_else():
 
 def test_works_inside_no_grad():
     """Lightning calls its validation hooks under no_grad."""
-    q = quadratic()
+    q = seven_weights()
     with torch.no_grad():
         objective = Objective(q.loss, q.params)
         close(objective.gradient(), q.g())
@@ -272,7 +194,7 @@ def test_works_inside_no_grad():
 
 
 def test_results_belong_to_the_caller():
-    q = quadratic()
+    q = seven_weights()
     objective = Objective(q.loss, q.params)
     objective.loss().zero_()
     flat_gradient = objective.gradient()
@@ -321,7 +243,7 @@ def test_exact_counts_of_work():
 
 
 def test_graph_gives_loss_and_gradient_for_nothing():
-    q = quadratic()
+    q = seven_weights()
     objective = Objective(q.loss, q.params, check_deterministic=False)
     objective.hvp(q.named(normal(7)))
     assert counts(objective) == (0, 1, 1)
@@ -331,105 +253,6 @@ def test_graph_gives_loss_and_gradient_for_nothing():
     objective.release()
     objective.hvp(q.named(normal(7)))
     assert counts(objective) == (0, 2, 2)
-
-
-def test_finite_differences_cost_two_gradients():
-    q = quadratic()
-    objective = Objective(q.loss, q.params, engine="finite_difference", check_deterministic=False)
-    objective.hvp(q.named(normal(7)))
-    assert counts(objective) == (0, 2, 1)
-
-
-SGD, ADAM = torch.optim.SGD, torch.optim.Adam
-
-
-@pytest.mark.parametrize(
-    "move",
-    [
-        lambda w: SGD([w], lr=0.5, foreach=True).step(),
-        lambda w: SGD([w], lr=0.5, fused=True).step(),
-        lambda w: ADAM([w], lr=0.5).step(),
-        lambda w: ADAM([w], lr=0.5, fused=True).step(),
-        lambda w: w.data.mul_(2.0),
-        lambda w: setattr(w, "data", 2 * w.data),
-        lambda w: w.detach().neg_(),  # of the same length
-    ],
-    ids=["sgd", "fused_sgd", "adam", "fused_adam", "data", "new_data", "sign"],
-)
-@pytest.mark.parametrize("warm", ["loss", "gradient", "hvp"])
-def test_weights_moved_by_someone_else_are_noticed(move, warm):
-    """Quartic, so that loss, gradient and curvature all change."""
-    w = Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=F64))
-    ones = {"w": torch.ones(3, dtype=F64)}
-    objective = Objective(lambda: (torch.tensor([1.0, 2.0, 5.0]) * w**4).sum(), {"w": w})
-    getattr(objective, warm)(*([ones] if warm == "hvp" else []))
-    before = w.detach().clone()
-    w.grad = torch.ones_like(w)
-    move(w)
-    now = w.detach().clone()
-    assert not torch.equal(before, now)
-    scale = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
-    expected = {
-        "loss": (scale * now**4).sum(),
-        "gradient": 4 * scale * now**3,
-        "hvp": 12 * scale * now**2,
-    }
-    for call in (warm, *expected):  # first what was known
-        close(getattr(objective, call)(*([ones] if call == "hvp" else [])), expected[call])
-    assert torch.equal(w.detach(), now)
-
-
-# -- which parameters -----------------------------------------------------------------------------
-
-
-def test_frozen_dropped_tied_once_unused_zero():
-    a, b = (Parameter(torch.tensor([value], dtype=F64)) for value in (2.0, 3.0))
-    frozen = Parameter(torch.ones(1, dtype=F64), requires_grad=False)
-    unused = Parameter(torch.ones(2, dtype=F64))
-    params = {"a": a, "frozen": frozen, "again": a, "b": b, "unused": unused}
-    objective = Objective(lambda: (a**2 * b + frozen).sum(), params)
-    assert list(objective.params) == ["a", "b", "unused"]
-    close(objective.gradient(), [12.0, 4.0, 0.0, 0.0])
-    one = {"a": torch.ones(1, dtype=F64), "unused": torch.ones(2, dtype=F64)}
-    close(objective.hvp(one), [6.0, 4.0, 0.0, 0.0])
-
-
-def test_linear_parameter_has_no_curvature():
-    w, linear = (Parameter(normal(2, seed=seed)) for seed in (0, 1))
-    objective = Objective(lambda: w.pow(3).sum() + linear.sum(), {"w": w, "linear": linear})
-    both = {"w": torch.ones(2, dtype=F64), "linear": torch.ones(2, dtype=F64)}
-    close(objective.hvp(both), flat({"w": 6 * w.detach(), "linear": torch.zeros(2)}))
-    assert objective.hvp({"linear": torch.ones(2, dtype=F64)})["w"].count_nonzero() == 0
-    flat_loss = Objective(lambda: linear.sum(), {"linear": linear})
-    assert flat(flat_loss.hvp({"linear": torch.ones(2, dtype=F64)})).count_nonzero() == 0
-    assert flat_loss.engine_used == "double_backward"
-
-
-def test_sparse_gradients():
-    """An embedding with sparse=True; only looked-up rows have a gradient."""
-    embedding = nn.Embedding(4, 2, sparse=True, dtype=F64)
-    index = torch.tensor([1, 3, 1])
-    objective = Objective(
-        lambda: embedding(index).square().sum() / 2, dict(embedding.named_parameters())
-    )
-    rows = torch.tensor([[0.0], [2.0], [0.0], [1.0]], dtype=F64)
-    close(objective.gradient()["weight"], rows * embedding.weight.detach())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_weights_give_float32_vectors(dtype):
-    """Exact numbers, so that the precision of the weights does not blur the comparison."""
-    w = Parameter(torch.tensor([1.0, 2.0], dtype=dtype))
-    objective = Objective(lambda: (w.float() ** 3).sum(), {"w": w})
-    ones = {"w": torch.ones(2)}
-    for vector, expected in [
-        (objective.gradient(), [3.0, 12.0]),
-        (objective.hvp(ones), [6.0, 12.0]),
-        (objective.gradient_at(ones), [12.0, 27.0]),
-    ]:
-        assert vector["w"].dtype == torch.float32
-        assert vector["w"].tolist() == expected
-    assert float(objective.loss_at(ones)) == 35.0
 
 
 # -- losses that cannot be, and messages ----------------------------------------------------------
@@ -630,292 +453,6 @@ def test_transformer_without_its_inference_fast_path():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-# -- no double backward ---------------------------------------------------------------------------
-
-
-class OnceTanh(torch.autograd.Function):
-    """tanh as many custom kernels are: with a backward that has no backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = x.tanh()
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * (1 - y * y)
-
-
-class Once(nn.Module):
-    def forward(self, x):
-        return OnceTanh.apply(x)
-
-
-def without_double_backward():
-    """The network of :func:`mlp`, and the same with the custom tanh."""
-    smooth = mlp()
-    layers = [Once() if isinstance(layer, nn.Tanh) else layer for layer in smooth.module]
-    once = Problem(nn.Sequential(*layers), smooth.x)
-    return smooth, once
-
-
-def test_falls_back_to_finite_differences_and_says_so():
-    smooth, once = without_double_backward()
-    objective = Objective(once.loss, once.params)
-    assert (objective.engine_used, objective.engine_note) == ("double_backward", "")
-    v = normal(83, seed=9)
-    product = objective.hvp(dict(zip(once.params, unflat(v, once.params), strict=True)))
-    close(product, smooth.hessian @ v, 1e-7)
-    assert objective.engine_used == "finite_difference"
-    assert objective.engine_note.startswith("no double backward: the backward of one")
-    assert "\n" not in objective.engine_note
-    gradients = objective.gradients
-    objective.hvp(objective.gradient())  # does not try the other engine again
-    assert objective.gradients - gradients <= 3
-
-
-def test_the_last_function_of_the_loss_has_no_double_backward():
-    """What flows into its backward is constant: its gradient looks like that of a linear loss."""
-    w = Parameter(normal(4))
-    objective = Objective(lambda: OnceTanh.apply(w).sum(), {"w": w})
-    v, y = normal(4, seed=1), w.detach().tanh()
-    close(objective.hvp({"w": v}), -2 * y * (1 - y * y) * v, 1e-6)
-    assert objective.engine_used == "finite_difference"
-
-
-def test_engine_double_backward_does_not_fall_back():
-    _, once = without_double_backward()
-    objective = Objective(once.loss, once.params, engine="double_backward")
-    for _ in range(2):
-        with pytest.raises(
-            RuntimeError, match=r"engine='double_backward': .*twice .*pass engine='auto'"
-        ):
-            objective.hvp({name: torch.ones_like(p) for name, p in once.params.items()})
-    assert objective.engine_used == "double_backward"
-
-
-class Eats(torch.autograd.Function):
-    """A backward that works and a double backward for which the memory is not enough."""
-
-    @staticmethod
-    def forward(ctx, x, order):
-        ctx.order = order
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.order == 2:
-            raise torch.OutOfMemoryError("not enough")
-        return Eats.apply(grad, 2), None
-
-
-def test_out_of_memory_is_not_a_missing_double_backward():
-    """Nor a loss that wants a graph: either answer would ask for more."""
-    w = Parameter(torch.ones(3))
-    objective = Objective(lambda: Eats.apply(w**2, 1).sum().square(), {"w": w})
-    with pytest.raises(torch.OutOfMemoryError):
-        objective.hvp({"w": torch.ones(3)})
-    assert objective.engine_used == "double_backward"
-    calls = []
-
-    def loss():
-        calls.append(1)
-        raise torch.OutOfMemoryError("not enough")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        Objective(loss, {"w": w}).loss()
-    assert len(calls) == 1
-
-
-def unflat(v, params):
-    pieces = v.split([p.numel() for p in params.values()])
-    return [piece.view(p.shape) for piece, p in zip(pieces, params.values(), strict=True)]
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (F64, 1e-8)])
-@pytest.mark.parametrize("length", [1e-3, 1.0, 1e4])
-def test_finite_differences_on_a_smooth_network(dtype, rtol, length):
-    """The length of the vector must not matter: the step is set for a unit vector."""
-    problem, exact = mlp(dtype), mlp().hessian
-    objective = Objective(problem.loss, problem.params, engine="finite_difference")
-    for seed in range(5):
-        v = length * normal(83, seed=seed)
-        pieces = (piece.to(dtype) for piece in unflat(v, problem.params))
-        product = objective.hvp(dict(zip(problem.params, pieces, strict=True)))
-        error = (flat(product).double() - exact @ v).norm()
-        assert error < rtol * v.norm() * torch.linalg.matrix_norm(exact, 2)
-    assert objective.engine_used == "finite_difference"
-
-
-def test_finite_differences_from_zero():
-    """All weights zero: no length to take the step from; and the zero vector."""
-    q = quadratic()
-    for p in q.params.values():
-        p.data.zero_()
-    objective = Objective(q.loss, q.params, engine="finite_difference")
-    close(objective.hvp(q.named(normal(7))), q.A @ normal(7), 1e-9)
-    assert flat(objective.hvp({})).count_nonzero() == 0
-
-
-# -- several processes ----------------------------------------------------------------------------
-
-
-class Ranks:
-    """Two processes, played by two threads of which one computes at a time.
-
-    ``reduce`` is as strict as an all-reduce: all must come, with the same shape and dtype.
-    """
-
-    def __init__(self):
-        self.turn = threading.Lock()
-        self.meeting = threading.Barrier(2, timeout=30)
-        self.brought = [None, None]
-
-    def reducer(self, rank):
-        def reduce(tensor):
-            self.brought[rank] = tensor.clone()
-            self.turn.release()  # global flags, as the attention kernel's, are set under the lock
-            try:
-                self.meeting.wait()
-                mine, other = self.brought
-                assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
-                total = mine + other
-                self.meeting.wait()
-            finally:
-                self.turn.acquire()
-            return total
-
-        return reduce
-
-    def run(self, work):
-        """``work(rank, reduce)`` on both; what each returned or raised."""
-        outcomes = [None, None]
-
-        def task(rank):
-            with self.turn:
-                try:
-                    outcomes[rank] = work(rank, self.reducer(rank))
-                except Exception as error:
-                    outcomes[rank] = error
-
-        threads = [threading.Thread(target=task, args=(rank,)) for rank in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return outcomes
-
-
-@pytest.mark.parametrize("engine", ["double_backward", "finite_difference"])
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (F64, 1e-12)])
-def test_two_processes_are_one(engine, dtype, rtol):
-    v = {n: normal(*p.shape, seed=3).to(dtype) for n, p in mlp().params.items()}
-
-    def ask(objective):
-        return {
-            "loss": objective.loss(),
-            "hvp": flat(objective.hvp(v)),
-            "gradient": flat(objective.gradient()),
-            "loss_at": objective.loss_at(v),
-            "losses_at": objective.losses_at([v], [(0.1,), (0.2,)]),
-            "gradient_at": flat(objective.gradient_at(v)),
-        }
-
-    def work(rank, reduce):
-        problem = mlp(dtype)  # its own copy, as a process has
-        objective = Objective([problem.half(rank)], problem.params, engine=engine, reduce=reduce)
-        return ask(objective), counts(objective)
-
-    (first, work_first), (second, work_second) = Ranks().run(work)
-    whole = mlp(dtype)
-    alone = Objective(whole.loss, whole.params, engine=engine)
-    expected = ask(alone)
-    rounding = {"hvp": 1e-9 if dtype == F64 else 2e-3} if engine == "finite_difference" else {}
-    for name, value in expected.items():
-        close(first[name], value, rounding.get(name, rtol))
-        assert torch.equal(first[name], second[name])
-    assert work_first == work_second
-
-
-CALLS = {
-    "loss": lambda o, v: o.loss(),
-    "gradient": lambda o, v: o.gradient(),
-    "hvp": lambda o, v: o.hvp(v),
-    "loss_at": lambda o, v: o.loss_at(v),
-    "losses_at": lambda o, v: o.losses_at([v], [(0.1,), (0.2,)]),
-    "gradient_at": lambda o, v: o.gradient_at(v),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("call", CALLS)
-def test_a_fault_in_one_process_stops_both(call, dtype):
-    """And neither waits: the barrier would time out.  Afterwards both can go on."""
-
-    def work(rank, reduce):
-        problem = mlp(dtype)
-        size, half = problem.half(rank)
-        broken = [False]
-
-        def loss():
-            if broken[0] and rank == 1:
-                raise ArithmeticError("out of range")
-            return half()
-
-        objective = Objective([(size, loss)], problem.params, reduce=reduce)
-        v = {name: torch.ones_like(p) for name, p in problem.params.items()}
-        before = bits(problem.params)
-        if call != "loss":
-            objective.loss()
-        broken[0] = True
-        with pytest.raises(ArithmeticError if rank == 1 else OtherRankError) as caught:
-            CALLS[call](objective, v)
-        broken[0] = False
-        assert bits(problem.params) == before
-        objective.gradient()
-        return str(caught.value)
-
-    assert Ranks().run(work) == [
-        "another process failed while computing its share",
-        "out of range",
-    ]
-
-
-@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
-def test_processes_change_engine_together(which):
-    v = normal(83, seed=9)
-
-    def work(rank, reduce):
-        smooth, once = without_double_backward()
-        problem = once if rank in which else smooth
-        objective = Objective([problem.half(rank)], problem.params, reduce=reduce)
-        product = objective.hvp(dict(zip(problem.params, unflat(v, problem.params), strict=True)))
-        return flat(product), objective.engine_used
-
-    for product, engine in Ranks().run(work):
-        assert engine == "finite_difference"
-        close(product, mlp().hessian @ v, 1e-7)
-
-
-def test_processes_refuse_a_loss_that_varies_together():
-    """It varies in one of them only."""
-
-    def work(rank, reduce):
-        w = Parameter(torch.ones(2))
-        steps = iter(range(10))
-        objective = Objective(
-            lambda: w.sum() * (1.0 if rank == 0 else 1.0 + next(steps)), {"w": w}, reduce=reduce
-        )
-        with pytest.raises(ValueError, match="not deterministic"):
-            objective.loss()
-        return "refused"
-
-    assert Ranks().run(work) == ["refused", "refused"]
-
-
 # -- memory ---------------------------------------------------------------------------------------
 
 
@@ -1019,7 +556,7 @@ def test_oracle_of_this_file_agrees_with_differences_of_losses():
     def loss_at(v, c):
         with torch.no_grad():
             for p, kept, piece in zip(
-                problem.params.values(), w, unflat(v, problem.params), strict=True
+                problem.params.values(), w, named(v, problem.params).values(), strict=True
             ):
                 p.copy_(kept + c * piece)
             return float(problem.loss())

@@ -8,14 +8,8 @@ from torch.nn import Parameter
 
 from lightning_landscape import hessian_trace, spectral_density, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from tests.geometry.networks import NETWORKS
-from tests.geometry.test_objective import close, quadratic, without_double_backward
-from tests.oracles import flat, normal
-
-
-def named(v, params):
-    pieces = v.split([p.numel() for p in params.values()])
-    return {n: x.view(p.shape) for (n, p), x in zip(params.items(), pieces, strict=True)}
+from tests.geometry.networks import NETWORKS, without_double_backward
+from tests.oracles import close, flat, named, normal, seven_weights
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -27,7 +21,7 @@ def test_they_are_the_dense_hessian(name):
 
 
 def test_several_batches_of_unlike_weight():
-    first, second = quadratic(seed=0), quadratic(seed=3)
+    first, second = seven_weights(seed=0), seven_weights(seed=3)
     second.params.update(first.params)
     objective = Objective([(1.0, first.loss), (3.0, second.loss)], first.params)
     v = normal(7, seed=5)
@@ -119,7 +113,7 @@ class Damped(Objective):
 @pytest.mark.parametrize("patched", [False, True])
 def test_somebodys_own_products_are_used(patched):
     """By inheritance or put into the object; top eigenvalue 7, trace 6.5 over 7 directions."""
-    q = quadratic()
+    q = seven_weights()
     objective = (Objective if patched else Damped)(q.loss, q.params)
     if patched:
         damped = Damped(q.loss, q.params)

@@ -24,7 +24,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.geometry.vectors import norm
 from tests.fuzz import profile
-from tests.geometry.test_eigen import Operator, true_residuals
+from tests.geometry.forms import Matrix, true_residuals
 from tests.oracles import F64, Quadratic, flat, generator, normal, symmetric
 
 SEEDS = st.integers(0, 2**20)
@@ -44,7 +44,7 @@ def test_eigenvalues_of_random_matrices(spectrum, scale, method, which, seed, da
     size = len(spectrum)
     matrix = scale * symmetric(spectrum, seed)
     k = data.draw(st.integers(1, min(size, 3)), "k")
-    operator = Operator(matrix)
+    operator = Matrix(matrix)
     root = torch.ones(size, dtype=F64)
     preconditioner = None
     if data.draw(st.booleans(), "preconditioned"):
@@ -63,7 +63,7 @@ def test_eigenvalues_of_random_matrices(spectrum, scale, method, which, seed, da
         found.residuals.numpy(), true_residuals(matrix, found).numpy(), rtol=1e-3,
         atol=1e-12 * largest,
     )  # fmt: skip
-    assert found.hvps == operator.products
+    assert found.hvps == operator.hvps
     distances = np.abs(dense[None] - found.eigenvalues.numpy()[:, None]).min(1)
     assert (distances <= found.residuals.numpy() + 1e-12 * largest).all()
     if method == "lanczos":
@@ -77,9 +77,9 @@ def test_eigenvalues_of_random_matrices(spectrum, scale, method, which, seed, da
 @pytest.mark.parametrize("seed", range(4))
 def test_power_iteration_does_not_settle_before_the_wanted_end(spectrum, seed):
     """Lifted from a vector that had lost the wanted end, it called the next one converged."""
-    positive = Operator(symmetric(spectrum, seed))
+    positive = Matrix(symmetric(spectrum, seed))
     smallest = top_eigenvalues(positive, which="SA", method="power", tol=1e-6, max_hvps=3000)
-    negative = Operator(-symmetric(spectrum, seed))
+    negative = Matrix(-symmetric(spectrum, seed))
     largest = top_eigenvalues(negative, method="power", tol=1e-6, max_hvps=3000)
     for found, sign in ((smallest, 1), (largest, -1)):
         assert found.converged
@@ -191,7 +191,7 @@ def test_filters_have_the_norms_of_the_weights(shape, dim, seed, scale):
 def test_trace_is_covered_at_the_rate_of_its_error():
     """``value +- 2 stderr`` holds the truth 92 to 94 % of the time, as the docstring says."""
     matrix = symmetric(normal(20, seed=1).tolist(), 2)
-    truth, operator, trials = float(matrix.trace()), Operator(matrix), 600
+    truth, operator, trials = float(matrix.trace()), Matrix(matrix), 600
     hits = 0
     for seed in range(trials):
         found = hessian_trace(operator, samples=10, generator=generator(seed))

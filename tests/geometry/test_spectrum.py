@@ -10,8 +10,16 @@ import torch.nn.functional as F
 
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.spectrum import spectral_density
-from tests.geometry.forms import Matrix, RaisesAt, bits, same_bits, smoothed_density
-from tests.oracles import F64, Quadratic, generator, normal, softmax_at_zero_spectrum, symmetric
+from tests.geometry.forms import Matrix, RaisesAt, smoothed_density
+from tests.oracles import (
+    F64,
+    Quadratic,
+    bits,
+    generator,
+    normal,
+    softmax_at_zero_spectrum,
+    symmetric,
+)
 
 SPECTRUM = [*np.linspace(-1, 2, 45), 5.0, 5.0, 7.5, 10.0]  # a bulk, two equal ones, two outliers
 
@@ -146,7 +154,7 @@ def test_counts_shapes_and_weights_in_place():
     assert found.grid.shape == found.density.shape == found.stderr.shape == (200,)
     assert found.ritz_values.shape == found.ritz_weights.shape == (3, 4)
     assert found.ritz_weights.sum(1).tolist() == pytest.approx([1.0] * 3)
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
     again = spectral_density(objective, samples=3, steps=4, points=200)
     assert torch.equal(again.density, found.density)
     other = spectral_density(objective, samples=3, steps=4, generator=generator(1))
@@ -196,7 +204,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way():
     )
     with pytest.raises(ArithmeticError, match="half way"):
         spectral_density(objective)
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ from tests.geometry.forms import (
     RaisesAt,
     ReluNetwork,
     ball_maximum,
-    bits,
     box_maximum,
     corners,
-    same_bits,
 )
-from tests.oracles import F64, Quadratic, flat, normal, symmetric
+from tests.oracles import F64, Quadratic, bits, flat, normal, symmetric
 
 SPECTRA = {
     "convex": [5.0, 3.0, 1.0, 0.5, 0.1, 0.0],
@@ -198,7 +196,7 @@ def test_per_batch_is_the_weighted_mean_of_each_batch():
         whole = worst_case_sharpness(objective, 0.1, norm)
         assert whole.value == pytest.approx(0.1 * float(mean.norm(order)), rel=1e-9)
         assert whole.value < found.value
-    assert same_bits(before, {"w": w})
+    assert bits({"w": w}) == before
 
 
 def test_per_batch_over_processes():
@@ -329,7 +327,7 @@ def test_costs():
     worst_case_sharpness(objective, rho=20.0, steps=7)
     # L(w), seven points; the gradient at w and at all points but the last.
     assert (objective.forwards, objective.gradients, objective.hvps) == (8, 7, 0)
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
 
     batches = Objective([(1.0, problem.loss)] * 3, problem.params, check_deterministic=False)
     worst_case_sharpness(batches, rho=20.0, steps=7, per_batch=True)
@@ -363,7 +361,7 @@ def test_a_wall_is_an_infinite_rise_and_a_hole_none():
     assert 1.0 < found.value < math.inf
     wall = Objective(lambda: w + torch.where(w > 1.04, math.inf, 0.0), {"w": w})
     assert worst_case_sharpness(wall, 0.05).value == math.inf
-    assert same_bits(before, {"w": w})
+    assert bits({"w": w}) == before
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 8])
@@ -375,7 +373,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call, per_batch):
     objective = Objective(loss, problem.params, check_deterministic=False)
     with pytest.raises(ArithmeticError, match="half way"):
         worst_case_sharpness(objective, per_batch=per_batch)
-    assert same_bits(before, problem.params)
+    assert bits(problem.params) == before
 
 
 def test_definitions_name_what_was_measured():

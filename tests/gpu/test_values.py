@@ -20,7 +20,7 @@ from lightning_landscape import (
     top_eigenvalues,
 )
 from tests.gpu.networks import NETWORKS, flat_loss, hessian, trained
-from tests.oracles import flat
+from tests.oracles import flat, named
 
 pytestmark = pytest.mark.gpu
 
@@ -112,8 +112,7 @@ def test_products_under_autocast(dtype):
         with torch.autocast("cuda", dtype):
             return problem.loss()
 
-    pieces = vectors[:, -1].split([p.numel() for p in problem.params.values()])
-    top = {n: t.view(p.shape) for (n, p), t in zip(problem.params.items(), pieces, strict=True)}
+    top = named(vectors[:, -1], problem.params)
     product = flat(Objective(loss, problem.params).hvp(top)).cpu().double()
     error = product - values[-1] * vectors[:, -1]
     assert float(error.norm()) < 0.02 * float(values[-1])

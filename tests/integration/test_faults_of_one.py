@@ -29,7 +29,7 @@ from tests.integration.members import Mlp, end_of, fsdp2
 from tests.integration.processes import both, forks, on_two
 from tests.runs import differences
 
-pytestmark = forks
+pytestmark = [forks, pytest.mark.slow]
 
 
 def strategy(name):

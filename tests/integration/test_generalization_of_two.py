@@ -16,7 +16,7 @@ from tests.integration.processes import both, forks
 from tests.runs import differences, train
 from tests.small import Linear
 
-pytestmark = forks
+pytestmark = [forks, pytest.mark.slow]
 EVERY = {"every_n_train_steps": 1, "max_overhead": None}
 
 

@@ -16,7 +16,7 @@ from tests.integration.members import Conv, Mlp, end_of, fsdp2, plain
 from tests.integration.processes import both, forks, on_two
 from tests.runs import differences
 
-pytestmark = forks
+pytestmark = [forks, pytest.mark.slow]
 EVERY = {"every_n_train_steps": 2, "max_overhead": None}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_landscape import Objective, hessian_trace, top_eigenvalues
 from tests.geometry.networks import NETWORKS
-from tests.oracles import normal
+from tests.oracles import flat, named, normal
 
 INSTALL = (
     "install the peers: pip install --no-deps -c constraints.txt -r requirements-peers.txt, then "
@@ -93,11 +93,7 @@ def test_products(problem):
     operator = by_curvlinops(problem)
     _, other = by_eigenthings(problem)
     vector = normal(operator.shape[1], seed=3)
-    pieces = vector.split([p.numel() for p in problem.params.values()])
-    named = {
-        n: piece.view(p.shape) for (n, p), piece in zip(problem.params.items(), pieces, strict=True)
-    }
-    ours = torch.cat([v.reshape(-1) for v in objective(problem).hvp(named).values()])
+    ours = flat(objective(problem).hvp(named(vector, problem.params)))
     torch.testing.assert_close(ours, operator @ vector, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours, other.matvec(vector), rtol=1e-9, atol=1e-12)
 
