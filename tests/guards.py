@@ -737,6 +737,13 @@ GUARDS = [
         f"{BAD_LOGGERS} -k stay",
     ),
     Guard(
+        "a save directory of another machine",
+        LOGGERS,
+        'Path(path) if scheme in ("file", "local") else None',
+        "Path(place)",
+        f"{BAD_LOGGERS} -k this_machine",
+    ),
+    Guard(
         "each failing logger is told of once",
         RECORDS,
         'whose=f"logger {index}"',

@@ -66,31 +66,51 @@ def prefix_of(logger: Any) -> str:
     return f"{prefix}{joint}" if isinstance(prefix, str) and prefix and joint else ""
 
 
-def folder_of(logger: Any, otherwise: str) -> Path:
-    """Where the files of this logger's run lie; ``otherwise`` where it has no save directory.
+def folder_of(logger: Any, root: str) -> Path:
+    """Where the files of this logger's run lie; ``root`` where it has no save directory.
 
     TensorBoard and CSV make a folder for each run; for others this is ``<name>/<version>`` in the
     save directory, where Lightning's ``ModelCheckpoint`` writes too.  Two W&B runs in one directory
     would otherwise mix, and MLflow would take our folder for an experiment of its own.
 
+    A folder of this machine, for the files are appended to and read again: where the save directory
+    is a URL (``s3://...``), ``<name>/<version>`` in ``root``, or in the working directory where
+    that is one too; which is said.
+
     What leads out of the save directory is not followed, and a logger that fails is no reason to
     fail: the files go to the last place that is known then, which is said.
     """
-    folder = Path(otherwise)
+    place: str | Path = root
+    folder = _local(root) or Path.cwd()
     try:
-        if _kind(logger) in ("TensorBoardLogger", "CSVLogger"):
-            return Path(logger.log_dir)
-        save_dir = getattr(logger, "save_dir", None)
-        if not isinstance(save_dir, (str, Path)):
-            return folder
-        folder = Path(save_dir)
-        return _inside(folder, logger.name, logger.version)
+        own = _kind(logger) in ("TensorBoardLogger", "CSVLogger")
+        save_dir = logger.log_dir if own else getattr(logger, "save_dir", None)
+        if isinstance(save_dir, (str, Path)):
+            place = save_dir
+            here = _local(save_dir)
+            folder = here or folder
+            if here is None or not own:
+                folder = _inside(folder, logger.name, logger.version)
     except Exception as error:  # whatever a logger raises
         rank_zero_warn(
             f"{type(logger).__name__} does not tell the folder of its run "
             f"({type(error).__name__}: {error}); history.jsonl and landscape/ go to {str(folder)!r}"
         )
         return folder
+    if _local(place) is None:
+        rank_zero_warn(
+            f"{place} is not a directory of this machine: history.jsonl and landscape/ go to "
+            f"{str(folder)!r}; keep them if this machine is gone after the run"
+        )
+    return folder
+
+
+def _local(place: str | Path) -> Path | None:
+    """As a path; None for a URL that is not one of a file."""
+    scheme, is_url, path = str(place).partition("://")
+    if not is_url:
+        return Path(place)
+    return Path(path) if scheme in ("file", "local") else None
 
 
 def _inside(save_dir: Path, name: Any, version: Any) -> Path:

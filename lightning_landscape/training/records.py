@@ -213,12 +213,11 @@ def _of_the_disk(error: Exception) -> bool:
 
 def _log_dir(trainer: Trainer) -> Path:
     """The folder of this run, the same on every process."""
-    if not trainer.loggers:
-        return Path(trainer.log_dir or trainer.default_root_dir)
     folder = ""
     if trainer.is_global_zero:
         with undrawn():  # a logger may choose the name of its run only now
-            folder = str(folder_of(trainer.loggers[0], trainer.default_root_dir))
+            logger = trainer.loggers[0] if trainer.loggers else None
+            folder = str(folder_of(logger, trainer.default_root_dir))
     return Path(trainer.strategy.broadcast(folder))
 
 

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, read_history
@@ -268,3 +269,41 @@ def test_a_run_whose_logger_leads_out(plain, tmp_path):
     run(plain, tmp_path / "logs", Named(tmp_path / "logs", "../..", "x"))
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
     assert (tmp_path / "logs" / "history.jsonl").is_file()
+
+
+# -- directories of other machines -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("save_dir", "root", "place", "told"),
+    [
+        ("s3://bucket/runs", "logs", "logs/a/version_3", "s3://bucket/runs is not a directory"),
+        ("s3://bucket/runs", "gs://root", "a/version_3", "s3://bucket/runs is not a directory"),
+        (None, "gs://root", ".", "gs://root is not a directory of this machine"),
+        ("runs", "gs://root", "runs/a/version_3", None),
+        ("file://{}/runs", "gs://root", "runs/a/version_3", None),
+    ],
+)
+def test_files_go_to_this_machine(save_dir, root, place, told, tmp_path):
+    logger = Named(save_dir and save_dir.format(tmp_path), "a", 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        folder = folder_of(logger, root)
+    assert (tmp_path / folder).resolve() == (tmp_path / place).resolve()
+    assert [str(w.message)[: len(told or "")] for w in caught] == [told] * (told is not None)
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_a_run_whose_logs_are_elsewhere(kind, plain, tmp_path):
+    """Lightning writes there, to fsspec's memory here; nothing of ours is in a folder "memory:"."""
+    run(plain, tmp_path / "logs", kind(f"memory://{kind.__name__}"))
+    files = tmp_path / "logs" / "lightning_logs" / "version_0"
+    assert (files / "history.jsonl").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_run_without_loggers_whose_root_is_elsewhere(tmp_path):
+    monitor = HessianMonitor(**FEW)
+    train(Network, regression, [monitor], "memory://bucket", logger=False)
+    assert read_history("history.jsonl") == monitor.history
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "landscape"]
