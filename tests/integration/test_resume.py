@@ -471,11 +471,9 @@ def test_read_history(tmp_path):
 
 
 def test_a_torn_line_is_completed_before_the_next_row(tmp_path):
-    class Trainer:
-        log_dir, is_global_zero, loggers = str(tmp_path), True, ()
-
+    trainer = pl.Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")
     file = tmp_path / "history.jsonl"
     file.write_text('{"step": 1}\n{"st')
-    Recorder(Trainer()).row({"step": 2}, continued=True)
+    Recorder(trainer).row({"step": 2}, continued=True)
     assert file.read_text() == '{"step": 1}\n{"st\n{"step": 2}\n'
     assert read_history(file) == [{"step": 1}, {"step": 2}]
