@@ -403,9 +403,23 @@ GUARDS = [
     Guard(
         "sparse gradients",
         BATCHES,
-        "(t.to_dense() if t.is_sparse else t)",
+        "t.to_dense() if t.is_sparse else t",
         "t",
         WEIGHTS,
+    ),
+    Guard(
+        "the parts of complex weights, stepped like two real ones",
+        "geometry/stability.py",
+        "{k: real(v) if isinstance(v, Tensor) else v for k, v in state.items()}",
+        "dict(state)",
+        "tests/geometry/test_complex.py -k adam",
+    ),
+    Guard(
+        "weights compared bit for bit, complex ones too",
+        "geometry/weights.py",
+        "numbers = real(p.detach())",
+        "numbers = torch.view_as_real(p.detach())[..., 0] if p.is_complex() else p.detach()",
+        "tests/geometry/test_complex.py -k known_to_be_others",
     ),
     Guard(
         "attention in plain operations",

@@ -591,6 +591,18 @@ class PackedGru(pl.LightningModule):
         return torch.optim.RMSprop(self.parameters(), lr=1e-3)
 
 
+class Fourier(Classifier):
+    """A Fourier layer as neural operators have it: complex weights, one for each frequency."""
+
+    def __init__(self):
+        super().__init__()
+        self.waves = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        moved = torch.fft.irfft(torch.fft.rfft(x) * self.waves, n=x.shape[-1])
+        return self.net(x + F.gelu(moved))
+
+
 class Bag(pl.LightningModule):
     """An embedding bag."""
 
@@ -1658,6 +1670,7 @@ def members() -> list[Member]:
             engine=FINITE,
             says=["central differences of gradients .*once_differentiable"],
         ),
+        M("Fourier layer, complex weights", Fourier, vectors),
         M("CLIP loss", Clip, vectors, missing=bounded),
         M("distillation by hooks", Distills, vectors),
         M("logs by hand", LogsByHand, vectors),

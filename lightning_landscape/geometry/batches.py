@@ -20,6 +20,7 @@ from lightning_landscape.geometry.kernels import (
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import Loss, written_out
 from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
+from lightning_landscape.geometry.vectors import real, widest
 from lightning_landscape.geometry.weights import Pieces
 
 _Point = TypeVar("_Point")
@@ -49,10 +50,8 @@ class Batches:
         self.memory = memory
         self.params = list(params)
         self.weight = sum(weight for weight, _ in self.terms)
-        self.size = sum(p.numel() for p in self.params)
-        self.dtype = (
-            torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
-        )
+        self.size = sum(real(p.detach()).numel() for p in self.params)
+        self.dtype = widest(self.params)
         self.device = self.params[0].device
         # float64 sums, where the device has them
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -179,7 +178,8 @@ class Batches:
 
     def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
         """The largest of ``steps`` over the types that the first loss is computed in."""
-        used = {p.dtype for p in self.params} | saved_dtypes(self._pieces[0][1])
+        saved = saved_dtypes(self._pieces[0][1]) | {p.dtype for p in self.params}
+        used = {dtype.to_real() if dtype.is_complex else dtype for dtype in saved}
         step = max(step for dtype, step in steps.items() if dtype in used)
         return torch.full((1,), self.weight * step, dtype=self.sum_dtype, device=self.device)
 
@@ -420,7 +420,7 @@ class Batches:
         """``total`` plus ``weight`` times the tensors as one flat one; sparse ones made dense."""
         flat = torch.cat(
             [
-                (t.to_dense() if t.is_sparse else t)
+                real(t.to_dense() if t.is_sparse else t)
                 .reshape(-1)
                 .to(dtype=self.dtype, device=self.device)
                 for t in tensors

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_landscape.geometry.checks import check_count, check_mapping, check_objective, shown
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.hessian import HessianLike
-from lightning_landscape.geometry.vectors import Vector
+from lightning_landscape.geometry.vectors import Layout, Vector
 
 
 def module_blocks(names: Iterable[str]) -> dict[str, str]:
@@ -111,10 +111,9 @@ def block_eigenvalues(
     results = {}
     for block, names in members(objective.params, blocks).items():
         part = _Block(objective, names)
-        size = sum(param.numel() for param in part.params.values())
         results[block] = top_eigenvalues(
             part,
-            min(k, size),
+            min(k, Layout(part.params).size),
             which=which,
             method=method,
             tol=tol,

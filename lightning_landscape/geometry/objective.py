@@ -61,7 +61,8 @@ class Objective(FlatHessian):
             batches, ``weight`` being the number of examples when each loss is a mean over them.
             Every call must give the same loss at the same weights.
         params: name -> parameter, e.g. ``dict(model.named_parameters())``.  Frozen ones are
-            dropped, a parameter under two names counts once.
+            dropped, a parameter under two names counts once.  A complex one counts as its real and
+            imaginary parts; vectors are complex where it is.
         engine: how Hessian-vector products are made.  ``"double_backward"``: exactly, on a graph
             that is built once per batch and kept.  ``"finite_difference"``: central differences of
             the gradient.  ``"auto"``: the first, and the second where the loss has no double
@@ -81,7 +82,7 @@ class Objective(FlatHessian):
     everything kept is dropped and the call made again with fewer graphs, then with smaller pieces.
 
     Raises:
-        TypeError: a loss that is not a tensor; a complex parameter.
+        TypeError: a loss that is not a tensor, or a complex one.
         ValueError: no trainable parameter; a loss that is not scalar, does not depend on the
             parameters or varies from call to call.
 
@@ -125,7 +126,7 @@ class Objective(FlatHessian):
         self.hvps = 0
         self._list = list(self.params.values())
         self._weights = Weights(self._list)
-        self._sizes = [p.numel() for p in self._list]
+        self._layout = Layout(self.params)
         self._memory = memory or GraphMemory()
         self._cut = cut
         self._local = Batches(_weighted_terms(loss_fn), self._list, self._memory, cut)
@@ -226,7 +227,7 @@ class Objective(FlatHessian):
         if any parameter is, else float32, on the device of the first.  What each :meth:`hvp` does
         anew is done once: the weights are compared with those before, and the kernels exchanged.
         """
-        layout = Layout(self.params)
+        layout = self._layout
         if getattr(self.hvp, "__func__", None) is not Objective.hvp:  # a subclass knows better
             yield lambda flat: layout.flatten(self.hvp(layout.unflatten(flat)))
             return
@@ -434,18 +435,16 @@ class Objective(FlatHessian):
     # -- names ---------------------------------------------------------------------------------
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        pieces = torch.split(flat, self._sizes)
+        vector = self._layout.unflatten(flat)
         return {
-            name: piece.view(p.shape).to(dtype=working_dtype(p.dtype), device=p.device)
-            for (name, p), piece in zip(self.params.items(), pieces, strict=True)
+            name: vector[name].to(dtype=working_dtype(p.dtype), device=p.device)
+            for name, p in self.params.items()
         }
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         """A flat vector in the order of the parameters, as they are."""
-        return [
-            piece.view(p.shape).to(dtype=p.dtype, device=p.device)
-            for p, piece in zip(self._list, torch.split(flat, self._sizes), strict=True)
-        ]
+        vector = self._layout.unflatten(flat)
+        return [vector[n].to(dtype=p.dtype, device=p.device) for n, p in self.params.items()]
 
     def _pieces(self, vector: Vector) -> list[Tensor | None]:
         """``vector`` in the order of the parameters, ``None`` where it is zero."""

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lightning_landscape.geometry.checks import check_number
-from lightning_landscape.geometry.vectors import check_vector
+from lightning_landscape.geometry.vectors import check_vector, real
 
 # Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
 # has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
@@ -52,7 +52,8 @@ class StabilityEdge:
 
     Attributes:
         scale: S per name, a number or a tensor of the parameter's shape, in units of w per unit of
-            g.  0.0: the parameter does not move.  Empty when no edge is known.
+            g.  0.0: the parameter does not move.  Empty when no edge is known.  Real: of a complex
+            parameter's shape and a last dimension for its two parts.
         weight_decay: coupled weight decay per name, to be added to H *before* scaling.  0.0 where
             there is none or where it is decoupled (``scale`` holds that).  Empty as ``scale``.
         edge: the threshold as one number when all groups share it to 0.1 % (the smallest is given),
@@ -228,7 +229,9 @@ def _update(optimizer: Any, group: _Group, param: Tensor) -> _Update | None:
     # `get`, because reading a missing entry of `state` would create it.
     state = optimizer.state.get(param, {})
     if evidence is None or evidence in state:
-        return rule(group, state)
+        # An optimizer steps the parts of a complex parameter like two real ones.
+        parts = {k: real(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+        return rule(group, parts)
     if any(evidence in other for other in optimizer.state.values()):
         return None
     raise _NoEdge(f"{_kind(optimizer)} has no state yet: no step taken, or only skipped ones.")
@@ -279,7 +282,7 @@ def _fold(owners: Mapping[str, _Owner], params: Mapping[str, Tensor]) -> Stabili
         edge = low
     if preconditioner and len(preconditioner) == len(thresholds):
         for name in params.keys() - thresholds.keys():
-            preconditioner[name] = torch.full_like(params[name], math.inf, requires_grad=False)
+            preconditioner[name] = torch.full_like(real(params[name].detach()), math.inf)
     matrix = "preconditioned Hessian" if preconditioner else "Hessian"
     note = (
         f"{kinds}: no single edge, only the ratio, because {why}."

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_count, quoted, shown
-from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
+from lightning_landscape.geometry.vectors import (
+    Vector,
+    check_vector,
+    in_double,
+    norm,
+    real,
+    working_dtype,
+)
 
 # Entries of each vector that are in memory in double precision at a time.
 _CHUNK = 2**18
@@ -197,10 +204,10 @@ def _products(path: Sequence[Vector], center: Vector, directions: Sequence[Vecto
     count = len(path) + 1 + len(directions)
     total = torch.zeros(count, count, dtype=torch.float64, device="cpu")
     for name, origin in center.items():
-        middle = origin.detach().cpu().flatten()
-        points = [tensor.flatten() for tensor in _along(path, center, name)]
+        middle = real(origin.detach().cpu()).flatten()
+        points = [real(tensor).flatten() for tensor in _along(path, center, name)]
         others = [
-            d[name].detach().cpu().flatten() if name in d else torch.zeros_like(middle)
+            real(d[name].detach().cpu()).flatten() if name in d else torch.zeros_like(middle)
             for d in directions
         ]
         for begin in range(0, len(middle), _CHUNK):
@@ -226,9 +233,9 @@ def _combined(path: Sequence[Vector], center: Vector, shares: Tensor) -> dict[st
     """``sum_i shares_i (w_i - center)``."""
     combined = {}
     for name, origin in center.items():
-        middle = origin.detach().cpu().double()
+        middle = in_double(origin.detach().cpu())
         total = torch.zeros_like(middle)
         for point, share in zip(_along(path, center, name), shares.tolist(), strict=False):
-            total.add_(point.double() - middle, alpha=share)
+            total.add_(in_double(point) - middle, alpha=share)
         combined[name] = total.to(working_dtype(origin.dtype))
     return combined

@@ -1,6 +1,8 @@
 """Vectors in weight space: a mapping from parameter name to a tensor of that parameter's shape.
 
-A missing name means zero.  Algorithms that do linear algebra on many vectors (Lanczos) lay them out
+A missing name means zero.  A complex entry stands for two real ones, its real part and its
+imaginary part: the loss is a real function of both, and its gradient, in torch's convention, is
+``dL/dRe + i dL/dIm``.  Algorithms that do linear algebra on many vectors (Lanczos) lay them out
 flat, with :class:`Layout`, and hand mappings back.
 """
 
@@ -8,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,12 +20,26 @@ from lightning_landscape.geometry.checks import check_mapping, few, quoted, show
 Vector = Mapping[str, Tensor]
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Its real numbers: of a complex one both parts, in a last dimension of two."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def complex_of(numbers: Tensor) -> Tensor:
+    """The inverse of :func:`real` for complex ones; a copy, for a view has to begin at an even
+    place."""
+    return torch.view_as_complex(numbers.clone())
+
+
 def inner(a: Vector, b: Vector) -> float:
-    """Inner product ``sum_i a_i b_i`` over the names that both hold, in the order of ``a``."""
+    """Inner product ``sum_i a_i b_i`` over the names that both hold, in the order of ``a``.
+
+    Of complex entries ``Re a_i Re b_i + Im a_i Im b_i``.
+    """
     total = 0.0
     for name in [name for name in a if name in b]:  # a set's order varies from run to run
         dtype = working_dtype(a[name].dtype)
-        x, y = (v[name].detach().flatten().to(dtype) for v in (a, b))  # weights may be given too
+        x, y = (real(v[name].detach().to(dtype)).flatten() for v in (a, b))  # weights may be given
         total += float(torch.dot(x, y))
     return total
 
@@ -65,6 +80,10 @@ def check_vector(argument: str, vector: object, params: Mapping[str, Tensor] | N
                 f"{argument}[{name!r}] is {shown(value)}: expected a tensor of the parameter's "
                 f"shape"
             )
+        if params is not None and value.is_complex() and not params[name].is_complex():
+            raise TypeError(
+                f"{argument}[{name!r}] is complex: expected real numbers, as the parameter's are"
+            )
         if params is not None and value.shape != params[name].shape:
             raise ValueError(
                 f"{argument}[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
@@ -96,14 +115,19 @@ def random_signs(params: Vector, seed: int) -> dict[str, Tensor]:
 
 def _normal(name: str, like: Tensor, seed: int) -> Tensor:
     generator = _generator(name, seed)
-    draw = torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return draw.to(device=like.device, dtype=working_dtype(like.dtype))
+    draw = torch.randn(real(like).shape, generator=generator, dtype=torch.float32, device="cpu")
+    return _drawn(draw, like)
 
 
 def _signs(name: str, like: Tensor, seed: int) -> Tensor:
     generator = _generator(name, seed)
-    bits = torch.randint(2, like.shape, generator=generator, dtype=torch.int8, device="cpu")
-    return (2 * bits - 1).to(device=like.device, dtype=working_dtype(like.dtype))
+    bits = torch.randint(2, real(like).shape, generator=generator, dtype=torch.int8, device="cpu")
+    return _drawn((2 * bits - 1).to(torch.float32), like)
+
+
+def _drawn(numbers: Tensor, like: Tensor) -> Tensor:
+    drawn = complex_of(numbers) if like.is_complex() else numbers
+    return drawn.to(device=like.device, dtype=working_dtype(like.dtype))
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
@@ -112,27 +136,42 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type vectors are computed in: float64 stays, everything narrower becomes float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    """The type vectors are computed in: float64 stays, everything narrower becomes float32.
+
+    For complex entries the complex type that consists of these.
+    """
+    wide = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    return wide.to_complex() if dtype.is_complex else wide
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """In float64, or in complex128."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
+
+
+def widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type of a flat tensor of them all: float64 where any needs it, else float32."""
+    wide = any(working_dtype(tensor.dtype).to_real() == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
 
 
 class Layout:
-    """One flat tensor per vector: the parameters' entries one after the other."""
+    """One flat tensor per vector: the parameters' entries one after the other, all real."""
 
     def __init__(self, params: Vector) -> None:
-        self.shapes = {name: tensor.shape for name, tensor in params.items()}
-        self.sizes = {name: tensor.numel() for name, tensor in params.items()}
+        self._complex = {name for name, tensor in params.items() if tensor.is_complex()}
+        self.shapes = {name: real(tensor.detach()).shape for name, tensor in params.items()}
+        self.sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         self.size = sum(self.sizes.values())
         first = next(iter(params.values()))
         self.device = first.device
-        self.dtype = (
-            torch.float64
-            if any(tensor.dtype == torch.float64 for tensor in params.values())
-            else torch.float32
-        )
+        self.dtype = widest(params.values())
 
     def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
-        """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor."""
+        """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor.
+
+        For a complex parameter a real tensor may be given too, with both parts in a last dimension.
+        """
         check_mapping("", "vector", vector, "a mapping from parameter name to tensor")
         unknown = vector.keys() - self.shapes.keys()
         if unknown:
@@ -141,15 +180,13 @@ class Layout:
                 f"expected names among {few(self.shapes)}"
             )
         if len(vector) == len(self.shapes):  # one copy instead of zeros and a copy each
-            pieces = [vector[name] for name in self.shapes]
-            if all(
-                isinstance(piece, Tensor)
-                and piece.shape == shape
-                and piece.dtype == self.dtype
-                and piece.device == self.device
+            given = [vector[name] for name in self.shapes]
+            pieces = [real(piece.detach()) for piece in given if isinstance(piece, Tensor)]
+            if len(pieces) == len(given) and all(
+                piece.shape == shape and piece.dtype == self.dtype and piece.device == self.device
                 for piece, shape in zip(pieces, self.shapes.values(), strict=True)
             ):
-                return torch.cat([cast(Tensor, piece).detach().reshape(-1) for piece in pieces])
+                return torch.cat([piece.reshape(-1) for piece in pieces])
         flat = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for name, piece in zip(
             self.sizes, torch.split(flat, list(self.sizes.values())), strict=True
@@ -160,18 +197,19 @@ class Layout:
             if not isinstance(value, Tensor):
                 piece.fill_(value)
                 continue
-            if value.shape != self.shapes[name]:
+            if real(value).shape != self.shapes[name]:
                 raise ValueError(
                     f"vector[{name!r}] has shape {tuple(value.shape)}: expected the parameter's "
-                    f"shape {tuple(self.shapes[name])}"
+                    f"shape {tuple(self.shapes[name][: -1 if name in self._complex else None])}"
                 )
-            piece.copy_(value.detach().reshape(-1))
+            piece.copy_(real(value.detach()).reshape(-1))
         return flat
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """The mapping name -> view of ``flat`` in the parameter's shape."""
+        """The mapping name -> view of ``flat`` in the parameter's shape; a copy if complex."""
         pieces = torch.split(flat, list(self.sizes.values()))
-        return {
+        views = {
             name: piece.view(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
+        return {n: complex_of(v) if n in self._complex else v for n, v in views.items()}

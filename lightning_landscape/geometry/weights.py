@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.checks import shown
+from lightning_landscape.geometry.vectors import real
 
 # One tensor per weight, None where it is zero.
 Pieces = Sequence[Tensor | None]
@@ -80,8 +81,9 @@ class Weights:
         """
         sums = []
         for p in self._list:
-            bits = _BITS[p.element_size()]
-            sums.append(torch.sum(p.detach().view(bits), dtype=bits))
+            numbers = real(p.detach())
+            bits = _BITS[numbers.element_size()]
+            sums.append(torch.sum(numbers.view(bits), dtype=bits))
         return torch.stack([total.to(self._list[0].device) for total in sums])
 
 
@@ -89,7 +91,7 @@ def trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those with a gradient, each once, whatever else it is called.
 
     Raises:
-        TypeError: no mapping from name to tensor; a complex parameter.
+        TypeError: no mapping from name to tensor.
         ValueError: none with a gradient.
     """
     if not isinstance(params, Mapping):
@@ -107,11 +109,6 @@ def trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         if not parameter.requires_grad or id(parameter) in seen:
             continue
-        if parameter.is_complex():
-            raise TypeError(
-                f"params[{name!r}] is complex: curvature is defined for real parameters; "
-                f"leave it out, or pass its real view (torch.view_as_real)"
-            )
         seen.add(id(parameter))
         kept[name] = parameter
     if not kept:

@@ -123,6 +123,7 @@ RANDOMS = (TRACE, TOP, BLOCKS, FROBENIUS, DENSITY, AVERAGE, RANDOM)
 NET = nn.Linear(3, 2)
 UNKNOWN = ({"v": ONES},)
 SHAPED = ({"w": torch.ones(3)}, {"w": torch.ones(2, 1)}, {"w": torch.ones(())})
+COMPLEX = ({"w": 1j * ONES},)
 NO_VECTOR = (3, "w", [ONES], ONES, None)
 VECTOR = "expected a mapping from parameter name to tensor"
 COUNTS = (0, -1, 1.5, True, "3", None, NAN)
@@ -144,10 +145,6 @@ ROWS = [
     wrong(
         OBJECTIVE, "params", ({}, {"w": ONES}), ValueError, "expected at least one trainable",
         tells="tensors",
-    ),
-    wrong(
-        OBJECTIVE, "params", ({"w": Parameter(torch.ones(2, dtype=torch.complex64))},), TypeError,
-        "leave it out, or pass its real view", tells="complex",
     ),
     wrong(OBJECTIVE, "engine", ("jax", None, 3, ""), ValueError, "expected 'auto', 'double_b"),
     wrong(OBJECTIVE, "reduce", (3, "sum"), TypeError, "expected a function that sums"),
@@ -357,4 +354,5 @@ LATER = [
     wrong(USES, "vector", UNKNOWN, ValueError, "expected names among", tells="'v'"),
     wrong(USES, "vector", SHAPED, ValueError, "expected the parameter's shape", tells="has shape"),
     wrong(USES, "vector", ({"w": 1.0},), TypeError, "expected a tensor", tells="vector['w'] is 1."),
+    wrong(USES, "vector", COMPLEX, TypeError, "expected real numbers", tells="is complex"),
 ]  # fmt: skip

@@ -346,11 +346,6 @@ def test_loss_of_one_entry_is_a_scalar():
             "1 tensors and none requires a gradient: expected at least one trainable",
         ),
         ({"params": [torch.ones(2)]}, TypeError, r"params=list: expected a mapping"),
-        (
-            {"params": {"c": Parameter(torch.ones(2, dtype=torch.complex64))}},
-            TypeError,
-            r"params\['c'\] is complex",
-        ),
         ({"engine": "jvp"}, ValueError, "engine='jvp': expected 'auto', 'double_backward' or"),
         ({"loss_fn": []}, ValueError, r"loss_fn=\[\]: expected at least one"),
         ({"loss_fn": [(0.0, len)]}, ValueError, r"holds \(0.0, .*: expected \(weight > 0"),

@@ -217,7 +217,7 @@ def _refuses(words):
     ("raises", "advised"),
     [
         # Our own say what to pass, in whatever words.
-        (lambda: Objective(lambda: 0, {"w": nn.Parameter(torch.ones(1) * 1j)}), False),
+        (lambda: Objective(lambda: 0, {"w": torch.ones(1)}), False),
         (lambda: SharpnessEarlyStopping("hessian/edge", 1.0, stop_when="below"), False),
         (lambda: _refuses("expected another batch"), True),
     ],
