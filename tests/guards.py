@@ -460,7 +460,7 @@ GUARDS = [
     Guard(
         "the precision that autocast computes in",
         BATCHES,
-        " | saved_dtypes(self._pieces[0][1])",
+        "saved_dtypes(self._pieces[0][1]) | ",
         "",
         KERNELS,
     ),
