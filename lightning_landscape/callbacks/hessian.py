@@ -288,7 +288,7 @@ class HessianMonitor(Monitor):
         values[self.key("hvps")] = float(products)
         if products:
             self._product_seconds = (this_round.clock() - started) / products
-        if self.batch_edge_ratio and this_round.steps(self, self.key("batch_edge_ratio")):
+        if self.batch_edge_ratio and this_round.has_batch(self, self.key("batch_edge_ratio")):
             self._add_batch(measured, this_round)
         if result.asymmetry > _ASYMMETRY:
             self.say_once(

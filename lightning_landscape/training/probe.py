@@ -29,6 +29,11 @@ class ProbeBatch:
     index: int
     size: int
 
+    @classmethod
+    def copy_of(cls, batch: Any, index: int) -> ProbeBatch:
+        """A copy that shares no tensor with ``batch``."""
+        return cls(clone_batch(batch), index, batch_size(batch))
+
 
 class Probe:
     """Batches that are kept for the whole run, so that its numbers can be compared.
@@ -68,26 +73,23 @@ class Probe:
         return sum(batch.size for batch in self.batches)
 
     def offer(self, batch: Any, index: int, count: Callable[[int], int]) -> None:
-        """Keep a copy of a training batch; ``count`` adds up examples over processes."""
+        """Add a copy of a batch; ``count`` adds up examples over processes."""
+        self.add(ProbeBatch.copy_of(batch, index), count)
+
+    def add(self, copied: ProbeBatch | None, count: Callable[[int], int]) -> None:
+        """Add a batch; ``None``: this process has none, but the others wait for its count."""
         if self.complete:
             return
-        try:
-            self.batches.append(ProbeBatch(clone_batch(batch), index, batch_size(batch)))
-        finally:  # also without a copy, for want of memory: other processes wait for this count
-            self.complete = count(self.size) >= self.samples
-
-    def withdraw(self) -> None:
-        """Give the last batch offered back: it is of no use, and the probe not complete then."""
-        del self.batches[-1:]
-        self.complete = False
+        if copied is not None:
+            self.batches.append(copied)
+        self.complete = count(self.size) >= self.samples
 
     def load(self, prepare: Callable[[Any], Any]) -> None:
         """Read the batches that the user gave; ``prepare`` moves one to the device."""
         state = RandomState()  # iterating a DataLoader draws a seed from the global state
         try:
             for index, batch in enumerate(_batches_of(self.source)):
-                ready = clone_batch(prepare(batch))
-                self.batches.append(ProbeBatch(ready, index, batch_size(ready)))
+                self.batches.append(ProbeBatch.copy_of(prepare(batch), index))
                 endless = isinstance(self.source, (DataLoader, Iterator))
                 if endless and self.size >= self.samples:
                     break

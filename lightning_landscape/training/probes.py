@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.geometry.faults import OtherRankError
-from lightning_landscape.training.probe import Probe
+from lightning_landscape.training.probe import Probe, ProbeBatch
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.records import Recorder
 from lightning_landscape.training.schedule import batches_ahead
@@ -28,7 +28,8 @@ class Probes:
         self._monitors = monitors
         self._processes = processes
         self._sizes: dict[int, int] = {}
-        self._offered: list[Probe] = []  # those that took the batch of this step
+        # A copy of this step's batch until the step has given a loss; or why there is none.
+        self._held: ProbeBatch | Exception | None = None
         self._assign()
 
     def _assign(self) -> None:
@@ -86,26 +87,37 @@ class Probes:
         probes = {id(m.probe_in_use): m.probe_in_use for m in self._monitors if not m.disabled}
         return [p for p in probes.values() if p.captured and not p.complete]
 
-    def offer(
-        self, batch: Any, batch_idx: int, count_fault: Callable[[Monitor, Exception], None]
-    ) -> None:
-        """Add a training batch to those that still take some; on all processes, or on none."""
-        self._offered = self.captured()
-        for probe in self._offered:
-            offer = partial(probe.offer, batch, batch_idx, self._processes.total)
+    def hold(self, batch: Any, batch_idx: int) -> None:
+        """Copy the batch that is about to be trained on: training_step may edit it.  Sends nothing.
+
+        A fault is raised by :meth:`take`.
+        """
+        self._held = None
+        if self.captured():
             try:
-                self._processes.together(offer)
+                self._held = ProbeBatch.copy_of(batch, batch_idx)
             except Exception as error:  # a batch that cannot be copied
+                self._held = error
+
+    def take(self, count_fault: Callable[[Monitor, Exception], None]) -> None:
+        """Add the held batch to the probes that still take some; on all processes, or on none."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        for probe in self.captured():
+            try:
+                self._processes.together(partial(self._add, probe, held))
+            except Exception as error:
                 probe.forget()
                 for monitor in self._monitors:
                     if monitor.probe_in_use is probe:
                         count_fault(monitor, error)
 
-    def withdraw(self) -> None:
-        """Give the batch of this step back."""
-        for probe in self._offered:
-            probe.withdraw()
-        self._offered = []
+    def _add(self, probe: Probe, held: ProbeBatch | Exception) -> None:
+        fault = held if isinstance(held, Exception) else None
+        probe.add(held if isinstance(held, ProbeBatch) else None, self._processes.total)
+        if fault is not None:
+            raise fault
 
     def complete(self, *probes: Probe) -> None:
         """The capture of training batches ends here: of these probes, or of all."""

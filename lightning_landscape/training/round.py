@@ -205,6 +205,18 @@ class Round:
             monitor.say_once(f"{what} is not available here: it is about a step, and none is made")
         return self._session.trains
 
+    def has_batch(self, monitor: Monitor, what: str) -> bool:
+        """Whether the last training batch gave a loss, which ``what`` needs; says so if not."""
+        if not self.steps(monitor, what):
+            return False
+        self._session.kept_before()  # raises where the batch could not be copied
+        if not self._session.last_batch.batches:
+            monitor.say_once(
+                f"{what} is not logged at steps whose training_step returned no loss for the batch"
+            )
+            return False
+        return True
+
     def from_rank_zero(self, tensor: Tensor) -> Tensor:
         """``tensor`` as rank zero has it; on the others it must be zero and of its shape."""
         return self._session.processes.sum(tensor)

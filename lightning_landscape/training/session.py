@@ -184,9 +184,9 @@ class Session:
             self._before = copied(trainer)
 
     def _keep_batch(self, batch: Any, batch_idx: int, coming: Sequence[Monitor]) -> None:
-        self.probes.offer(batch, batch_idx, self._count)
+        self.probes.hold(batch, batch_idx)
+        self.last_batch.batches = []  # not an older one, whatever happens
         if any(m.needs_batch for m in coming):
-            self.last_batch.batches = []  # not an older one if this cannot be copied
             self.last_batch.batches = [ProbeBatch(clone_batch(batch), batch_idx, batch_size(batch))]
 
     def kept_before(self) -> Before:
@@ -259,12 +259,14 @@ class Session:
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the batch, if that was not done before it was used, or give it back."""
+        """Add the batch to the probes, if training_step gave a loss for it."""
         if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
             coming = [m for m in self.monitors if not m.disabled and self._due(m, trainer)]
             self._try_to(partial(self._keep_batch, batch, batch_idx, coming))
         if pl_module.automatic_optimization and not outputs:
-            self.probes.withdraw()  # training_step gave no loss for it
+            self.last_batch.batches = []  # training_step gave no loss for it
+        else:
+            self.probes.take(self._count)
         if trainer.is_last_batch:
             self.probes.complete()
         else:

@@ -293,6 +293,7 @@ def test_history_file_and_memory_agree(tmp_path):
     assert (tmp_path / "history-1.jsonl").read_text().splitlines() == lines
 
 
+@pytest.mark.pictures
 def test_without_a_logger(tmp_path):
     callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=10)
     train(Linear, regression, callbacks, tmp_path, logger=False)
@@ -301,6 +302,7 @@ def test_without_a_logger(tmp_path):
     assert sorted(p.suffix for p in (tmp_path / "landscape").iterdir()).count(".png") == 6
 
 
+@pytest.mark.pictures
 def test_tensorboard_and_csv(tmp_path):
     callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=2)
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
@@ -432,6 +434,27 @@ def test_batches_without_a_loss_are_left_out(tmp_path):
     monitor = HessianMonitor(max_overhead=None)
     train(Skips, regression, [monitor], tmp_path)
     assert monitor.history[0]["probe_samples"] == 40
+
+
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_a_later_batch_without_a_loss_leaves_the_probe_alone(tmp_path, skipped):
+    """The Hessian of a linear regression is 2 X'X / N, of the first batch at every step."""
+
+    class Skips(Linear):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == skipped else super().training_step(batch, batch_idx)
+
+    monitor = HessianMonitor(
+        every_n_train_steps=1, max_overhead=None, probe_samples=20, tol=1e-5, batch_edge_ratio=True
+    )
+    with pytest.warns(match="batch_edge_ratio is not logged at steps whose training_step returned"):
+        train(Skips, regression, [monitor], tmp_path)
+    x = regression().dataset.tensors[0][:20].double()
+    exact = np.linalg.eigvalsh((2 * x.T @ x / 20).numpy())[-1]
+    values = [row["hessian/top_eigenvalue"] for row in monitor.history]
+    assert values == pytest.approx([exact] * 6, rel=1e-5)
+    without = [row["step"] for row in monitor.history if "hessian/batch_edge_ratio" not in row]
+    assert without == [1 + skipped, 4 + skipped]
 
 
 def test_dict_batches_and_one_argument(tmp_path):
