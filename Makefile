@@ -5,6 +5,7 @@ VENV ?= .venv
 GPU_PYTHON ?= python3
 RUN = $(VENV)/bin/python
 BENCH ?=
+JOBS ?= 2
 LOGDIR ?= runs/digits
 GALLERY ?= runs/gallery
 EXAMPLES ?= runs/examples
@@ -14,9 +15,9 @@ WORKERS ?= 2
 
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
-.PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations \
+.PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations mutations-changed \
 	lint check-environments docs check-docs bench \
-	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance clean
+	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance bench-smoke clean
 
 install: $(VENV)/installed
 
@@ -81,7 +82,11 @@ coverage: install
 
 # Takes out one guard of the promises at a time; a test must miss it.
 mutations: install
-	$(RUN) -m tests.mutations
+	$(RUN) -m tests.mutations --jobs $(JOBS)
+
+# Those whose source or tests changed since the last `make mutations`, and a tenth of the others.
+mutations-changed: install
+	$(RUN) -m tests.mutations --changed --jobs $(JOBS)
 
 # The wheel in new virtual environments: pytorch-lightning alone, lightning, the oldest of everything.
 check-environments: install
@@ -132,6 +137,15 @@ bench-scale: install
 # 5,000 steps with a measurement each: time, memory and files by thirds of the run; two minutes.
 bench-endurance: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.endurance $(BENCH)
+
+# That all of these run, on a little of each.
+bench-smoke: install
+	$(RUN) -m benchmarks --quick --only eigenvalue-mlp pictures
+	$(RUN) -m benchmarks.accuracy --quick
+	$(RUN) benchmarks/overhead.py --quick
+	$(RUN) -m benchmarks.memory --quick
+	$(RUN) -m benchmarks.scale --largest 2e4
+	$(RUN) -m benchmarks.endurance --steps 60
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """How true the numbers are, as markdown tables.
 
     make bench-accuracy
+    python -m benchmarks.accuracy --quick      a little of each: to see that it runs
 
 Eigenvalues along training against ARPACK, the edge of stability against plain torch,
 the trace against a dense Hessian.  Fixed seeds, nothing downloaded; every figure is an error or a
@@ -9,14 +10,26 @@ count, so that a busy machine changes nothing.
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
 from benchmarks.common import table
-from benchmarks.runs import DATA, EDGE_ROWS, along_training, digits, edge_ratios, late_mean, mlp
+from benchmarks.runs import (
+    DATA,
+    EDGE_ROWS,
+    EdgeRow,
+    along_training,
+    digits,
+    edge_ratios,
+    late_mean,
+    mlp,
+)
 from lightning_landscape import Objective, hessian_trace
 from tests.oracles import dense_hessian
 
@@ -28,16 +41,16 @@ def show(title: str, head: list[str], rows: list[list[str]]) -> None:
     print(f"\n{table(title, head, rows)}", end="", flush=True)
 
 
-def eigenvalues() -> None:
+def eigenvalues(datasets: Sequence[str], measurements: int) -> None:
     """The same run for both methods: measuring does not change it."""
     methods: list[tuple[str, Literal["lanczos", "power"]]] = [
         ("warm Lanczos", "lanczos"),
         ("warm power iteration", "power"),
     ]
     rows = []
-    for dataset in DATA:
+    for dataset in datasets:
         for name, method in methods:
-            series = along_training(dataset, method)
+            series = along_training(dataset, method, measurements)
             rows.append(
                 [
                     dataset,
@@ -50,28 +63,27 @@ def eigenvalues() -> None:
                 ]
             )
     show(
-        "Top eigenvalue: 40 measurements along minibatch SGD, relative error against ARPACK",
+        f"Top eigenvalue: {measurements} measurements along minibatch SGD, relative error "
+        f"against ARPACK",
         ["data", "method", "error, median", "worst", "HVPs, median", "worst", "first (cold)"],
         rows,
     )
 
 
-def edge_of_stability() -> None:
+def edge_of_stability(edge_rows: Sequence[EdgeRow], seeds: Sequence[int]) -> None:
     rows = []
-    for row in EDGE_ROWS:
-        means = [
-            late_mean(edge_ratios(row.make_optimizer, row.steps, s), row.steps) for s in EDGE_SEEDS
-        ]
+    for row in edge_rows:
+        means = [late_mean(edge_ratios(row.make_optimizer, row.steps, s), row.steps) for s in seeds]
         found = [f"{min(means):.3f}-{max(means):.3f}", f"{row.low:.3f}-{row.high:.3f}"]
         rows.append([row.name, f"{row.steps}", f"{statistics.fmean(means):.3f}", *found])
     show(
-        f"Edge of stability: mean edge ratio over the last 40 % of steps, {len(EDGE_SEEDS)} seeds",
+        f"Edge of stability: mean edge ratio over the last 40 % of steps, {len(seeds)} seeds",
         ["optimizer", "steps", "mean", "from-to", "plain torch, 5 seeds"],
         rows,
     )
 
 
-def trace() -> None:
+def trace(seeds: Sequence[int]) -> None:
     """A network of 610 parameters, trained for 200 steps, in float64."""
     torch.manual_seed(0)
     inputs, targets = (tensor[:200] for tensor in digits())
@@ -92,7 +104,7 @@ def trace() -> None:
     for samples in (5, 10, 30):
         found = [
             hessian_trace(objective, samples, generator=torch.Generator().manual_seed(seed))
-            for seed in TRACE_SEEDS
+            for seed in seeds
         ]
         errors = [abs(one.value / truth - 1) for one in found]
         covered = sum(abs(one.value - truth) <= 2 * one.stderr for one in found) / len(found)
@@ -106,17 +118,23 @@ def trace() -> None:
             ]
         )
     show(
-        f"Trace: {len(TRACE_SEEDS)} seeds against the dense Hessian of a small network",
+        f"Trace: {len(seeds)} seeds against the dense Hessian of a small network",
         ["samples", "error, median", "worst", "standard error", "within 2 standard errors"],
         rows,
     )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a little of each")
+    quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    trace()
-    eigenvalues()
-    edge_of_stability()
+    trace(TRACE_SEEDS[:5] if quick else TRACE_SEEDS)
+    eigenvalues(list(DATA)[:1] if quick else list(DATA), 3 if quick else 40)
+    if quick:
+        edge_of_stability([dataclasses.replace(EDGE_ROWS[0], steps=60)], EDGE_SEEDS[:1])
+    else:
+        edge_of_stability(EDGE_ROWS, EDGE_SEEDS)
 
 
 if __name__ == "__main__":

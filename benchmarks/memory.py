@@ -1,6 +1,7 @@
 """What measuring takes in memory: the peak beside a training step's, and over 1,000 measurements.
 
     make bench-memory
+    python -m benchmarks.memory --quick      a little of each: to see that it runs
 
 Peaks are bytes of tensors, from torch's allocator (``benchmarks/allocations.py``): exact, whatever
 else the machine does.  "Bounded" is where nobody can tell how much memory is free: the graphs of a
@@ -10,6 +11,7 @@ the process's own, as the operating system sees it.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import warnings
 from collections.abc import Callable
@@ -56,12 +58,12 @@ def networks() -> dict[str, tuple[nn.Module, int, Loss]]:
     }
 
 
-def peaks() -> None:
+def peaks(count: int | None = None) -> None:
     """The table of peaks, each in units of a training step's on one batch."""
     head = ("network", "training step", "HVP", "top eigenvalue", "its vectors")
     head += ("probe of 4 batches, all kept", "bounded")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    for name, network in networks().items():
+    for name, network in list(networks().items())[:count]:
         print("| " + " | ".join([name, *_peaks_of(*network)]) + " |", flush=True)
 
 
@@ -93,7 +95,7 @@ def _peaks_of(net: nn.Module, size: int, loss: Loss) -> list[str]:
     return [f"{step / 1e6:.1f} MB", *ratios[:2], f"{vectors:.0f}", *ratios[2:]]
 
 
-def over_time() -> None:
+def over_time(measurements: int) -> None:
     """The process's memory while a network trains and is measured again and again."""
     torch.manual_seed(0)
     net, x, y = mlp([16, 32, 10], nn.ReLU), torch.randn(64, 16), torch.randint(0, 10, (64,))
@@ -101,14 +103,14 @@ def over_time() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     last = None
     print("measurements  resident memory  live tensors")
-    for count in range(1, MEASUREMENTS + 1):
+    for count in range(1, measurements + 1):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
         objective = Objective(lambda: F.cross_entropy(net(x), y), params)
         last = top_eigenvalues(objective, init=last)
         objective.loss_at(last.eigenvectors[0])
-        if count % (MEASUREMENTS // 10) == 0:
+        if count % (measurements // 10) == 0:
             tensors = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
             print(f"{count:12d}  {resident() / 1e6:12.1f} MB  {tensors:12d}", flush=True)
 
@@ -120,11 +122,15 @@ def resident() -> int:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a little of each")
+    quick = parser.parse_args().quick
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    over_time()  # first: the events from which peaks are read take gigabytes
+    # First: the events from which peaks are read take gigabytes.
+    over_time(20 if quick else MEASUREMENTS)
     print()
-    peaks()
+    peaks(1 if quick else None)
 
 
 if __name__ == "__main__":

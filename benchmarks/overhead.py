@@ -12,6 +12,7 @@ All of it takes 4 trainings x 3 limits x 3 pairs x 2 minutes; in parts:
 
     python benchmarks/overhead.py --trainings mlp cnn --overheads 0.01 --pairs 2 --seconds 60
 
+``--quick`` makes one pair of 100 steps of the first training: to see that it runs.
 ``--device cuda`` trains on a GPU, with deterministic kernels.
 """
 
@@ -238,10 +239,9 @@ def steps_for(name: str, seconds: float, device: str) -> int:
 
 
 def compare(
-    name: str, overheads: Sequence[float], pairs: int, seconds: float, device: str
+    name: str, overheads: Sequence[float], pairs: int, steps: int, device: str
 ) -> list[str]:
     """The rows of one training."""
-    steps = steps_for(name, seconds, device)
     without = [run(name, steps, None, device)]
     added: dict[float, list[tuple[float, float, Run]]] = {limit: [] for limit in overheads}
     for _ in range(pairs):
@@ -287,7 +287,7 @@ def _spread(shares: Sequence[float]) -> str:
     return text + (f" ({min(shares):.2%} to {max(shares):.2%})" if len(shares) > 1 else "")
 
 
-def import_seconds(times: int = 7) -> float:
+def import_seconds(times: int) -> float:
     """What ``import lightning_landscape`` takes where Lightning is imported: the median."""
     code = (
         "import pytorch_lightning, time; begun = time.perf_counter(); import lightning_landscape; "
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a run without callbacks")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help="100 steps: to see that it runs")
     parser.add_argument("--train", choices=TRAININGS, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -311,15 +312,19 @@ def main() -> None:
         overhead = given.overheads[0] if given.overheads else None
         train(given.train, given.steps, overhead, given.device)
         return
-    print(f"import lightning_landscape: {import_seconds():.3f} s above pytorch_lightning's own\n")
+    imports = import_seconds(1 if given.quick else 7)
+    print(f"import lightning_landscape: {imports:.3f} s above pytorch_lightning's own\n")
     print(
         "| training | max_overhead | added, wall time | added, processor time | noise, wall / "
         "processor | closing line says | measured (last) | holds, wall / processor |"
     )
     print("|" + "---|" * 8, flush=True)
+    if given.quick:
+        given.trainings, given.overheads, given.pairs = given.trainings[:1], [OVERHEADS[-1]], 1
     for name in given.trainings:
         limits = given.overheads or OVERHEADS
-        for row in compare(name, limits, given.pairs, given.seconds, given.device):
+        steps = 100 if given.quick else steps_for(name, given.seconds, given.device)
+        for row in compare(name, limits, given.pairs, steps, given.device):
             print(row, flush=True)
 
 

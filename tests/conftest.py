@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lightning_landscape.figures import film
 from lightning_landscape.training import account
 from lightning_landscape.training.records import Recorder
 from tests import runs
@@ -33,21 +33,28 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(account, "_SHORT_RUN", math.inf)
 
 
-@pytest.fixture
-def numbers_only() -> Iterator[None]:
-    """For a test that looks at no picture."""
-    with without_pictures():
-        yield
+# What draws: it takes most of a small run, and few tests look at the pictures.
+_DRAWING = {
+    (Recorder, "picture"): lambda *_: None,
+    (film, "write_film"): lambda slices, path, *_: Path(path).touch(),
+}
+_AS_WRITTEN = {(owner, name): getattr(owner, name) for owner, name in _DRAWING}
 
 
-@contextlib.contextmanager
-def without_pictures() -> Iterator[None]:
-    """No picture is drawn: they take most of a small run, and not every test looks at them."""
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Callbacks draw nothing, but in tests that are marked ``pictures``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "picture", lambda *_: None)
-        film = "lightning_landscape.figures.film.write_film"
-        patch.setattr(film, lambda slices, path, *_: Path(path).touch())
+        for (owner, name), instead in _DRAWING.items():
+            patch.setattr(owner, name, instead)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("pictures") is not None:
+        for (owner, name), drawing in _AS_WRITTEN.items():
+            monkeypatch.setattr(owner, name, drawing)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,10 @@ Each guard is a place in the source and what stands there without it.  The packa
 copied, the place is changed, the named tests run; a guard that nothing misses ends the script with
 an error.  Prints a table.  It means something only where all tests pass with all guards on.
 
+A run of all guards stores a digest of each one's source file and test files in tests/guards.json.
+``--changed`` runs the guards whose digest is another now, and of the rest a tenth, chosen by the
+hash of the current commit: the same at each run of a commit, another for the next commit.
+
 Each guard has a process of its own, forked from one that has imported torch and Lightning already:
 on their imports most of the time would go.  In the end the tests that failed run once more in such
 processes with all guards on, and have to pass: it is the guard that they missed, nothing else.
@@ -12,13 +16,17 @@ processes with all guards on, and have to pass: it is the guard that they missed
 from __future__ import annotations
 
 import argparse
+import ast
 import concurrent.futures
 import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,17 +41,79 @@ IMPORTED = [
     *("matplotlib.pyplot", "scipy.sparse.linalg", "torch.utils.tensorboard"),
 ]
 SECONDS = 900  # for one process
+DIGESTS = ROOT / "tests" / "guards.json"
 
 
 @dataclass(frozen=True)
 class Guard:
-    """``old`` in ``file`` protects ``what``; the ``tests`` must fail when ``new`` stands there."""
+    """``old`` in ``file`` protects ``what``; the ``tests`` must fail when ``new`` stands there.
+
+    Attributes:
+        within: the function, or ``Class.method``, in which ``old`` occurs once; in the whole file
+            if empty.
+    """
 
     what: str
     file: str
     old: str
     new: str
     tests: str
+    within: str = ""
+
+    def removed_from(self, source: str) -> str:
+        """``source`` without the guard.
+
+        Raises:
+            ValueError: ``old`` does not occur exactly once.
+        """
+        start, end = _lines_of(self.within, source) if self.within else (0, len(source))
+        found = source.count(self.old, start, end)
+        if found != 1:
+            place = f"{self.file} {self.within}".strip()
+            raise ValueError(
+                f"{self.what}: {place} holds {found} times {self.old!r}: expected exactly one; "
+                f"bring tests/guards.py up to date"
+            )
+        at = source.index(self.old, start, end)
+        return source[:at] + self.new + source[at + len(self.old) :]
+
+    @property
+    def test_files(self) -> list[str]:
+        """The files of its tests, without options and names of tests."""
+        return [word.partition("::")[0] for word in shlex.split(self.tests) if ".py" in word]
+
+    def digest(self) -> str:
+        """Of the guard itself, its source file and its test files."""
+        digest = hashlib.sha256(repr(self).encode())
+        for path in (f"{PACKAGE}/{self.file}", *self.test_files):
+            digest.update((ROOT / path).read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def _lines_of(name: str, source: str) -> tuple[int, int]:
+    """Where the function starts and ends in ``source``."""
+    node: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        inside = [n for n in ast.walk(node) if getattr(n, "name", None) == part]
+        if len(inside) != 1:
+            raise ValueError(f"{name}: expected one definition of {part}, found {len(inside)}")
+        node = inside[0]
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    return starts[node.lineno - 1], starts[node.end_lineno]  # type: ignore[attr-defined]
+
+
+def changed(guards: list[Guard]) -> list[Guard]:
+    """Those whose source or tests changed since the last full run, and a tenth of the others."""
+    stored = json.loads(DIGESTS.read_text(encoding="utf-8")) if DIGESTS.exists() else {}
+    asked = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    def in_sample(guard: Guard) -> bool:
+        return hashlib.sha256((commit + guard.what).encode()).digest()[0] % 10 == 0
+
+    return [g for g in guards if stored.get(g.what) != g.digest() or in_sample(g)]
 
 
 def main() -> None:
@@ -52,9 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only guards whose description has this in it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--changed", action="store_true", help="see above; for CI")
     options = parser.parse_args()
     chosen = [guard for guard in GUARDS if options.only in guard.what]
-    width = max(len(guard.what) for guard in chosen)
+    if options.changed:
+        chosen = changed(chosen)
+        print(f"{len(chosen)} of {len(GUARDS)} guards: those that changed, and a tenth of the rest")
+    width = max((len(guard.what) for guard in chosen), default=0)
     missed: list[str] = []
     os.environ["OMP_NUM_THREADS"] = "1"
     multiprocessing.set_start_method("forkserver")
@@ -70,7 +144,11 @@ def main() -> None:
     print(f"{len(missed)} of {len(chosen)} guards are missed by a test")
     for failed in spurious:
         print(f"{failed} fails with all guards on as well: it says nothing about any")
-    sys.exit(len(missed) < len(chosen) or bool(spurious))
+    failed = len(missed) < len(chosen) or bool(spurious)
+    if len(chosen) == len(GUARDS) and not failed:
+        digests = {guard.what: guard.digest() for guard in GUARDS}
+        DIGESTS.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    sys.exit(failed)
 
 
 def first_failure(guard: Guard) -> str | None:
@@ -78,12 +156,7 @@ def first_failure(guard: Guard) -> str | None:
     with copied() as copy:
         path = copy / PACKAGE / guard.file
         source = path.read_text(encoding="utf-8")
-        if source.count(guard.old) != 1:
-            raise SystemExit(
-                f"{guard.what}: {guard.file} holds {source.count(guard.old)} times {guard.old!r}: "
-                f"expected exactly one; bring tests/guards.py up to date"
-            )
-        path.write_text(source.replace(guard.old, guard.new), encoding="utf-8")
+        path.write_text(guard.removed_from(source), encoding="utf-8")
         return _run(copy, shlex.split(guard.tests))
 
 

@@ -13,7 +13,6 @@ import torch
 from matplotlib.collections import QuadMesh
 from pytorch_lightning.loggers import CSVLogger
 
-import lightning_landscape
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, compare
 from lightning_landscape import spectral_density as density
 from lightning_landscape.compare.__main__ import main
@@ -452,16 +451,6 @@ def test_the_command_as_it_is_typed(tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
-
-
-def test_the_function_is_the_package_and_loads_no_pictures():
-    code = (
-        "import sys, lightning_landscape as ll, lightning_landscape.compare.table;"
-        "assert callable(ll.compare);"
-        "assert 'lightning_landscape.figures' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert {"compare", "Comparison"} <= set(lightning_landscape.__all__)
 
 
 @pytest.mark.skipif(

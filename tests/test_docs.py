@@ -22,6 +22,8 @@ from lightning_landscape import (
 )
 from tests.small import Linear, regression
 
+pytestmark = pytest.mark.pictures  # all is done as it stands there
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}

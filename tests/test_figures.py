@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import matplotlib
@@ -14,7 +12,6 @@ from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import SymLogNorm, to_rgba
 from matplotlib.figure import Figure
 
-import lightning_landscape
 from lightning_landscape.figures import (
     ColorScale,
     eigenvalue_figure,
@@ -645,20 +642,3 @@ def test_same_picture_under_any_style_of_the_user(draw: Any) -> None:
     with matplotlib.rc_context(strange):
         np.testing.assert_array_equal(figure_to_image(draw()), image)
         assert matplotlib.rcParams["axes.linewidth"] == 5.0
-
-
-def test_neither_pyplot_nor_torch_is_imported() -> None:
-    # The package around it may import what it likes, so an empty one stands in.
-    program = """
-import sys, types
-package = types.ModuleType("lightning_landscape")
-package.__path__ = sys.argv[1:]
-sys.modules["lightning_landscape"] = package
-from lightning_landscape.figures import eigenvalue_figure, figure_to_image
-figure_to_image(eigenvalue_figure([{"step": 1, "hessian/top_eigenvalue": 1.0}]))
-found = [name for name in ("matplotlib.pyplot", "torch", "lightning") if name in sys.modules]
-sys.exit(f"imported {found}" if found else 0)
-"""
-    command = [sys.executable, "-c", program, *lightning_landscape.__path__]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -163,6 +163,7 @@ def test_norms_that_change_do_not_move_the_axes() -> None:
     assert "random 1 (1 = norm 3 to 4)" in words(filmstrip_figure(film))
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("ending", ["gif", "png"])
 def test_animation(tmp_path: Any, ending: str) -> None:
     from PIL import Image

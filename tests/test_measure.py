@@ -32,7 +32,6 @@ from lightning_landscape.measure import measure
 from lightning_landscape.measure.__main__ import main
 from lightning_landscape.measure.checkpoint import step_of
 from tests.callbacks.test_generalization import held_out
-from tests.conftest import without_pictures
 from tests.runs import differences, train
 from tests.small import Linear, regression
 from tests.terminal import read_until, terminal
@@ -177,8 +176,7 @@ def runs(request, tmp_path_factory):
     make = lambda: Net(optimizer=request.param)  # noqa: E731
     live = given()
     root = tmp_path_factory.mktemp("live")
-    with without_pictures():
-        train(make, regression, live, root, max_epochs=3)
+    train(make, regression, live, root, max_epochs=3)
     assert [m.failed for m in live] == [0] * 4
     folder = tmp_path_factory.mktemp("plain")
     within = ModelCheckpoint(folder, "within-{step}", every_n_train_steps=4, save_top_k=-1)
@@ -191,7 +189,6 @@ def runs(request, tmp_path_factory):
 CHECKPOINTS = {"within-step=4": 4, "end-step=6": 6, "within-step=8": 8, "end-step=9": 9, "over": 9}
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_the_same_numbers(runs, tmp_path, name):
     """Bit for bit: every value, the edge, the pictures' losses."""
@@ -220,7 +217,6 @@ def test_the_same_numbers(runs, tmp_path, name):
     assert module.training
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_the_probe_is_the_first_examples(tmp_path):
     """As captured by a run whose loader does not shuffle, validation examples too."""
     live = callbacks()
@@ -238,7 +234,6 @@ def test_the_probe_is_the_first_examples(tmp_path):
     assert taken == [(512, 60)] * 4
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_a_checkpoint_that_knows_the_probe(tmp_path):
     """Of a run with our callbacks: the series goes on, whatever data is given."""
     live = callbacks()
@@ -255,6 +250,7 @@ def test_a_checkpoint_that_knows_the_probe(tmp_path):
     assert again[2]._scales.keys() == live[2]._scales.keys()
 
 
+@pytest.mark.pictures
 def test_a_module_as_it_is(tmp_path):
     torch.manual_seed(3)
     module = Net(width=4)
@@ -303,7 +299,6 @@ class Data(pl.LightningDataModule):
         return regression(self.hparams.examples)
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize(
     "data",
     [regression, regression(), Data(), Data, None, list(regression()), lambda: Data()],
@@ -334,7 +329,6 @@ def test_classes_are_built_as_they_were(tmp_path):
         )
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_weights_alone(tmp_path):
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_weights_only=True)
     train(Net, regression, [saver], tmp_path, max_epochs=3, enable_checkpointing=True)
@@ -352,7 +346,6 @@ def test_weights_alone(tmp_path):
     assert found.values["hessian/edge"] == pytest.approx(3.8 / 0.02)
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_a_summed_loss_has_the_edge_of_a_training_batch(tmp_path):
     make = lambda: Linear(lr=0.001, reduction="sum")  # noqa: E731
     common = {"loss_reduction": "sum", "every_n_train_steps": 1, "max_overhead": None}
@@ -510,6 +503,7 @@ def sharpness_alone():
     return [SharpnessMonitor(probe_samples=20)]
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     """As a user calls it, from another folder."""
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_top_k=-1)

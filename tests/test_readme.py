@@ -21,6 +21,8 @@ from lightning_landscape import (
 )
 from tests.small import Linear, regression
 
+pytestmark = pytest.mark.pictures  # all is done as it stands there
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -47,11 +49,9 @@ def test_the_one_word(tmp_path):
     ).fit(Linear(), regression())
 
 
-def test_without_lightning():
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKS[1]], capture_output=True, text=True, check=True
-    )
-    assert "3.0000" in done.stdout
+def test_without_lightning(capsys):
+    exec(BLOCKS[1], {})
+    assert "3.0000" in capsys.readouterr().out
 
 
 def test_tensorboard_opens_the_logs(tmp_path):
@@ -79,10 +79,24 @@ def test_every_example_is_in_the_readme_and_in_ci(path):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
-def test_make_targets_exist(command):
+def test_make_targets_exist_and_are_run_in_ci(command):
     target = command.split()[1]
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
+    in_ci = re.findall(r"[\w-]+", (ROOT / ".ci" / "run").read_text())
+    if target.startswith("bench"):  # of benchmarks only that they run
+        assert "bench-smoke" in in_ci
+        script = re.findall(r"benchmarks[\w./]*", recipe(target))[-1]
+        assert script in recipe("bench-smoke").split()
+    else:
+        assert recipe(target)
+        assert target in in_ci or f"{target}-changed" in in_ci
+
+
+def recipe(target):
+    found = re.search(
+        rf"^{target}:.*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert found, target
+    return found[0]
 
 
 def test_every_key_that_is_logged_is_in_the_table():

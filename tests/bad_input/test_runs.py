@@ -146,6 +146,7 @@ def test_a_folder_that_cannot_be_written_is_told_once_for_each_kind_of_file(tmp_
     table.append(table_row(case.done, "a warning", told[0].replace(str(tmp_path), "...")))
 
 
+@pytest.mark.pictures
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_a_disk_that_is_full_while_a_picture_is_written(tmp_path, table):
     folder = tmp_path / "landscape"

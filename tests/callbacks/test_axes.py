@@ -164,7 +164,6 @@ def test_the_other_gives_way_to_the_update(tmp_path, taken, pair, kept):
 # -- the path -------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_all_of_the_path_is_in_its_principal_plane(tmp_path, taken):
     watch = Watch()
     monitor = LandscapeMonitor(directions="pca", resolution=(5, 4), line_resolution=5, **SETTINGS)
@@ -210,7 +209,6 @@ def test_a_straight_path_gets_a_random_direction_beside_it(tmp_path, taken):
         assert y.span[1] - y.span[0] == pytest.approx(x.span[1] - x.span[0])
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_an_explicit_span_wins(tmp_path, taken):
     for number, directions in enumerate(("pca", "update", "random")):
         monitor = LandscapeMonitor(directions=directions, span=(-0.5, 2), resolution=3, **SETTINGS)
@@ -218,7 +216,6 @@ def test_an_explicit_span_wins(tmp_path, taken):
     assert {axis.span for _, axes in taken for axis in axes} == {(-0.5, 2)}
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("directions", ["random", "gradient", ("eigenvectors", "pca")])
 def test_the_path_beside_any_direction(tmp_path, directions):
     monitor = LandscapeMonitor(directions=directions, trajectory=True, resolution=3, **SETTINGS)
@@ -232,7 +229,6 @@ def test_the_path_beside_any_direction(tmp_path, directions):
     assert not hasattr(monitor.state_dict(), "path")
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("directions", ["pca", "update", ("update", "pca"), "between"])
 def test_training_is_the_same_bit_for_bit(tmp_path, directions):
     class Noisy(Linear):
@@ -256,7 +252,6 @@ def test_training_is_the_same_bit_for_bit(tmp_path, directions):
     assert differences(plain.state, watched.state) == []
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("directions", ["pca", "update", "between", ("eigenvectors", "pca")])
 def test_resumed(tmp_path, directions):
     between = (Linear().state_dict(), Linear().state_dict()) if directions == "between" else None
@@ -439,7 +434,6 @@ def test_a_band_of_seeds(tmp_path):
     assert monitor.forwards == 9 + 4 * 5
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_zero_biases_and_fresh_batch_norm(tmp_path):
     class Fresh(Linear):
         def __init__(self):

@@ -127,6 +127,7 @@ def test_other_probes_and_blocks(tmp_path):
         assert parts[0] == pytest.approx(math.hypot(moved, bias), rel=1e-5)
 
 
+@pytest.mark.pictures
 def test_the_plane_through_a_third(tmp_path):
     torch.manual_seed(8)
     third = Kept().state_dict()

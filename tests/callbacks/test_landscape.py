@@ -77,6 +77,7 @@ def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
         assert (a.losses == b.losses).all()
 
 
+@pytest.mark.pictures
 def test_one_picture_at_the_end_in_any_case(tmp_path):
     monitor = LandscapeMonitor(every_n_train_steps=1000, max_overhead=1e-9, resolution=3)
     train(Linear, regression, [monitor], tmp_path)

@@ -208,6 +208,7 @@ def test_a_wrong_second_derivative_is_said(tmp_path):
     assert not [w for w in caught if "second derivative" in str(w.message)]
 
 
+@pytest.mark.pictures
 def test_spectral_density_is_drawn_and_saved(tmp_path):
     monitor = HessianMonitor(density_samples=3, **SETTINGS)
     train(Linear, regression, [monitor], tmp_path)

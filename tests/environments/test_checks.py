@@ -19,11 +19,13 @@ def package(request) -> ModuleType:
     return pytest.importorskip(request.param)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.__name__)
 def test_environment(check, package, tmp_path):
     check(package, tmp_path)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("name", NAMES)
 def test_loggers_of_the_other_package(name, tmp_path):
     package, other = (pytest.importorskip(each) for each in sorted(NAMES, key=name.__ne__))

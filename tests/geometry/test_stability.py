@@ -305,8 +305,12 @@ def plain_with_one_left_out():
     ("build", "reason"),
     [
         (mixed_sgd, r"groups' thresholds run from 12\.17 to 27\.69"),
-        (mixed_adam, "groups' thresholds run"),
-        (mixed_decoupled, "AdamW and NAdam: no single edge, only the ratio, .* thresholds run"),
+        pytest.param(mixed_adam, "groups' thresholds run", marks=pytest.mark.slow),
+        pytest.param(
+            mixed_decoupled,
+            "AdamW and NAdam: no single edge, only the ratio, .* thresholds run",
+            marks=pytest.mark.slow,
+        ),
         (adaptive_beside_plain, "RMSprop and SGD: .* adaptive and plain optimizers step together"),
         (plain_with_one_left_out, "groups' thresholds run from 5 to 32"),
     ],

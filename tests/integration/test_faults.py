@@ -175,7 +175,6 @@ GENERAL = "pass a fixed probe=... that fits it, or loss_fn="
 MEMORY = "Less memory: probe=... in smaller batches, or engine='finite_difference'"
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize(
     ("module", "reason", "remedy", "measuring"),
     [
@@ -230,7 +229,6 @@ def test_advice_where_the_fault_gives_none(raises, advised):
     assert (GENERAL in str(told[0].message)) == advised
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
     """Nothing was changed yet; all who are due are told so."""
     copy = module_state.ModuleState.__init__
@@ -281,7 +279,6 @@ def test_no_memory_for_the_copy_of_a_batch(without, tmp_path, monkeypatch, place
     assert math.isfinite(monitor.history[-1]["hessian/batch_edge_ratio"])
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_disabled_after_three_in_a_row_only(tmp_path):
     class Sometimes(Net):
         def at_the_probe(self, loss):
@@ -297,7 +294,6 @@ def test_disabled_after_three_in_a_row_only(tmp_path):
         assert (monitor.failed, monitor.disabled) == (5, True)
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_one_failing_monitor_takes_no_other_along(tmp_path):
     def fails(module, batch):
         raise RuntimeError("only here")
@@ -412,7 +408,6 @@ def test_an_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, whe
 # -- a probe or a network that no longer fits -----------------------------------------------------
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_a_probe_that_no_longer_fits(tmp_path):
     """A network whose input grows: what was captured at the small size cannot be measured."""
 
@@ -437,7 +432,6 @@ def test_a_probe_that_no_longer_fits(tmp_path):
     assert sum("mat1 and mat2 shapes cannot be multiplied" in m for m in messages) == 9
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_layers_that_grow(tmp_path):
     """The same names with other shapes: warm starts of before are of no use, and do no harm."""
 
@@ -466,6 +460,7 @@ def test_layers_that_grow(tmp_path):
 # -- where the values go --------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
     class BadLogger(MemoryLogger):
         def log_metrics(self, metrics, step=None):
@@ -531,6 +526,7 @@ def strict_rows(path):
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
     class Spoilt(Net):
@@ -573,7 +569,6 @@ class ExplodesWithAdam(Explodes):
     optimizer = torch.optim.Adam
 
 
-@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("module", [Explodes, ExplodesWithAdam])
 def test_training_that_becomes_nan(tmp_path, module):
     """Every quantity is NaN then: no number is made up, no solver runs on for ever."""
@@ -626,7 +621,6 @@ def test_early_stopping_stops_at_once(tmp_path, module):
     assert stopper.stopping_reason == "hessian/edge_ratio is nan at step 4"
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_measuring_recovers_from_nan(tmp_path):
     """Weights that are NaN at one measurement and come back poison none of the later ones."""
 

@@ -241,6 +241,7 @@ def test_while_capturing_the_probe(times, tmp_path, without):
     ids=["drawing", "writing", "hashing the probe", "saving the probe"],
 )
 @pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.pictures
 def test_recording(where, owner, attribute, tmp_path, without):
     def broken(*args, **kwargs):
         raise OSError("no space left on device")

@@ -144,6 +144,7 @@ def without(tmp_path_factory):
     return train(Everything, None, root=tmp_path_factory.mktemp("without"), **SETTINGS).state
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_bitwise_equal(without, tmp_path, mode):
     callbacks = monitors(mode)
@@ -168,6 +169,7 @@ def test_values_repeat_at_the_same_weights(tmp_path):
     assert not [w for w in caught if "two evaluations" in str(w.message)]
 
 
+@pytest.mark.pictures
 def test_bitwise_equal_when_a_measurement_raises_half_way(without, tmp_path):
     """The probe's loss fails on its fifth evaluation, with the weights moved."""
 
@@ -187,7 +189,6 @@ def test_bitwise_equal_when_a_measurement_raises_half_way(without, tmp_path):
     assert differences(without, run.state) == []
 
 
-@pytest.mark.usefixtures("numbers_only")
 def test_gradients_in_flight_survive(tmp_path):
     """`.grad` is the same object with the same content, and None stays None."""
     kept: list[dict[str, Tensor | None]] = []

@@ -27,7 +27,6 @@ from lightning_landscape import (
 )
 from lightning_landscape.training.history import read_history
 from lightning_landscape.training.records import Recorder
-from tests.conftest import without_pictures
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -48,12 +47,6 @@ def callbacks():
         LandscapeMonitor(resolution=3, line_resolution=3, **common),
         SharpnessEarlyStopping("hessian/edge_ratio", 1e9),
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _numbers_only():
-    with without_pictures():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +354,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch(steady, tmp_path, accumulate):
     assert_same_series(whole, resumed, root, tmp_path / "later", at)
 
 
+@pytest.mark.slow
 def test_killed_while_measuring_and_resumed_in_the_same_folder(steady, tmp_path):
     whole, root = steady
     code = (

@@ -65,7 +65,7 @@ def read(root):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread", "numbers_only")
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("joined", [False, True], ids=["batches", "joined"])
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_figures(kind, joined, tmp_path, side_by_side, monkeypatch):

@@ -62,7 +62,9 @@ def test_ddp_fork_and_ddp_spawn(tmp_path):
     assert differences(without, spawn) == []  # how the processes come to be changes nothing
 
 
-@pytest.mark.parametrize("kind", MEMBERS)
+@pytest.mark.parametrize(
+    "kind", [MEMBERS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in MEMBERS[1:])]
+)
 def test_fsdp2(kind, tmp_path):
     def work(rank):
         def run(callbacks):
@@ -75,6 +77,7 @@ def test_fsdp2(kind, tmp_path):
     assert measured(tmp_path) >= 4
 
 
+@pytest.mark.slow
 def test_fsdp2_in_mixed_precision(tmp_path):
     def work(rank):
         def run(callbacks):

@@ -29,12 +29,37 @@ from tests.runs import DataOrder, Outcome, differences, train
 from tests.zoo import Member, members
 
 MEMBERS = members()
-CASES = [(member, mode) for member in MEMBERS for mode in member.modes]
+# One of each kind, in its first mode, for `make test`; the others are slow tests.
+REPRESENTATIVES = {
+    *("dropout", "BatchNorm", "weight norm, old hook", "spectral norm", "tied weights"),
+    *("frozen backbone", "configure_model, lazy", "EMA teacher in training_step", "MoCo queue"),
+    *("SDPA", "LSTM, stateful", "EmbeddingBag", "sparse embeddings, SparseAdam"),
+    *("residual network", "graph, dataclass batch", "batch edited in place", "CombinedLoader"),
+    *("persistent worker", "data module, reloaded, validated", "dataloader_iter", "torchmetrics"),
+    *("None on some batches", "plain helper objects", "deep containers", "noise from everywhere"),
+    *("gradient penalty", "nested LightningModules", "once_differentiable", "logs by hand"),
+    *("Fourier layer, complex weights", "GAN, manual", "accumulation, clipped norm", "two rates"),
+    *("LBFGS", "EMAWeightAveraging", "BatchSizeFinder", "bf16-mixed", "compiled, aot_eager"),
+    "checkpointing, reentrant",
+}
+# Pictures are made of what is measured, whatever was trained: of some runs they are drawn.
+_DRAWN_EVERY = 8
+
+
+def _cases() -> list[Any]:
+    every = [(member, mode) for member in MEMBERS for mode in member.modes]
+    cases = []
+    for position, (member, mode) in enumerate(every):
+        quick = member.name in REPRESENTATIVES and mode == member.modes[0]
+        marks = [] if quick else [pytest.mark.slow]
+        marks += [pytest.mark.pictures] if position % _DRAWN_EVERY == 0 else []
+        cases.append(pytest.param(member, mode, marks=marks, id=f"{member.name}-{mode}"))
+    return cases
+
+
 _OURS = re.compile(r"^(hessian|sharpness|landscape|generalization|interpolation)(/\w+)?: ")
 # Few products on purpose: these runs are about what is obtained, not how exactly.
 _EXPECTED = ("the eigenvalue solver stopped at max_hvps", "is small beside the largest eigenvalue")
-# Pictures are made of what is measured, whatever was trained: of some runs they are drawn.
-_DRAWN_EVERY = 8
 _ADAPTIVE = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam)
 
 
@@ -142,10 +167,8 @@ def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
     return found
 
 
-@pytest.mark.parametrize(("member", "mode"), CASES, ids=[f"{m.name}-{mode}" for m, mode in CASES])
+@pytest.mark.parametrize(("member", "mode"), _cases())
 def test_zoo(member, mode, plain, tmp_path, request):
-    if CASES.index((member, mode)) % _DRAWN_EVERY:
-        request.getfixturevalue("numbers_only")
     expected = plain(member)
     ours = monitors(member, mode)
     outcome, messages = run(member, ours, tmp_path)
@@ -189,4 +212,6 @@ def test_zoo(member, mode, plain, tmp_path, request):
 
 def test_zoo_is_large_enough():
     assert len(MEMBERS) >= 40
-    assert len({member.name for member in MEMBERS}) == len(MEMBERS)
+    names = {member.name for member in MEMBERS}
+    assert len(names) == len(MEMBERS)
+    assert names > REPRESENTATIVES

@@ -161,6 +161,7 @@ def pictures(logger):
     return [(key, step) for key, step, _ in logger.images if key == "landscape/plane"]
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("kind", BAD)
 def test_alone(kind, plain, tmp_path):
     logger = kind()
@@ -172,6 +173,7 @@ def test_alone(kind, plain, tmp_path):
     assert len(kept) == (0 if kind is Meddles else 3)
 
 
+@pytest.mark.pictures
 def test_all_of_them_between_two_good_ones(plain, tmp_path):
     """The second good one gets, after all of the bad, just what the first got."""
     first, *bad, last = (kind() for kind in (Keeps, *BAD, Offline, Keeps))
@@ -190,6 +192,7 @@ def test_all_of_them_between_two_good_ones(plain, tmp_path):
         assert sum(message.startswith(words) for message in told) == 1, words
 
 
+@pytest.mark.pictures
 def test_one_that_draws_random_numbers_for_an_image_that_was_put_off(plain, tmp_path):
     """Under a limit, here one that is never reached, images of scalar callbacks come later."""
 

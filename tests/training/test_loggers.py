@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import math
 import re
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -63,6 +61,7 @@ def wandb(monkeypatch):
     client.finish()
 
 
+@pytest.mark.pictures
 def test_wandb(tmp_path, wandb):
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="digits")
     callbacks = run(tmp_path, logger)
@@ -97,6 +96,7 @@ def test_wandb(tmp_path, wandb):
     assert pngs(tmp_path) == []
 
 
+@pytest.mark.pictures
 def test_wandb_rows_of_the_user_stay(tmp_path, wandb):
     """As W&B documents it for Lightning: with Lightning's label in the row, not as ``step=``."""
 
@@ -134,6 +134,7 @@ def mlflow(monkeypatch):
     return pytest.importorskip("mlflow")
 
 
+@pytest.mark.pictures
 def test_mlflow(tmp_path, mlflow, caplog):
     store = tmp_path / "mlruns"
     logger = MLFlowLogger(tracking_uri=f"file:{store}", save_dir=str(store), prefix="a")
@@ -199,6 +200,7 @@ class MyCometLogger(CometLogger):
     pass
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("kind", [CometLogger, MyCometLogger])
 def test_comet(tmp_path, kind):
     logger = kind()
@@ -215,6 +217,7 @@ def test_comet(tmp_path, kind):
 # -- TensorBoard, CSV, none, several ----------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_tensorboard_with_a_prefix(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="", prefix="a(b)")
     callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=2)
@@ -233,6 +236,7 @@ def test_tensorboard_with_a_prefix(tmp_path):
     assert drawn == {f"a(b)-hessian/{key}" for key in ("edge", "edge_ratio", "top_eigenvalue")}
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("logger", ["csv", "dummy", "none", "own"])
 def test_pictures_are_files_where_nobody_takes_them(tmp_path, logger):
     made = {
@@ -252,6 +256,7 @@ def test_pictures_are_files_where_nobody_takes_them(tmp_path, logger):
     assert rows == callbacks[0].history
 
 
+@pytest.mark.pictures
 def test_a_logger_of_the_users_own(tmp_path):
     """It takes images if it has what Lightning's W&B logger has."""
 
@@ -270,6 +275,7 @@ def test_a_logger_of_the_users_own(tmp_path):
     assert pngs(tmp_path) == []
 
 
+@pytest.mark.pictures
 def test_several_loggers_and_one_that_fails(tmp_path):
     class Fails(CometLogger):
         def __init__(self):
@@ -309,12 +315,3 @@ def test_a_logger_that_does_not_know_its_name(tmp_path):
     monitor = HessianMonitor(max_overhead=None)
     train(Linear, regression, [monitor], tmp_path, logger=Nameless())
     assert (tmp_path / "history.jsonl").is_file()
-
-
-def test_no_client_library_is_imported(tmp_path):
-    code = (
-        "import sys, lightning_landscape.training.loggers;"
-        "print({'wandb', 'mlflow', 'comet_ml', 'neptune'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

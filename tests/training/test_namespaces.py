@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 
@@ -32,20 +31,6 @@ def test_classes_are_of_each_package(name):
     assert package_of(trainer) is package
     exceptions = sys.modules[f"{name}.utilities.exceptions"]
     assert type(misconfiguration(trainer, "so")) is exceptions.MisconfigurationException
-
-
-def test_the_package_imported_first_goes_on_speaking():
-    """Where its messages go, so that whoever silences a logger by its name has silenced it."""
-    pytest.importorskip("lightning.pytorch")
-    code = (
-        "import lightning.pytorch; from lightning_utilities.core import rank_zero as r;"
-        "before = r.log, r.rank_zero_deprecation_category; import lightning_landscape, sys;"
-        "assert before == (r.log, r.rank_zero_deprecation_category);"
-        "print('pytorch_lightning' in sys.modules, r.log.name)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told == "True lightning.pytorch.utilities.rank_zero\n"
 
 
 def test_what_the_second_import_sets_is_put_back(monkeypatch):

@@ -488,6 +488,7 @@ def made(folder, kind, suffix):
     return sorted(int(path.stem[-8:]) for path in folder.glob(f"landscape/{kind}-step*.{suffix}"))
 
 
+@pytest.mark.pictures
 def test_a_picture_beside_values_waits_until_it_is_affordable(
     tmp_path, monkeypatch, clock, dear_pictures
 ):
@@ -511,6 +512,7 @@ def test_a_picture_beside_values_waits_until_it_is_affordable(
     assert made(tmp_path, "interpolation-line", "png") == [*drawn, 300]
 
 
+@pytest.mark.pictures
 def test_the_last_one_put_off_is_drawn_at_the_end(tmp_path, monkeypatch, clock, dear_pictures):
     Timed(monkeypatch, clock, {HessianMonitor: 0.1})
     monitor = HessianMonitor(every_n_train_steps=10, density_samples=2)
@@ -519,6 +521,7 @@ def test_the_last_one_put_off_is_drawn_at_the_end(tmp_path, monkeypatch, clock, 
     assert made(tmp_path, "hessian-density", "png") == [73]
 
 
+@pytest.mark.pictures
 def test_without_a_limit_every_picture_is_drawn(tmp_path, monkeypatch, clock, dear_pictures):
     monitors = [
         InterpolationMonitor(every_n_train_steps=10, max_overhead=None),
@@ -530,6 +533,7 @@ def test_without_a_limit_every_picture_is_drawn(tmp_path, monkeypatch, clock, de
     assert made(tmp_path, "hessian-density", "png") == [3, 13, 23]
 
 
+@pytest.mark.pictures
 def test_what_was_put_off_leaves_what_it_takes_out_of_the_last_picture(
     tmp_path, monkeypatch, clock, dear_pictures, caplog
 ):

@@ -1,0 +1,74 @@
+"""What importing the package loads and changes, seen in a fresh process: one for all questions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import lightning_landscape
+
+# The figures first, before torch is there, with an empty package around them, which may import what
+# it likes; then the whole package, after Lightning.
+PROGRAM = """
+import json, sys, types
+
+def names():
+    return set(sys.modules)
+
+package = types.ModuleType("lightning_landscape")
+package.__path__ = sys.argv[1:]
+sys.modules["lightning_landscape"] = package
+from lightning_landscape.figures import eigenvalue_figure, figure_to_image
+figure_to_image(eigenvalue_figure([{"step": 1, "hessian/top_eigenvalue": 1.0}]))
+found = {"figures": names()}
+for name in names():
+    if name.partition(".")[0] == "lightning_landscape":
+        del sys.modules[name]
+
+import lightning.pytorch
+from lightning_utilities.core import rank_zero
+messages = rank_zero.log, rank_zero.rank_zero_deprecation_category
+before = names()
+import lightning_landscape
+found["package"] = names() - before
+found["callable"] = ["compare"] if callable(lightning_landscape.compare) else []
+import lightning_landscape.compare.table
+found["compare"] = names() - before
+kept = messages == (rank_zero.log, rank_zero.rank_zero_deprecation_category)
+found["messages"] = [rank_zero.log.name] if kept else []
+print(json.dumps({what: sorted(modules) for what, modules in found.items()}))
+"""
+CLIENTS = {"tensorboard", "wandb", "mlflow", "comet_ml", "neptune"}
+HEAVY = {"scipy", "sklearn", "pandas"}  # torchmetrics loads matplotlib itself
+
+
+def top_level(modules):
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_what_is_imported():
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *lightning_landscape.__path__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    # Figures need neither torch nor pyplot, which opens windows.
+    assert "lightning_landscape.figures.history" in found["figures"]
+    assert not top_level(found["figures"]) & {"torch", "lightning", "pytorch_lightning"}
+    assert "matplotlib.pyplot" not in found["figures"]
+
+    # The package loads nothing heavy beyond Lightning's own, and no pictures or pages.
+    assert "lightning_landscape.callbacks.landscape" in found["package"]
+    assert not top_level(found["package"]) & (HEAVY | CLIENTS)
+    late = ("lightning_landscape.figures", "lightning_landscape.report")
+    assert not [name for name in found["package"] if name.startswith(late)]
+
+    # The function compare is the package compare, whose table needs no pictures.
+    assert found["callable"] == ["compare"]
+    assert not [name for name in found["compare"] if name.startswith(late)]
+    assert {"compare", "Comparison"} <= set(lightning_landscape.__all__)
+
+    # Both packages of Lightning are there; the messages stay with the one imported first.
+    assert "pytorch_lightning" in found["package"]
+    assert found["messages"] == ["lightning.pytorch.utilities.rank_zero"]
