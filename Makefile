@@ -17,7 +17,7 @@ USES = choose_optimizer compare_architectures ensemble fine_tune label_noise war
 
 .PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations mutations-changed \
 	lint check-environments docs check-docs bench \
-	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance bench-smoke clean
+	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance bench-blindness bench-smoke clean
 
 install: $(VENV)/installed
 
@@ -138,6 +138,11 @@ bench-scale: install
 bench-endurance: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.endurance $(BENCH)
 
+# Eigenvalues along trainings with decoupled parts against dense Hessians, and of known spectra.
+bench-blindness: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.blindness $(BENCH)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.spectra
+
 # That all of these run, on a little of each.
 bench-smoke: install
 	$(RUN) -m benchmarks --quick --only eigenvalue-mlp pictures
@@ -146,6 +151,8 @@ bench-smoke: install
 	$(RUN) -m benchmarks.memory --quick
 	$(RUN) -m benchmarks.scale --largest 2e4
 	$(RUN) -m benchmarks.endurance --steps 60
+	$(RUN) -m benchmarks.blindness --quick
+	$(RUN) -m benchmarks.spectra --spectra 12 --ks 1 3
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -241,6 +241,23 @@ def test_interpolation_and_generalization(tmp_path):
     assert "generalization/val_loss, step 2: 0.7" in page.words
 
 
+def test_what_the_values_rest_on(tmp_path):
+    rows = [
+        hessian(1, converged=True, checked=1),
+        hessian(2, converged=True, checked=1),
+        hessian(3, converged=False, checked=3),
+        hessian(4, converged=True, checked=4),
+        hessian(5),
+        {"step": 1, "monitor": "sharpness", "worst_case_settled": True, "keskar_settled": False},
+        {"step": 2, "monitor": "sharpness", "worst_case_settled": False, "keskar_settled": "no"},
+    ]
+    page = Page(write_report(write(tmp_path, rows)))
+    assert "eigenvalue converged at 3 of 4 measurements; at 2 a search outside" in page.words
+    assert "The worst case was settled at 1 of 2 measurements." in page.words
+    assert "The sharpness of Keskar et al. was settled at 0 of 1 measurements." in page.words
+    assert "converged" not in Page(write_report(write(tmp_path / "b", [hessian(5)]))).words
+
+
 def test_any_scalar_has_a_curve(tmp_path):
     rows = [
         {

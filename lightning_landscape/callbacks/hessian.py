@@ -23,13 +23,14 @@ from lightning_landscape.geometry.checks import (
     check_number,
 )
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio, shared_step
-from lightning_landscape.geometry.eigen import COLD_PRODUCTS, EigenResult, top_eigenvalues
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.lanczos import COLD_PRODUCTS
 from lightning_landscape.geometry.objective import Engine, Objective
 from lightning_landscape.geometry.sharpness import curvature_along
 from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import hessian_trace
-from lightning_landscape.geometry.vectors import Vector, norm
+from lightning_landscape.geometry.vectors import Vector, norm, scaled
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.namespaces import package_of
@@ -102,6 +103,8 @@ class HessianMonitor(Monitor):
         - ``hessian/edge``: the threshold, when all parameter groups share one.
         - ``hessian/edge_ratio``: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``, S the effective step.
         - ``hessian/preconditioned_eigenvalue``: for Adam and kin, what ``hessian/edge`` bounds.
+        - ``hessian/inactive_share``: for Adam and kin, the share of the coordinates that have had
+          no gradient in any step yet, from 0 to 1; the edge leaves them out.
         - ``hessian/min_eigenvalue``; ``hessian/trace``, ``hessian/trace_stderr``,
           ``hessian/frobenius``; ``hessian/block/<block>``, ``hessian/block_trace/<block>``;
           ``hessian/batch_edge_ratio``; ``hessian/update_curvature``: ``u'Hu / u'u``.
@@ -112,7 +115,9 @@ class HessianMonitor(Monitor):
         - ``hessian/engine``: as text, once: how the products were made, and why.
 
         In ``history`` each row has ``"residuals"`` too: key -> residual, for all eigenvalues and
-        ratios.  Some eigenvalue lies within it.
+        ratios.  Some eigenvalue lies within it.  ``"converged"`` is that of the top eigenvalue, and
+        ``"checked"`` the last step at which a search outside the vectors kept from one measurement
+        to the next ended below it: see :class:`EigenResult`.
 
     Raises:
         ValueError: an argument out of its range.
@@ -214,6 +219,7 @@ class HessianMonitor(Monitor):
             "edge",
             "edge_ratio",
             "preconditioned_eigenvalue",
+            "inactive_share",
             *(("min_eigenvalue",) if min_eigenvalue else ()),
             *(("trace", "trace_stderr", "frobenius") if trace_samples else ()),
             *(("batch_edge_ratio",) if batch_edge_ratio else ()),
@@ -222,6 +228,7 @@ class HessianMonitor(Monitor):
         # The last result of each eigenvalue problem, to start the next one from.
         self._last: dict[str, EigenResult] = {}
         self._product_seconds: float | None = None  # at the last measurement
+        self._checked_at: int | None = None  # the last step whose eigenvalue was checked
         self._settings: dict[str, Any] = {
             "method": method,
             "tol": tol,
@@ -296,6 +303,10 @@ class HessianMonitor(Monitor):
                 f"in this module has a wrong second derivative; pass engine='finite_difference'"
             )
         measured.facts["converged"] = result.converged
+        if result.checked:
+            self._checked_at = this_round.step
+        if self._checked_at is not None:
+            measured.facts["checked"] = self._checked_at
         return measured
 
     def _stay_within_budget(self, this_round: Round, objective: Objective) -> None:
@@ -354,8 +365,8 @@ class HessianMonitor(Monitor):
         elif residual > abs(value):
             self.say_once(
                 f"{key} is small beside the largest eigenvalue seen, and known to within its "
-                f"residual only ({value:.3g}, residual {residual:.3g}): tol={self.tol} is relative "
-                f"to the largest; where it matters pass a smaller tol, rtol=0 and a larger max_hvps"
+                f"residual only ({value:.3g}, residual {residual:.3g}); where it matters pass "
+                f"a smaller tol, below 1e-3, rtol=0 and a larger max_hvps"
             )
 
     # -- the edge ------------------------------------------------------------------------------
@@ -364,16 +375,18 @@ class HessianMonitor(Monitor):
         self, measured: Measured, this_round: Round, objective: Objective, result: EigenResult
     ) -> None:
         values = measured.values
-        edge = self._edge(this_round, objective)
-        if edge is None:
-            values |= _unknown(result, self.key("edge_ratio"))
-            return
-        found = self._ratio("preconditioned", objective, edge, result)
-        converged = (found.solved or result).converged
         # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
+        edge = self._edge(this_round, objective, share)
+        if edge is None:
+            values |= _unknown(result, self.key("edge_ratio"))
+            return
+        if edge.preconditioner or edge.inactive_share:
+            values[self.key("inactive_share")] = edge.inactive_share
+        found = self._ratio("preconditioned", objective, edge, result)
+        converged = (found.solved or result).converged
         ratio, residual = found.ratio * share, found.residual * share
         self._add_value(measured, "edge_ratio", ratio, residual, converged)
         if edge.edge is not None:
@@ -386,7 +399,8 @@ class HessianMonitor(Monitor):
 
     def _add_batch(self, measured: Measured, this_round: Round) -> None:
         objective = this_round.batch_objective(self)
-        result = top_eigenvalues(objective, init=self._start("batch", objective), **self._settings)
+        start, gradient = self._start("batch", objective), objective.gradient(products_follow=True)
+        result = top_eigenvalues(objective, init=start, hint=gradient, **self._settings)
         self._keep("batch", result)
         edge = self._edge(this_round, objective)
         if edge is None:
@@ -396,9 +410,15 @@ class HessianMonitor(Monitor):
         converged = (found.solved or result).converged
         self._add_value(measured, "batch_edge_ratio", found.ratio, found.residual, converged)
 
-    def _edge(self, this_round: Round, objective: Objective) -> StabilityEdge | None:
-        gradient_norm = norm(objective.gradient())
-        edge = stability_edge(this_round.optimizers, objective.params, gradient_norm)
+    def _edge(
+        self, this_round: Round, objective: Objective, share: float = 1.0
+    ) -> StabilityEdge | None:
+        """``share``: the gradient of one batch in units of the objective's."""
+        gradient = objective.gradient()
+        gradient_norm = norm(gradient)
+        edge = stability_edge(
+            this_round.optimizers, objective.params, gradient_norm, scaled(gradient, share)
+        )
         reason = _clipping(this_round.trainer, objective, gradient_norm)
         if reason or not edge.scale:
             self.say_once(f"no stability edge is logged: {reason or edge.note}")
@@ -418,7 +438,9 @@ class HessianMonitor(Monitor):
         start: Vector | EigenResult | None = self._start(problem, objective)
         if start is None and (gradient := self._gradient(objective)) is not None:
             start = {name: g * edge.scale[name] ** 0.5 for name, g in gradient.items()}
-        found = edge_ratio(objective, edge, plain, init=start, **self._settings)
+            start = start if norm(start) > 0.0 else None  # all of it where nothing moves
+        gradient = objective.gradient()
+        found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self._settings)
         if found.solved is not None:
             self._keep(problem, found.solved)
         return found
@@ -430,12 +452,18 @@ class HessianMonitor(Monitor):
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         if self.min_eigenvalue:
             start = self._start("min", objective)
-            smallest = top_eigenvalues(objective, which="SA", init=start, **self._settings)
+            smallest = top_eigenvalues(
+                objective, which="SA", init=start, hint=objective.gradient(), **self._settings
+            )
             self._keep("min", smallest)
             self._add(measured, "min_eigenvalue", smallest)
         if self.blocks:
             tops = block_eigenvalues(
-                objective, named, init=self._block_starts(objective), **self._settings
+                objective,
+                named,
+                init=self._block_starts(objective),
+                hint=objective.gradient(),
+                **self._settings,
             )
             for block, found in tops.items():
                 self._keep(f"block {block}", found)

@@ -56,7 +56,8 @@ class SharpnessMonitor(Monitor):
             not change the value then.  Also for the worst and the average case.
         worst_case: log the largest rise within ``rho`` too, by projected ascent.
         worst_case_norm: ``"l2"`` or ``"linf"``.
-        worst_case_steps: points tried by the ascent, about one gradient and one forward each.
+        worst_case_steps: steps of the ascent, here and for Keskar's, up to 3.5 gradients each;
+            below 5 the value is never settled.
         per_batch: the worst case of each batch of the probe alone, and their mean (m-sharpness).
         average: log the mean rise under Gaussian noise too, with its standard error.
         sigma: standard deviation of that noise, in units of the weights, adaptive of each weight.
@@ -64,7 +65,7 @@ class SharpnessMonitor(Monitor):
         keskar: log Keskar's sharpness too.
         epsilon: half-width of its box, relative to ``|w| + 1``.
         critical: log the critical sharpness along the optimizer's own last step too, of the
-            weights before it (labelled with their step): 5 to 7 forwards, no second derivative.
+            weights before it (labelled with their step): 8 to 10 forwards, no second derivative.
         critical_rtol: its relative error.
 
     Logged Metrics:
@@ -74,6 +75,9 @@ class SharpnessMonitor(Monitor):
         - ``sharpness/worst_case``, ``sharpness/average`` and ``sharpness/average_stderr``,
           ``sharpness/keskar`` (per cent of ``1 + L``), ``sharpness/critical`` (``2 / eta_c``, to be
           compared with ``2 / lr``; NaN where the loss falls nowhere along the step).
+
+    The history also holds ``worst_case_settled`` and ``keskar_settled``: whether a longer search is
+    not expected to find 3 % more.  The first time it is not so, a warning says it.
 
     Raises:
         ValueError: an argument out of its range.
@@ -175,8 +179,8 @@ class SharpnessMonitor(Monitor):
     @property
     def forwards(self) -> int:
         """Forwards of the probe that one measurement costs, about."""
-        ascent = 4 * self.worst_case_steps * self.worst_case + 2 * self.samples * self.average
-        return 3 + 6 + 2 + ascent + 40 * self.keskar + 15 * self.critical
+        ascent = 10 * self.worst_case_steps * (self.worst_case + self.keskar)
+        return 3 + 6 + 2 + ascent + 2 * self.samples * self.average + 15 * self.critical
 
     @property
     def joins(self) -> bool:
@@ -212,7 +216,8 @@ class SharpnessMonitor(Monitor):
             self._add(measured, "average", average)
             measured.values[self.key("average_stderr")] = average.stderr
         if self.keskar:
-            self._add(measured, "keskar", keskar_sharpness(objective, self.epsilon))
+            keskar = keskar_sharpness(objective, self.epsilon, self.worst_case_steps)
+            self._add(measured, "keskar", keskar)
         if self.critical and this_round.steps(self, self.key("critical")):
             self._add_critical(measured, this_round)
         return measured
@@ -220,6 +225,15 @@ class SharpnessMonitor(Monitor):
     def _add(self, measured: Measured, tag: str, found: Sharpness) -> None:
         measured.values[self.key(tag)] = found.value
         measured.facts[f"{tag}_definition"] = found.definition
+        if found.note:
+            self.say_once(f"{self.key(tag)} is NaN: {found.note}")
+        if found.settled is not None:
+            measured.facts[f"{tag}_settled"] = found.settled
+            if not found.settled:
+                self.say_once(
+                    f"{self.key(tag)} is not settled, a longer search may find more: raise "
+                    f"worst_case_steps (now {self.worst_case_steps})"
+                )
 
     def _add_critical(self, measured: Measured, this_round: Round) -> None:
         objective = this_round.objective(self)
@@ -237,6 +251,7 @@ class SharpnessMonitor(Monitor):
                 earlier, direction, self.critical_rtol, start=max(rates.values())
             )
         if found.note:
-            self.say_once(f"critical sharpness is NaN: {found.note}")
+            missing = " is NaN" if math.isnan(found.value) else ""
+            self.say_once(f"critical sharpness{missing}: {found.note}")
         measured.before[self.key("critical")] = found.value
         measured.facts["critical_definition"] = found.definition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def density_figure(
     """Draws the share of the Hessian's eigenvalues over their value, on a logarithmic axis.
 
     The band is two standard errors to either side. What lies more than seven decades below the
-    peak is cut off.
+    peak is cut off. A line says what is not resolved where ``sigma`` is below ``resolution``.
 
     Args:
         density: what ``spectral_density`` returned.
@@ -51,8 +52,10 @@ def density_figure(
     known = dict(metadata or {})
     x, y = np.asarray(density.grid), np.asarray(density.density)
     error = np.asarray(density.stderr)
+    sigma, resolution = float(density.sigma), float(getattr(density, "resolution", math.nan))
+    unresolved = sigma < resolution
     figure = new_figure(height=3.2)
-    axes = figure.add_axes((0.16, 0.14, 0.81, 0.64))
+    axes = figure.add_axes((0.16, 0.14, 0.81, 0.58 if unresolved else 0.64))
     draw_grid(axes)
     finite = np.isfinite(y) & np.isfinite(x)
     if not finite.any() or not y[finite].max() > 0:
@@ -78,8 +81,15 @@ def density_figure(
         figure,
         "Spectral density" if step is None else f"Spectral density, step {step}",
         [
-            listed(f"smoothed by {number(density.sigma)}", "band: ± 2 standard errors"),
+            listed(f"smoothed by {number(sigma)}", "band: ± 2 standard errors"),
+            _unresolved_words(resolution) if unresolved else "",
             probe_words(known),
         ],
     )
     return figure
+
+
+def _unresolved_words(resolution: float) -> str:
+    if math.isinf(resolution):
+        return "not resolved: too few Lanczos steps"
+    return f"not resolved below {number(resolution)}: peaks may be single nodes"

@@ -1,16 +1,20 @@
-"""Projected gradient ascent of the loss within a ball or a box around the weights."""
+"""The largest rise of the loss within a ball or a box around the weights, from several starts."""
 
 from __future__ import annotations
 
 import math
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Layout, random_vector
+from lightning_landscape.geometry.vectors import Layout, Vector, random_vector
 
 Norm = Literal["l2", "linf"]
 
@@ -18,63 +22,169 @@ Norm = Literal["l2", "linf"]
 # cut to the ball.
 _SMALLEST_MOVE, _LONGEST_STEP = 1e-6, 1e6
 
+# With fewer steps than this there is one start, the gradient.
+_FEWEST_STEPS = 5
+# A step: gradients in all, and products with the Hessian, which count as two of them.
+_GRADIENTS, _PRODUCTS = 4, 0.4
+# Gradients from each start, before the best one goes on.
+_WALK = 6
+# After so many starts that led to the best place no further one is tried.
+_ENOUGH = 3
+# Two starts led to one place: their rises agree, and so do their directions (a cosine).
+_SAME_RISE, _SAME_PLACE = 0.02, 0.8
+# When a rise is settled, see Rise.
+_AT_REST, _OFF_PARABOLA, _OF_SECOND_ORDER = 0.02, 1 / 3, 2.0
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A rise of the loss within a ball.
+
+    Attributes:
+        height: ``L(w + d) - L(w)``, never below 0.
+        move: ``d``, of shape ``(size,)``.
+        settled: a longer search is not expected to find 3 % more.  All of this holds:
+
+            - the gradient at ``d`` promises at most 2 % more within the ball;
+            - two starts led here;
+            - what is known of the loss at ``w`` says something about ``d``: along ``d`` the slope
+              there is that of the parabola through the gradient at ``w`` and this rise, to within a
+              third, and the rise is at most twice ``g'd + lambda ||d||^2 / 2``, with the top
+              eigenvalue ``lambda`` of the Hessian at ``w``.
+    """
+
+    height: float
+    move: Tensor
+    settled: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """Where the way from a start led."""
+
+    height: float
+    u: Tensor
+
 
 def largest_rise(
     objective: Objective, scale: Tensor, radius: float, norm: Norm, steps: int
-) -> tuple[float, Tensor]:
-    r"""The largest ``L(w + d) - L(w)`` found with ``||d / scale|| <= radius``, and ``d``.
+) -> Rise:
+    r"""The largest ``L(w + d) - L(w)`` found with ``||d / scale|| <= radius``.
 
-    Climbs from the corner or the point of the sphere that the gradient at ``w`` points to, which
-    is what one step of SAM reaches; where that is no rise, from ``w`` itself too.
+    Starts are the corners or the points of the sphere along the gradient at ``w`` (what one step of
+    SAM reaches), along the two top eigenvectors of the Hessian, both ways, and along random
+    vectors.  From the best place that they lead to the ascent goes on, always higher; from ``w``
+    too where SAM's step is no rise.
 
     Args:
         objective: the loss.
         scale: ``(size,)``, at least 0: the unit of each entry of ``d``.
         radius: of the ball, in that unit.
         norm: ``"l2"`` a ball, ``"linf"`` a box.
-        steps: points tried from each start, the first one included.
+        steps: points of the last ascent at most.  Below 5 it starts from the gradient alone, and is
+            not settled.
 
     Returns:
-        The rise, never below 0, and ``d`` of shape ``(size,)``; NaN and 0 where the loss or its
-        gradient at ``w`` is not finite.
+        A :class:`Rise`; NaN and 0 where the loss or its gradient at ``w`` is not finite.
     """
-    ascent = _Ascent(objective, scale, radius, norm)
-    origin = torch.zeros_like(scale)
-    gradient = scale * ascent.layout.flatten(objective.gradient())
-    if not math.isfinite(ascent.base) or not bool(gradient.isfinite().all()):
-        return math.nan, origin
-    stationary = not bool(gradient.any())
-    if stationary:  # any direction will do to get away
-        gradient = ascent.layout.flatten(random_vector(objective.params, 0))
-    unit = gradient.sign() if norm == "linf" else gradient / torch.linalg.vector_norm(gradient)
-    first = radius * unit
-    height = ascent.rise(first)
-    ends = [(0.0, origin)]
-    if not math.isnan(height):
-        ends.append(ascent.climb(first, height, 2 * radius, steps - 1))
-    if not height > 0.0 and not stationary:
-        ends.append(ascent.climb(origin, 0.0, radius / 2, steps - 1))
-    height, u = max(ends, key=itemgetter(0))
-    return height, scale * u
+    ascent = Ascent(objective, scale, radius, norm)
+    origin = End(0.0, torch.zeros_like(scale))
+    if not math.isfinite(ascent.base) or not bool(ascent.gradient.isfinite().all()):
+        return Rise(math.nan, origin.u, False)
+    # The products first: moving the weights drops the graph that they are made on.
+    top = ascent.top(int(_PRODUCTS * steps)) if steps >= _FEWEST_STEPS else None
+    stationary = not bool(ascent.gradient.any())
+    first = ascent.farthest(ascent.random(0) if stationary else ascent.gradient)
+    step = End(ascent.rise(first), first)
+    falls = not step.height > 0.0
+    found, tries, most = [], steps - 1, _GRADIENTS * steps
+    if top is not None:
+        found = ascent.explore(first, top, most - (steps if falls else steps // 4))
+    ends = [*found, step] if not math.isnan(step.height) else found
+    if falls and not stationary:
+        ends = [*ends, ascent.climb(origin, radius / 2, tries)]
+    if ends:
+        if top is not None:
+            tries = min(tries, most - ascent.gradients - 1)  # one to see whether it is at rest
+        ends = [ascent.climb(_highest(ends), 2 * radius, tries)]
+    best = _highest([*ends, origin])
+    settled = (
+        top is not None
+        and len(_at_the_best(found)) >= 2
+        and ascent.settled(best, float(top.eigenvalues[0]))
+    )
+    return Rise(best.height, scale * best.u, settled)
 
 
-class _Ascent:
-    """The rise of the loss as a function of ``u = d / scale`` in a ball."""
+def _highest(ends: Sequence[End]) -> End:
+    return max(ends, key=attrgetter("height"))
+
+
+def _at_the_best(ends: list[End]) -> list[End]:
+    """Those that led to the place of the largest rise."""
+    if not ends:
+        return []
+    best = _highest(ends)
+    length = torch.linalg.vector_norm(best.u)
+    return [
+        end
+        for end in ends
+        if end.height >= (1 - _SAME_RISE) * best.height
+        and float(end.u @ best.u) > _SAME_PLACE * float(length * torch.linalg.vector_norm(end.u))
+    ]
+
+
+class _Scaled:
+    """The Hessian in units of ``scale``: ``diag(scale) H diag(scale)``."""
+
+    def __init__(self, objective: Objective, scale: Tensor, layout: Layout) -> None:
+        self.params = objective.params
+        self._objective, self._scale, self._layout = objective, scale, layout
+
+    def hvp(self, vector: Vector) -> dict[str, Tensor]:
+        scaled = self._layout.unflatten(self._scale * self._layout.flatten(vector))
+        image = self._layout.flatten(self._objective.hvp(scaled))
+        return self._layout.unflatten(self._scale * image)
+
+
+class Ascent:
+    """The rise of the loss as a function of ``u = d / scale`` in a ball.
+
+    Attributes:
+        base: the loss at the weights.
+        gradient: at the weights, with respect to ``u``.
+        gradients: how many were taken, two for a product with the Hessian.
+    """
 
     def __init__(self, objective: Objective, scale: Tensor, radius: float, norm: Norm) -> None:
-        self.layout = Layout(objective.params)
-        self.base = float(objective.loss())
         self._objective = objective
         self._scale = scale
         self._radius = radius
         self._norm = norm
+        self._layout = Layout(objective.params)
+        self.base = float(objective.loss())
+        gradient = objective.gradient(products_follow=True)
+        self.gradient = scale * self._layout.flatten(gradient)
+        self.gradients = 1
 
     def rise(self, u: Tensor) -> float:
-        return float(self._objective.loss_at(self.layout.unflatten(self._scale * u))) - self.base
+        moved = self._layout.unflatten(self._scale * u)
+        return float(self._objective.loss_at(moved)) - self.base
 
     def slope(self, u: Tensor) -> Tensor:
-        gradient = self._objective.gradient_at(self.layout.unflatten(self._scale * u))
-        return self._scale * self.layout.flatten(gradient)
+        self.gradients += 1
+        gradient = self._objective.gradient_at(self._layout.unflatten(self._scale * u))
+        return self._scale * self._layout.flatten(gradient)
+
+    def random(self, seed: int) -> Tensor:
+        return self._layout.flatten(random_vector(self._objective.params, seed))
+
+    def top(self, products: int) -> EigenResult:
+        """The two top eigenvalues of the Hessian with respect to ``u``."""
+        hessian = _Scaled(self._objective, self._scale, self._layout)
+        found = top_eigenvalues(hessian, min(2, self._layout.size), max_hvps=products)
+        self.gradients += 2 * found.hvps
+        return found
 
     def nearest(self, u: Tensor) -> Tensor:
         """The point of the ball next to ``u``."""
@@ -83,13 +193,98 @@ class _Ascent:
         length = float(torch.linalg.vector_norm(u))
         return u * (self._radius / length) if length > self._radius else u
 
-    def climb(self, u: Tensor, height: float, reach: float, tries: int) -> tuple[float, Tensor]:
-        """Uphill from ``u``, always higher, with a first step of length ``reach``.
+    def farthest(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
+        """The point of the ball where a linear function of this slope is largest.
+
+        In a box it is a corner; with a finite ``sharpness`` the entries of small slope stay inside.
+        """
+        if self._norm == "l2":
+            return slope * (self._radius / float(torch.linalg.vector_norm(slope) or 1.0))
+        if math.isinf(sharpness):
+            return self._radius * slope.sign()
+        size = float(slope.square().mean().sqrt()) or 1.0
+        return self._radius * torch.tanh(sharpness / size * slope)
+
+    def promise(self, u: Tensor, slope: Tensor) -> float:
+        """How much more there would be in the ball if the loss were linear from ``u`` on."""
+        dual = slope.abs().sum() if self._norm == "linf" else torch.linalg.vector_norm(slope)
+        return self._radius * float(dual) - float(slope @ u)
+
+    def settled(self, end: End, top: float) -> bool:
+        """Whether nothing is left to gain here, and the loss is near to its second-order model."""
+        if not 0.0 < end.height < math.inf:
+            return end.height == math.inf
+        slope = self.slope(end.u)
+        linear, along = float(self.gradient @ end.u), float(slope @ end.u)
+        parabola = 2 * end.height - linear  # its slope at the end
+        bound = linear + top * float(end.u @ end.u) / 2
+        return (
+            self.promise(end.u, slope) <= _AT_REST * end.height
+            and abs(along - parabola) <= _OFF_PARABOLA * abs(along)
+            and end.height <= _OF_SECOND_ORDER * bound
+        )
+
+    def explore(self, first: Tensor, top: EigenResult, most: int) -> list[End]:
+        """Where the starts lead, until enough led to the best place or ``most`` gradients."""
+        ends: list[End] = []
+        for index, start in enumerate(self._starts(first, top)):
+            if index > 0 and self.gradients + _WALK > most:
+                break
+            u = self._walk(start)
+            height = self.rise(u)
+            if not math.isnan(height):
+                ends.append(End(height, u))
+            highest = max((end.height for end in ends), default=0.0)
+            ends = [end for end in ends if end.height >= (1 - _SAME_RISE) * highest]
+            if index >= 2 and len(_at_the_best(ends)) >= _ENOUGH:
+                break
+        return ends
+
+    def _starts(self, first: Tensor, top: EigenResult) -> Iterator[Tensor]:
+        yield first
+        for index, vector in enumerate(top.eigenvectors):
+            v = self._layout.flatten(vector)
+            if bool(v.isfinite().all()):
+                yield self.farthest(v)
+                yield self.farthest(-v)
+            if index == 0:
+                yield self.farthest(self.random(1))
+        for seed in count(2):
+            yield self.farthest(self.random(seed))
+
+    def _walk(self, u: Tensor) -> Tensor:
+        """From ``u`` again and again to the point that the gradient points to.
+
+        In a ball this is power iteration on the gradient.  In a box nearly all corners would hold
+        it: entries of small slope are let go to the sides bit by bit (annealing).
+        """
+        last = self.gradients + _WALK
+        slope, turned = self.slope(u), False
+        for index in range(_WALK - 1):
+            trapezium = abs(float((self.gradient + slope) @ u)) / 2
+            if not self.promise(u, slope) > _AT_REST / 4 * trapezium:  # NaN too
+                return u
+            if self.gradients >= last:
+                break
+            target = self.farthest(slope, 10 ** (index / (_WALK - 2)))
+            ahead = self.slope(target)
+            before, after = float(slope @ (target - u)), float(ahead @ (target - u))
+            if after < -1e-3 * before < 0.0 and self.gradients < last:
+                # Beyond the top of a line that bends down.
+                turned = True
+                target = u + (target - u) * (before / (before - after))
+                ahead = self.slope(target)
+            u, slope = target, ahead
+        return u if turned else self.farthest(slope)
+
+    def climb(self, start: End, reach: float, tries: int) -> End:
+        """Uphill from ``start``, always higher, with a first step of length ``reach``.
 
         Where the loss bends up along the last move the steps grow: on the sphere long ones are
         power iteration on the gradient, the fastest way round a bowl.  Where it bends down they
         have the length of Barzilai & Borwein (1988), which keeps clear of zigzagging.
         """
+        u, height = start.u, start.height
         gradient: Tensor | None = None
         move, step = torch.zeros_like(u), 0.0
         for _ in range(tries):
@@ -109,7 +304,7 @@ class _Ascent:
                 u, height = candidate, found
             else:  # NaN too
                 move, step = torch.zeros_like(u), step / 4
-        return height, u
+        return End(height, u)
 
     @staticmethod
     def _next(step: float, move: Tensor, change: Tensor) -> float:

@@ -58,7 +58,8 @@ def average_sharpness(
             one call to the next is a change of the loss.
 
     Returns:
-        An :class:`AverageSharpness`, without a displacement; NaN where a loss is not finite.
+        An :class:`AverageSharpness`, without a displacement.  Where a loss is not finite the value
+        is NaN, and ``note`` says how many of the draws (pairs) that are.
 
     Raises:
         ValueError: an argument out of its range.
@@ -90,10 +91,18 @@ def average_sharpness(
         rises.append((ahead - base + (behind - base)) / 2)
     value, stderr = mean_and_stderr(torch.tensor(rises, dtype=torch.float64, device="cpu"))
     noise_size = f"sigma {sigma:g}{' |w|' if adaptive else ''}"
+    lost = sum(not math.isfinite(rise) for rise in rises)
+    if not math.isfinite(base):
+        note = f"the loss at the weights is {base}"
+    elif lost:
+        note = f"{lost} of {len(rises)} draws gave a loss that is not finite"
+    else:
+        note = ""
     return AverageSharpness(
-        float(value),
+        math.nan if note else float(value),
         f"average case, Gaussian noise of {noise_size}, {len(rises)} pairs",
         {},
-        stderr=float(stderr),
+        note,
+        stderr=math.nan if note else float(stderr),
         samples=len(rises),
     )

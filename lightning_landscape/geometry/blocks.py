@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_count, check_mapping, check_objective, shown
-from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.eigen import EigenResult, check_hint, top_eigenvalues
 from lightning_landscape.geometry.hessian import HessianLike
 from lightning_landscape.geometry.vectors import Layout, Vector
 
@@ -71,6 +71,7 @@ def block_eigenvalues(
     init: Mapping[str, EigenResult] | None = None,
     generator: torch.Generator | None = None,
     rtol: float = 0.0,
+    hint: Vector | None = None,
 ) -> dict[str, EigenResult]:
     r"""The top eigenvalues of each diagonal block ``H_bb`` of the Hessian.
 
@@ -82,7 +83,8 @@ def block_eigenvalues(
         blocks: parameter name -> block; names that are missing belong to none.  Default: one block
             per module, :func:`module_blocks`.
         k: how many per block, counted with multiplicity; a smaller block has fewer.
-        which: as in :func:`top_eigenvalues`, like ``method``, ``tol`` and ``rtol``.
+        which: as in :func:`top_eigenvalues`, like ``method``, ``tol``, ``rtol`` and
+            ``hint``, a vector over all parameters.
         max_hvps: hard cap on products per block.
         init: the last result, for a warm start; blocks that it lacks start cold.
         generator: seeds the random starts.
@@ -108,6 +110,7 @@ def block_eigenvalues(
     check_count("", "k", k)
     if init is not None:
         check_mapping("", "init", init, "a mapping from block to EigenResult, or None")
+    check_hint(hint)
     results = {}
     for block, names in members(objective.params, blocks).items():
         part = _Block(objective, names)
@@ -121,6 +124,7 @@ def block_eigenvalues(
             init=(init or {}).get(block),
             generator=generator,
             rtol=rtol,
+            hint=None if hint is None else {n: hint[n] for n in names if n in hint},
         )
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from lightning_landscape.geometry.vectors import Vector, check_vector, norm, wor
 _FIRST_SHARE = 1e-2
 # Doublings or halvings before the search gives up: twelve orders of magnitude.
 _MAX_TRIES = 40
+# Halvings of the last step that falls, to see whether the loss has risen before.
+_SCANNED = 3
 # Changes of the loss below this many units of its precision are rounding.
 _ROUNDING = 8
 
@@ -49,6 +52,11 @@ def critical_sharpness(
     the update that a step made, divided by the learning rate, at the weights *before* that step:
     after it the update has already been taken.
 
+    Steps are doubled or halved from ``start`` until one falls and the double of it rises.  Then an
+    eighth, a quarter and a half of the one that falls are tried: where one of them rises, the
+    search goes on below it.  Bisection ends it.  So ``eta_c`` is the first crossing among steps a
+    factor 2 apart, from an eighth of it on; a rise that is over within less is not seen.
+
     Args:
         objective: the loss.
         direction: ``u``, name -> tensor: the optimizer's update over the learning rate, downhill.
@@ -56,18 +64,16 @@ def critical_sharpness(
         start: the first step size tried: the learning rate, or the last ``eta_c``.  ``None``: a
             step of 1 % of the weights' norm.
 
-    Doubling (or halving) from ``start`` until the loss has crossed, then bisection.  Where the
-    loss crosses several times the search may find another crossing than the first.
-
     Returns:
         A :class:`CriticalSharpness`, without a displacement.  NaN, with the reason in ``note``,
         where the loss falls nowhere along ``u``, never rises, or cannot be evaluated at ``w``.
+        ``note`` also names a step beyond ``eta_c`` at which the loss was seen below ``L(w)`` again.
 
     Raises:
         ValueError: an argument out of its range, or a direction that does not match.
 
-    Cost: 5 to 7 forwards at the default ``rtol`` from a start within a factor 2, one more per
-    further factor 2.
+    Cost: 8 to 10 forwards at the default ``rtol`` from a start within a factor 2, about one more
+    per further factor 2 or crossing.
 
     Source: Kalra et al. 2026, arXiv 2601.16979.
 
@@ -87,9 +93,7 @@ def critical_sharpness(
         check_number("", "start", start, words, lambda x: 0.0 < x < math.inf)
     before = objective.forwards
     base = float(objective.loss())
-
-    def change(eta: float) -> float:
-        return float(objective.losses_at([direction], [(eta,)])[0]) - base
+    changes: dict[float, float] = {}  # step -> change of the loss
 
     def result(eta: float, note: str = "") -> CriticalSharpness:
         return CriticalSharpness(
@@ -107,26 +111,16 @@ def critical_sharpness(
     if not math.isfinite(base):
         return result(math.nan, f"the loss at the weights is {base}")
     size = norm({name: param.detach() for name, param in objective.params.items()}) or 1.0
-    eta = _FIRST_SHARE * size / length if start is None else start
     dtypes = {working_dtype(param.dtype) for param in objective.params.values()}
     noise = _ROUNDING * max(torch.finfo(dtype).eps for dtype in dtypes) * abs(base)
 
-    low = high = None
-    unseen = 0  # steps in a row that changed the loss by no more than rounding
-    for _ in range(_MAX_TRIES):
-        found = change(eta)
-        if not found <= noise:  # NaN and infinity are above as well
-            high, eta, unseen = eta, eta / 2, 0
-        elif found < -noise:
-            low, eta, unseen = eta, 2 * eta, 0
-        else:
-            # Too short to see, or right at the crossing: then half of it shows the fall.
-            unseen += 1
-            eta = 2 * eta if high is None else eta / 2
-        if (low is not None and high is not None) or (high is not None and unseen == 2):
-            break
+    step: float | None = _FIRST_SHARE * size / length if start is None else start
+    while step is not None and len(changes) < _MAX_TRIES:
+        changes[step] = float(objective.losses_at([direction], [(step,)])[0]) - base
+        step = _next_step(changes, noise)
+    low, high = _first_crossing(changes, noise)
     if low is None:
-        seen = "it rises" if high is not None else "it does not change"
+        seen = "it does not change" if high is None else "it rises"
         return result(math.nan, f"the loss falls nowhere along the direction: {seen}")
     if high is None:
         return result(math.nan, f"the loss does not rise along the direction up to step {low:.3g}")
@@ -134,8 +128,43 @@ def critical_sharpness(
         middle = (low + high) / 2
         if not low < middle < high:
             break
-        if change(middle) <= 0.0:
+        changes[middle] = float(objective.losses_at([direction], [(middle,)])[0]) - base
+        if changes[middle] <= 0.0:
             low = middle
         else:
             high = middle
-    return result((low + high) / 2)
+    again = [step for step, change in changes.items() if change < -noise and step > high]
+    note = (
+        f"the loss crosses L(w) several times along the direction (it is below again at step "
+        f"{min(again):.3g}); the value is of the first crossing seen"
+        if again
+        else ""
+    )
+    return result((low + high) / 2, note)
+
+
+def _first_crossing(
+    changes: Mapping[float, float], noise: float
+) -> tuple[float | None, float | None]:
+    """The smallest step that rises, and the largest one below it that falls; None: there is none.
+
+    NaN and infinity are above the start as well.  Where no step rises: the largest one that falls.
+    """
+    high = min((step for step, change in changes.items() if not change <= noise), default=None)
+    falls = (step for step, change in changes.items() if change < -noise)
+    low = max((step for step in falls if high is None or step < high), default=None)
+    return low, high
+
+
+def _next_step(changes: Mapping[float, float], noise: float) -> float | None:
+    """The step to try after these; None where the first crossing is bracketed, or there is none."""
+    low, high = _first_crossing(changes, noise)
+    if high is None:
+        return 2 * max(changes)  # also from steps that are too short to see
+    if low is None:
+        # Right at the crossing the change is not seen either: then half of it shows the fall.
+        shortest = sorted(changes)[:2]
+        lost = len(shortest) == 2 and all(abs(changes[step]) <= noise for step in shortest)
+        return None if lost else shortest[0] / 2
+    scan = (low / 2**halvings for halvings in range(_SCANNED, 0, -1))
+    return next((step for step in scan if step not in changes), None)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_landscape.geometry.checks import check_mapping, quoted
 from lightning_landscape.geometry.vectors import (
@@ -16,6 +22,10 @@ from lightning_landscape.geometry.vectors import (
     random_vector,
     seed_from,
 )
+
+# A dimension; (dimension, groups) where each group of dimension 0 has filters of its own; None: no
+# filters.
+FilterDim = int | tuple[int, int] | None
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -33,22 +43,33 @@ def random_direction(
 
 
 def filter_normalize(
-    direction: Vector, params: Vector, *, filter_dims: Mapping[str, int] | None = None
+    direction: Vector, params: Vector, *, filter_dims: Mapping[str, FilterDim] | None = None
 ) -> dict[str, Tensor]:
     r"""Give each filter of ``direction`` the norm of the same filter of the weights.
 
     .. math:: d_{ij} \leftarrow \frac{d_{ij}}{\|d_{ij}\|} \|w_{ij}\|
 
     A filter is an index of dimension 0: an output channel of a convolution, a neuron (row) of a
-    linear layer, a token of an embedding.  Parameters with fewer than two dimensions (biases,
-    normalisation layers) get 0.  Slices along such a direction do not change when a layer of a
-    ReLU network is scaled up and the next one down; 1.0 on their axis is one weight norm.
+    linear layer, an output of ``Bilinear``, a token of an embedding, one gate of one unit of an
+    LSTM or GRU, a row of attention's ``in_proj_weight`` or of a LoRA matrix.  Parameters with fewer
+    than two dimensions (biases, normalisation layers) get 0.  Slices along such a direction do not
+    change when a layer of a ReLU network is scaled up and the next one down; 1.0 on their axis is
+    one weight norm.
+
+    Norms are those of the parameters as they are stored: with parametrizations those of the
+    originals, with pruning including the entries behind the mask.
 
     Args:
         direction: name -> tensor.  Names that are missing stay missing.
         params: the weights, name -> tensor.
-        filter_dims: name -> dimension of the filters where it is not 0, see
-            :func:`filter_dims_of`; in ``ConvTranspose`` weights it is 1.
+        filter_dims: name -> where the filters lie if not along dimension 0, see
+            :func:`filter_dims_of`.  A dimension; ``(dimension, groups)``, where dimension 0
+            consists of that many equal groups, each with filters of its own; or ``None`` for a
+            parameter without filters, which gets 0.
+
+    Raises:
+        ValueError: a direction that does not fit the parameters, or a dimension or a number of
+            groups that does not fit the tensor.
 
     Source: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018, section 4.
 
@@ -66,35 +87,120 @@ def filter_normalize(
         check_mapping("", "filter_dims", filter_dims, words)
     normalized = {}
     for name, tensor in direction.items():
-        if tensor.ndim < 2:
+        filter_dim = (filter_dims or {}).get(name, 0)
+        if tensor.ndim < 2 or filter_dim is None:
             normalized[name] = torch.zeros_like(tensor)
             continue
-        filter_dim = (filter_dims or {}).get(name, 0)
-        if isinstance(filter_dim, bool) or filter_dim not in range(tensor.ndim):
-            raise ValueError(
-                f"filter_dims[{name!r}]={filter_dim!r}: expected a dimension from 0 to "
-                f"{tensor.ndim - 1}"
-            )
-        rest = [dim for dim in range(tensor.ndim) if dim != filter_dim]
-        length = torch.linalg.vector_norm(tensor, dim=rest, keepdim=True)
-        wanted = torch.linalg.vector_norm(params[name].detach().to(tensor), dim=rest, keepdim=True)
-        # A filter in which the direction is zero stays zero: 0/0 would paint the slice with NaN.
-        normalized[name] = tensor * torch.where(length > 0, wanted / length, 0.0)
+        dim, groups = _dim_and_groups(name, filter_dim, tensor)
+        split = _grouped(tensor, groups)
+        length = _filter_norms(split, dim)
+        wanted = _filter_norms(_grouped(params[name].detach().to(tensor), groups), dim)
+        # A filter in which the direction is zero stays zero: 0/0 would make the slice NaN.
+        scaled = split * torch.where(length > 0, wanted / length, 0.0)
+        normalized[name] = scaled.flatten(0, 1)
     return normalized
 
 
-def filter_dims_of(module: nn.Module) -> dict[str, int]:
-    """The filter dimension by parameter name, for layers where it is not 0.
+def filter_dims_of(module: nn.Module) -> dict[str, FilterDim]:
+    """Where filters lie if not along dimension 0, by the names of ``module.named_parameters()``.
 
     The weights of ``Conv2d`` and ``ConvTranspose2d`` look alike; only the module tells them apart.
+
+    - ``ConvTranspose``, whose weight is ``(in, out / groups, ...)``: 1, or ``(1, groups)``.  Output
+      channel ``j`` of group ``g`` is ``weight[g * in / groups : (g + 1) * in / groups, j]``.
+    - Weight norm's magnitude ``g``: ``None``.  It has as many dimensions as the weight, but one
+      number per slice, like the scale of a normalisation layer.
+
+    Parametrizations (``weight_norm``, ``spectral_norm``, ``orthogonal``, your own), the older hooks
+    and pruning keep a weight under other names: a parameter there counts as the weight if it has
+    the weight's shape.  One of another shape has its filters along dimension 0, and so have
+    parameters of a parametrization itself.  A tied parameter is taken as in the layer under whose
+    name ``named_parameters`` lists it.  Nothing is computed: parametrizations are not run.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{quoted('', 'module', module)}: expected a torch.nn.Module")
-    return {
-        f"{prefix}.weight" if prefix else "weight": 1
-        for prefix, child in module.named_modules()
-        if isinstance(child, _TRANSPOSED)
-    }
+    found: dict[str, FilterDim] = {}
+    magnitudes: dict[str, FilterDim] = {}
+    for prefix, child in module.named_modules():
+        start = f"{prefix}." if prefix else ""
+        if isinstance(child, _TRANSPOSED):
+            shape = (child.in_channels, child.out_channels // child.groups, *child.kernel_size)
+            for name, parameter in _stored(child, "weight", start):
+                # The weight itself may be lazy, or resized: torch has its outputs there regardless.
+                if name == f"{start}weight" or (
+                    not is_lazy(parameter) and parameter.shape == shape
+                ):
+                    found[name] = 1 if child.groups == 1 else (1, child.groups)
+        for tensor in _magnitudes(child):
+            magnitudes.update((name, None) for name, _ in _stored(child, tensor, start))
+    # A magnitude may have the weight's shape.
+    found.update(magnitudes)
+    listed = dict(module.named_parameters())
+    return {name: dim for name, dim in found.items() if name in listed}
+
+
+def _stored(owner: nn.Module, tensor: str, start: str) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that ``owner.tensor`` is made of, with names that begin with ``start``."""
+    # Weight norm's and spectral norm's hooks and pruning add these, also one after another.
+    known = re.compile(rf"{re.escape(tensor)}(_orig|_v)*")
+    for name, parameter in owner.named_parameters(recurse=False):
+        if known.fullmatch(name):
+            yield f"{start}{name}", parameter
+    for name, held in _parametrizations(owner):
+        if known.fullmatch(name):
+            for original in _originals(held):
+                yield from _stored(held, original, f"{start}parametrizations.{name}.")
+
+
+def _magnitudes(owner: nn.Module) -> list[str]:
+    """The names of the tensors in ``owner`` that are a weight norm's magnitude ``g``."""
+    # By class, not by shape: a rank-one LoRA matrix, too, is (out, 1).
+    hooks = owner._forward_pre_hooks.values()
+    of_hooks = [f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)]
+    normed = isinstance(owner, ParametrizationList) and isinstance(owner[0], _WeightNorm)
+    return [*of_hooks, "original0"] if normed else of_hooks
+
+
+def _parametrizations(owner: nn.Module) -> list[tuple[str, ParametrizationList]]:
+    held = owner._modules.get("parametrizations")
+    children = held.items() if isinstance(held, nn.ModuleDict) else ()
+    return [(name, child) for name, child in children if isinstance(child, ParametrizationList)]
+
+
+def _originals(held: ParametrizationList) -> list[str]:
+    if held.is_tensor:
+        return ["original"]
+    return [f"original{index}" for index in range(held.ntensors)]
+
+
+def _dim_and_groups(name: str, filter_dim: object, tensor: Tensor) -> tuple[int, int]:
+    """``filter_dim`` as a pair.
+
+    Raises:
+        ValueError: it does not fit the tensor.
+    """
+    pair = filter_dim if isinstance(filter_dim, tuple) else (filter_dim, 1)
+    size = tensor.shape[0]
+    whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in pair]
+    if whole == [True, True]:
+        dim, groups = (int(n) for n in pair)
+        if 0 <= dim < tensor.ndim and groups >= 1 and size % groups == 0:
+            return dim, groups
+    raise ValueError(
+        f"filter_dims[{name!r}]={filter_dim!r}: expected a dimension from 0 to {tensor.ndim - 1}, "
+        f"(dimension, groups) where the groups divide dimension 0, of size {size}, or None"
+    )
+
+
+def _grouped(tensor: Tensor, groups: int) -> Tensor:
+    return tensor.reshape(groups, tensor.shape[0] // groups, *tensor.shape[1:])
+
+
+def _filter_norms(split: Tensor, dim: int) -> Tensor:
+    """Of each index of dimension ``dim`` in each group; dimension 0 of ``split`` are the groups."""
+    rest = [d for d in range(1, split.ndim) if d != dim + 1]
+    norms: Tensor = torch.linalg.vector_norm(split, dim=rest, keepdim=True)
+    return norms
 
 
 def unit(direction: Vector) -> dict[str, Tensor]:

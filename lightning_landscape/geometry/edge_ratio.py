@@ -46,6 +46,7 @@ def edge_ratio(
     tol: float = 1e-2,
     max_hvps: int = 50,
     rtol: float = 0.0,
+    hint: Vector | None = None,
 ) -> EdgeRatio:
     r"""``lambda_max(S^1/2 (H + wd) S^1/2) / 2`` for the effective step ``S`` of the optimizer.
 
@@ -54,7 +55,7 @@ def edge_ratio(
         edge: what :func:`stability_edge` found for these parameters; others do not matter.
         plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
         init: the last ``solved``, for a warm start; or a vector.
-        method: as in :func:`top_eigenvalues`, like ``tol``, ``max_hvps`` and ``rtol``.
+        method: as in :func:`top_eigenvalues`, like ``tol``, ``max_hvps``, ``rtol`` and ``hint``.
 
     Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.
 
@@ -86,6 +87,7 @@ def edge_ratio(
         max_hvps=max_hvps,
         init=init,
         rtol=rtol,
+        hint=hint,
         preconditioner={name: _inverse(edge.scale[name]) for name in objective.params},
     )
     return EdgeRatio(float(solved.eigenvalues[0]) / 2, solved, float(solved.residuals[0]) / 2)

@@ -25,13 +25,16 @@ class Sharpness:
         value: the rise, in units of the loss.
         definition: what was measured, with its radius.
         displacement: where the loss was evaluated, name -> tensor; empty where there are many.
-        note: why ``value`` is NaN, where the definition says why; else empty.
+        note: why ``value`` is NaN, or what else there is to know of it; else empty.
+        settled: whether a longer search is not expected to find a larger value (a lower bound is
+            near the largest one); ``None`` where none is searched for.
     """
 
     value: float
     definition: str
     displacement: dict[str, Tensor]
     note: str = ""
+    settled: bool | None = None
 
 
 def sam_sharpness(

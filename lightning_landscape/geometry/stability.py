@@ -15,7 +15,17 @@ w <- -w into the recurrence gives the effective step
 
 and stability while lambda_max(S^1/2 (H + wd) S^1/2) / 2 < 1.  What vanishes on the momentum's own
 time scale (Adam's 1 - beta1^t, SGD's first buffer) is taken at its limit: a recurrence that changes
-as fast as it responds has no edge.
+as fast as it responds has no edge.  Adam's steps are larger than that limit by 1 / (1 - beta1^t):
+at beta1 = 0.9 tenfold at t = 1, 14 % at t = 20, 4 % at t = 30.
+
+P drifts slowly in one direction only.  A second moment nu falls by the factor beta2 a step at most,
+but one gradient g raises it at once to (1 - beta2) g^2 at least.  Where that doubles nu, P is taken
+as it will be after a step with g.  Where nu is 0, no step has had a gradient yet (a ReLU path that
+has just come alive, an unused row of an embedding), and 1 / eps is not the step: the first one is
+lr (1 - beta1) / sqrt(1 - beta2), 3.2 lr, whatever the size of the gradient.  That is not linear in
+g, so such a coordinate is left out.  It could not make a run unstable: if all such coordinates move
+by d, their first step, the gradient grows up to sum_j |H_ij| d and P to sqrt(1 - beta2) times that,
+and then, by Gershgorin's theorem, they have a ratio of 1 / (2 (1 + beta1)), 0.26, at most.
 
 References:
     Cohen et al. 2021, "Gradient descent on neural networks typically occurs at the edge of
@@ -37,11 +47,16 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lightning_landscape.geometry.checks import check_number
-from lightning_landscape.geometry.vectors import check_vector, real
+from lightning_landscape.geometry.vectors import Vector, check_vector, norm, real, scaled
 
 # Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
 # has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
 _AGREE = 1e-3
+
+# Where one gradient makes P larger by this factor, nu doubled, P is not held at its current value.
+_JUMP = math.sqrt(2)
+
+_TINY = 1e-300  # for a step counter at 0
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,12 @@ class StabilityEdge:
             Adaptive: on ``lambda_max(P^-1/2 (H + wd) P^-1/2)``, coupled weight decay inside.
         note: one sentence: what the edge is, or why there is none.
         preconditioner: P per name for adaptive optimizers, without the learning rate; infinite
-            where a parameter does not move, so that ``P^-1/2`` leaves it out.  Empty for SGD and
-            kin; beside SGD and kin only the adaptive names, and then ``edge`` is None.
+            where a parameter or a coordinate of it is left out, so that ``P^-1/2`` is 0 there.
+            Empty for SGD and kin; beside SGD and kin only the adaptive names, and then ``edge`` is
+            None.
         maximize: the optimizer climbs: use the Hessian of -L.
+        inactive_share: the share, from 0 to 1, of all coordinates that are left out because an
+            adaptive optimizer has seen no gradient there yet: its second moment is 0.
     """
 
     scale: dict[str, Tensor | float]
@@ -72,12 +90,14 @@ class StabilityEdge:
     note: str
     preconditioner: dict[str, Tensor]
     maximize: bool
+    inactive_share: float = 0.0
 
 
 def stability_edge(
     optimizers: object,
     params: Mapping[str, Tensor],
     gradient_norm: float | Tensor | None = None,
+    gradient: Vector | None = None,
 ) -> StabilityEdge:
     r"""Reads from the optimizers how much curvature they can bear at this moment.
 
@@ -99,7 +119,8 @@ def stability_edge(
 
     so that 2 / (S P) is the familiar 2 / lr for SGD and 38 / lr for Adam at beta1 = 0.9.  NAdam's
     mu_t = b (1 - 0.96^(t momentum_decay) / 2) is taken at the current t: with the defaults it needs
-    25,000 steps to reach b, while the threshold moves from 3.5 / lr to 13.6 / lr.  SAM over SGD and
+    25,000 steps to reach b, while the threshold moves from 3.5 / lr to 13.6 / lr.  Adam's factor
+    1 / (1 - b^t) is not in S: it is 14 % at t = 20 and gone after some 30 steps.  SAM over SGD and
     kin of edge e has the edge 2e / (1 + sqrt(1 + 4 rho e / ||g||)), which at e = 2 / lr is Long &
     Bartlett's (||g|| / 2 rho)(sqrt(1 + 8 rho / (lr ||g||)) - 1).
 
@@ -110,16 +131,25 @@ def stability_edge(
             not matter.
         params: name -> parameter, those that the Hessian is taken over, matched by identity.  One
             that no optimizer holds does not move: scale 0.0.  Nor does one without state in an
-            adaptive optimizer that has stepped others (it never had a gradient).
+            adaptive optimizer that has stepped others (it never had a gradient), nor does a
+            coordinate whose second moment is 0: the entries of its scale are 0.
         gradient_norm: ||g||_2 of the loss, for SAM only.
+        gradient: g of the loss that the optimizer is given, name -> tensor, for adaptive optimizers
+            only.  Where a step with g would at least double nu, P is taken after it, with
+            beta2 nu + (1 - beta2) g^2 for nu.  A g longer than the gradients so far,
+            ||g||^2 > sum of nu / (1 - beta2^t), is shortened to that: in a run that blows up it
+            would hide the blow-up.  A missing name, or None: P as above.
 
     Returns:
         The edge.  Where none is known ``scale`` is empty and ``note`` says why.
 
     Raises:
-        TypeError: for something that is not an optimizer.
+        TypeError: for something that is not an optimizer, or a gradient that is not a mapping to
+            tensors.
+        ValueError: a gradient of another name or shape than ``params`` has.
 
-    Cost: no gradient; one pass over the second moments of adaptive optimizers.
+    Cost: no gradient; one pass over the second moments of adaptive optimizers, two with
+    ``gradient``.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
@@ -127,6 +157,8 @@ def stability_edge(
         4.0
     """
     check_vector("params", params)
+    if gradient is not None:
+        check_vector("gradient", gradient, params)
     if gradient_norm is not None:
         words = "a number, the norm of the loss's gradient, or None"
         check_number("", "gradient_norm", gradient_norm, words, lambda x: not x < 0.0)
@@ -134,11 +166,11 @@ def stability_edge(
         owners = _owners(_unwrapped(optimizers), params)
         sam = next((owner for owner, _ in owners.values() if _is_sam(owner)), None)
         if sam is None:
-            return _fold(owners, params)
+            return _fold(owners, params, gradient or {})
         if any(owner is not sam for owner, _ in owners.values()):
             raise _NoEdge("SAM beside another optimizer has no known stability edge.")
         base = {name: (sam.base_optimizer, group) for name, (_, group) in owners.items()}
-        return _sharpness_aware(_fold(base, params), list(owners.values()), gradient_norm)
+        return _sharpness_aware(_fold(base, params, {}), list(owners.values()), gradient_norm)
     except _NoEdge as reason:
         return StabilityEdge({}, {}, None, str(reason), {}, False)
 
@@ -154,6 +186,7 @@ class _Update(NamedTuple):
     buffered: float
     momentum: float
     preconditioner: Tensor | None = None
+    inactive: Tensor | None = None  # where the second moment is 0: no gradient so far
 
 
 _Group = dict[str, Any]
@@ -207,7 +240,24 @@ def _rmsprop(group: _Group, state: _State) -> _Update:
     return _Update(0.0, float(group["lr"]), float(group["momentum"]), p)
 
 
-# With the state entry that says whether a parameter has been stepped, where the rule needs it.
+def _kept(group: _Group) -> float:
+    """beta2, or RMSprop's alpha: what a step leaves of the second moment."""
+    return float(group["alpha"] if "alpha" in group else group["betas"][1])
+
+
+def _next_state(group: _Group, state: _State, moment: str, g: Tensor) -> _State:
+    """The second moments as they will be after a step with the gradient ``g``."""
+    kept, g = _kept(group), g.to(state[moment])
+    following = {**state, "step": float(state["step"]) + 1}
+    following[moment] = kept * state[moment] + (1 - kept) * g.square()
+    if group.get("amsgrad"):
+        following["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], following[moment])
+    if group.get("centered"):
+        following["grad_avg"] = kept * state["grad_avg"] + (1 - kept) * g
+    return following
+
+
+# With the state entry of the second moment, where the rule needs it; it is there after a step.
 _RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
     SGD: (_sgd, None),
     Adam: (_adam, "exp_avg_sq"),
@@ -218,37 +268,84 @@ _RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
 }
 
 
-def _update(optimizer: Any, group: _Group, param: Tensor) -> _Update | None:
+def _next_gradients(
+    owners: Mapping[str, _Owner], params: Mapping[str, Tensor], gradient: Vector
+) -> dict[str, Tensor]:
+    """What adaptive optimizers would square: the gradient downhill, with coupled weight decay.
+
+    As a whole it is no longer than the gradients so far, by their second moments.
+    """
+    found: dict[str, Tensor] = {}
+    past = 0.0
+    for name in [name for name in gradient if name in owners]:
+        optimizer, group = owners[name]
+        _, moment = _rule_of(optimizer)
+        state, g = optimizer.state.get(params[name], {}), real(gradient[name].detach())
+        if moment not in state:
+            continue
+        decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+        sign = -1.0 if group.get("maximize") else 1.0
+        found[name] = sign * g + decay * real(params[name].detach()).to(g.device)
+        correction = 1 - _kept(group) ** float(state["step"])
+        past += float(real(state[moment]).sum()) / max(correction, _TINY)
+    length = norm(found)
+    return scaled(found, min(1.0, math.sqrt(past) / length)) if length > 0 else {}
+
+
+def _update(
+    optimizer: Any, group: _Group, param: Tensor, gradient: Tensor | None
+) -> _Update | None:
     """The recurrence of ``param``; None when it is not being stepped."""
+    rule, moment = _rule_of(optimizer)
+    # `get`, because reading a missing entry of `state` would create it.
+    state = optimizer.state.get(param, {})
+    # An optimizer steps the parts of a complex parameter like two real ones.
+    parts = {k: real(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+    if moment is None:
+        return rule(group, parts)
+    if moment in parts:
+        update = rule(group, parts)
+        p = cast(Tensor, update.preconditioner)
+        if gradient is not None:
+            following = rule(group, _next_state(group, parts, moment, gradient)).preconditioner
+            p = torch.where(cast(Tensor, following) > _JUMP * p, cast(Tensor, following), p)
+        inactive = parts["max_exp_avg_sq" if group.get("amsgrad") else moment] == 0
+        return update._replace(preconditioner=p.masked_fill(inactive, math.inf), inactive=inactive)
+    if any(moment in other for other in optimizer.state.values()):
+        return None
+    raise _NoEdge(f"{_kind(optimizer)} has no state yet: no step taken, or only skipped ones.")
+
+
+def _rule_of(optimizer: Any) -> tuple[_Rule, str | None]:
     known = next((cls for cls in type(optimizer).__mro__ if cls in _RULES), None)
     # torch wraps `step` on whichever class is instantiated first: compare what is inside.
     if known is None or _step_of(type(optimizer)) is not _step_of(known):
         name = _kind(optimizer)
         raise _NoEdge(f"{name} has no known stability edge: the ratio is not available.")
-    rule, evidence = _RULES[known]
-    # `get`, because reading a missing entry of `state` would create it.
-    state = optimizer.state.get(param, {})
-    if evidence is None or evidence in state:
-        # An optimizer steps the parts of a complex parameter like two real ones.
-        parts = {k: real(v) if isinstance(v, Tensor) else v for k, v in state.items()}
-        return rule(group, parts)
-    if any(evidence in other for other in optimizer.state.values()):
-        return None
-    raise _NoEdge(f"{_kind(optimizer)} has no state yet: no step taken, or only skipped ones.")
+    return _RULES[known]
 
 
-def _fold(owners: Mapping[str, _Owner], params: Mapping[str, Tensor]) -> StabilityEdge:
+def _fold(
+    owners: Mapping[str, _Owner], params: Mapping[str, Tensor], gradient: Vector
+) -> StabilityEdge:
     """Every parameter's S and weight decay, and the threshold that they may share."""
     scale: dict[str, Tensor | float] = dict.fromkeys(params, 0.0)
     weight_decay = dict.fromkeys(params, 0.0)
     preconditioner: dict[str, Tensor] = {}
     thresholds: dict[str, float] = {}  # of the parameters that move
+    inactive: dict[str, int] = {}  # coordinates without a second moment
+    gradient = _next_gradients(owners, params, gradient)
     for name, (optimizer, group) in owners.items():
-        update = _update(optimizer, group, params[name])
+        update = _update(optimizer, group, params[name], gradient.get(name))
         lr, decay = float(group["lr"]), float(group["weight_decay"])
-        if update is None or lr == 0:
+        if lr == 0:
             continue
-        direct, buffered, momentum, p = update
+        if update is None or (update.inactive is not None and bool(update.inactive.all())):
+            inactive[name] = _size(params[name])
+            continue
+        direct, buffered, momentum, p, without = update
+        if without is not None:
+            inactive[name] = int(without.sum())
         decoupled = bool(group.get("decoupled_weight_decay"))
         shrink = lr * decay if decoupled else 0.0
         if shrink >= 2 or momentum >= 1:
@@ -265,6 +362,11 @@ def _fold(owners: Mapping[str, _Owner], params: Mapping[str, Tensor]) -> Stabili
 
     kinds = " and ".join(sorted({_kind(optimizer) for optimizer, _ in owners.values()}))
     climbs = {bool(group.get("maximize")) for _, group in owners.values()}
+    if inactive and not thresholds:
+        raise _NoEdge(
+            f"{kinds} takes no finite step downhill for {next(iter(inactive))!r}: its second "
+            f"moment is 0, no step has had a gradient yet."
+        )
     if not thresholds:
         raise _NoEdge(f"{kinds} has no stability edge while the learning rate is 0.")
     if len(climbs) > 1:
@@ -289,7 +391,8 @@ def _fold(owners: Mapping[str, _Owner], params: Mapping[str, Tensor]) -> Stabili
         if edge is None
         else f"{kinds}: the edge is a threshold on the top eigenvalue of the {matrix}."
     )
-    return StabilityEdge(scale, weight_decay, edge, note, preconditioner, climbs.pop())
+    share = sum(inactive.values()) / sum(map(_size, params.values()))
+    return StabilityEdge(scale, weight_decay, edge, note, preconditioner, climbs.pop(), share)
 
 
 def _sharpness_aware(
@@ -353,6 +456,10 @@ def _owners(optimizers: Iterator[Any], params: Mapping[str, Tensor]) -> dict[str
 
 def _is_sam(optimizer: Any) -> bool:
     return hasattr(optimizer, "base_optimizer") and all("rho" in g for g in optimizer.param_groups)
+
+
+def _size(param: Tensor) -> int:
+    return real(param.detach()).numel()
 
 
 def _step_of(cls: type) -> object:

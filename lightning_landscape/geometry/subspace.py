@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +13,17 @@ from lightning_landscape.geometry.kernels import full_float32
 
 _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 
+# A Ritz vector that holds little of an eigenvector shows its eigenvalue in the residual only: what
+# may be hidden in a pair is taken to be as large as its value and so many residuals.
+UNKNOWN = 3.0
+
 
 class Space:
-    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``."""
+    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``.
+
+    All values are in units of ``unit``, a power of two near the largest entry of the first image:
+    squares of very small or very large entries would leave float32.
+    """
 
     def __init__(self, matvec: Matvec, like: Tensor, most: int) -> None:
         self.size = like.numel()
@@ -22,17 +31,26 @@ class Space:
         self.images = _Rows(self.size, like)
         self.products = 0
         self.asymmetry = 0.0  # the largest |u'Av - v'Au|
-        self._matvec = matvec
+        self.keeps_unknown = False  # at a restart: pairs that may hide a large eigenvalue too
+        self.values = torch.zeros(
+            0, dtype=torch.float64, device="cpu"
+        )  # Ritz values, largest first
+        self.lengths = self.values  # the norms of their residuals, to the root of the precision
+        self._matvec = Scaled(matvec)
         self._most = most
         # On the CPU whatever the default device, as all small matrices are.
         self._matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
-        self._values = torch.zeros(0, device="cpu")
+        self._gram = self._matrix  # of the images
         self._coefficients = torch.zeros(0, 0, device="cpu")
         # The coefficients of the leading Ritz vectors one step ago.
         self._before = torch.zeros(0, 0, device="cpu")
 
     def __len__(self) -> int:
         return len(self.basis)
+
+    @property
+    def unit(self) -> float:
+        return self._matvec.unit
 
     @property
     def finite(self) -> bool:
@@ -54,36 +72,60 @@ class Space:
     def _append(self, direction: Tensor, image: Tensor) -> None:
         self.basis.append(direction)
         self.images.append(image)
+        basis, images = self.basis.rows, self.images.rows
         # One transfer, because a device is waited for at each.
-        both = torch.stack([self.basis.rows @ image, self.images.rows @ direction])
-        column, row = both.cpu().double()
+        three = torch.stack([basis @ image, images @ direction, images @ image])
+        column, row, inner = three.cpu().double()
         self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
-        self._matrix = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
-        self._matrix[-1, :] = self._matrix[:, -1] = column
+        self._matrix, self._gram = (
+            _bordered(m, e) for m, e in ((self._matrix, column), (self._gram, inner))
+        )
 
-    @full_float32()
-    def ritz(self, count: int) -> tuple[Tensor, Tensor]:
-        """All Ritz values, largest first, and the first ``count`` residual vectors."""
+    def solve(self, count: int) -> None:
+        """Find the Ritz pairs; the next restart keeps the first ``count`` of the last call."""
         self._before = self._coefficients[:, :count]
         values, coefficients = torch.linalg.eigh(self._matrix)
-        self._values, self._coefficients = values.flip(0), coefficients.flip(1)
-        leading = self._coefficients[:, :count].T
-        scaled = (self._values[:count, None] * leading).to(self.basis.rows)
-        defects = leading.to(self.images.rows) @ self.images.rows
-        return self._values, defects.addmm_(scaled, self.basis.rows, alpha=-1.0)
+        self.values, self._coefficients = values.flip(0), coefficients.flip(1)
+        squares = (self._coefficients * (self._gram @ self._coefficients)).sum(0)
+        self.lengths = (squares - self.values.square()).clamp(min=0.0).sqrt()
+
+    @full_float32()
+    def residuals(self, indices: Sequence[int]) -> Tensor:
+        """The residual vectors ``A y - theta y`` of some Ritz pairs, as rows."""
+        chosen = self._coefficients[:, list(indices)].T
+        scaled = (self.values[list(indices), None] * chosen).to(self.basis.rows)
+        found = chosen.to(self.images.rows) @ self.images.rows
+        return found.addmm_(scaled, self.basis.rows, alpha=-1.0)
 
     @full_float32()
     def vectors(self, count: int) -> Tensor:
         """The first Ritz vectors, as rows."""
         return self._coefficients[:, :count].T.to(self.basis.rows) @ self.basis.rows
 
+    @full_float32()
+    def beyond(self, count: int) -> Tensor:
+        """A step of power iteration on all that lies beyond the first ``count`` Ritz vectors.
+
+        ``sum_j (theta_j - min(theta_min, 0)) y_j`` over the further pairs, and twice the sum of all
+        residuals, which lead out of the space.
+        """
+        further = self._coefficients[:, count:] @ (
+            self.values[count:] - self.values[-1].clamp(max=0.0)
+        )
+        all_pairs = self._coefficients.sum(1)
+        moved = further - 2.0 * (self._coefficients @ self.values)
+        combined = torch.stack([moved, 2.0 * all_pairs]).to(self.basis.rows)
+        return combined[0] @ self.basis.rows + combined[1] @ self.images.rows
+
     def _condense(self) -> None:
-        """Keep the leading half of the Ritz vectors, and the leading ones of the step before.
+        """Keep half of the Ritz vectors, and the leading ones of the step before.
 
         With those of the step before, what Lanczos knew of the way here is kept (as the third
         vector of LOBPCG does), and a restart costs hardly a product.
         """
-        kept = self._coefficients[:, : self._most // 2]
+        reach = self.values + (UNKNOWN * self.lengths if self.keeps_unknown else 0.0)
+        order = reach.argsort(descending=True)[: self._most // 2]
+        kept = self._coefficients[:, order.sort().values]
         missing = len(self) - len(self._before)
         before = torch.nn.functional.pad(self._before, (0, 0, 0, missing))
         before = before - kept @ (kept.T @ before)
@@ -92,7 +134,38 @@ class Space:
         self.basis.rotate(rotation)
         self.images.rotate(rotation)
         self._matrix = rotation.T @ self._matrix @ rotation
+        self._gram = rotation.T @ self._gram @ rotation
         self._coefficients = rotation.T @ self._coefficients
+
+
+class Scaled:
+    """Products in units of ``unit``, a power of two near the largest entry of the first one."""
+
+    def __init__(self, matvec: Matvec) -> None:
+        self._matvec = matvec
+        self._exponent: int | None = None
+
+    @property
+    def unit(self) -> float:
+        return 2.0 ** (self._exponent or 0)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        image = self._matvec(vector)
+        if self._exponent is None:
+            largest = float(image.abs().max())
+            if 0.0 < largest < math.inf:
+                self._exponent = math.frexp(largest)[1]
+        if self._exponent:
+            half = -self._exponent // 2  # the whole power may be beyond float32
+            image.mul_(2.0**half).mul_(2.0 ** (-self._exponent - half))
+        return image
+
+
+def _bordered(matrix: Tensor, edge: Tensor) -> Tensor:
+    """A symmetric matrix with one row and column more."""
+    grown = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
+    grown[-1, :] = grown[:, -1] = edge
+    return grown
 
 
 class _Rows:

@@ -67,6 +67,7 @@ def _summary(run: Run) -> str:
     for key, points in _series(run).items():
         if key.endswith("/edge_ratio"):
             told.append(_verdict(key, points))
+    told += _sureness(run)
     steps = {step for film in run.films for step in film.frames}
     if steps:
         told.append(f"Pictures are from step {min(steps)} to step {max(steps)}.")
@@ -93,6 +94,25 @@ def _verdict(key: str, points: list[Point]) -> str:
         f"{key} is {value:.3f} at step {step}: {where}. Its highest was {highest[1]:.3f} at step "
         f"{highest[0]}."
     )
+
+
+def _sureness(run: Run) -> list[str]:
+    """How many of the values may be relied on, by what was noted beside them."""
+    told = []
+    solved = [row for row in run.rows if isinstance(row.get("converged"), bool)]
+    if solved:
+        converged = sum(row["converged"] for row in solved)
+        looked = sum(row["converged"] and row.get("checked") == row["step"] for row in solved)
+        told.append(
+            f"The largest eigenvalue converged at {converged} of {len(solved)} measurements; at "
+            f"{looked} a search outside the vectors kept from the last one found no larger one."
+        )
+    for tag, name in (("worst_case", "worst case"), ("keskar", "sharpness of Keskar et al.")):
+        notes = [row.get(f"{tag}_settled") for row in run.rows]
+        found = [note for note in notes if isinstance(note, bool)]
+        if found:
+            told.append(f"The {name} was settled at {sum(found)} of {len(found)} measurements.")
+    return told
 
 
 def _tiles(run: Run) -> str:

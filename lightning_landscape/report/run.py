@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lightning_landscape.figures.data import evenly
 from lightning_landscape.geometry.slices import Slice
@@ -167,7 +166,5 @@ def _add_frame(
 
 def _load(path: Path) -> Slice | SpectralDensity:
     with np.load(path, allow_pickle=False) as file:
-        if "density" not in file:
-            return Slice.load(path)
-        arrays = {key: torch.as_tensor(file[key]) for key in file if key not in ("sigma", "hvps")}
-        return SpectralDensity(sigma=float(file["sigma"]), hvps=int(file["hvps"]), **arrays)
+        holds_density = "density" in file
+    return SpectralDensity.load(path) if holds_density else Slice.load(path)

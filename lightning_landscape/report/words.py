@@ -31,6 +31,10 @@ SCALARS = {
         "Hessian-vector products used",
         "The work of one measurement; each costs about two gradients of the probe.",
     ),
+    "inactive_share": (
+        "Share of inactive coordinates",
+        "Without a gradient in any step so far: the edge of Adam and kin leaves them out.",
+    ),
     "min_eigenvalue": (
         "Smallest eigenvalue of the Hessian",
         "Below zero there is a direction in which the loss curves downwards.",
@@ -63,7 +67,7 @@ SCALARS = {
     "keskar": ("Keskar sharpness", "The largest rise in a small box, in per cent of 1 + loss."),
     "critical": (
         "Critical sharpness",
-        "2 / the longest step along the optimizer's update that does not raise the loss.",
+        "2 / the shortest step along the optimizer's update that raises the loss.",
     ),
     "barrier": (
         "Loss barrier",

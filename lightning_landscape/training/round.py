@@ -394,14 +394,16 @@ class Round:
         known = self._eigen.get(key)
         if known is None or len(known.eigenvalues) < k:
             alike = [result for other, result in self._eigen.items() if other[0] == key[0]]
+            objective = self.objective(monitor)
             known = self._eigen[key] = top_eigenvalues(
-                self.objective(monitor),
+                objective,
                 k,
                 method=method,
                 tol=tol,
                 max_hvps=max_hvps,
                 rtol=rtol,
                 init=alike[-1] if alike else init,
+                hint=objective.gradient(products_follow=True),
             )
         return known
 

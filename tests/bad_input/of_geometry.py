@@ -178,6 +178,9 @@ ROWS = [
         TOP, "init", ({"w": 0 * ONES}, {}, {"w": NAN * ONES}), ValueError, "expected a direction",
         tells="zero or not finite",
     ),
+    wrong(TOP, "hint", (3, "last", ONES, [ONES]), TypeError, "expected a vector"),
+    wrong(BLOCKS, "hint", (3, [ONES]), TypeError, "expected a vector"),
+    wrong(EDGE_RATIO, "hint", (3, "last", ONES), TypeError, "expected a vector"),
     wrong(BLOCKS, "init", (3, [ONES]), TypeError, "expected a mapping from block to EigenResult"),
     wrong(EDGE_RATIO, "init", (3, "last", ONES), TypeError, "expected a vector"),
     wrong(TOP, "preconditioner", (3, ONES, "adam"), TypeError, "expected a mapping from param"),
@@ -273,6 +276,7 @@ ROWS = [
     ),
     wrong(EDGE, "gradient_norm", (-1.0,), ValueError, "expected a number, the norm of the loss's"),
     wrong(EDGE, "gradient_norm", ("1", True, ONES), TypeError, "expected a number, the norm of th"),
+    wrong(EDGE, "gradient", (3, "last", [ONES], ONES), TypeError, "expected a mapping from"),
     wrong(BATCH_NORM, "module", (3, None, nn.BatchNorm1d, ONES), TypeError, "expected a torch.nn"),
     wrong(BATCH_NORM, "forward", (3, None, ONES), TypeError, r"expected a function \(\) that eval"),
 ]  # fmt: skip

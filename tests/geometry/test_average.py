@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import count
 
 import pytest
 import torch
@@ -172,6 +173,22 @@ def test_a_loss_that_is_not_finite(broken):
     found = average_sharpness(Objective(lambda: (w**2).sum() * broken, {"w": w}))
     assert math.isnan(found.value)
     assert math.isnan(found.stderr)
+    assert found.note == f"the loss at the weights is {broken}"
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_draws_that_are_not_finite_are_counted(broken):
+    w = torch.nn.Parameter(torch.ones(2, dtype=F64))
+    calls = count(1)  # L(w), then the two sides of each draw
+    objective = Objective(
+        lambda: (w**2).sum() * (broken if next(calls) in (3, 6) else 1.0),
+        {"w": w},
+        check_deterministic=False,
+    )
+    found = average_sharpness(objective, samples=7)
+    assert math.isnan(found.value)
+    assert math.isnan(found.stderr)
+    assert found.note == "2 of 7 draws gave a loss that is not finite"
 
 
 @pytest.mark.parametrize("call", [2, 3, 6])

@@ -177,6 +177,29 @@ def test_parameter_that_does_not_move_does_not_count():
     assert found.ratio == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+@pytest.mark.parametrize("make", [Adam, RMSprop])
+def test_coordinates_without_a_second_moment_do_not_count(make, method):
+    """1/(sqrt(0) + eps) is no step: the ratio is that of the Hessian over the others."""
+    q, optimizer = stepped(lambda *p: make(p, lr=3e-2, eps=1e-8))
+    square = "exp_avg_sq" if make is Adam else "square_avg"
+    optimizer.state[q.params["a"]][square][1].zero_()
+    optimizer.state[q.params["c"]][square].zero_()
+    moves = spread(q, [torch.tensor([[1.0] * 3, [0.0] * 3]), 1.0, 0.0])
+    if make is Adam:
+        scale = adam_scale(q, optimizer, 3e-2)
+    else:
+        p = [optimizer.state[param][square].sqrt() + 1e-8 for param in q.params.values()]
+        scale = 3e-2 / spread(q, p)
+    found, objective = ratio(q, optimizer, method=method)
+    expected = dense_ratio(q.A, scale * moves, ZERO)
+    assert found.ratio == pytest.approx(expected, rel=1e-9)
+    assert dense_ratio(q.A, scale, ZERO) > 1e3 * expected
+    vector = found.solved.eigenvectors[0]
+    assert float(vector["c"].abs().max() + vector["a"][1].abs().max()) < 1e-6
+    assert stability_edge(optimizer, objective.params).inactive_share == 5 / 12
+
+
 def test_parameters_the_objective_does_not_have_do_not_matter():
     """Frozen and tied ones are in ``named_parameters``; the Objective drops them."""
     q, sgd = stepped(lambda a, b, c: SGD([{"params": [a, b]}, {"params": [c], "lr": 0.02}], lr=0.1))

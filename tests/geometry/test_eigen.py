@@ -417,18 +417,19 @@ def test_float32(method):
     np.testing.assert_allclose(result.eigenvalues, [3.0, 2.0], rtol=1e-5)
 
 
-def test_start_at_an_eigenvector_costs_one_product():
+def test_a_start_at_an_eigenvector_costs_one_product_and_a_search():
     basis = orthogonal(20)
     values = torch.arange(1, 21, dtype=F64)
     operator = Matrix(basis * values @ basis.T)
-    result = top_eigenvalues(operator, init={"w": basis[:, -1]})
-    assert (result.hvps, result.converged) == (1, True)
-    assert float(result.eigenvalues) == pytest.approx(20.0, rel=1e-12)
+    one = top_eigenvalues(operator, init={"w": basis[:, -1]}, max_hvps=1)
+    assert (one.hvps, one.converged, one.checked) == (1, True, False)
+    assert float(one.eigenvalues) == pytest.approx(20.0, rel=1e-12)
+    assert top_eigenvalues(operator, init={"w": basis[:, -1]}).checked
 
 
 def test_missing_names_of_init_are_zero():
     operator = Matrix(torch.diag(torch.tensor([5.0, 1.0, 2.0], dtype=F64)), {"a": 1, "b": 2})
-    result = top_eigenvalues(operator, init={"a": torch.ones(1, dtype=F64)})
+    result = top_eigenvalues(operator, init={"a": torch.ones(1, dtype=F64)}, max_hvps=1)
     assert (float(result.eigenvalues), result.hvps) == (5.0, 1)
 
 

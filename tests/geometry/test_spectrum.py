@@ -2,14 +2,16 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.spectrum import spectral_density
+from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from tests.geometry.forms import Matrix, RaisesAt, smoothed_density
 from tests.oracles import (
     F64,
@@ -26,6 +28,14 @@ SPECTRUM = [*np.linspace(-1, 2, 45), 5.0, 5.0, 7.5, 10.0]  # a bulk, two equal o
 
 def diagonal(values):
     return Matrix(torch.diag(torch.tensor(values, dtype=F64)))
+
+
+def covered(found, eigenvalues):
+    """The share of the points with eigenvalues that lie within two standard errors of the truth."""
+    exact = smoothed_density(eigenvalues, found.grid, found.sigma)
+    within = (found.density - exact).abs() <= 2 * found.stderr
+    one = 1 / (len(eigenvalues) * found.sigma * math.sqrt(2 * math.pi))  # the peak of a single one
+    return float(within[exact > 0.3 * one].double().mean())
 
 
 def mass(found):
@@ -89,6 +99,7 @@ def test_scaling_the_loss_scales_the_axis():
     torch.testing.assert_close(three.grid, 3 * one.grid)
     torch.testing.assert_close(three.density, one.density / 3)
     assert three.sigma == pytest.approx(3 * one.sigma)
+    assert three.resolution == pytest.approx(3 * one.resolution)
 
 
 # -- random starts ---------------------------------------------------------------------------------
@@ -123,7 +134,7 @@ def test_more_samples_come_closer_and_too_few_steps_do_not():
     problem = Matrix(symmetric(SPECTRUM))
     assert distance(spectral_density(problem, 40), SPECTRUM) < 0.1
     assert distance(spectral_density(problem, 4), SPECTRUM) > 0.1
-    assert distance(spectral_density(problem, 40, steps=5), SPECTRUM) > 0.5
+    assert distance(spectral_density(problem, 40, steps=5, sigma=0.11), SPECTRUM) > 0.5
 
 
 def test_softmax_regression():
@@ -139,6 +150,91 @@ def test_softmax_regression():
     assert distance(found, spectrum) < 0.08
     zero = float(found.density[found.grid < spectrum[spectrum > 1e-9].min() / 2].sum())
     assert zero / float(found.density.sum()) == pytest.approx(1 / classes, abs=0.03)
+
+
+# -- what the steps resolve ------------------------------------------------------------------------
+
+MIDDLES = (np.arange(500) + 0.5) / 500
+SPREAD_OUT = {
+    "uniform": 2 * MIDDLES - 1,
+    "semicircle": 2 * stats.beta.ppf(MIDDLES, 1.5, 1.5) - 1,
+    "Marchenko-Pastur": np.linalg.eigvalsh((lambda x: x.T @ x / 1000)(normal(1000, 500).numpy())),
+    "Marchenko-Pastur, of low rank": np.linalg.eigvalsh(
+        (lambda x: x.T @ x / 250)(normal(250, 500).numpy())
+    ),
+    "two bulks": np.concatenate([np.linspace(-1, -0.5, 250), np.linspace(0.3, 1, 250)]),
+    "log-uniform": 10 ** np.linspace(-4, 0, 500),
+    "normal": stats.norm.ppf(MIDDLES),
+    "a spike and a bulk": np.concatenate([np.zeros(300), np.linspace(0, 1, 200)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", SPREAD_OUT)
+def test_spread_out_spectra_lie_within_two_standard_errors(name, dtype):
+    spectrum = SPREAD_OUT[name]
+    found = spectral_density(Matrix(symmetric(spectrum).to(dtype)))
+    assert covered(found, spectrum) >= 0.85
+    assert found.hvps == 300
+    assert found.note == ""
+    assert found.sigma < 0.035 * (spectrum.max() - spectrum.min())
+
+
+@pytest.mark.parametrize("name", SPREAD_OUT)
+def test_what_too_few_steps_leave_lies_within_two_standard_errors(name):
+    # Random signs on a diagonal Hessian have no error of their own.
+    spectrum = SPREAD_OUT[name]
+    found = spectral_density(diagonal(spectrum), samples=2)
+    assert distance(found, spectrum) < 0.004
+    assert covered(found, spectrum) >= 0.85
+    finer = spectral_density(diagonal(spectrum), samples=2, sigma=found.resolution / 3)
+    assert distance(finer, spectrum) > 0.1
+    assert covered(finer, spectrum) >= 0.85
+
+
+@pytest.mark.parametrize("size", [500, 10_000])
+def test_the_resolution_of_a_uniform_spectrum(size):
+    # In the middle the nodes are pi / (2 steps) of the width apart: the ripple of Gaussians there
+    # is 2 exp(-2 (steps sigma / (width / 2))^2), whatever the number of eigenvalues.
+    spectrum = torch.linspace(-1, 1, size, dtype=F64)
+    problem = SimpleNamespace(
+        params={"w": torch.zeros(size, dtype=F64)},
+        hvp=lambda vector: {"w": spectrum * vector["w"]},
+    )
+    for steps in (15, 30, 60):
+        found = spectral_density(problem, samples=2, steps=steps)
+        ripple = 2 * math.exp(-2 * (steps * found.resolution) ** 2)
+        assert 1e-3 < ripple < 1e-2
+
+
+def test_a_sigma_and_steps_that_are_named_are_kept():
+    spectrum = SPREAD_OUT["uniform"]
+    found = spectral_density(diagonal(spectrum), samples=2, steps=30, sigma=0.02)
+    assert found.sigma == 0.02
+    assert found.hvps == 60
+    resolved = f"30 Lanczos steps resolve {found.resolution:.3g}"
+    assert f"at sigma=0.02 peaks may be single Ritz values: {resolved}" in found.note
+    enough = spectral_density(diagonal(spectrum), samples=2, steps=100, sigma=0.02)
+    assert enough.note == ""
+    assert enough.resolution < 0.02
+    assert distance(enough, spectrum) < 0.004
+    assert spectral_density(diagonal(spectrum), 2, sigma=found.resolution).note == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_exact_rule_resolves_all(dtype):
+    matrix = torch.diag(torch.tensor([0.0] * 5 + [1.0] * 3 + [4.0] * 2, dtype=dtype))
+    for steps in (3, 8):  # the third is the last that there is
+        found = spectral_density(Matrix(matrix), samples=2, steps=steps, sigma=0.01)
+        assert found.resolution == 0.0
+        assert found.note == ""
+        assert not found.stderr.any()
+
+
+def test_one_step_resolves_nothing():
+    found = spectral_density(diagonal(SPECTRUM), samples=2, steps=1)
+    assert found.resolution == math.inf
+    assert "1 Lanczos steps resolve no width up to the spectrum's" in found.note
 
 
 # -- costs and contracts ---------------------------------------------------------------------------
@@ -168,6 +264,16 @@ def test_a_file_holds_all_of_it(tmp_path):
         for name in ("grid", "density", "stderr", "ritz_values", "ritz_weights"):
             assert file[name].tolist() == getattr(found, name).tolist()
         assert (float(file["sigma"]), int(file["hvps"])) == (found.sigma, 10)
+        assert float(file["resolution"]) == found.resolution
+        older = {name: file[name] for name in file if name != "resolution"}
+    again = SpectralDensity.load(tmp_path / "density.npz")
+    for name, value in vars(found).items():
+        assert np.array_equal(getattr(again, name), value)
+    np.savez(tmp_path / "older.npz", **older)
+    again = SpectralDensity.load(tmp_path / "older.npz")
+    assert torch.equal(again.density, found.density)
+    assert math.isnan(again.resolution)
+    assert again.note == ""
 
 
 def test_a_span_cuts_the_grid():
@@ -189,6 +295,7 @@ def test_what_is_not_finite_gives_nan():
     found = spectral_density(Matrix(torch.full((5, 5), math.nan, dtype=F64)), samples=2)
     assert found.density.isnan().all()
     assert found.hvps == 2
+    assert math.isnan(found.resolution)
     infinite = Matrix(torch.full((5, 5), math.inf, dtype=F64))
     assert spectral_density(infinite, samples=2, sigma=1.0).density.isnan().all()
 

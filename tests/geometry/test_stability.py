@@ -410,7 +410,9 @@ def test_reading_changes_nothing():
     w.grad = torch.ones(2)
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict())
-    found = stability_edge(optimizer, {"w": w, "u": u})
+    gradient = {"w": torch.full((2,), 40.0), "u": torch.ones(2)}
+    found = stability_edge(optimizer, {"w": w, "u": u}, gradient=gradient)
+    assert torch.equal(gradient["w"], torch.full((2,), 40.0))
     found.preconditioner["w"].zero_()
     found.scale["w"].zero_()
     after = optimizer.state_dict()
@@ -459,6 +461,190 @@ def test_infinite_preconditioner_leaves_out_what_adam_does_not_move():
     for name, p in [("b", b), ("c", c)]:
         assert torch.equal(found.preconditioner[name].rsqrt(), torch.zeros_like(p))
     assert "preconditioned Hessian" in found.note
+
+
+MOVERS = {
+    "adam": (Adam, {}),
+    "adam, fused": (Adam, {"fused": True}),
+    "adam, weight decay": (Adam, {"weight_decay": 0.3}),
+    "amsgrad": (Adam, {"amsgrad": True, "foreach": True}),
+    "adamw": (AdamW, {"weight_decay": 0.3}),
+    "nadam": (NAdam, {}),
+    "radam": (RAdam, {}),
+    "rmsprop": (RMSprop, {}),
+    "rmsprop, momentum": (RMSprop, {"momentum": 0.5, "weight_decay": 0.3}),
+    "rmsprop, centered": (RMSprop, {"centered": True}),
+}
+movers = pytest.mark.parametrize(("kind", "options"), MOVERS.values(), ids=MOVERS)
+
+
+def walked(optimizer, gradients):
+    """Steps with these gradients; each is one tensor for each parameter."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for each in gradients:
+        for p, g in zip(params, each, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+    return optimizer
+
+
+@movers
+def test_coordinates_without_a_second_moment_are_left_out(kind, options):
+    """The rest is as if they were not there.  (Weights of 0: decay gives no gradient either.)"""
+    torch.manual_seed(0)
+    live = torch.tensor([[True, False, True], [False, False, True]])
+    both, alone = (Parameter(torch.zeros(n, dtype=F64)) for n in [(2, 3), (3,)])
+    gradients = torch.randn(12, 3, dtype=F64)
+    padded = torch.zeros(12, 2, 3, dtype=F64)
+    padded[:, live] = gradients
+    with torch.no_grad():
+        both[live] = alone.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    optimizer = walked(kind([both], **options), [[g] for g in padded])
+    expected = stability_edge(
+        walked(kind([alone], **options), [[g] for g in gradients]), {"w": alone}
+    )
+    for gradient in [None, {"w": torch.ones_like(both)}]:
+        found = stability_edge(optimizer, {"w": both}, gradient=gradient)
+        assert found.edge == expected.edge
+        for name in ("scale", "preconditioner"):
+            here, there = getattr(found, name)["w"][live], getattr(expected, name)["w"]
+            torch.testing.assert_close(here, there, rtol=1e-12, atol=0)
+        assert torch.equal(found.scale["w"][~live], torch.zeros(3, dtype=F64))
+        assert torch.equal(found.preconditioner["w"][~live].rsqrt(), torch.zeros(3, dtype=F64))
+        assert found.inactive_share == 0.5
+    assert expected.inactive_share == 0.0
+
+
+def test_share_of_inactive_coordinates():
+    """4 of a's were never used, and c, b's 2 have no state; d is not trained, e not for now."""
+    a, b, c, d, e = (Parameter(torch.zeros(n)) for n in (10, 2, 3, 4, 1))
+    groups = [{"params": [a, b, c]}, {"params": [e], "lr": 0.0}]
+    adam = Adam(groups)
+    a.grad, c.grad = torch.ones(10), torch.zeros(3)
+    a.grad[6:] = 0
+    adam.step()
+    found = stability_edge(adam, dict(zip("abcde", (a, b, c, d, e), strict=True)))
+    assert found.inactive_share == 9 / 20
+    assert found.scale["b"] == found.scale["c"] == 0.0
+    assert torch.equal(found.preconditioner["c"], torch.full((3,), math.inf))
+    assert stability_edge(SGD([a, b], lr=0.1), {"a": a, "b": b, "d": d}).inactive_share == 0.0
+    z = Parameter(torch.zeros(2, dtype=torch.complex64))  # four numbers, one of them was used
+    adam = walked(Adam([z]), [[torch.tensor([1j, 0])]])
+    assert stability_edge(adam, {"z": z}).inactive_share == 0.75
+
+
+# -- P where one gradient changes it ---------------------------------------------------------------
+
+USED = torch.tensor([9.0, 2.0, 1e-4, 1e-9, 3.0, 1e-6], dtype=F64)  # sizes of the gradients so far
+NEXT = torch.tensor([0.1, 2.0, 1.0, 1.0, -0.02, -2e-6], dtype=F64)
+
+
+@movers
+@pytest.mark.parametrize("maximize", [False, True])
+def test_preconditioner_where_one_gradient_doubles_the_second_moment(kind, options, maximize):
+    """There it is that of the real optimizer after this step, elsewhere what it is now."""
+    torch.manual_seed(0)
+    w = Parameter(torch.zeros(6, dtype=F64))
+    optimizer = kind([w], lr=1e-9, eps=1e-12, maximize=maximize, **options)
+    walked(optimizer, [[USED * torch.randn(6, dtype=F64)] for _ in range(30)])
+    w.data.copy_(torch.tensor([1.0, -1.0, -3.0, 2.0, 1.0, 0.0]))  # so that their decay counts
+    found = stability_edge(optimizer, {"w": w}, gradient={"w": NEXT})
+    now = stability_edge(optimizer, {"w": w})
+    after = stability_edge(walked(optimizer, [[NEXT]]), {"w": w}).preconditioner["w"]
+    before = now.preconditioner["w"]
+    jumps = after > math.sqrt(2) * before
+    assert jumps.tolist() == [False, False, True, True, False, False]
+    expected = torch.where(jumps, after, before)
+    torch.testing.assert_close(found.preconditioner["w"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found.scale["w"], now.scale["w"] * before / expected, rtol=1e-9, atol=0
+    )
+    assert found.edge == now.edge
+
+
+def test_amsgrad_keeps_the_step_of_a_coordinate_whose_second_moment_has_faded():
+    """After 10^5 steps without a gradient the running average is 0 in float32, its maximum not."""
+    w = Parameter(torch.ones(2))
+    adam = stepped(Adam([w], amsgrad=True))
+    adam.state[w]["exp_avg_sq"][0] = 0.0
+    found = stability_edge(adam, {"w": w}, gradient={"w": torch.ones(2)})
+    assert torch.equal(found.scale["w"][0], found.scale["w"][1])
+    assert found.inactive_share == 0.0
+
+
+def test_preconditioner_of_a_complex_parameter_where_one_gradient_changes_it():
+    z = Parameter(torch.zeros(2, dtype=torch.complex128))
+    x = Parameter(torch.zeros(2, 2, dtype=F64))
+    used = torch.tensor([1e-5 + 5j, 1e-7 + 3j], dtype=torch.complex128)
+    fresh = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128)
+    found = [
+        stability_edge(walked(Adam([p]), [[g]] * 40), {"p": p}, gradient={"p": h})
+        for p, g, h in [
+            (z, used, fresh),
+            (x, torch.view_as_real(used), torch.view_as_real(fresh)),
+        ]
+    ]
+    torch.testing.assert_close(found[0].scale["p"], found[1].scale["p"])
+    jump = math.sqrt((0.999 * (1 - 0.999**40) * 1e-10 + 0.001) / (1 - 0.999**41)) + 1e-8
+    assert float(found[0].preconditioner["p"][0, 0]) == pytest.approx(jump, rel=1e-9)
+
+
+@movers
+def test_gradient_longer_than_all_before_is_shortened(kind, options):
+    """In a run that blows up P stays what it was.  The second moments so far sum up to 2^2."""
+    w = Parameter(torch.zeros(5, dtype=F64))
+    optimizer = kind([w], lr=1e-6, eps=1e-12, **options)
+    used = torch.tensor([1.0, 1.0, 1.0, 1.0, 1e-9], dtype=F64)
+    # Of both signs, so that the centered one, too, has something to divide by.
+    walked(optimizer, [[used * (-1) ** step] for step in range(20)])
+    now = stability_edge(optimizer, {"w": w})
+    for growth in [1e2, 1e6, 1e200]:
+        grown = stability_edge(optimizer, {"w": w}, gradient={"w": growth * used})
+        torch.testing.assert_close(grown.preconditioner["w"], now.preconditioner["w"])
+    fresh = torch.tensor([0.0, 0.0, 0.0, 3.0, 4.0], dtype=F64)
+    long = stability_edge(optimizer, {"w": w}, gradient={"w": 1e3 * fresh})
+    short = stability_edge(optimizer, {"w": w}, gradient={"w": fresh * 2 / 5})
+    torch.testing.assert_close(
+        long.preconditioner["w"], short.preconditioner["w"], rtol=1e-4, atol=0
+    )
+    assert float(short.preconditioner["w"][4] / now.preconditioner["w"][4]) > 1e5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradient_that_is_not_finite_does_not_count(bad):
+    w = Parameter(torch.ones(2, dtype=F64))
+    adam = stepped(Adam([w]), 3)
+    found = stability_edge(adam, {"w": w}, gradient={"w": torch.tensor([bad, 1.0])})
+    assert torch.equal(found.scale["w"], stability_edge(adam, {"w": w}).scale["w"])
+
+
+def test_gradient_concerns_adaptive_optimizers_only():
+    w, u = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    gradient = {"w": torch.full((2,), 50.0), "u": torch.full((2,), 50.0)}
+    assert stability_edge(SGD([w], lr=0.1), {"w": w}, gradient={"w": w}).scale == {"w": 0.1}
+    sam = stability_edge(SAM([w], SGD, lr=0.1), {"w": w}, 1.0, gradient={"w": w})
+    assert sam.edge == stability_edge(SAM([w], SGD, lr=0.1), {"w": w}, 1.0).edge
+    beside = [stepped(Adam([w])), SGD([u], lr=0.1)]
+    found = stability_edge(beside, {"w": w, "u": u}, gradient=gradient)
+    assert found.scale["u"] == 0.1
+    assert torch.equal(found.scale["w"], stability_edge(beside, {"w": w, "u": u}).scale["w"])
+    # One with moments of its own kind, for which no rule is known.
+    foreign = type("Foreign", (Adam,), {"step": lambda self, closure=None: None})([w])
+    foreign.state[w] = {"exp_avg_sq": torch.ones(2)}
+    refused(foreign, w, "Foreign has no known stability edge", gradient={"w": w})
+
+
+def test_gradient_that_does_not_fit_the_parameters():
+    w = Parameter(torch.ones(2))
+    adam = stepped(Adam([w]))
+    with pytest.raises(TypeError, match=r"gradient=3.*: expected a mapping"):
+        stability_edge(adam, {"w": w}, gradient=3)
+    with pytest.raises(TypeError, match=r"gradient\['w'\] is 1.0: expected a tensor"):
+        stability_edge(adam, {"w": w}, gradient={"w": 1.0})
+    with pytest.raises(ValueError, match=r"gradient\['v'\]: no trainable parameter of that name"):
+        stability_edge(adam, {"w": w}, gradient={"v": w})
+    with pytest.raises(ValueError, match=r"gradient\['w'\] has shape \(3,\): expected .* \(2,\)"):
+        stability_edge(adam, {"w": w}, gradient={"w": torch.ones(3)})
 
 
 def test_optimizer_of_other_parameters_does_not_matter():
@@ -639,6 +825,17 @@ def test_step_skipped_by_the_grad_scaler_leaves_no_edge():
     refused(adam, w, "no state yet")
 
 
+def test_fused_step_skipped_by_the_grad_scaler_leaves_no_edge():
+    """It leaves a state, of 0 steps."""
+    w = Parameter(torch.ones(2))
+    adam, scaler = Adam([w], fused=True), torch.amp.GradScaler("cpu")
+    scaler.scale(w.sum() * math.inf).backward()
+    scaler.step(adam)
+    scaler.update()
+    assert float(adam.state[w]["step"]) == 0
+    refused(adam, w, "Adam takes .* no step has had a gradient yet", gradient={"w": torch.ones(2)})
+
+
 def test_one_of_two_optimizers_without_state():
     w, u = Parameter(torch.ones(2)), Parameter(torch.ones(2))
     refused([stepped(Adam([w])), Adam([u])], {"w": w, "u": u}, "^Adam has no state yet")
@@ -668,7 +865,10 @@ def test_radam_before_it_rectifies():
         ),
         (lambda w: SGD(w, momentum=0.5, dampening=1.5), "takes no finite step downhill for 'w'"),
         (lambda w: SGD(w, lr=math.nan), "takes no finite step downhill for 'w'"),
-        (lambda w: freeze(Adam(w), 0.0), "takes no finite step downhill for 'w'"),
+        (
+            lambda w: freeze(Adam(w), 0.0),
+            "takes no finite step downhill for 'w': its second moment is 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be_stable(make, reason):

@@ -1,0 +1,153 @@
+"""What a solution claims rests on what it looked at: films of known spectra, tolerances, scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_landscape import top_eigenvalues
+from tests.geometry.forms import Matrix, spread
+from tests.oracles import F64, orthogonal, symmetric
+
+RTOL = 5e-3
+METHODS = {"lanczos": {"rtol": RTOL, "max_hvps": 50}, "power": {"method": "power", "max_hvps": 200}}
+
+
+def blocks(tops, size=40):
+    """Decoupled blocks, each with one large eigenvalue of its own on the same vector throughout."""
+    parts = []
+    for seed, top in enumerate(tops):
+        basis = orthogonal(size, seed)
+        bulk = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+        bulk[0] = top
+        parts.append(basis * bulk @ basis.T)
+    return torch.block_diag(*parts)
+
+
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_an_entry_that_jumps_is_found_at_the_third_solution_at_the_latest(settings):
+    """Nothing of its direction is in the vectors that were kept."""
+    diagonal = 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=F64)
+    diagonal[:3] = torch.tensor([5.0, 4.0, 3.0])
+    result = top_eigenvalues(Matrix(torch.diag(diagonal)), **settings)
+    assert float(result.eigenvalues) == pytest.approx(5.0, rel=RTOL)
+    diagonal[50] = 15.0
+    for _ in range(3):
+        result = top_eigenvalues(Matrix(torch.diag(diagonal)), init=result, **settings)
+    assert float(result.eigenvalues) == pytest.approx(15.0, rel=RTOL)
+    assert result.checked
+
+
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
+    """The second of four blocks overtakes slowly, the third in a jump; each answer within 5 %."""
+    result, off = None, 0
+    for frame in range(30):
+        tops = (5.0, 0.4 + 0.3 * frame, 0.2 if frame < 20 else 20.0, 2.0)
+        result = top_eigenvalues(Matrix(blocks(tops)), init=result, **settings)
+        assert result.converged
+        off += abs(float(result.eigenvalues) / max(tops) - 1) > 0.05
+    assert off <= 1
+
+
+def test_a_solution_without_a_search_does_not_claim_one():
+    matrix = symmetric(spread([5.0, 4.0], 60))
+    start = top_eigenvalues(Matrix(matrix), tol=1e-6)
+    assert start.checked
+    same = top_eigenvalues(Matrix(matrix), init=start, max_hvps=1)
+    assert same.converged
+    assert not same.checked
+    assert top_eigenvalues(Matrix(matrix), init=start, max_hvps=20).checked
+
+
+def test_two_equal_solutions_draw_other_random_vectors():
+    """A search that began at the same vector each time would miss the same things each time."""
+    first = top_eigenvalues(Matrix(symmetric(spread([5.0], 60))))
+    drawn = []
+
+    class Seen(Matrix):
+        def hvp(self, vector):
+            drawn.append(vector["w"].clone())
+            return super().hvp(vector)
+
+    second = top_eigenvalues(Seen(symmetric(spread([5.0], 60))), init=first)
+    top_eigenvalues(Seen(symmetric(spread([5.0], 60))), init=second)
+    assert (first.warm_starts, second.warm_starts) == (0, 1)
+    searches = drawn[1], drawn[second.hvps + 1]
+    assert abs(float(searches[0] @ searches[1])) < 0.999
+
+
+def test_the_hint_is_looked_at():
+    """A direction in 2,000 dimensions that a random vector holds next to nothing of."""
+    diagonal = torch.zeros(2000, dtype=F64)
+    diagonal[0] = 1.0
+    first = top_eigenvalues(Matrix(torch.diag(diagonal)))
+    diagonal[7] = 1.2
+    hint = {"w": torch.eye(2000, dtype=F64)[7]}
+    found = top_eigenvalues(Matrix(torch.diag(diagonal)), init=first, hint=hint, max_hvps=4)
+    assert float(found.eigenvalues) == pytest.approx(1.2, rel=1e-2)
+
+
+# -- the tolerance is that of the eigenvalue asked for --------------------------------------------
+
+
+def long_end(random):
+    values = 0.1 * random.standard_normal(300)
+    count = random.integers(1, 5)
+    values[:count] = -100 * random.uniform(0.3, 1, count)
+    values[count : count + 7] = [3.0, *random.uniform(0.5, 2.9, 6)]
+    return values
+
+
+def below_a_long_end(random):
+    values = random.uniform(-0.3, 0.3, 300)
+    values[:5] = random.uniform(5, 10, 5)
+    return values
+
+
+def multiple(random):
+    values = 0.1 * random.standard_normal(300)
+    values[: random.integers(5, 8)] = 5.0
+    return values
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "k", "which"),
+    [(long_end, 1, "LA"), (below_a_long_end, 1, "SA"), (multiple, 5, "LA")],
+)
+def test_converged_means_to_its_own_size(spectrum, k, which):
+    """No answer is more than 5 % off; 12 of 12 converge."""
+    for seed in range(12):
+        values = spectrum(np.random.default_rng(seed))
+        matrix = symmetric(values, seed).float()
+        found = top_eigenvalues(Matrix(matrix), k, which=which, rtol=RTOL, max_hvps=200)
+        exact = np.sort(values)[:k] if which == "SA" else np.sort(values)[::-1][:k]
+        assert found.converged
+        np.testing.assert_allclose(found.eigenvalues, exact, rtol=0.05)
+
+
+def test_the_floor_is_said():
+    """A crowded end near zero beside -100 is known to 1e-3 of that, not to its own size."""
+    matrix = symmetric([-100.0, *np.linspace(-0.3, 0.3, 200)])
+    coarse = top_eigenvalues(Matrix(matrix), max_hvps=60)
+    assert coarse.converged
+    assert coarse.at_floor
+    assert float(coarse.residuals) <= 1e-3 * 100
+    fine = top_eigenvalues(Matrix(matrix), tol=1e-7, max_hvps=201)
+    assert float(fine.eigenvalues) == pytest.approx(0.3, rel=1e-6)
+    assert not top_eigenvalues(Matrix(symmetric(spread([5.0, 4.0], 60)))).at_floor
+
+
+# -- scales that float32 cannot square -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_a_hessian_of_any_scale(method, scale):
+    values = [5.0, 4.0, 3.0, *spread([0.5], 60)[1:]]
+    matrix = (symmetric(values) * scale).float()
+    found = top_eigenvalues(Matrix(matrix), 2, method=method, max_hvps=200)
+    assert found.converged
+    np.testing.assert_allclose(found.eigenvalues / scale, [5.0, 4.0], rtol=1e-2)
+    assert float(found.residuals.max()) <= 1e-2 * 5.0 * scale

@@ -1,0 +1,37 @@
+"""What the picture of a spectral density says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_landscape import SpectralDensity
+from lightning_landscape.figures import density_figure
+
+GRID = torch.linspace(-1, 1, 200, dtype=torch.float64)
+BUMP = torch.exp(-(GRID**2) / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "said"),
+    [
+        (0.3, "not resolved below 0.3: peaks may be single nodes"),
+        (math.inf, "not resolved: too few Lanczos steps"),
+        (0.1, None),
+        (0.0, None),
+        (math.nan, None),  # of a file of an older version
+    ],
+)
+def test_what_is_not_resolved_is_said(resolution: float, said: str | None) -> None:
+    density = SpectralDensity(GRID, BUMP, 0.1 * BUMP, 0.1, GRID[None], GRID[None], 1, resolution)
+    figure = density_figure(density, metadata={"step": 7, "probe_samples": 512})
+    title, *words = [text.get_text() for text in figure.texts]
+    assert title == "Spectral density, step 7"
+    assert words[0] == "smoothed by 0.1, band: ± 2 standard errors"
+    assert words[1:-1] == ([said] if said else [])
+    assert "512" in words[-1]
+    figure.draw_without_rendering()
+    top = figure.axes[0].get_position().y1 * figure.bbox.height
+    assert all(text.get_window_extent().y0 > top for text in figure.texts)
