@@ -3,7 +3,7 @@
     python -m benchmarks.blindness                    all kinds: below 20 minutes of one core
     python -m benchmarks.blindness --quick            three of them: below a minute
     python -m benchmarks.blindness --kinds ramp rows --jobs 2
-    python -m benchmarks.blindness --without warm-start
+    python -m benchmarks.blindness --without search       with a safeguard switched off
 
 A warm-started solver stays in the Krylov space of what it kept: a block of the Hessian that the
 kept vectors do not touch is invisible to it.  Each run trains a small module for 200 steps with a
@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -43,6 +44,7 @@ from benchmarks.blindness_modules import KINDS, OPTIMIZERS, Kind
 from benchmarks.blindness_report import EIGENVALUE, FAR, RATIO, Point, Task, report
 from benchmarks.runs import Batch, fit
 from lightning_landscape import HessianMonitor
+from lightning_landscape.geometry import lanczos
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.training.round import Measured, Round
 from tests.oracles import dense_hessian
@@ -67,7 +69,25 @@ def _cold() -> AbstractContextManager[Any]:
 
 
 # name -> a context in which the safeguard is off
-SAFEGUARDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"warm-start": _cold}
+def _set(**values: float) -> AbstractContextManager[Any]:
+    return mock.patch.multiple(lanczos, **values)
+
+
+@contextlib.contextmanager
+def _no_search() -> Iterator[None]:
+    """Nothing outside the Krylov space of the kept vectors."""
+    nothing = mock.patch.object(lanczos.Start, "search", lambda start, _: 0 * start.random(0))
+    with nothing, _set(UNKNOWN=0.0):
+        yield
+
+
+SAFEGUARDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "warm-start": _cold,
+    "search": _no_search,
+    "reach": partial(_set, UNKNOWN=0.0),  # of the residuals of pairs that may hide something
+    "random": partial(_set, _RANDOM=1e-9),
+    "gradient": partial(_set, _HINT=0.0),
+}
 
 
 # -- one run --------------------------------------------------------------------------------------
@@ -76,14 +96,19 @@ SAFEGUARDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"warm-start"
 class _Snapshots(pl.Callback):
     """Keeps the module and the optimizer's edge where a measurement may follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Batch) -> None:
         self.at: dict[int, tuple[Kind, StabilityEdge]] = {}
+        self._data: Any = data
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step % EVERY <= 1:
+            kept = copy.deepcopy(pl_module)
+            with torch.enable_grad():
+                kept.loss(self._data, trainer.global_step).backward()
+            gradient = {n: p.grad for n, p in kept.named_parameters() if p.grad is not None}
             trained = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
-            edge = stability_edge(trainer.optimizers, trained)
-            self.at[trainer.global_step] = copy.deepcopy(pl_module), edge
+            edge = stability_edge(trainer.optimizers, trained, gradient=gradient)
+            self.at[trainer.global_step] = kept, edge
 
 
 class _Monitor(HessianMonitor):
@@ -102,7 +127,7 @@ def measure(task: Task) -> list[Point]:
     data = module.data(torch.Generator().manual_seed(100 + task.seed))
     batches: Any = [data] * STEPS if task.full_batch else list(_minibatches(data))
     monitor = _Monitor(every_n_train_steps=EVERY, max_overhead=None, probe=[data])
-    snapshots = _Snapshots()
+    snapshots = _Snapshots(data)
     with warnings.catch_warnings(), contextlib.ExitStack() as patches:
         warnings.simplefilter("ignore")
         for name in task.without:
