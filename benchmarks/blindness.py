@@ -46,7 +46,8 @@ from benchmarks.runs import Batch, fit
 from lightning_landscape import HessianMonitor
 from lightning_landscape.geometry import lanczos
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
-from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.round import Round
 from tests.oracles import dense_hessian
 
 STEPS, EVERY, BATCH = 200, 10, 16
@@ -62,7 +63,7 @@ def _cold() -> AbstractContextManager[Any]:
     measure = HessianMonitor.measure
 
     def measured(self: HessianMonitor, this_round: Round) -> Measured:
-        self.forget()
+        self.reset_warm_start()
         return measure(self, this_round)
 
     return mock.patch.object(HessianMonitor, "measure", measured)
@@ -114,7 +115,7 @@ class _Snapshots(pl.Callback):
 class _Monitor(HessianMonitor):
     """Draws nothing: that would take half of the time."""
 
-    def in_retrospect(self, *_: Any) -> Measured:
+    def run_summary(self, *_: Any) -> Measured:
         return Measured()
 
 

@@ -118,7 +118,7 @@ class Watch(pl.Callback):
             logger.save()
         gc.collect()
         memory = resident()  # before anything here takes some
-        rows = [m.measurements.rows() for m in self.monitors]
+        rows = [m._bookkeeping.history.rows() for m in self.monitors]
         known = sum(map(gc.is_tracked, (part for own in rows for r in own for part in _parts(r))))
         alive = gc.get_objects()
         saved = io.BytesIO()

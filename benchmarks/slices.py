@@ -48,8 +48,7 @@ from benchmarks.common import (
 from benchmarks.networks import Problem, mlp, resnet20, transformer
 from benchmarks.runs import Batch
 from lightning_landscape import Objective, filter_normalize, plane_slice, random_direction
-from lightning_landscape.training.joining import join_batches
-from lightning_landscape.training.probe import ProbeBatch
+from lightning_landscape.training.data.batch import ProbeBatch, concat_batches
 
 SIDE = 21
 OURS, LOSS_LANDSCAPES, LANDSCAPER = "ours", "loss-landscapes", "Landscaper"
@@ -77,7 +76,7 @@ class Case:
         held = [ProbeBatch(batch, i, len(batch[0])) for i, batch in enumerate(self.batches)]
 
         def joined() -> Tensor:
-            inputs, targets = join_batches(held).batch if len(held) > 1 else held[0].batch
+            inputs, targets = concat_batches(held).batch if len(held) > 1 else held[0].batch
             value: Tensor = loss(module(inputs), targets)
             return value
 

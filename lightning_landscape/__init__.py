@@ -1,6 +1,6 @@
 """Measure the loss landscape while a model trains: PyTorch Lightning callbacks and functions."""
 
-import lightning_landscape.training.namespaces  # noqa: F401  # before any other import of Lightning
+import lightning_landscape.training.lightning_packages  # noqa: F401  # before any other import of Lightning
 from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.generalization import GeneralizationMonitor
 from lightning_landscape.callbacks.hessian import HessianMonitor
@@ -36,10 +36,11 @@ from lightning_landscape.geometry.trajectory import (
     project,
 )
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
-from lightning_landscape.training.history import read_history
+from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.monitor import Monitor
-from lightning_landscape.training.probe import Probe
-from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.output.history import read_history
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.round import Round
 
 __version__ = "0.1.0"
 

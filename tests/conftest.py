@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from lightning_landscape.figures import film
-from lightning_landscape.training import account
-from lightning_landscape.training.records import Recorder
+from lightning_landscape.training import budget
+from lightning_landscape.training.output.recorder import Recorder
 from tests import runs
 
 # Title -> rows, each a dict from column to cell.
@@ -30,7 +30,7 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     How large a probe is would otherwise depend on what else the machine does.
     """
     if request.node.get_closest_marker("short_runs") is None:
-        monkeypatch.setattr(account, "_SHORT_RUN", math.inf)
+        monkeypatch.setattr(budget, "_SHORT_RUN", math.inf)
 
 
 # What draws: it takes most of a small run, and few tests look at the pictures.

@@ -34,28 +34,29 @@ GAP_OF_TWO = "tests/integration/test_generalization_of_two.py"
 MEASURED = "tests/test_measure.py"
 EQUAL = f"{ISOLATION} -k bitwise_equal"
 
-STATE = "training/module_state.py"
-RANDOM = "training/random_state.py"
-ISOLATED = "training/isolation.py"
+STATE = "training/isolation/module_state.py"
+RANDOM = "training/isolation/random_state.py"
+ISOLATED = "training/isolation/isolated.py"
 SESSION = "training/session.py"
-ACCOUNT = "training/account.py"
+ACCOUNT = "training/budget.py"
 PUBLISHER = "training/publisher.py"
 HOOKS = "training/hooks.py"
 HESSIAN = "callbacks/hessian.py"
 EDGE_RATIO = "geometry/edge_ratio.py"
 LANDSCAPE = "callbacks/landscape.py"
 GENERALIZATION = "callbacks/generalization.py"
-FAULTY = "training/faults.py"
+FAULTY = "training/failures.py"
 ROUND = "training/round.py"
 LOSSES = "training/losses.py"
-PROBE = "training/probe.py"
+PROBE = "training/data/probe.py"
+BATCH = "training/data/batch.py"
 PROBES = "training/probes.py"
 PROCESSES = "training/processes.py"
-SHARDING = "training/sharding.py"
+SHARDING = "training/isolation/sharding.py"
 PAGE = "report/page.py"
 FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
-HISTORY = "training/history.py"
+HISTORY = "training/output/history.py"
 READING = "report/run.py"
 COMPARISON_PAGE = "compare/page.py"
 COMPARISON_PICTURES = "compare/pictures.py"
@@ -64,14 +65,14 @@ COMPARED_RUNS = "compare/runs.py"
 CURVES = "figures/curves.py"
 FILMSTRIP = "figures/filmstrip.py"
 PAIRWISE = "figures/comparison.py"
-RECORDS = "training/records.py"
-LOGGERS = "training/loggers.py"
+RECORDS = "training/output/recorder.py"
+LOGGERS = "training/output/loggers.py"
 PUBLISHER = "training/publisher.py"
 LOSS = "geometry/objective.py"
 BATCHES = "geometry/batches.py"
 REDUCTION = "geometry/reduction.py"
 MEMORY = "geometry/memory.py"
-MEANS = "training/means.py"
+MEANS = "training/batch_mean.py"
 OFFLINE = "measure/offline.py"
 SAVED = "measure/checkpoint.py"
 PLAIN = "geometry/kernels.py"
@@ -241,7 +242,7 @@ GUARDS = [
     ),
     Guard(
         "a probe that training cannot edit",
-        PROBE,
+        BATCH,
         "cls(clone_batch(batch), index",
         "cls(batch, index",
         f"{ZOO} -k edited",
@@ -273,7 +274,7 @@ GUARDS = [
     Guard(
         "idle steps do nothing",
         SESSION,
-        "step >= self._wanted_at",
+        "step >= self._next_step",
         "True",
         f"{SCHEDULE} -k nothing_is_due",
         within="Session._idle",
@@ -281,7 +282,7 @@ GUARDS = [
     Guard(
         "what idle hooks cost is charged",
         SESSION,
-        "self.account.budget.charge(",
+        "self.run.costs.time.add(",
         "abs(",
         f"{SCHEDULE} -k idle_hooks_are_charged",
         within="Session._count_batches",
@@ -477,70 +478,70 @@ GUARDS = [
     ),
     Guard(
         "values borrow no more than the run will earn",
-        HESSIAN,
-        "int(min(self.max_hvps, max(most, self.k + 1)))",
-        "self.max_hvps",
+        "callbacks/hessian_measurement.py",
+        "self._solver.allow(max(most, self.k + 1))",
+        "self._solver.allow(self.max_hvps)",
         f"{SCHEDULE} -k what_the_run_can_pay_for",
     ),
     Guard(
         "what the run pays for is for all eigenvalue problems together",
-        HESSIAN,
-        "(this_round.affordable(price) - others) / problems",
-        "this_round.affordable(price)",
+        "callbacks/hessian_measurement.py",
+        "(this_round.affordable(seconds) - others) / problems",
+        "this_round.affordable(seconds)",
         f"{SCHEDULE} -k shared_by_all",
     ),
     Guard(
         "a probe is no larger than the run can pay for",
         PROBES,
-        "if not trainer.strategy.broadcast(dear):",
+        "if not trainer.strategy.broadcast(expensive):",
         "if True:",
         f"{SCHEDULE} -k no_larger_than",
     ),
     Guard(
         "an exact schedule keeps its whole probe",
         PROBES,
-        "if any(m.max_overhead is None for m in monitors):",
+        "if any(q.max_overhead is None for q in users):",
         "if False:",
         f"{SCHEDULE} -k no_larger_than",
     ),
     Guard(
         "no picture is begun that cannot be paid",
         ACCOUNT,
-        "monitor.draws and self.budget.affords(cost + self.of(monitor))",
+        "quantity.draws and seconds(quantity) <= left",
         "monitor.draws",
         f"{SCHEDULE} -k cannot_pay",
     ),
     Guard(
         "the last picture fits what is left",
         ACCOUNT,
-        "if monitor.max_overhead is None or self.of(monitor) <= left:",
+        "if quantity.max_overhead is None or self.seconds_of(quantity) <= left:",
         "if True:",
         f"{SCHEDULE} -k as_fine_as",
     ),
     Guard(
         "a picture beside values waits until it is affordable",
         PUBLISHER,
-        "if final or self._account.spares(piece.drawings):",
+        "if final or self._budget.affords_drawing(output.drawings, beside_last=True):",
         "if True:",
         f"{SCHEDULE} -k beside_values_waits",
     ),
     Guard(
         "what was put off comes out of what the last pictures may take",
         SESSION,
-        "if monitor.draws:  # before what is left is shared out",
+        "if quantity.draws:  # before the rest is divided among these",
         "if False:",
         f"{SCHEDULE} -k leaves_what",
     ),
     Guard(
         "dear pictures of the whole run are left out",
-        SESSION,
-        "self.account.affords(piece.drawings)",
+        "training/measuring.py",
+        "self._budget.affords_drawing(output.drawings)",
         "True",
         f"{SCHEDULE} -k is_left_out",
     ),
     Guard(
         "a coarser slice is not the film's grid",
-        LANDSCAPE,
+        "callbacks/landscape_measurement.py",
         'if "coarse" in slice.metadata:',
         "if False:",
         "tests/callbacks/test_whole_run.py -k spoil",
@@ -555,7 +556,7 @@ GUARDS = [
     Guard(
         "three faults in a row end it",
         FAULTY,
-        "disabled = monitor.faults >= _FAULTS_ALLOWED",
+        "noted.disabled = noted.failed_in_a_row >= _FAILURES_ALLOWED",
         "disabled = False",
         FAULTS,
     ),
@@ -881,13 +882,13 @@ GUARDS = [
     Guard(
         "products before displacements",
         SESSION,
-        "(monitor.draws, monitor.displaces)",
+        "(q.draws, q.moves_weights)",
         "monitor.draws",
         "tests/integration/test_memory.py -k twice",
     ),
     Guard(
         "batches that know themselves how they belong together",
-        PROBE,
+        BATCH,
         "_map_tensors(held.batch, partial(piece, s), _refuse)",
         "_map_tensors(held.batch, partial(piece, s))",
         "tests/training/test_probe.py",
@@ -904,7 +905,7 @@ GUARDS = [
     Guard(
         "processes that meet before they exchange",
         PROCESSES,
-        "self.meet(size=total.numel())",
+        "self.sync_status(size=total.numel())",
         "pass",
         "tests/integration/test_faults_of_one.py",
         within="Processes.sum",
@@ -912,10 +913,10 @@ GUARDS = [
     Guard(
         "no warm start from before a fault",
         FAULTY,
-        "monitor.forget()",
+        "quantity.reset_warm_start()",
         "pass",
         "tests/integration/test_faults_of_one.py",
-        within="count_fault",
+        within="count_failure",
     ),
     # -- loggers
     Guard(
@@ -992,7 +993,7 @@ GUARDS = [
     Guard(
         "a logger that draws random numbers",
         PUBLISHER,
-        "    @undrawn()  #",
+        "    @preserve_rng_state()  #",
         "    #",
         f"{BAD_LOGGERS} -k Meddles",
     ),
@@ -1247,8 +1248,8 @@ GUARDS = [
     ),
     Guard(
         "a reference that holds other weights is refused",
-        "training/kept.py",
-        'thing.fingerprint() != self.told["hash"]',
+        "training/data/stored.py",
+        'thing.fingerprint() != self.entry["hash"]',
         "False",
         f"{INTERPOLATION} -k without_its_file",
     ),
@@ -1265,11 +1266,11 @@ GUARDS = [
         "params = self._params(pl_module)",
         "params = measured",
         f"{INTERPOLATION} -k unfrozen_later",
-        within="InterpolationMonitor.begin",
+        within="InterpolationMonitor.prepare",
     ),
     Guard(
         "three on one line cost the plane only",
-        "callbacks/interpolation.py",
+        "callbacks/interpolation_measurement.py",
         "except NoPlane as error:",
         "except ZeroDivisionError as error:",
         f"{INTERPOLATION} -k on_one_line",
@@ -1284,7 +1285,7 @@ GUARDS = [
     Guard(
         "the copy at the start of an epoch is paid for",
         SESSION,
-        "with self._paying(pl_module):",
+        "with self._measuring_time(pl_module):",
         "if True:",
         f"{INTERPOLATION} -k is_paid_for",
         within="Session.on_train_epoch_start",
@@ -1322,14 +1323,14 @@ GUARDS = [
     Guard(
         "no validation example twice",
         GENERALIZATION,
-        "self.further_probe.forget()  # the same",
+        "self._validation.clear()  # the same",
         "pass  # the same",
         f"{GAP} -k test_capture",
     ),
     Guard(
         "a complete validation probe costs nothing",
         GENERALIZATION,
-        "rest(self, [VALIDATION_BATCH_START], GeneralizationMonitor)",
+        "disable_hooks(self, [VALIDATION_BATCH_START], GeneralizationMonitor)",
         "pass",
         f"{GAP} -k idle",
     ),
@@ -1343,17 +1344,17 @@ GUARDS = [
     Guard(
         "the validation probe of the run before",
         GENERALIZATION,
-        'self._kept_validation.told = state_dict.get("validation_probe")',
+        'self._bookkeeping.stored[VALIDATION].entry = state_dict.get("validation_probe")',
         "pass",
         f"{GAP} -k resumed",
     ),
     Guard(
         "the mean per example of a summed loss",
         ROUND,
-        "reduction=reduction,",
-        'reduction="mean",',
+        "spec = monitor.loss\n",
+        'spec = replace(monitor.loss, reduction="mean")\n',
         f"{GAP} -k summed",
-        within="Round._terms",
+        within="Round.batch_losses",
     ),
     Guard(
         "weights of batches of unlike size",
@@ -1422,14 +1423,14 @@ GUARDS = [
     Guard(
         "what is about a step is left out of a finished model",
         ROUND,
-        "return self._session.trains",
+        "return self._run.trains",
         "return True",
         f"{MEASURED} -k about_a_step",
     ),
     Guard(
         "the edge of a summed loss on a finished model",
         SESSION,
-        "self.account.batch_size = batch_size(training[0])",
+        "self.run.costs.batch_size = batch_size(training[0])",
         "pass",
         f"{MEASURED} -k summed",
     ),
@@ -1449,14 +1450,14 @@ GUARDS = [
     ),
     Guard(
         "a value within its residual is told",
-        HESSIAN,
-        "elif residual > abs(value):",
-        "elif residual < 0.0:",
+        "callbacks/solver.py",
+        "if residual > abs(value):",
+        "if residual < 0.0:",
         f"{OPTIONS} -k within_its_residual",
     ),
     Guard(
         "the residuals of all eigenvalues",
-        HESSIAN,
+        "callbacks/hessian_measurement.py",
         "float(solved.eigenvalues[index]), float(solved.residuals[index])",
         "float(solved.eigenvalues[index]), 0.0",
         f"{OPTIONS} -k residuals_of_all",
@@ -1479,11 +1480,11 @@ GUARDS = [
     ),
     Guard(
         "patterns that match nothing end the run before it trains",
-        "training/monitor.py",
+        "training/quantity.py",
         "raise ValueError(problem)",
-        "self.say_once(problem)",
+        "self.warn_once(problem)",
         f"{BAD_RUNS} -k lyer",
-        within="Monitor.fits",
+        within="Quantity.check_parameters",
     ),
     Guard(
         "a callback that measures in one Trainer is not taken by another",
@@ -1501,9 +1502,9 @@ GUARDS = [
     ),
     Guard(
         "a probe in the place of one that was given up is kept",
-        "training/monitor.py",
-        "if probe.captured and not kept.names(probe):",
-        "if probe.captured and not self.measured:",
+        PROBES,
+        "if not stored.holds(probe):",
+        "if not quantity.measured:",
         f"{RESUME} -k kept_in_its_turn",
     ),
     Guard(
@@ -1515,14 +1516,14 @@ GUARDS = [
     ),
     Guard(
         "where a kept probe was found is told on",
-        "training/kept.py",
-        'self.told is not None and self.told["file"] == thing.file',
-        "self.told is not None",
+        "training/data/stored.py",
+        'self.entry is not None and self.entry["file"] == thing.file',
+        "self.entry is not None",
         f"{RESUME} -k moved",
     ),
     Guard(
         "what a checkpoint tells wrongly of a probe",
-        "training/kept.py",
+        "training/data/stored.py",
         'return all(isinstance(value.get(part), str) for part in ("file", "hash"))',
         "return True",
         f"{BAD_RUNS} -k tells_wrongly",

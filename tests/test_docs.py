@@ -104,6 +104,20 @@ def test_own_quantity(tmp_path, monkeypatch):
     assert row["subspace/gradient_share"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_gauss_newton_of_a_linear_model_is_its_hessian(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monitor = run("extend.md")["GaussNewton"](max_overhead=None, every_n_train_steps=1)
+    for batches in (regression(), regression(50, 20)):  # as one batch, and of unlike sizes
+        monitor = type(monitor)(max_overhead=None, every_n_train_steps=1, probe=batches)
+        pl.Trainer(max_steps=2, callbacks=[monitor], logger=False, enable_checkpointing=False).fit(
+            Linear(), regression()
+        )
+        x = batches.dataset.tensors[0].double()
+        expected = float(torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1])
+        values = [row["gauss_newton/top_eigenvalue"] for row in monitor.history]
+        assert values == pytest.approx([expected] * 2, rel=1e-4)
+
+
 def test_a_quantity_without_a_kind_is_refused():
     class Nameless(Monitor):
         tags = ("value",)

@@ -75,7 +75,7 @@ class Cold(HessianMonitor):
     """Starts its solver afresh each time, as one does that measures once."""
 
     def measure(self, this_round):
-        self.forget()
+        self.reset_warm_start()
         return super().measure(this_round)
 
 
@@ -230,7 +230,7 @@ def test_the_probe_is_the_first_examples(tmp_path):
     for row in found.rows:
         same = next(m for m in live if m.prefix == row["monitor"])
         assert row in same.history
-    taken = [(m.probe_samples, m.probe_in_use.size) for m in live]
+    taken = [(m.probe_samples, m.loss.probe.size) for m in live]
     assert taken == [(512, 60)] * 4
 
 
@@ -307,7 +307,7 @@ class Data(pl.LightningDataModule):
 def test_kinds_of_data(tmp_path, data):
     monitor = SharpnessMonitor(probe_samples=40)
     measure(Net, data, callbacks=[monitor], logdir=tmp_path, **CPU)
-    held = torch.cat([b.batch[0] for b in monitor.probe_in_use.batches])
+    held = torch.cat([b.batch[0] for b in monitor.loss.probe.batches])
     assert torch.equal(held, regression().dataset.tensors[0][:40])
 
 
@@ -321,7 +321,7 @@ def test_classes_are_built_as_they_were(tmp_path):
     found = measure(
         Net, Data, checkpoint=tmp_path / "saved.ckpt", callbacks=[monitor], logdir=tmp_path, **CPU
     )
-    assert monitor.probe_in_use.size == 20
+    assert monitor.loss.probe.size == 20
     assert "width: 3" in (found.log_dir / "hparams.yaml").read_text()
     with pytest.raises(RuntimeError, match="size mismatch"):
         measure(
@@ -409,7 +409,7 @@ def test_what_is_about_a_step_is_said_once(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = measure(Net, regression, callbacks=asked, logdir=tmp_path, **CPU)
-    said = [str(w.message) for w in caught if "is about a step" in str(w.message)]
+    said = [str(w.message) for w in caught if "it needs a training step" in str(w.message)]
     for what in (
         "hessian/batch_edge_ratio", "hessian/update_curvature", "sharpness/critical", "'update'",
     ):  # fmt: skip

@@ -82,7 +82,7 @@ class Axes:
         self._last_eigen: EigenResult | None = None
         self._last_vectors: dict[tuple[str, int], dict[str, Tensor]] = {}
 
-    def forget(self) -> None:
+    def reset_warm_start(self) -> None:
         """Start afresh: after a fault processes may hold different results."""
         self._last_eigen = None
         self._last_vectors.clear()
@@ -116,7 +116,7 @@ class Axes:
         if 0.0 < length < math.inf:
             return Axis(f"random {repeat + 1}", normalized, True, "random")
         if length == 0.0:
-            self._monitor.say_once(
+            self._monitor.warn_once(
                 "the parameters are all vectors or all zero, which filter normalisation leaves "
                 "out; random directions have length 1 instead"
             )
@@ -136,17 +136,17 @@ class Axes:
         if kind == "pca" and repeat < len(principal):
             return principal[repeat]
         if kind == "pca":
-            self._monitor.say_once(
+            self._monitor.warn_once(
                 "the path of the weights is a straight line so far, or a point; where there is no "
                 "second (or no first) principal direction it is a random one"
             )
             return self._drawn(objective, 2 + position)
-        if kind == "update" and not this_round.steps(
+        if kind == "update" and not this_round.has_step(
             self._monitor, "the direction 'update' (a random one takes its place)"
         ):
             return self._drawn(objective, 2 + position)
         if kind == "update" and not this_round.knows_update:
-            self._monitor.say_once(
+            self._monitor.warn_once(
                 "training ended where no end was foreseen, so that the last step was not kept; "
                 "the last picture has a random direction in its place"
             )
@@ -163,7 +163,7 @@ class Axes:
         try:
             shortened = unit(axis.vector)
         except ValueError:  # where the loss is NaN, or flat, or the optimizer did not step
-            self._monitor.say_once(
+            self._monitor.warn_once(
                 f"{axis.name} is zero or not finite; it is a random direction where it is"
             )
             return self._drawn(objective, 2 + position)
@@ -179,7 +179,7 @@ class Axes:
             name = f"{moved.name}, across x" if across else moved.name
             moved = replace(moved, vector=vector, name=name, kind="" if across else moved.kind)
         except ValueError:
-            self._monitor.say_once(
+            self._monitor.warn_once(
                 f"{moved.name} and {kept.name} are parallel; {'x' if swapped else 'y'} is a random "
                 f"direction"
             )

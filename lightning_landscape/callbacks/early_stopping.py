@@ -10,9 +10,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_landscape.geometry.checks import check_choice, check_count, check_number
-from lightning_landscape.training.hooks import OF_EVERY_BATCH, rest, wake
-from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.namespaces import Callback, misconfiguration
+from lightning_landscape.training.bookkeeping import usable_state
+from lightning_landscape.training.hooks import EVERY_BATCH, disable_hooks, enable_hooks
+from lightning_landscape.training.lightning_packages import Callback, misconfiguration
+from lightning_landscape.training.monitor import Monitor
 
 
 class SharpnessEarlyStopping(Callback):
@@ -61,21 +62,21 @@ class SharpnessEarlyStopping(Callback):
         action: Literal["stop", "warn"] = "stop",
     ) -> None:
         super().__init__()
-        said = "SharpnessEarlyStopping"
+        owner = "SharpnessEarlyStopping"
         if not isinstance(monitor, str) or not monitor:
             raise ValueError(
-                f"{said}(monitor={monitor!r}): expected a key such as 'hessian/top_eigenvalue'"
+                f"{owner}(monitor={monitor!r}): expected a key such as 'hessian/top_eigenvalue'"
             )
-        words = "a finite number, in units of the monitored key"
-        check_number(said, "threshold", threshold, words, math.isfinite)
-        check_choice(said, "stop_when", stop_when, ("above", "below"))
-        check_choice(said, "action", action, ("stop", "warn"))
-        patience = check_count(said, "patience", patience)
-        min_steps = check_count(said, "min_steps", min_steps, least=0)
+        expected = "a finite number, in units of the monitored key"
+        check_number(owner, "threshold", threshold, expected, math.isfinite)
+        check_choice(owner, "stop_when", stop_when, ("above", "below"))
+        check_choice(owner, "action", action, ("stop", "warn"))
+        patience = check_count(owner, "patience", patience)
+        min_steps = check_count(owner, "min_steps", min_steps, least=0)
         if stop_when == "below" and min_steps == 0:
             raise ValueError(
-                f"{said}(stop_when='below', min_steps=0): many runs begin flat; pass the step from "
-                f"which a small value means something, e.g. min_steps=1000"
+                f"{owner}(stop_when='below', min_steps=0): many runs begin flat; pass the step "
+                f"from which a small value means something, e.g. min_steps=1000"
             )
         self.monitor = monitor
         self.threshold = float(threshold)
@@ -88,15 +89,15 @@ class SharpnessEarlyStopping(Callback):
         self.stopping_reason = ""
         self._pending: tuple[int, str] | None = None  # decided, but the Trainer must go on yet
         self._warned = False  # of the crossing that is going on
-        self._missing_said = False
+        self._missing_warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the callback that logs the key."""
         if stage != "fit":
             return
         monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
-        owner = next((m for m in monitors if m.owns(self.monitor)), None)
-        if owner is None:
+        logging = next((m for m in monitors if m.owns(self.monitor)), None)
+        if logging is None:
             available = sorted(key for m in monitors for key in m.keys)
             raise misconfiguration(
                 trainer,
@@ -108,21 +109,22 @@ class SharpnessEarlyStopping(Callback):
                     else "add a HessianMonitor, say"
                 ),
             )
-        if self not in owner.listeners:
-            owner.listeners.append(self)
-        wake(self)  # an exception may have ended another fit
-        rest(self, OF_EVERY_BATCH, Callback)
+        listeners = logging._bookkeeping.listeners
+        if self not in listeners:
+            listeners.append(self)
+        enable_hooks(self)  # an exception may have ended another fit
+        disable_hooks(self, EVERY_BATCH, Callback)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """As it was before the fit."""
         if stage == "fit":
-            wake(self)
+            enable_hooks(self)
 
     def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         """A new measurement, on every process: count it, and act."""
         if self.monitor not in row:
-            if not self._missing_said:
-                self._missing_said = True
+            if not self._missing_warned:
+                self._missing_warned = True
                 rank_zero_warn(
                     f"SharpnessEarlyStopping: a measurement came without {self.monitor!r}; such "
                     f"measurements are not counted; use a key that every measurement has"

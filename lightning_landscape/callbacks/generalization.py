@@ -12,20 +12,16 @@ from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_callable
 from lightning_landscape.geometry.objective import Engine
-from lightning_landscape.training.hooks import VALIDATION_BATCH_START, rest, wake
-from lightning_landscape.training.kept import KeptProbe, is_told
+from lightning_landscape.training.batch_mean import BatchMean, batch_mean
+from lightning_landscape.training.bookkeeping import VALIDATION, usable_state
+from lightning_landscape.training.data.batch import ProbeBatch, first_examples
+from lightning_landscape.training.data.probe import Probe, Source, check_source, probe_of
+from lightning_landscape.training.data.stored import StoredProbe, is_entry
+from lightning_landscape.training.hooks import VALIDATION_BATCH_START, disable_hooks, enable_hooks
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.means import BatchMean, batch_mean
-from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.probe import (
-    Probe,
-    ProbeBatch,
-    Source,
-    check_source,
-    first_examples,
-    probe_of,
-)
-from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.round import Round
 
 MetricFn = Callable[[Any, Any], Any]  # a mapping from name to tensor, see UserLoss
 
@@ -52,7 +48,7 @@ class GeneralizationMonitor(Monitor):
             dict), or a shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep of each kind, over all processes; fewer where
-            ``max_overhead`` of the whole run could not pay for them, which is said.
+            ``max_overhead`` of the whole run does not allow more, with a warning.
         probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: dropout masks fixed,
             BatchNorm on batch statistics.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -94,7 +90,7 @@ class GeneralizationMonitor(Monitor):
     """
 
     kind = "generalization"
-    displaces = False
+    moves_weights = False
 
     def __init__(
         self,
@@ -130,22 +126,22 @@ class GeneralizationMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        said = "GeneralizationMonitor"
+        owner = "GeneralizationMonitor"
         if metric_fn is not None:
-            words = "a function (pl_module, batch) -> mapping from name to value, or None"
-            check_callable(said, "metric_fn", metric_fn, words, arguments=2)
-        check_source(said, "validation_probe", validation_probe)
+            expected = "a function (pl_module, batch) -> mapping from name to value, or None"
+            check_callable(owner, "metric_fn", metric_fn, expected, arguments=2)
+        check_source(owner, "validation_probe", validation_probe)
         further = probe_of(validation_probe, probe_samples)
         if further is validation_probe and further.captured:
             raise ValueError(
-                f"{said}(validation_probe=Probe()): expected one with a source, or None for the "
+                f"{owner}(validation_probe=Probe()): expected one with a source, or None for the "
                 f"first validation batches"
             )
         self.validation_probe = validation_probe
         self.metric_fn = metric_fn
-        self.further_probe: Probe = further
+        self._bookkeeping.probes[VALIDATION] = further
+        self._bookkeeping.stored[VALIDATION] = StoredProbe("validation")
         self.tags = ("train_loss", "val_loss", "gap", "gap_stderr")
-        self._kept_validation = KeptProbe("validation")
         self._share = probe_samples  # of the captured probe, for each process
         self._without_validation = False
 
@@ -171,7 +167,11 @@ class GeneralizationMonitor(Monitor):
         return 2 if self.metric_fn is None else 4
 
     @property
-    def owes(self) -> bool:
+    def _validation(self) -> Probe:
+        return self._bookkeeping.probes[VALIDATION]
+
+    @property
+    def measures_at_end(self) -> bool:
         """The first values, in a fit that ends with its first validation."""
         return not self.measured
 
@@ -179,30 +179,30 @@ class GeneralizationMonitor(Monitor):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._share = math.ceil(self.further_probe.samples / trainer.world_size)
-        if stage == "fit" and (self.further_probe.complete or not self.further_probe.captured):
+        self._share = math.ceil(self._validation.samples / trainer.world_size)
+        if stage == "fit" and (self._validation.complete or not self._validation.captured):
             self._close()
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Say so where no validation probe will ever be had."""
         if self._without_validation:  # that was another fit
-            self.disabled = self._without_validation = False
-        probe = self.further_probe
+            self._bookkeeping.disabled = self._without_validation = False
+        probe = self._validation
         if not probe.captured or probe.complete:
             self._close()
         elif not trainer.enable_validation:
-            self.disabled = self._without_validation = True
-            self.say_once(
+            self._bookkeeping.disabled = self._without_validation = True
+            self.warn_once(
                 "nothing is measured: this fit has no validation loop to take validation examples "
                 "from; pass validation_probe=... (a DataLoader, a list of batches or one batch)"
             )
         elif not probe.closed:
-            wake(self, [VALIDATION_BATCH_START])
+            enable_hooks(self, [VALIDATION_BATCH_START])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._captures(trainer) and not trainer.sanity_checking:
-            self.further_probe.forget()  # the same examples come again, from the first on
+            self._validation.clear()  # the same examples come again, from the first on
 
     def on_validation_batch_start(
         self,
@@ -213,13 +213,13 @@ class GeneralizationMonitor(Monitor):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the batch.  Nothing is sent: processes may have different numbers of batches."""
-        probe = self.further_probe
+        probe = self._validation
         if dataloader_idx > 0 or not self._captures(trainer):
             return
         try:
             probe.offer(batch, batch_idx, lambda _: 0)
         except Exception as error:  # a batch that cannot be copied
-            self.say_once(f"a validation batch could not be kept ({error})")
+            self.warn_once(f"a validation batch could not be kept ({error})")
             self._close()
         if probe.size >= self._share:
             self._close()
@@ -230,13 +230,13 @@ class GeneralizationMonitor(Monitor):
             self._close()
 
     def _captures(self, trainer: Trainer) -> bool:
-        probe = self.further_probe
+        probe = self._validation
         fits = trainer.state.fn == "fit"  # not validate()
         return fits and probe.captured and not probe.closed and not probe.complete
 
     def _close(self) -> None:
-        self.further_probe.closed = True
-        rest(self, [VALIDATION_BATCH_START], GeneralizationMonitor)
+        self._validation.closed = True
+        disable_hooks(self, [VALIDATION_BATCH_START], GeneralizationMonitor)
 
     # -- a measurement -------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class GeneralizationMonitor(Monitor):
             values |= self._metrics(this_round, train, val)
         sizes = [loss.examples for loss in losses]
         if sizes[0] != sizes[1]:
-            self.say_once(
+            self.warn_once(
                 f"the losses are those of {sizes[0]} training and {sizes[1]} validation examples: "
                 f"their batches cannot be cut to the same number"
             )
@@ -263,7 +263,7 @@ class GeneralizationMonitor(Monitor):
 
     def _equal(self, this_round: Round) -> tuple[list[ProbeBatch], list[ProbeBatch]]:
         """This process's batches of both probes, with as many examples over all processes."""
-        probes = (self.probe_in_use, self.further_probe)
+        probes = (self.loss.probe, self._validation)
         processes = this_round.processes
         own = torch.tensor([probe.size for probe in probes], device=processes.device)
         sizes = [[int(row[which]) for row in processes.gathered(own)] for which in range(2)]
@@ -303,20 +303,18 @@ class GeneralizationMonitor(Monitor):
 
     # -- checkpoints ---------------------------------------------------------------------------
 
-    @property
-    def kept_probes(self) -> list[tuple[Probe, KeptProbe]]:
-        """That of the validation examples too."""
-        return [*super().kept_probes, (self.further_probe, self._kept_validation)]
-
     def state_dict(self) -> dict[str, Any]:
-        """The common state, and where the validation probe lies."""
-        return {**super().state_dict(), "validation_probe": self._kept_validation.state()}
+        """The common state, and the file of the validation probe."""
+        stored = self._bookkeeping.stored[VALIDATION]
+        return {**super().state_dict(), "validation_probe": stored.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series, on the same examples."""
         super().load_state_dict(state_dict)
-        if self.resumed and usable_state(self.prefix, state_dict, {"validation_probe": is_told}):
-            self._kept_validation.told = state_dict.get("validation_probe")
+        if self._bookkeeping.resumed and usable_state(
+            self.prefix, state_dict, {"validation_probe": is_entry}
+        ):
+            self._bookkeeping.stored[VALIDATION].entry = state_dict.get("validation_probe")
 
 
 def shares(sizes: Sequence[int], wanted: int) -> list[int]:

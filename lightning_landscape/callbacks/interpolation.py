@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_landscape.callbacks.between import Weights
+from lightning_landscape.callbacks.interpolation_measurement import InterpolationMeasurement
 from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
-from lightning_landscape.geometry.batch_norm import running_norms
-from lightning_landscape.geometry.blocks import members
 from lightning_landscape.geometry.checks import (
     check_block_names,
     check_blocks,
@@ -22,32 +19,22 @@ from lightning_landscape.geometry.checks import (
     check_flags,
     check_mapping,
 )
-from lightning_landscape.geometry.interpolation import (
-    NoPlane,
-    displacement,
-    line_between,
-    loss_barrier,
-    plane_through,
-)
-from lightning_landscape.geometry.objective import Engine, Objective
-from lightning_landscape.geometry.slices import Slice
-from lightning_landscape.geometry.vectors import norm
-from lightning_landscape.training.kept import Kept, is_told
+from lightning_landscape.geometry.objective import Engine
+from lightning_landscape.training.data.probe import Source, check_source, probe_of
+from lightning_landscape.training.data.stored import StoredFile
+from lightning_landscape.training.isolation.sharding import Whole, is_sharded
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, session_of, usable_state
-from lightning_landscape.training.probe import Probe, Source, check_source, probe_of
-from lightning_landscape.training.round import Measured, Round, measured_parameters
-from lightning_landscape.training.sharding import Whole, is_sharded
+from lightning_landscape.training.monitor import session_of
+from lightning_landscape.training.parameters import measured_parameters
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _LIVE = ("initial", "last_epoch")  # references that are taken from the run itself
 _OF_OTHERS = ("loss", "rise", "barrier")
-_BARRIER = "max over t of L(w_t) - ((1-t) L(reference) + t L(now))"
 
 
-class InterpolationMonitor(Monitor):
+class InterpolationMonitor(InterpolationMeasurement):
     r"""Watch how far the weights have come from a reference, and whether a hill lies between.
 
     The loss on the straight line from the reference to the weights now.  Without a barrier both lie
@@ -63,7 +50,7 @@ class InterpolationMonitor(Monitor):
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run could not pay for them, which is said.
+            where ``max_overhead`` of the whole run does not allow more, with a warning.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -168,26 +155,26 @@ class InterpolationMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        said = "InterpolationMonitor"
-        resolution = check_count(said, "resolution", resolution, least=2)
-        plane_resolution = check_count(said, "plane_resolution", plane_resolution, least=2)
-        check_flags(said, reestimate_batch_norm=reestimate_batch_norm)
-        check_blocks(said, blocks)
+        owner = "InterpolationMonitor"
+        resolution = check_count(owner, "resolution", resolution, least=2)
+        plane_resolution = check_count(owner, "plane_resolution", plane_resolution, least=2)
+        check_flags(owner, reestimate_batch_norm=reestimate_batch_norm)
+        check_blocks(owner, blocks)
         if other_probes is not None:
-            words = "a mapping from name to data, or None"
-            check_mapping(said, "other_probes", other_probes, words)
+            expected = "a mapping from name to data, or None"
+            check_mapping(owner, "other_probes", other_probes, expected)
         for other, data in (other_probes or {}).items():
-            check_source(said, f"other_probes[{other!r}]", data)
+            check_source(owner, f"other_probes[{other!r}]", data)
             if not isinstance(other, str) or not other or "/" in other or other == "reference":
                 raise ValueError(
-                    f"{said}(other_probes={{{other!r}: ...}}): expected a word, no '/', and not "
+                    f"{owner}(other_probes={{{other!r}: ...}}): expected a word, no '/', and not "
                     f"'reference'"
                 )
         if not isinstance(reference, str) or reference not in _LIVE:
-            words = "'initial', 'last_epoch'"
-            reference = own_weights(said, "reference", reference, words)
+            expected = "'initial', 'last_epoch'"
+            reference = own_weights(owner, "reference", reference, expected)
         if third is not None:
-            third = own_weights(said, "third", third)
+            third = own_weights(owner, "third", third)
         self.reference = reference
         self.resolution = resolution
         self.reestimate_batch_norm = reestimate_batch_norm
@@ -200,10 +187,10 @@ class InterpolationMonitor(Monitor):
         for other, data in self.other_probes.items():
             if data.captured:
                 raise ValueError(
-                    f"{said}(other_probes={{{other!r}: ...}}): expected data, not None"
+                    f"{owner}(other_probes={{{other!r}: ...}}): expected data, not None"
                 )
-        self.given_probes = tuple(self.other_probes.values())
-        self.follows_epochs = reference == "last_epoch"
+        self._bookkeeping.probes |= {f"other/{n}": p for n, p in self.other_probes.items()}
+        self.tracks_epochs = reference == "last_epoch"
         self.draws = third is not None  # type: ignore[misc]  # no price for a scalar
         self.tags = (
             "barrier",
@@ -213,17 +200,21 @@ class InterpolationMonitor(Monitor):
         )
         self._from = Reference()
         self._third: Mapping[str, Any] = {}
-        self._kept_reference = Kept("reference")
+        self._bookkeeping.stored["reference"] = StoredFile("reference")
         self._without_reference = False
         self._plane_size = plane_resolution  # of the plane that is next
+
+    @property
+    def _stored(self) -> StoredFile:
+        return self._bookkeeping.stored["reference"]
 
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; the names of blocks are known only later."""
         return key in self.keys or (bool(self.blocks) and key.startswith(self.key("distance/")))
 
-    def fits(self, names: Sequence[str]) -> None:
+    def check_parameters(self, names: Sequence[str]) -> None:
         """Raise where an argument names none of the module's parameters."""
-        super().fits(names)
+        super().check_parameters(names)
         check_block_names("InterpolationMonitor", self.blocks, names)
 
     @property
@@ -258,19 +249,19 @@ class InterpolationMonitor(Monitor):
         return 1 + (self.third is not None)
 
     @property
-    def owes(self) -> bool:
+    def measures_at_end(self) -> bool:
         """The line to where training has ended."""
         return True
 
     @property
-    def coarse(self) -> str:
+    def reduced_resolution(self) -> str:
         """How many points the last plane had, where they were fewer than asked for."""
         if self.third is None or self._plane_size == self.plane_resolution:
             return ""
         size, full = self._plane_size, self.plane_resolution
         return f"{size} x {size} of {full} x {full} points"
 
-    def settle_for(self, forwards: float | None) -> None:
+    def fit_to_budget(self, forwards: float | None) -> None:
         """Take fewer points along the axes of the plane, down to 5."""
         self._plane_size = self.plane_resolution
         if forwards is None or self.third is None:
@@ -280,23 +271,23 @@ class InterpolationMonitor(Monitor):
 
     # -- the reference -------------------------------------------------------------------------
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Take the weights as they are, or read those that were given."""
         if self._without_reference:  # that was another fit
-            self.disabled = self._without_reference = False
+            self._bookkeeping.disabled = self._without_reference = False
         measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
         params = self._params(pl_module)
         if self.third is not None:
-            said = "InterpolationMonitor(third=...)"
-            self._third = weights_for(said, self.third, measured, params)
+            owner = "InterpolationMonitor(third=...)"
+            self._third = weights_for(owner, self.third, measured, params)
         if self.reference not in _LIVE:
-            said = "InterpolationMonitor(reference=...)"
-            self._from.weights = weights_for(said, self.reference, measured, params)
+            owner = "InterpolationMonitor(reference=...)"
+            self._from.weights = weights_for(owner, self.reference, measured, params)
         elif is_sharded(pl_module):
             self._do_without("under FSDP2 no copy of the weights is kept")
         elif self.reference == "initial" and self._goes_on(trainer, params):
             pass
-        elif not session_of(trainer).trains:
+        elif not session_of(trainer).run.trains:
             self._do_without("no training has led to these weights")
         else:
             self._take(trainer, params)
@@ -311,8 +302,8 @@ class InterpolationMonitor(Monitor):
         }
 
     def _do_without(self, reason: str) -> None:
-        self.disabled = self._without_reference = True
-        self.say_once(
+        self._bookkeeping.disabled = self._without_reference = True
+        self.warn_once(
             f"nothing is measured, there is no reference={self.reference!r}: {reason}; pass a "
             f"checkpoint file or a state dict"
         )
@@ -321,184 +312,42 @@ class InterpolationMonitor(Monitor):
         self._from.take(params)
         if self.reference == "last_epoch":
             if trainer.fit_loop.restarted_mid_epoch:
-                self.say_once(
+                self.warn_once(
                     "this fit goes on in the middle of an epoch: until the next one begins the "
                     "reference is what it goes on from"
                 )
             return
-        self._kept_reference.told = None
+        self._stored.entry = None
         # The same on all processes; rank zero writes.
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             recorder = session_of(trainer).recorder
             name = f"{self.prefix.replace('/', '-')}-reference.pt"
-            self._kept_reference.write_as(name, self._from, recorder)
+            self._stored.write_as(name, self._from, recorder)
 
     def _goes_on(self, trainer: Trainer, params: Mapping[str, Tensor]) -> bool:
         """After a resume: whether the reference of the run before was found."""
-        if not (self.resumed and trainer.ckpt_path) or trainer.global_step == 0:
+        if not (self._bookkeeping.resumed and trainer.ckpt_path) or trainer.global_step == 0:
             return False
         session = session_of(trainer)
         problem = "the checkpoint names none"
-        if self._kept_reference.told is not None:
-            problem = self._kept_reference.read(self._from, session.recorder, trainer)
+        if self._stored.entry is not None:
+            problem = self._stored.read(self._from, session.recorder, trainer)
         if not problem and {n: p.shape for n, p in params.items()} != {
             n: w.shape for n, w in self._from.weights.items()
         }:
             problem = "it has other parameters"
-        if session.processes.total(not problem) == session.processes.count:
+        if session.run.processes.total(not problem) == session.run.processes.count:
             return True
-        self.say_once(
+        self.warn_once(
             f"the reference of the run before could not be used: "
             f"{problem or 'another process has none'}; a new series starts from the weights now"
         )
         return False
 
-    def epoch_begins(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_epoch_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end of the epoch before; without room for a copy nothing is measured in this one."""
         try:
             self._from.take(self._params(pl_module))
         except Exception as error:  # out of memory, most likely
-            self._from.forget()
-            self.say_once(f"the weights at the start of the epoch could not be kept: {error}")
-
-    # -- a measurement -------------------------------------------------------------------------
-
-    def measure(self, this_round: Round) -> Measured:
-        if not self._from.weights:
-            raise RuntimeError("there is no copy of the weights of the reference")
-        reestimated = (
-            self.reestimate_batch_norm
-            and self.probe_mode == "eval"
-            and bool(running_norms(this_round.pl_module))
-        )
-        on = partial(this_round.objective_on, self, reestimated=reestimated)
-        objective = on(self.probe_in_use)
-        line = self._line(this_round, objective, self.probe_in_use, reestimated)
-        measured = Measured(
-            {
-                self.key("barrier"): line.metadata["barrier"],
-                self.key("distance"): line.metadata["norms"][0],
-                self.key("reference_loss"): float(line.losses[0]),
-            },
-            {
-                "reference": self._words,
-                "barrier_definition": _BARRIER,
-                "center_loss": line.center_loss,
-            },
-        )
-        lines = {"": line}
-        if self.blocks:
-            self._add_distances(measured, objective)
-        if self.third is not None:
-            self._add_plane(measured, this_round, objective)
-        for other, probe in self.other_probes.items():
-            lines[other] = found = self._line(this_round, on(probe), probe, reestimated)
-            for what, value in (
-                ("loss", found.center_loss),
-                ("rise", found.center_loss - float(found.losses[0])),
-                ("barrier", found.metadata["barrier"]),
-            ):
-                measured.values[self.key(f"{other}_{what}")] = value
-        for other, found in lines.items():
-            self._keep(measured, f"line-{other}" if other else "line", found)
-        if this_round.trainer.is_global_zero:
-            measured.pictures[self.key("line")] = partial(_line_figure, lines)
-        return measured
-
-    def _line(
-        self, this_round: Round, objective: Objective, probe: Probe, reestimated: bool
-    ) -> Slice:
-        known = self._known(this_round, this_round.further_size(probe))
-        known |= {"directions": [f"from {self._words}"], "reference": self._words}
-        known |= {"batch_norm": "re-estimated"} if reestimated else {}
-        line = line_between(
-            objective, self._from.weights, None, self.resolution, metadata=known, progress=False
-        )
-        line.metadata["barrier"] = loss_barrier(line)
-        return line
-
-    def _add_plane(self, measured: Measured, this_round: Round, objective: Objective) -> None:
-        size, full = self._plane_size, self.plane_resolution
-        known = self._known(this_round, this_round.probe_size(self))
-        known |= {"directions": [f"to {self._words}", "across to third"]}
-        known |= {} if size == full else {"coarse": {"wanted": [full] * 2, "taken": [size] * 2}}
-        try:
-            plane = plane_through(
-                objective,
-                self._from.weights,
-                self._third,
-                resolution=size,
-                metadata=known,
-                progress=False,
-            )
-        except NoPlane as error:
-            self.say_once(f"a plane was left out: {error}")
-            return
-        names = ("now", self._words, "third")
-        for point, told in zip(plane.metadata["points"], names, strict=True):
-            point["name"] = told
-        self._keep(measured, "plane", plane)
-        if this_round.trainer.is_global_zero:
-            measured.pictures[self.key("plane")] = partial(_plane_figure, plane)
-
-    def _add_distances(self, measured: Measured, objective: Objective) -> None:
-        moves = displacement(objective, self._from.weights, "reference")
-        named = self.blocks if isinstance(self.blocks, Mapping) else None
-        for block, names in members(objective.params, named).items():
-            length = norm({name: moves[name] for name in names})
-            measured.values[self.key(f"distance/{block}")] = length
-
-    def _known(self, this_round: Round, samples: int) -> dict[str, Any]:
-        return {
-            "step": this_round.step,
-            "epoch": this_round.trainer.current_epoch,
-            "probe_samples": samples,
-            "probe_mode": self.probe_mode,
-        }
-
-    @property
-    def _words(self) -> str:
-        if self.reference == "initial":
-            return "the start"
-        if self.reference == "last_epoch":
-            return "the last epoch"
-        return "the reference" if isinstance(self.reference, Mapping) else Path(self.reference).stem
-
-    def _keep(self, measured: Measured, part: str, piece: Slice) -> None:
-        name = f"{self.key(part).replace('/', '-')}-step{piece.metadata['step']:08d}.npz"
-        measured.files[name] = cast(Callable[[Path], None], piece.save)
-
-    # -- checkpoints ---------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """The common state, and where the reference lies."""
-        return {**super().state_dict(), "reference": self._kept_reference.state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the series, from the same reference."""
-        super().load_state_dict(state_dict)
-        if self.resumed and usable_state(self.prefix, state_dict, {"reference": is_told}):
-            self._kept_reference.told = state_dict.get("reference")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the copies too."""
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit":
-            self._from.forget()
-            self._third = {}
-
-
-def _line_figure(lines: Mapping[str, Slice]) -> Figure:
-    from lightning_landscape.figures import line_figure
-    from lightning_landscape.figures.words import number
-
-    names = [
-        f"{name or 'probe'}, barrier {number(s.metadata['barrier'])}" for name, s in lines.items()
-    ]
-    return line_figure(list(lines.values()), names=names if len(lines) > 1 else None)
-
-
-def _plane_figure(plane: Slice) -> Figure:
-    from lightning_landscape.figures import plane_figure
-
-    return plane_figure(plane)
+            self._from.clear()
+            self.warn_once(f"the weights at the start of the epoch could not be kept: {error}")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.callbacks.axes import (
     DIRECTIONS,
     PAIRS,
     Axes,
-    Axis,
     Direction,
 )
 from lightning_landscape.callbacks.between import Weights, check_between, difference
+from lightning_landscape.callbacks.landscape_measurement import LandscapeMeasurement, Points
 from lightning_landscape.geometry.checks import (
     check_choice,
     check_count,
@@ -27,42 +23,19 @@ from lightning_landscape.geometry.checks import (
     check_span,
     quoted,
 )
-from lightning_landscape.geometry.objective import Engine, Objective
-from lightning_landscape.geometry.slices import Slice, line_slice, lowest_point, plane_slice
-from lightning_landscape.geometry.trajectory import Trajectory, project
+from lightning_landscape.geometry.objective import Engine
+from lightning_landscape.geometry.trajectory import Trajectory
+from lightning_landscape.training.bookkeeping import VALIDATION
+from lightning_landscape.training.data.probe import Source, check_source, probe_of
+from lightning_landscape.training.isolation.sharding import Whole, is_sharded
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.monitor import Monitor, usable_state
-from lightning_landscape.training.probe import Source, check_source, probe_of
-from lightning_landscape.training.round import Measured, Round, measured_parameters
-from lightning_landscape.training.saved import load_evenly
-from lightning_landscape.training.sharding import Whole, is_sharded
+from lightning_landscape.training.parameters import measured_parameters
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from lightning_landscape.figures import ColorScale
+    pass
 
 
-_PANELS, _FRAMES = 9, 30  # at most, of a film and an animation
-
-
-class Points(NamedTuple):
-    """How many points the slices of one measurement have."""
-
-    plane: tuple[int, int]  # along x and along y
-    line: int
-
-    def at_most(self, size: int) -> Points:
-        """No more than ``size`` along an axis of the plane, 3/2 of that along a line."""
-        x, y = self.plane
-        return Points((min(x, size), min(y, size)), min(self.line, (3 * size // 2) | 1))
-
-    def __str__(self) -> str:
-        plane = f"{self.plane[0]} x {self.plane[1]}" if all(self.plane) else ""
-        return " and ".join(filter(None, (plane, f"{self.line}" if self.line else "")))
-
-
-class LandscapeMonitor(Monitor):
+class LandscapeMonitor(LandscapeMeasurement):
     """Draw the loss on a line and on a plane through the weights, as training goes on.
 
     Every picture has the weights at its centre and shows the loss minus the loss there, on one
@@ -79,7 +52,7 @@ class LandscapeMonitor(Monitor):
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run could not pay for them, which is said.
+            where ``max_overhead`` of the whole run does not allow more, with a warning.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -194,43 +167,43 @@ class LandscapeMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        said = "LandscapeMonitor"
+        owner = "LandscapeMonitor"
         pair = tuple(directions) if isinstance(directions, (tuple, list)) else (directions,)
         if len(pair) not in (1, 2):
             raise ValueError(
-                f"{quoted(said, 'directions', directions)}: expected one or two of {DIRECTIONS}"
+                f"{quoted(owner, 'directions', directions)}: expected one or two of {DIRECTIONS}"
             )
         for direction in pair:
-            check_choice(said, "directions", direction, DIRECTIONS)
+            check_choice(owner, "directions", direction, DIRECTIONS)
         if span is not None:
-            check_span(said, "span", span, ", or None")
+            check_span(owner, "span", span, ", or None")
         given = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution,)
         if len(given) not in (1, 2):
             raise ValueError(
-                f"{quoted(said, 'resolution', resolution)}: expected one integer, or one each for "
+                f"{quoted(owner, 'resolution', resolution)}: expected one integer, or one each for "
                 f"x and y"
             )
-        sizes = [check_count_or_zero(said, "resolution", size) for size in given]
-        line_resolution = check_count_or_zero(said, "line_resolution", line_resolution)
+        sizes = [check_count_or_zero(owner, "resolution", size) for size in given]
+        line_resolution = check_count_or_zero(owner, "line_resolution", line_resolution)
         if not any(sizes) and not line_resolution:
             raise ValueError(
-                f"{said}(resolution={resolution!r}, line_resolution=0): nothing is left to draw; "
+                f"{owner}(resolution={resolution!r}, line_resolution=0): nothing is left to draw; "
                 f"pass 2 or more for one of them"
             )
         axes = PAIRS[pair[0]] if len(pair) == 1 else (pair[0], pair[1])
         if ("between" in axes) != (between is not None):
             raise ValueError(
-                f"{said}(directions={directions!r}, between={between!r:.80}): expected both "
+                f"{owner}(directions={directions!r}, between={between!r:.80}): expected both "
                 f"'between' among the directions and the two checkpoints, or neither"
             )
-        seed = check_count(said, "seed", seed, 0)
-        seeds = check_count(said, "seeds", seeds, 2)
-        check_flags(said, surface=surface, trajectory=trajectory)
-        check_source(said, "validation_probe", validation_probe)
+        seed = check_count(owner, "seed", seed, 0)
+        seeds = check_count(owner, "seeds", seeds, 2)
+        check_flags(owner, surface=surface, trajectory=trajectory)
+        check_source(owner, "validation_probe", validation_probe)
         if seeds > 2 and set(axes) != {"random"}:
-            raise ValueError(f"{said}(seeds={seeds!r}): expected directions='random' with it")
+            raise ValueError(f"{owner}(seeds={seeds!r}): expected directions='random' with it")
         self.directions = directions
-        self.between = None if between is None else check_between(said, between)
+        self.between = None if between is None else check_between(owner, between)
         self.span = span
         self.resolution = resolution
         self.line_resolution = line_resolution
@@ -238,14 +211,15 @@ class LandscapeMonitor(Monitor):
         self.surface = surface
         self.seeds = seeds
         self.trajectory = bool(trajectory) or "pca" in axes
-        self.follows_weights = self.trajectory
+        self.tracks_weights = self.trajectory
         self.validation_probe = validation_probe
         self.needs_update = "update" in axes
         if validation_probe is not None:
-            self.further_probe = probe_of(validation_probe, probe_samples)
-            if self.further_probe.captured:
+            further = probe_of(validation_probe, probe_samples)
+            self._bookkeeping.probes[VALIDATION] = further
+            if further.captured:
                 raise ValueError(
-                    f"{said}(validation_probe=Probe()): expected one with a source, or None"
+                    f"{owner}(validation_probe=Probe()): expected one with a source, or None"
                 )
         self._axes = Axes(self, axes, seed, None if span is None else (span[0], span[1]))
         self._full = Points((sizes[0], sizes[-1]), line_resolution)
@@ -266,14 +240,14 @@ class LandscapeMonitor(Monitor):
 
     def _evaluations(self, points: Points) -> int:
         count = points.plane[0] * points.plane[1] + self.seeds * points.line
-        return count * (1 if self.further_probe is None else 2)
+        return count * (1 if self._validation_probe is None else 2)
 
     @property
-    def coarse(self) -> str:
+    def reduced_resolution(self) -> str:
         """How many points the last picture had, where they were fewer than asked for."""
         return "" if self._points == self._full else f"{self._points} of {self._full} points"
 
-    def settle_for(self, forwards: float | None) -> None:
+    def fit_to_budget(self, forwards: float | None) -> None:
         """Take fewer points, down to 5 along an axis of the plane and 7 along a line."""
         self._points = self._full
         if forwards is None:
@@ -286,7 +260,7 @@ class LandscapeMonitor(Monitor):
 
     # -- the path of the weights ---------------------------------------------------------------
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Read the checkpoints; start the path, from the weights that training starts with."""
         if self.between is not None:
             measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
@@ -297,18 +271,18 @@ class LandscapeMonitor(Monitor):
         if not self.trajectory:
             return
         if is_sharded(pl_module):
-            self.say_once("the path of the weights is not available under FSDP2")
+            self.warn_once("the path of the weights is not available under FSDP2")
             return
-        if self.resumed and trainer.ckpt_path:
-            self.say_once("the path of the weights starts anew, it is not kept in checkpoints")
+        if self._bookkeeping.resumed and trainer.ckpt_path:
+            self.warn_once("the path of the weights starts anew, it is not kept in checkpoints")
         if trainer.is_global_zero:
             self._path = Trajectory()
 
-    def follows(self, step: int) -> bool:
+    def wants_weights(self, step: int) -> bool:
         """Whether a copy of the weights is due."""
         return self._path is not None and self._path.due(step)
 
-    def follow(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def on_weights(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Keep a copy of the weights; without room for it there is no path."""
         if self._path is None:
             return
@@ -317,248 +291,4 @@ class LandscapeMonitor(Monitor):
             self._path.add(step, params)
         except Exception as error:  # out of memory, most likely
             self._path = None
-            self.say_once(f"the path of the weights could not be kept: {error}")
-
-    # -- a measurement -------------------------------------------------------------------------
-
-    def measure(self, this_round: Round) -> Measured:
-        objective = this_round.objective(self)
-        axes = self._axes.take(this_round, objective, self._path)
-        validation = self._validation(this_round)
-        measured = Measured(facts={"center_loss": float(objective.loss())})
-        if self._points.line:
-            further = [
-                self._axes.random(this_round, objective, repeat) for repeat in range(2, self.seeds)
-            ]
-            lines = []
-            for number, axis in enumerate((*axes, *further), 1):
-                lines.append(self._line(this_round, objective, axis, validation))
-                self._keep(measured, f"line-{number}", lines[-1])
-                if "update" in lines[-1].metadata:
-                    measured.facts |= lines[-1].metadata["update"]
-            self._picture(measured, this_round, "line", lines)
-        if all(self._points.plane):
-            plane = self._plane(this_round, objective, axes, validation)
-            self._keep(measured, "plane", plane)
-            self._picture(measured, this_round, "plane", [plane])
-        return measured
-
-    def _line(
-        self, this_round: Round, objective: Objective, axis: Axis, validation: Objective | None
-    ) -> Slice:
-        line = line_slice(
-            objective,
-            axis.vector,
-            axis.span,
-            self._points.line,
-            metadata=self._known(this_round, axis) | self._less("line"),
-            progress=False,
-        )
-        if axis.kind == "update":
-            lowest, within = lowest_point(line)
-            line.metadata["update"] = {
-                "update_norm": line.metadata["norms"][0],
-                "lowest_along_update": lowest,
-                # From the weights before the step, at -1.
-                "overshoot": 1.0 / (lowest + 1.0) if within and lowest > -1.0 else math.nan,
-            }
-        if validation is not None:
-            other = line_slice(
-                validation, axis.vector, axis.span, self._points.line, progress=False
-            )
-            line.metadata["validation"] = self._further(this_round, other)
-        return line
-
-    def _plane(
-        self,
-        this_round: Round,
-        objective: Objective,
-        axes: tuple[Axis, Axis],
-        validation: Objective | None,
-    ) -> Slice:
-        x, y = (axis.vector for axis in axes)
-        spans = (axes[0].span, axes[1].span)
-        known = self._known(this_round, *axes) | self._less("plane")
-        plane = plane_slice(
-            objective, x, y, spans, self._points.plane, metadata=known, progress=False
-        )
-        if validation is not None:
-            other = plane_slice(validation, x, y, spans, self._points.plane, progress=False)
-            plane.metadata["validation"] = self._further(this_round, other)
-        if self._path is not None:
-            seen = project(self._path.weights, objective.params, [x, y])
-            plane.metadata["path"] = {
-                "steps": list(self._path.steps),
-                "coordinates": seen.coordinates.tolist(),
-                "residuals": seen.residuals.tolist(),
-                "distances": seen.distances.tolist(),
-                "explained": seen.explained.tolist(),
-            }
-        return plane
-
-    def _validation(self, this_round: Round) -> Objective | None:
-        if self.further_probe is None:
-            return None
-        return this_round.further_objective(self, self.further_probe)
-
-    def _further(self, this_round: Round, other: Slice) -> dict[str, Any]:
-        assert self.further_probe is not None
-        return {
-            "losses": other.losses.tolist(),
-            "center_loss": other.center_loss,
-            "probe_samples": this_round.further_size(self.further_probe),
-            "probe_mode": "eval",
-        }
-
-    def _known(self, this_round: Round, *axes: Axis) -> dict[str, Any]:
-        kinds = {*self._axes.pair}
-        normalization = "filter" if self._axes.filtered else "unit"
-        return {
-            "step": this_round.step,
-            "epoch": this_round.trainer.current_epoch,
-            "probe_samples": this_round.probe_size(self),
-            "probe_mode": self.probe_mode,
-            "normalization": "none" if kinds & {"update", "between"} else normalization,
-            "seed": self.seed,
-            "directions": [axis.name for axis in axes],
-            "fixed": [axis.fixed for axis in axes],
-        }
-
-    def _less(self, part: str) -> dict[str, Any]:
-        """Said in the slice, and so in the picture: fewer points than all the others."""
-        wanted, taken = getattr(self._full, part), getattr(self._points, part)
-        return {} if taken == wanted else {"coarse": {"wanted": wanted, "taken": taken}}
-
-    def forget(self) -> None:
-        """Start the solver afresh: after a fault processes may hold different results."""
-        self._axes.forget()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._path = None
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the copies of the weights too."""
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit":
-            self._path = None
-
-    # -- the whole run -------------------------------------------------------------------------
-
-    def in_retrospect(self, folder: Path, final: bool) -> Measured:
-        """At the end the film: small pictures on one sheet, and an animation beside the logs."""
-        part = "plane" if all(self._full.plane) else "line-1"
-        files = list(self.own_files(folder, part).values())
-        if not final or len(files) < 2:
-            return Measured()
-        scale = self._scales.get(self.key(part.split("-")[0]))
-        film, animation = self.key("film"), f"{self.key(part).replace('/', '-')}.gif"
-        return Measured(
-            pictures={film: partial(_filmstrip, files, scale)},
-            files={animation: partial(_animate, files, scale)},
-            # As measured, beside one picture of a plane.
-            drawings={
-                film: 1 + 0.2 * min(len(files), _PANELS),
-                animation: 1.2 * min(len(files), _FRAMES),
-            },
-        )
-
-    # -- files and pictures --------------------------------------------------------------------
-
-    def _keep(self, measured: Measured, part: str, piece: Slice) -> None:
-        name = f"{self.key(part).replace('/', '-')}-step{piece.metadata['step']:08d}.npz"
-        measured.files[name] = cast(Callable[[Path], None], piece.save)
-
-    def _picture(
-        self, measured: Measured, this_round: Round, part: str, slices: Sequence[Slice]
-    ) -> None:
-        if not this_round.trainer.is_global_zero:
-            return
-        from lightning_landscape.figures import (
-            ColorScale,
-            line_figure,
-            plane_figure,
-            surface_mesh,
-        )
-
-        tag = self.key(part)
-        if tag in self._scales:
-            scale: ColorScale = ColorScale.from_dict(self._scales[tag])
-        else:
-            scale = max((ColorScale.from_slice(s) for s in slices), key=lambda scale: scale.limit)
-            # A picture without a loss has nothing to say about the scale of those to come.
-            if all(math.isfinite(s.center_loss) for s in slices):
-                self._scales[tag] = scale.to_dict()
-        if part == "line":
-            measured.pictures[tag] = partial(
-                line_figure, list(slices), scale=scale, band=self.seeds > 2
-            )
-        else:
-            measured.pictures[tag] = partial(plane_figure, slices[0], scale=scale)
-            if self.surface:
-                measured.surfaces[self.key("surface")] = partial(surface_mesh, slices[0], scale)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The common state, and the colour scale of the run."""
-        scales = {tag: dict(limits) for tag, limits in self._scales.items()}
-        return {**super().state_dict(), "scales": scales}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the series, on the same scale."""
-        super().load_state_dict(state_dict)
-        if self.resumed and usable_state(self.prefix, state_dict, {"scales": _are_scales}):
-            self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
-
-
-def _is_scale(limits: object) -> bool:
-    """Whether a checkpoint's entry is what ``ColorScale.to_dict`` gave."""
-    if not isinstance(limits, Mapping) or set(limits) != {"linthresh", "limit"}:
-        return False
-    low, high = limits["linthresh"], limits["limit"]
-    return isinstance(low, float) and isinstance(high, float) and 0.0 < low <= high < math.inf
-
-
-def _are_scales(value: object) -> bool:
-    """Whether ``value`` is tag -> scale."""
-    return isinstance(value, Mapping) and all(map(_is_scale, value.values()))
-
-
-def _film(files: list[Path], most: int) -> list[Slice]:
-    """Slices of the run, evenly chosen, on the grid of the newest that is not a coarser one."""
-    newest = load_evenly(files, _full_slice, most=1) or load_evenly(files, Slice.load, most=1)
-    if not newest:
-        return []
-    (grid,) = newest.values()
-
-    def load(path: Path) -> Slice:
-        slice = Slice.load(path)
-        for axis, other in zip(slice.coordinates, grid.coordinates, strict=True):
-            if not np.array_equal(axis, other):
-                raise ValueError("another grid")
-        return slice
-
-    return list(load_evenly(files, load, most).values())
-
-
-def _full_slice(path: Path) -> Slice:
-    slice = Slice.load(path)
-    if "coarse" in slice.metadata:
-        raise ValueError("coarser than asked for")
-    return slice
-
-
-def _filmstrip(files: list[Path], scale: dict[str, float] | None) -> Figure:
-    from lightning_landscape.figures import ColorScale, filmstrip_figure
-
-    shared = None if scale is None else ColorScale.from_dict(scale)
-    return filmstrip_figure(_film(files, most=_PANELS), scale=shared, of=len(files))
-
-
-def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> None:
-    from lightning_landscape.figures import ColorScale
-    from lightning_landscape.figures.film import write_film
-
-    shared = None if scale is None else ColorScale.from_dict(scale)
-    write_film(_film(files, most=_FRAMES), path, shared)
+            self.warn_once(f"the path of the weights could not be kept: {error}")

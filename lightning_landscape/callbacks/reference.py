@@ -44,19 +44,19 @@ class Reference:
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Hold nothing."""
         self.weights, self.file = {}, None
 
 
-def own_weights(said: str, argument: str, weights: object, words: str = "") -> Weights:
+def own_weights(owner: str, argument: str, weights: object, accepted: str = "") -> Weights:
     """A file that exists, or a copy of a state dict: the user's own may be of the live module.
 
     Args:
-        said: the class that messages name.
+        owner: the class that messages name.
         argument: the argument that they name.
         weights: what was given for it.
-        words: what else might have been.
+        accepted: what else is accepted.
 
     Raises:
         TypeError: it is neither.
@@ -64,18 +64,18 @@ def own_weights(said: str, argument: str, weights: object, words: str = "") -> W
         ValueError: a mapping that is no state dict.
     """
     if isinstance(weights, Mapping):
-        state = read_weights(f"{said}({argument}=...)", weights)
+        state = read_weights(f"{owner}({argument}=...)", weights)
         return {name: _copied(t) for name, t in state.items() if isinstance(t, Tensor)}
-    expected = f"expected {f'{words}, ' if words else ''}a checkpoint file or a state dict"
+    expected = f"expected {f'{accepted}, ' if accepted else ''}a checkpoint file or a state dict"
     if not isinstance(weights, (str, Path)):
-        raise TypeError(f"{quoted(said, argument, weights)}: {expected}")
+        raise TypeError(f"{quoted(owner, argument, weights)}: {expected}")
     if not Path(weights).is_file():
-        raise FileNotFoundError(f"{said}({argument}={str(weights)!r}): no such file; {expected}")
+        raise FileNotFoundError(f"{owner}({argument}={str(weights)!r}): no such file; {expected}")
     return weights
 
 
 def weights_for(
-    said: str, weights: Weights, measured: Mapping[str, Tensor], all_params: Mapping[str, Tensor]
+    owner: str, weights: Weights, measured: Mapping[str, Tensor], all_params: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The given weights of what is measured, and of what may be later, on the CPU.
 
@@ -83,8 +83,8 @@ def weights_for(
         ValueError: a file that cannot be read; some of what is measured is missing or of another
             shape.
     """
-    state = read_weights(said, weights)
-    chosen_weights(said, state, measured)
+    state = read_weights(owner, weights)
+    chosen_weights(owner, state, measured)
     return {
         name: state[name].detach().cpu()
         for name, parameter in all_params.items()

@@ -18,10 +18,11 @@ from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
+from lightning_landscape.training.data.probe import Source
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
 from lightning_landscape.training.monitor import Monitor
-from lightning_landscape.training.probe import Source
-from lightning_landscape.training.round import Measured, Round
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.round import Round
 
 
 class SharpnessMonitor(Monitor):
@@ -40,7 +41,7 @@ class SharpnessMonitor(Monitor):
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run could not pay for them, which is said.
+            where ``max_overhead`` of the whole run does not allow more, with a warning.
         probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
             BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -140,18 +141,18 @@ class SharpnessMonitor(Monitor):
             prog_bar=prog_bar,
             verbose=verbose,
         )
-        said, positive = "SharpnessMonitor", "a finite number > 0"
+        owner, positive = "SharpnessMonitor", "a finite number > 0"
         if rho is not None:
-            check_number(said, "rho", rho, f"{positive} or None", lambda x: 0.0 < x < math.inf)
-        check_choice(said, "worst_case_norm", worst_case_norm, ("l2", "linf"))
-        check_number(said, "sigma", sigma, positive, lambda x: 0.0 < x < math.inf)
-        check_number(said, "epsilon", epsilon, positive, lambda x: 0.0 < x < math.inf)
-        words = "a number from 0 to 1, both excluded"
-        check_number(said, "critical_rtol", critical_rtol, words, lambda x: 0.0 < x < 1.0)
-        worst_case_steps = check_count(said, "worst_case_steps", worst_case_steps)
-        samples = check_count(said, "samples", samples, least=2)
-        check_flags(said, adaptive=adaptive, worst_case=worst_case, per_batch=per_batch)
-        check_flags(said, average=average, keskar=keskar, critical=critical)
+            check_number(owner, "rho", rho, f"{positive} or None", lambda x: 0.0 < x < math.inf)
+        check_choice(owner, "worst_case_norm", worst_case_norm, ("l2", "linf"))
+        check_number(owner, "sigma", sigma, positive, lambda x: 0.0 < x < math.inf)
+        check_number(owner, "epsilon", epsilon, positive, lambda x: 0.0 < x < math.inf)
+        expected = "a number from 0 to 1, both excluded"
+        check_number(owner, "critical_rtol", critical_rtol, expected, lambda x: 0.0 < x < 1.0)
+        worst_case_steps = check_count(owner, "worst_case_steps", worst_case_steps)
+        samples = check_count(owner, "samples", samples, least=2)
+        check_flags(owner, adaptive=adaptive, worst_case=worst_case, per_batch=per_batch)
+        check_flags(owner, average=average, keskar=keskar, critical=critical)
         self.rho = rho
         self.adaptive = adaptive
         self.worst_case = worst_case
@@ -183,7 +184,7 @@ class SharpnessMonitor(Monitor):
         return 3 + 6 + 2 + ascent + 2 * self.samples * self.average + 15 * self.critical
 
     @property
-    def joins(self) -> bool:
+    def allows_concat(self) -> bool:
         """Not where each batch has a worst case of its own."""
         return not (self.worst_case and self.per_batch)
 
@@ -218,7 +219,7 @@ class SharpnessMonitor(Monitor):
         if self.keskar:
             keskar = keskar_sharpness(objective, self.epsilon, self.worst_case_steps)
             self._add(measured, "keskar", keskar)
-        if self.critical and this_round.steps(self, self.key("critical")):
+        if self.critical and this_round.has_step(self, self.key("critical")):
             self._add_critical(measured, this_round)
         return measured
 
@@ -226,11 +227,11 @@ class SharpnessMonitor(Monitor):
         measured.values[self.key(tag)] = found.value
         measured.facts[f"{tag}_definition"] = found.definition
         if found.note:
-            self.say_once(f"{self.key(tag)} is NaN: {found.note}")
+            self.warn_once(f"{self.key(tag)} is NaN: {found.note}")
         if found.settled is not None:
             measured.facts[f"{tag}_settled"] = found.settled
             if not found.settled:
-                self.say_once(
+                self.warn_once(
                     f"{self.key(tag)} is not settled, a longer search may find more: raise "
                     f"worst_case_steps (now {self.worst_case_steps})"
                 )
@@ -244,7 +245,7 @@ class SharpnessMonitor(Monitor):
             if rates[name] > 0.0
         }
         if not any(bool(d.any()) for d in direction.values()):
-            self.say_once("no critical sharpness at a step that did not move the weights")
+            self.warn_once("no critical sharpness at a step that did not move the weights")
             return
         with this_round.before_the_step(self) as earlier:
             found = critical_sharpness(
@@ -252,6 +253,6 @@ class SharpnessMonitor(Monitor):
             )
         if found.note:
             missing = " is NaN" if math.isnan(found.value) else ""
-            self.say_once(f"critical sharpness{missing}: {found.note}")
+            self.warn_once(f"critical sharpness{missing}: {found.note}")
         measured.before[self.key("critical")] = found.value
         measured.facts["critical_definition"] = found.definition

@@ -10,8 +10,8 @@ from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.geometry.checks import check_count, check_number
+from lightning_landscape.training.data.probe import Source, check_source, probe_of
 from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
-from lightning_landscape.training.probe import Source, check_source, probe_of
 
 
 def landscape_callbacks(
@@ -36,7 +36,7 @@ def landscape_callbacks(
             ``None``: the exact schedule, whatever it costs.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
         probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run could not pay for them, which is said.
+            where ``max_overhead`` of the whole run does not allow more, with a warning.
         probe_mode: ``"train"`` or ``"eval"``.
         loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.
@@ -48,13 +48,13 @@ def landscape_callbacks(
 
         trainer = Trainer(callbacks=landscape_callbacks())
     """
-    said = "landscape_callbacks"
-    check_source(said, "probe", probe)
-    check_count(said, "probe_samples", probe_samples)
-    check_count(said, "patience", patience)
+    owner = "landscape_callbacks"
+    check_source(owner, "probe", probe)
+    check_count(owner, "probe_samples", probe_samples)
+    check_count(owner, "patience", patience)
     if stop_above is not None:
-        words = "a finite number, the edge ratio above which to stop, or None"
-        check_number(said, "stop_above", stop_above, words, math.isfinite)
+        expected = "a finite number, the edge ratio above which to stop, or None"
+        check_number(owner, "stop_above", stop_above, expected, math.isfinite)
     shared = probe_of(probe, probe_samples)
     common: dict[str, Any] = {
         "every_n_train_steps": every_n_train_steps,

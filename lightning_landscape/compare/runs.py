@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_landscape.geometry.checks import check_mapping, quoted, shown
 from lightning_landscape.report.run import Run, read_run
-from lightning_landscape.training.records import HISTORY_FILE
+from lightning_landscape.training.output.recorder import HISTORY_FILE
 
 
 def read_runs(runs: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Run]:

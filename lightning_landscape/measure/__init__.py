@@ -34,9 +34,9 @@ from lightning_landscape.measure.checkpoint import (
     step_of,
 )
 from lightning_landscape.measure.offline import Offline
+from lightning_landscape.training.lightning_packages import CALLBACKS, PACKAGES, package_of
 from lightning_landscape.training.losses import UserLoss
 from lightning_landscape.training.monitor import Monitor
-from lightning_landscape.training.namespaces import CALLBACKS, PACKAGES, package_of
 
 __all__ = ["Measurement", "measure"]
 
@@ -139,7 +139,7 @@ def measure(
     fit_data = build_data(data, saved)
     chosen = _callbacks(callbacks, probe_samples, loss_fn)
     monitors = [callback for callback in chosen if isinstance(callback, Monitor)]
-    known = {id(monitor): len(monitor.measurements) for monitor in monitors}
+    known = {id(monitor): len(monitor.history) for monitor in monitors}
 
     offline = Offline(saved, progress=progress, source=f"measure(data={data!r:.80})")
     if not built.training:
@@ -176,7 +176,7 @@ def measure(
             **safely,
             **fit_data,
         )
-    rows = [row for m in monitors for row in m.measurements.rows()[known[id(m)] :]]
+    rows = [row for m in monitors for row in m.history[known[id(m)] :]]
     if not rows:
         raise RuntimeError(
             f"measure({type(built).__name__}): nothing could be measured, see the warnings above"
@@ -205,12 +205,12 @@ _OURS = {
 def _check(checkpoint: object, logdir: object, init: object, settings: dict[str, Any]) -> None:
     """Raise where an argument is of another kind."""
     if checkpoint is not None:
-        words = "the path of a checkpoint that a Trainer has saved, or None"
-        check_path("measure", "checkpoint", checkpoint, words)
+        expected = "the path of a checkpoint that a Trainer has saved, or None"
+        check_path("measure", "checkpoint", checkpoint, expected)
     check_path("measure", "logdir", logdir, "a directory")
     if init is not None:
-        words = "a mapping from argument to value, of the module's class, or None"
-        check_mapping("measure", "init", init, words)
+        expected = "a mapping from argument to value, of the module's class, or None"
+        check_mapping("measure", "init", init, expected)
     known = inspect.signature(PACKAGES[0].Trainer).parameters
     for name, value in settings.items():
         if name not in known:
@@ -226,8 +226,8 @@ def _callbacks(
 ) -> list[Any]:
     check_count("measure", "probe_samples", probe_samples)
     if loss_fn is not None:
-        words = "a function (pl_module, batch) -> loss, or None for training_step"
-        check_callable("measure", "loss_fn", loss_fn, words, arguments=2)
+        expected = "a function (pl_module, batch) -> loss, or None for training_step"
+        check_callable("measure", "loss_fn", loss_fn, expected, arguments=2)
     if given is None:
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
     if isinstance(given, CALLBACKS):

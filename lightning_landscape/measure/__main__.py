@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_landscape.measure import measure
-from lightning_landscape.training.namespaces import CALLBACKS, MISCONFIGURATIONS
+from lightning_landscape.training.lightning_packages import CALLBACKS, MISCONFIGURATIONS
 
 _TOLD: tuple[type[Exception], ...] = (
     OSError,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_landscape.training.faults import why_unreadable
+from lightning_landscape.training.data.probe import why_unreadable
 
 _MODULE, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
@@ -22,20 +22,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read with ``weights_only=True``, or is not a Trainer's checkpoint.
     """
-    said = f"measure(checkpoint={str(path)!r})"
+    owner = f"measure(checkpoint={str(path)!r})"
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{said}: no such file; expected one that a Trainer has saved")
+        raise FileNotFoundError(f"{owner}: no such file; expected one that a Trainer has saved")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
         raise ValueError(
-            f"{said}: it cannot be read safely ({why_unreadable(error)}); objects in it "
+            f"{owner}: it cannot be read safely ({why_unreadable(error)}); objects in it "
             f"that you trust pass with torch.serialization.add_safe_globals([...])"
         ) from error
     wanted = {"state_dict", "loops", "epoch", "global_step"}
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise ValueError(
-            f"{said}: it is no checkpoint of a Trainer, which holds {sorted(wanted)}; for other "
+            f"{owner}: it is no checkpoint of a Trainer, which holds {sorted(wanted)}; for other "
             f"files load the weights yourself and pass the module: measure(module, data)"
         )
     return content

@@ -10,9 +10,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_landscape.geometry.progress import progress_bar
 from lightning_landscape.measure.checkpoint import is_complete, step_of
+from lightning_landscape.training.data.batch import batch_size
+from lightning_landscape.training.lightning_packages import Callback, package_of
 from lightning_landscape.training.monitor import session_of
-from lightning_landscape.training.namespaces import Callback, package_of
-from lightning_landscape.training.probe import batch_size
 
 
 class Offline(Callback):
@@ -37,8 +37,10 @@ class Offline(Callback):
         """The module and the callbacks are restored; loaders are still at their beginning."""
         session = session_of(trainer)
         session.stop_training()
-        for monitor in session.monitors:
-            monitor.measured = monitor.skipped = 0  # here, not in the run before
+        for monitor in session.quantities:
+            monitor._bookkeeping.measured = monitor._bookkeeping.skipped = (
+                0  # here, not in the run before
+            )
         if self._checkpoint is not None and not is_complete(self._checkpoint):
             rank_zero_warn(
                 "the checkpoint holds no optimizer state: edges are those of the learning rates "
@@ -76,7 +78,7 @@ class Offline(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Here the module's own ``on_train_start`` has been called, as in training."""
         session = session_of(trainer)
-        total = sum(monitor.forwards for monitor in session.monitors)
+        total = sum(quantity.forwards for quantity in session.quantities)
         with progress_bar(total, lambda: session.work, show=self._progress):
             session.measure_now(trainer, pl_module, self._training, self._validation)
 

@@ -14,8 +14,8 @@ import numpy as np
 from lightning_landscape.figures.data import evenly
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
-from lightning_landscape.training.history import read_rows
-from lightning_landscape.training.records import FOLDER, HISTORY_FILE
+from lightning_landscape.training.output.history import read_rows
+from lightning_landscape.training.output.recorder import FOLDER, HISTORY_FILE
 
 FRAMES = 24  # most of one kind on a page
 _LABELS = ("step", "epoch", "monitor")  # of a row; they are no values

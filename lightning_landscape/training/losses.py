@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -14,9 +15,15 @@ from torch import Tensor
 
 from lightning_landscape.geometry.batch_norm import reestimate_batch_norm
 from lightning_landscape.geometry.batches import Cut, LossFn, Term, checked
-from lightning_landscape.training.isolation import Isolation
-from lightning_landscape.training.joining import join_batches
-from lightning_landscape.training.probe import Probe, ProbeBatch, clone_batch, cut_batch
+from lightning_landscape.geometry.objective import Engine
+from lightning_landscape.training.data.batch import (
+    ProbeBatch,
+    clone_batch,
+    concat_batches,
+    cut_batch,
+)
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.isolation.isolated import Isolation
 
 # Of a LightningModule of either package and a batch.  A LightningCLI that read "-> Tensor" would
 # refuse functions without annotations.
@@ -25,38 +32,55 @@ ProbeMode = Literal["train", "eval"]
 Reduction = Literal["mean", "sum"]
 
 
-def probe_terms(
+@dataclass(frozen=True)
+class LossSpec:
+    """Which loss is measured, and over which parameters: callbacks with equal ones share it.
+
+    Attributes:
+        probe: the examples.
+        mode: ``"train"`` or ``"eval"``.
+        loss_fn: ``loss_fn(pl_module, batch)``; None for ``training_step``.
+        reduction: ``"mean"`` or ``"sum"``, of the loss over the examples of a batch.
+        engine: how Hessian-vector products are made.
+        parameters: glob patterns over names; None for all that is trained.
+        concat: whether the probe's batches may be evaluated as one.
+    """
+
+    probe: Probe
+    mode: ProbeMode
+    loss_fn: UserLoss | None = field(hash=False)  # a callable object may have no hash
+    reduction: Reduction
+    engine: Engine
+    parameters: tuple[str, ...] | None
+    concat: bool
+
+
+def loss_terms(
     trainer: Trainer,
     pl_module: LightningModule,
     isolation: Isolation,
-    probe: Probe,
-    *,
-    mode: ProbeMode,
-    loss_fn: UserLoss | None,
-    reduction: Reduction,
+    spec: LossSpec,
+    batches: Sequence[ProbeBatch],
     total: int,
-    joined: bool = False,
+    concat: bool = False,
 ) -> tuple[list[Term], Cut]:
-    """``(examples, loss)`` for each batch of the probe, and how one is cut, for an ``Objective``.
+    """``(examples, loss)`` for each batch, and how one is cut, for an ``Objective``.
 
     With ``reduction="sum"`` each loss is a sum over its examples, and so is the objective's: it
-    equals what one batch with all ``total`` examples would give.  ``joined``: all of a probe's
-    batches as one.
+    equals what one batch with all ``total`` examples would give.  ``concat``: all batches as one.
 
     Raises:
-        NotJoinable: the batches cannot be joined.
+        NotConcatenable: the batches cannot be concatenated.
     """
-    batches = probe.batches
 
     def term(position: int, size: int, index: int, fresh: Callable[[], Any]) -> LossFn:
-        scale = total / size if reduction == "sum" else 1.0
-        # Other batches and other processes get other dropout masks, the same at each evaluation.
-        masks = position * trainer.world_size + trainer.global_rank
+        scale = total / size if spec.reduction == "sum" else 1.0
+        masks = masks_of(trainer, position)
 
         def loss() -> Tensor:
-            with _evaluation(trainer, isolation, masks, mode):
+            with evaluation(trainer, isolation, masks, spec.mode):
                 # Fresh, because training_step may edit its batch in place.
-                value = _loss(pl_module, loss_fn, fresh(), index)
+                value = _loss(pl_module, spec.loss_fn, fresh(), index)
             return value * scale if scale != 1.0 else value
 
         return loss
@@ -66,55 +90,59 @@ def probe_terms(
         return float(held.size), term(position, held.size, held.index, fresh)
 
     def cut(position: int, most: int) -> list[Term]:
-        held = join_batches(batches) if joined else batches[position]
+        held = concat_batches(batches) if concat else batches[position]
         return [whole(position, piece) for piece in cut_batch(held, most)]
 
-    if joined:
-        first = join_batches(batches)  # raises here, and not when it is evaluated
-        loss = term(0, first.size, first.index, lambda: join_batches(batches).batch)
+    if concat:
+        first = concat_batches(batches)  # raises here, and not when it is evaluated
+        loss = term(0, first.size, first.index, lambda: concat_batches(batches).batch)
         return [(float(first.size), loss)], cut
     return [whole(position, held) for position, held in enumerate(batches)], cut
+
+
+def masks_of(trainer: Trainer, position: int) -> int:
+    """Other batches and other processes get other dropout masks, the same at each evaluation."""
+    return position * trainer.world_size + trainer.global_rank
 
 
 def reestimated_term(
     trainer: Trainer,
     pl_module: LightningModule,
     isolation: Isolation,
+    spec: LossSpec,
     statistics: Probe,
-    probe: Probe,
-    *,
-    loss_fn: UserLoss | None,
-    reduction: Reduction,
     total: int,
 ) -> list[Term]:
-    """The mean loss of a probe in eval mode, BatchNorm's statistics being those of the weights.
+    """The mean loss in eval mode, with BatchNorm's statistics estimated at the weights.
 
-    At each evaluation they are estimated anew from the batches of ``statistics`` that this process
+    At each evaluation they are estimated from the batches of ``statistics`` that this process
     holds, in the modes that the module trains in: layers that training leaves in eval mode keep
     their own.
     """
+    probe, reduction = spec.probe, spec.reduction
 
     def value(held: ProbeBatch) -> Tensor:
-        return _loss(pl_module, loss_fn, clone_batch(held.batch), held.index)
+        return _loss(pl_module, spec.loss_fn, clone_batch(held.batch), held.index)
 
     def loss() -> Tensor:
-        with _evaluation(trainer, isolation, trainer.global_rank, "train"):
+        with evaluation(trainer, isolation, trainer.global_rank, "train"):
             reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])
             isolation.leave_training()
             sums = [
                 checked(value(held)).detach() * (1 if reduction == "sum" else held.size)
                 for held in probe.batches
             ]
-        # A sum is that of one batch with all examples, as in probe_terms.
+        # A sum is that of one batch with all examples, as in loss_terms.
         return torch.stack(sums).sum() * (total if reduction == "sum" else 1.0) / probe.size
 
     return [(float(probe.size), loss)]
 
 
 @contextlib.contextmanager
-def _evaluation(
+def evaluation(
     trainer: Trainer, isolation: Isolation, masks: int, mode: ProbeMode
 ) -> Iterator[None]:
+    """Around one evaluation of the module; ``masks`` seeds its random numbers."""
     with (
         isolation.evaluation(masks, mode=mode),
         trainer.precision_plugin.train_step_context(),

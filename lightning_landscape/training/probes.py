@@ -1,33 +1,37 @@
-"""The data of one run's callbacks: one probe per source, complete on all processes or on none."""
+"""The data of one run's callbacks: one probe per source, complete on all processes or on none.
+
+Captured probes are written beside the logs and read again by a resumed run.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.geometry.faults import OtherRankError
-from lightning_landscape.training.probe import Probe, ProbeBatch
-from lightning_landscape.training.processes import Processes
-from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.bookkeeping import LOSS, VALIDATION
+from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.data.batch import ProbeBatch
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.data.stored import StoredProbe
+from lightning_landscape.training.output.recorder import Recorder
+from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.run_state import RunState
 from lightning_landscape.training.schedule import batches_ahead
-
-if TYPE_CHECKING:
-    from lightning_landscape.training.account import Account
-    from lightning_landscape.training.monitor import Monitor
 
 
 class Probes:
-    """Those of all callbacks of a session: given, captured as training goes, or kept by a run."""
+    """Those of all callbacks of a session: given, captured as training goes, or stored by a run."""
 
-    def __init__(self, monitors: Sequence[Monitor], processes: Processes) -> None:
-        self._monitors = monitors
-        self._processes = processes
-        self._sizes: dict[int, int] = {}
+    def __init__(self, quantities: Sequence[Quantity], run: RunState) -> None:
+        self._quantities = quantities
+        self._run = run
+        self._processes = run.processes
         # A copy of this step's batch until the step has given a loss; or why there is none.
         self._held: ProbeBatch | Exception | None = None
         self._assign()
@@ -35,56 +39,73 @@ class Probes:
     def _assign(self) -> None:
         """One probe per source: captured ones are shared by the number of samples wanted."""
         shared: dict[Any, Probe] = {}
-        for monitor in self._monitors:
-            if monitor.probe_in_use is not None and monitor.probe_in_use.complete:
+        for quantity in self._quantities:
+            probes = quantity._bookkeeping.probes
+            if LOSS in probes and probes[LOSS].complete:
                 continue  # a second fit goes on with the same data
-            if isinstance(monitor.probe, Probe):
-                monitor.probe_in_use = monitor.probe
+            given = quantity.probe
+            if isinstance(given, Probe):
+                probes[LOSS] = given
                 continue
-            key = (None, monitor.probe_samples) if monitor.probe is None else id(monitor.probe)
+            key = (None, quantity.probe_samples) if given is None else id(given)
             if key not in shared:
-                shared[key] = Probe(monitor.probe, monitor.probe_samples)
-            monitor.probe_in_use = shared[key]
-
-    def size(self, probe: Probe) -> int:
-        """Examples of a complete probe, over all processes."""
-        if id(probe) not in self._sizes:
-            self._sizes[id(probe)] = self._processes.total(probe.size)
-        return self._sizes[id(probe)]
+                shared[key] = Probe(given, quantity.probe_samples)
+            probes[LOSS] = shared[key]
 
     # -- as a fit begins -----------------------------------------------------------------------
 
-    def load(self, monitor: Monitor, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what was given.
+    def load(self, quantity: Quantity, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the given probes.
 
         A process that cannot read its share ends the run on all, or they would wait for it.
         """
         prepare = partial(_to_device, trainer, pl_module)
-        for probe in (monitor.further_probe, monitor.probe_in_use, *monitor.given_probes):
-            if probe is None or probe.captured or probe.complete:
+        for probe in quantity._bookkeeping.probes.values():
+            if probe.captured or probe.complete:
                 continue
             try:
-                self._processes.together(partial(probe.load, prepare))
+                self._processes.run_on_all_ranks(partial(probe.load, prepare))
             except OtherRankError as error:
                 raise RuntimeError(
                     "the given probe could not be read on another process"
                 ) from error
 
-    def restore(self, monitor: Monitor, trainer: Trainer, recorder: Recorder) -> None:
-        """On resuming, read what the run before had captured."""
-        for probe, kept in monitor.kept_probes:
-            if not probe.captured or probe.complete:
+    # -- over checkpoints ----------------------------------------------------------------------
+
+    def restore(self, quantity: Quantity, trainer: Trainer, recorder: Recorder) -> None:
+        """On resuming, read the probes that the run before captured; else start a new series."""
+        resumed = quantity._bookkeeping.resumed and trainer.ckpt_path and trainer.global_step > 0
+        for probe, stored in _captured(quantity):
+            if probe.complete:
                 continue
-            monitor.restore_probe(probe, kept, recorder, trainer)
+            if stored.entry is not None:
+                if problem := stored.read(probe, recorder, trainer):
+                    _start_new_series(quantity, probe, stored, problem)
+            elif resumed:
+                quantity.warn_once(
+                    f"the checkpoint was written before the first measurement and names no "
+                    f"{stored.label}; one is taken from the next {stored.source} batches"
+                )
             found = self._processes.total(probe.complete)
             if 0 < found < self._processes.count:  # a file is missing for one process only
-                monitor.give_up_probe(probe, kept, "another process has none")
+                _start_new_series(quantity, probe, stored, "another process has none")
+
+    def store(self, quantity: Quantity, trainer: Trainer, recorder: Recorder) -> None:
+        """Write captured probes beside the logs, once.
+
+        At the first measurement; in a resumed run with a new probe, at the first on that.
+        """
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        for probe, stored in _captured(quantity):
+            if not stored.holds(probe):
+                stored.write(probe, recorder, trainer)
 
     # -- captured while training ---------------------------------------------------------------
 
     def captured(self) -> list[Probe]:
         """Those that still take training batches."""
-        probes = {id(m.probe_in_use): m.probe_in_use for m in self._monitors if not m.disabled}
+        probes = {id(q.loss.probe): q.loss.probe for q in self._quantities if not q.disabled}
         return [p for p in probes.values() if p.captured and not p.complete]
 
     def hold(self, batch: Any, batch_idx: int) -> None:
@@ -99,19 +120,19 @@ class Probes:
             except Exception as error:  # a batch that cannot be copied
                 self._held = error
 
-    def take(self, count_fault: Callable[[Monitor, Exception], None]) -> None:
+    def take(self, count_failure: Callable[[Quantity, Exception], None]) -> None:
         """Add the held batch to the probes that still take some; on all processes, or on none."""
         held, self._held = self._held, None
         if held is None:
             return
         for probe in self.captured():
             try:
-                self._processes.together(partial(self._add, probe, held))
+                self._processes.run_on_all_ranks(partial(self._add, probe, held))
             except Exception as error:
-                probe.forget()
-                for monitor in self._monitors:
-                    if monitor.probe_in_use is probe:
-                        count_fault(monitor, error)
+                probe.clear()
+                for quantity in self._quantities:
+                    if quantity.loss.probe is probe:
+                        count_failure(quantity, error)
 
     def _add(self, probe: Probe, held: ProbeBatch | Exception) -> None:
         fault = held if isinstance(held, Exception) else None
@@ -126,42 +147,41 @@ class Probes:
             having = self._processes.total(bool(probe.batches))
             probe.complete = having == self._processes.count
 
-    def end_dear_capture(self, trainer: Trainer, account: Account) -> None:
-        """A probe is complete before it has all its examples, where the run cannot pay for more."""
-        ahead = batches_ahead(trainer)
-        if account.batches < 2 or not math.isfinite(ahead):
+    def end_expensive_capture(self, trainer: Trainer, budget: Budget) -> None:
+        """A probe is complete before it has all its examples, where the run cannot afford more."""
+        ahead, costs = batches_ahead(trainer), self._run.costs
+        if costs.batches < 2 or not math.isfinite(ahead):
             return
         for probe in self.captured():
-            monitors = [m for m in self._monitors if m.probe_in_use is probe and not m.disabled]
-            if any(m.max_overhead is None for m in monitors):
+            users = [q for q in self._quantities if q.loss.probe is probe and not q.disabled]
+            if any(q.max_overhead is None for q in users):
                 continue
-            dear = not account.pays_for(len(probe.batches) + 1, ahead)
-            if not trainer.strategy.broadcast(dear):  # by rank zero's clock
+            expensive = not budget.affords_probe(len(probe.batches) + 1, ahead)
+            if not trainer.strategy.broadcast(expensive):  # by rank zero's clock
                 continue
             self.complete(probe)
             if not probe.complete:  # a process has dropped all it had
                 continue
-            monitors[0].say_once(
-                f"the probe holds {self.size(probe)} examples, {len(probe.batches)} training "
-                f"batches, instead of {probe.samples}: a gradient of one takes "
-                f"{account.pace:.2g} s, and a run as short as this could not pay for more; for "
-                f"more pass a larger max_overhead than {account.budget.max_overhead}, or a probe "
-                f"of your own"
+            users[0].warn_once(
+                f"the probe holds {self._run.probe_size(probe)} examples, {len(probe.batches)} "
+                f"training batches, instead of {probe.samples}: a gradient of one takes "
+                f"{costs.seconds_per_batch:.2g} s, and a run as short as this cannot afford more; "
+                f"for more pass a larger max_overhead than {budget.limit}, or a probe of your own"
             )
 
-    def complete_further(self, trainer: Trainer, monitors: Sequence[Monitor]) -> None:
-        """Whether what callbacks captured themselves is all there: for all processes alike.
+    def complete_validation(self, trainer: Trainer, quantities: Sequence[Quantity]) -> None:
+        """Whether the validation probes are all there: for all processes alike.
 
         Asked for here and not where it is captured: processes may have different numbers of
         validation batches.
         """
-        for monitor in monitors:
-            probe = monitor.further_probe
-            if probe is None or probe.complete or not probe.captured or monitor.disabled:
+        for quantity in quantities:
+            probe = quantity._bookkeeping.probes.get(VALIDATION)
+            if probe is None or probe.complete or not probe.captured or quantity.disabled:
                 continue
             closed = probe.closed or sum(trainer.num_val_batches) == 0
-            told = torch.tensor([int(closed), probe.size], device=self._processes.device)
-            closed_on, size = self._processes.sum(told).tolist()
+            own = torch.tensor([int(closed), probe.size], device=self._processes.device)
+            closed_on, size = self._processes.sum(own).tolist()
             probe.complete = closed_on == self._processes.count and size > 0
 
     # -- without training ----------------------------------------------------------------------
@@ -169,8 +189,8 @@ class Probes:
     def wanted_examples(self) -> tuple[int, int]:
         """How many training and validation examples are still to be captured."""
         training = (probe.samples for probe in self.captured())
-        further = (probe.samples for probe in self._further)
-        return max(training, default=0), max(further, default=0)
+        validation = (probe.samples for probe in self._validation)
+        return max(training, default=0), max(validation, default=0)
 
     def put(
         self,
@@ -184,23 +204,44 @@ class Probes:
         for probe in self.captured():
             for index, batch in enumerate(training):
                 probe.offer(prepare(batch), index, self._processes.total)
-        for further in self._further:
+        for captured in self._validation:
             for index, batch in enumerate(validation):
-                if further.size < further.samples:
-                    further.offer(prepare(batch), index, lambda _: 0)
-            further.closed = True
+                if captured.size < captured.samples:
+                    captured.offer(prepare(batch), index, lambda _: 0)
+            captured.closed = True
 
     @property
-    def _further(self) -> list[Probe]:
+    def _validation(self) -> list[Probe]:
         """Those that still take validation batches."""
-        probes = [m.further_probe for m in self._monitors if not m.disabled]
-        return [p for p in probes if p is not None and p.captured and not p.complete]
+        active = [q._bookkeeping.probes for q in self._quantities if not q.disabled]
+        probes = [probes[VALIDATION] for probes in active if VALIDATION in probes]
+        return [p for p in probes if p.captured and not p.complete]
 
 
-def ready(monitor: Monitor) -> bool:
+def is_ready(quantity: Quantity) -> bool:
     """Whether its data are there."""
-    further = monitor.further_probe
-    return monitor.probe_in_use.complete and (further is None or further.complete)
+    return all(probe.complete for probe in quantity._bookkeeping.probes.values())
+
+
+def _captured(quantity: Quantity) -> list[tuple[Probe, StoredProbe]]:
+    """Its captured probes and their files."""
+    noted = quantity._bookkeeping
+    return [
+        (probe, stored)
+        for role, probe in noted.probes.items()
+        if probe.captured and isinstance(stored := noted.stored.get(role), StoredProbe)
+    ]
+
+
+def _start_new_series(quantity: Quantity, probe: Probe, stored: StoredProbe, problem: str) -> None:
+    """The probe of the run before cannot be used."""
+    quantity.warn_once(
+        f"the {stored.label} of the run before could not be used: {problem}; a new series starts "
+        f"on a new probe"
+    )
+    probe.clear()
+    stored.entry = None
+    quantity._bookkeeping.schedule.last_step = None
 
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:

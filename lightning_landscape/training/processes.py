@@ -12,58 +12,59 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.training.interrupts import is_interrupt
 
 _Result = TypeVar("_Result")
 
 
-class PartedError(OtherRankError):
-    """The processes met, found that one of them failed, and all of them know it."""
+class SyncError(OtherRankError):
+    """The processes exchanged their status, and all of them know that one failed."""
 
 
 class Processes:
     """The processes of a run, which must all call the same methods in the same order.
 
-    Before each exchange of data they :meth:`meet` and tell one another how they are.  A process
-    that fails anywhere between two exchanges goes to that meeting as well, so that the others are
-    told instead of waiting for its data.  With one process nothing is sent.
+    Before each exchange of data they exchange their status (:meth:`sync_status`).  A process that
+    fails anywhere between two exchanges takes part in that too, so that the others are informed
+    instead of waiting for its data.  With one process nothing is sent.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.count = trainer.world_size
         self.rank = trainer.global_rank
-        self._said: Tensor | None = None
+        self._status: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where tensors are that are to be sent; with one process nothing is."""
+        """Of tensors that are to be sent; with one process nothing is."""
         return torch.device("cpu") if self.count == 1 else self._trainer.strategy.root_device
 
-    def meet(self, *, failed: bool = False, done: bool = False, size: int = 0) -> None:
-        """Go on only if nobody failed and all are about to do the same.
+    def sync_status(self, *, failed: bool = False, done: bool = False, size: int = 0) -> None:
+        """Continue only if no process failed and all are about to do the same.
 
         Raises:
-            PartedError: on all processes, this one too if it is the one that failed.
+            SyncError: on all processes, this one too if it is the one that failed.
         """
         if self.count == 1:
             return
-        if self._said is None:  # kept: after an out of memory there may be no room for it
+        if self._status is None:  # allocated once: after an out of memory it may not fit
             device = self._trainer.strategy.root_device
-            self._said = torch.zeros(5, dtype=torch.int64, device=device)
-        self._said.copy_(torch.tensor([failed, done, -int(done), size, -size]))
-        dist.all_reduce(self._said, op=dist.ReduceOp.MAX)
-        failures, most_done, least_done, largest, smallest = self._said.tolist()
+            self._status = torch.zeros(5, dtype=torch.int64, device=device)
+        self._status.copy_(torch.tensor([failed, done, -int(done), size, -size]))
+        dist.all_reduce(self._status, op=dist.ReduceOp.MAX)
+        failures, most_done, least_done, largest, smallest = self._status.tolist()
         if failures:
-            raise PartedError("it failed on another process")
+            raise SyncError("it failed on another process")
         if most_done != -least_done or largest != -smallest:
-            raise PartedError("the processes went different ways, e.g. after unequal arithmetic")
+            raise SyncError("the processes went different ways, e.g. after unequal arithmetic")
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, the same on all."""
         if self.count == 1:
             return tensor
-        total = tensor.clone()  # before the meeting: there may be no room for it
-        self.meet(size=total.numel())
+        total = tensor.clone()  # before the exchange: there may be no memory for it
+        self.sync_status(size=total.numel())
         dist.all_reduce(total)
         return total
 
@@ -82,7 +83,7 @@ class Processes:
         device = self._trainer.strategy.root_device
         return int(self.sum(torch.tensor(count, dtype=torch.int64, device=device)).item())
 
-    def together(self, compute: Callable[[], _Result]) -> _Result:
+    def run_on_all_ranks(self, compute: Callable[[], _Result]) -> _Result:
         """``compute()`` on all processes; where it fails on one it fails on all.
 
         Raises:
@@ -90,11 +91,13 @@ class Processes:
         """
         try:
             result = compute()
-        except PartedError:
+        except SyncError:
             raise  # the others know
-        except Exception:
-            with contextlib.suppress(PartedError):
-                self.meet(failed=True)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            with contextlib.suppress(SyncError):
+                self.sync_status(failed=True)
             raise
-        self.meet(done=True)
+        self.sync_status(done=True)
         return result

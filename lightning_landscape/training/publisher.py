@@ -1,4 +1,4 @@
-"""What becomes of a measurement: rows, scalars, text, files and pictures."""
+"""The output of a measurement: rows, scalars, text, files and pictures."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_landscape.training.history import launched_by_another_process
-from lightning_landscape.training.random_state import undrawn
-from lightning_landscape.training.records import Recorder
-from lightning_landscape.training.round import Measured
-
-if TYPE_CHECKING:
-    from lightning_landscape.training.account import Account
-    from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.costs import Costs
+from lightning_landscape.training.isolation.random_state import preserve_rng_state
+from lightning_landscape.training.output.history import launched_by_another_process
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.output.recorder import Recorder
+from lightning_landscape.training.quantity import Quantity
 
 _ENGINES = {
     "double_backward": "exact, by double backward",
@@ -26,33 +25,36 @@ _ENGINES = {
 }
 
 
-class Piece(NamedTuple):
+class Output(NamedTuple):
     """A picture, or a file of the whole run, to be made if it can be afforded."""
 
-    monitor: Monitor
+    quantity: Quantity
     name: str
-    drawings: float  # what it costs, in ordinary pictures
+    drawings: float  # its cost, in ordinary pictures
     make: Callable[[], object]
 
 
 class Publisher:
-    """Brings what callbacks found to the history, the loggers, the listeners and the disk."""
+    """Writes what callbacks found to the history, the loggers, the listeners and the disk."""
 
-    def __init__(self, trainer: Trainer, monitors: Sequence[Monitor], account: Account) -> None:
-        self._account = account
+    def __init__(
+        self, trainer: Trainer, quantities: Sequence[Quantity], budget: Budget, costs: Costs
+    ) -> None:
+        self._budget = budget
+        self._costs = costs
         self.recorder = Recorder(trainer)
         self._trainer = trainer
-        self._monitors = monitors
+        self._quantities = quantities
         self._layout_written = False
-        self._engines: dict[str, tuple[str, str | None]] = {}  # told, by the callback's prefix
-        self._notes: set[str] = set()  # why an engine was taken, as warned of
-        self._put_off: dict[str, Piece] = {}  # tag -> its last picture, not drawn yet
+        self._engines: dict[str, tuple[str, str | None]] = {}  # logged so far, by prefix
+        self._notes: set[str] = set()  # reasons for an engine that were warned of
+        self._postponed: dict[str, Output] = {}  # tag -> its last picture, not drawn yet
 
-    @undrawn()  # a logger, or a picture of a callback of the user's own, may draw random numbers
+    @preserve_rng_state()  # a logger, or a picture of a user's callback, may draw random numbers
     def publish(
         self,
         pl_module: LightningModule,
-        monitor: Monitor,
+        quantity: Quantity,
         measured: Measured,
         step: int,
         samples: int,
@@ -60,57 +62,56 @@ class Publisher:
     ) -> None:
         """Rows and scalars, listeners, text, files and pictures of one measurement.
 
-        The pictures of a callback that is there for scalars are put off, see :meth:`draw`.
+        The pictures of a callback whose purpose are scalars are postponed, see :meth:`draw`.
 
         Args:
             pl_module: the module that trains.
-            monitor: whose measurement.
+            quantity: whose measurement.
             measured: what it found.
             step: the label.
             samples: examples in the callback's probe.
             final: training has ended.
         """
         trainer = self._trainer
-        keep = partial(monitor.keep_probes, self.recorder, trainer)
-        self.recorder.guarded("the probe", keep)
         # Values of the weights before the step have their own label, and so their own row.
         rows = []
         for values, label in ((measured.before, step - 1), (measured.values, step)):
             if values or label == step:
-                rows.append(self._row(monitor, measured, values, label, samples))
-                self._log(pl_module, monitor, values, rows[-1], final)
-        for listener in () if final else monitor.listeners:
-            told = next((row for row in rows if listener.monitor in row), rows[-1])
+                rows.append(self._row(quantity, measured, values, label, samples))
+                self._log(pl_module, quantity, values, rows[-1], final)
+        noted = quantity._bookkeeping
+        for listener in () if final else noted.listeners:
+            row = next((row for row in rows if listener.monitor in row), rows[-1])
             self.recorder.guarded(
                 f"{type(listener).__name__}(monitor={listener.monitor!r})",
-                partial(listener.on_record, trainer, told),
-                "told of a measurement",
+                partial(listener.on_record, trainer, row),
+                "informed of a measurement",
             )
-        monitor.measured += 1
-        monitor.last_measured_step = step
+        noted.measured += 1
+        noted.last_measured_step = step
         self._write_layout()
-        self._tell_engine(monitor, measured.facts, step)
-        if monitor.max_overhead is not None and not monitor.draws:
+        self._log_engine(quantity, measured.facts, step)
+        if quantity.max_overhead is not None and not quantity.draws:
             for tag, draw in measured.pictures.items():
                 write = partial(self._write, Measured(pictures={tag: draw}), step)
-                self._put_off[tag] = Piece(monitor, tag, 1.0, write)
+                self._postponed[tag] = Output(quantity, tag, 1.0, write)
             measured = replace(measured, pictures={})
         self._write(measured, step)
 
-    @undrawn()
+    @preserve_rng_state()
     def draw(self, final: bool = False) -> None:
-        """Draw what was put off, as far as it is affordable; at the end of the fit all of it."""
-        for tag, piece in list(self._put_off.items()):
-            if final or self._account.spares(piece.drawings):
-                begun = time.perf_counter()
-                self._put_off.pop(tag).make()
-                seconds = time.perf_counter() - begun
-                piece.monitor.seconds_spent += seconds
-                self._account.note("last pictures" if final else "later measurements", seconds)
+        """Draw what was postponed, as far as it is affordable; at the end of the fit all of it."""
+        for tag, output in list(self._postponed.items()):
+            if final or self._budget.affords_drawing(output.drawings, beside_last=True):
+                started = time.perf_counter()
+                self._postponed.pop(tag).make()
+                seconds = time.perf_counter() - started
+                output.quantity._bookkeeping.seconds_spent += seconds
+                self._budget.note("last pictures" if final else "later measurements", seconds)
 
     def _row(
         self,
-        monitor: Monitor,
+        quantity: Quantity,
         measured: Measured,
         values: Mapping[str, float],
         step: int,
@@ -119,72 +120,74 @@ class Publisher:
         return {
             "step": step,
             "epoch": self._trainer.current_epoch,
-            "monitor": monitor.prefix,
+            "monitor": quantity.prefix,
             **values,
             "probe_samples": samples,
-            "probe_mode": monitor.probe_mode,
+            "probe_mode": quantity.probe_mode,
             **measured.facts,
         }
 
     def _log(
         self,
         pl_module: LightningModule,
-        monitor: Monitor,
+        quantity: Quantity,
         values: Mapping[str, float],
         row: dict[str, Any],
         final: bool,
     ) -> None:
         # One file for all: also with a callback that the run before did not have.
-        continued = any(m.measurements or m.resumed for m in self._monitors)
+        noted = [q._bookkeeping for q in self._quantities]
+        continued = any(n.history or n.resumed for n in noted)
         self.recorder.row(row, continued=continued)
-        monitor.measurements.add(row)
+        history = quantity._bookkeeping.history
+        history.add(row)
         if self._trainer.is_global_zero and launched_by_another_process(self._trainer):
-            monitor.measurements.leave_word(self.recorder.history_file, row)
+            history.leave_address(self.recorder.history_file, row)
         if values:
             self.recorder.scalars(values, row["step"])
-            if monitor.verbose:
-                told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-                rank_zero_info(f"step {row['step']}: {told}")
+            if quantity.verbose:
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+                rank_zero_info(f"step {row['step']}: {shown}")
         if not final:  # Lightning forbids `self.log` when training has ended
             self.recorder.guarded(
                 "trainer.callback_metrics",
-                partial(self.recorder.metrics, pl_module, values, monitor.prog_bar),
+                partial(self.recorder.metrics, pl_module, values, quantity.prog_bar),
             )
 
-    def _tell_engine(self, monitor: Monitor, facts: Mapping[str, Any], step: int) -> None:
+    def _log_engine(self, quantity: Quantity, facts: Mapping[str, Any], step: int) -> None:
         """How the Hessian-vector products were made: as text, when it is new."""
         engine, note = facts.get("engine"), facts.get("engine_note")
-        if engine is None or self._engines.get(monitor.prefix) == (engine, note):
+        if engine is None or self._engines.get(quantity.prefix) == (engine, note):
             return
-        self._engines[monitor.prefix] = (engine, note)
-        told = _ENGINES[engine] + (f" ({note})" if note else "")
-        self.recorder.text(monitor.key("engine"), told, step)
+        self._engines[quantity.prefix] = (engine, note)
+        text = _ENGINES[engine] + (f" ({note})" if note else "")
+        self.recorder.text(quantity.key("engine"), text, step)
         if note and note not in self._notes:
             self._notes.add(note)  # once, not for every callback
-            monitor.say_once(f"Hessian-vector products are {told}")
+            quantity.warn_once(f"Hessian-vector products are {text}")
 
     def _write_layout(self) -> None:
         if not self._layout_written:
             self._layout_written = True
-            charts = {title: chart for m in self._monitors for title, chart in m.charts.items()}
+            charts = {title: chart for q in self._quantities for title, chart in q.charts.items()}
             if charts:
                 self.recorder.layout({"landscape": charts})
 
-    def in_retrospect(self, monitor: Monitor, step: int, final: bool) -> list[Piece]:
+    def run_summary(self, quantity: Quantity, step: int, final: bool) -> list[Output]:
         """What can be made of all that the callback has measured so far, on rank zero alone."""
-        asked: list[Measured] = []
+        summaries: list[Measured] = []
         self.recorder.guarded(
-            f"{monitor.prefix}: a picture of the whole run",
-            lambda: asked.append(monitor.in_retrospect(self.recorder.folder, final)),
+            f"{quantity.prefix}: a picture of the whole run",
+            lambda: summaries.append(quantity.run_summary(self.recorder.folder, final)),
         )
-        acts = {
+        makes = {
             name: partial(self._make, Measured(**{kind: {name: made}}), step)
-            for measured in asked
+            for measured in summaries
             for kind in ("pictures", "files")
             for name, made in getattr(measured, kind).items()
         }
-        prices = asked[0].drawings if asked else {}
-        return [Piece(monitor, name, prices.get(name, 1.0), act) for name, act in acts.items()]
+        costs = summaries[0].drawings if summaries else {}
+        return [Output(quantity, name, costs.get(name, 1.0), make) for name, make in makes.items()]
 
     def _make(self, measured: Measured, step: int) -> None:
         """Files and pictures, on rank zero."""
@@ -196,8 +199,8 @@ class Publisher:
             self.recorder.mesh(tag, make, step)
 
     def _write(self, measured: Measured, step: int) -> None:
-        """The files and pictures of one measurement; what they took is the price of the next."""
+        """The files and pictures of one measurement; timed, as an estimate for the next."""
         begun = time.perf_counter()
         self._make(measured, step)
         if measured.pictures:
-            self._account.drawing = (time.perf_counter() - begun) / len(measured.pictures)
+            self._costs.drawing = (time.perf_counter() - begun) / len(measured.pictures)

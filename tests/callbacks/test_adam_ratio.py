@@ -309,8 +309,8 @@ def test_start_where_the_gradient_moves_nothing():
         a.zero_()
     edge = stability_edge(adam, objective.params)
     monitor = HessianMonitor()
-    monitor._settings["max_hvps"] = 2
-    found = monitor._ratio("preconditioned", objective, edge, top_eigenvalues(objective))
+    monitor._solver.allow(2)
+    found = monitor._solver.ratio("preconditioned", objective, edge, top_eigenvalues(objective))
     assert found.ratio == pytest.approx(0.1 / 19 * 4 / 2)
     assert found.ratio == pytest.approx(
         edge_ratio(objective, edge, top_eigenvalues(objective)).ratio

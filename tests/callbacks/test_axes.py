@@ -18,7 +18,7 @@ from lightning_landscape import LandscapeMonitor, Probe, Slice
 from lightning_landscape.callbacks.axes import Axes
 from lightning_landscape.geometry.trajectory import Trajectory
 from lightning_landscape.geometry.vectors import inner, norm
-from lightning_landscape.training.schedule import Budget
+from lightning_landscape.training.costs import Stopwatch
 from tests.runs import differences, train
 from tests.small import Linear, ones, regression
 
@@ -302,8 +302,8 @@ def test_no_room_for_copies_ends_the_path_alone(tmp_path, monkeypatch):
 
 def test_copying_counts_for_the_budget(tmp_path, monkeypatch):
     charged = []
-    charge = Budget.charge
-    monkeypatch.setattr(Budget, "charge", lambda self, s: (charged.append(s), charge(self, s)))
+    add_time = Stopwatch.add
+    monkeypatch.setattr(Stopwatch, "add", lambda self, s: (charged.append(s), add_time(self, s)))
     add = Trajectory.add
     monkeypatch.setattr(Trajectory, "add", lambda *a: (time.sleep(0.02), add(*a)))
     monitor = LandscapeMonitor(trajectory=True, resolution=3, every_n_train_steps=1000)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_landscape import GeneralizationMonitor, Probe, SharpnessEarlyStopping
 from lightning_landscape.callbacks.generalization import shares
-from lightning_landscape.training.means import batch_mean
-from lightning_landscape.training.probe import ProbeBatch, first_examples
+from lightning_landscape.training.batch_mean import batch_mean
+from lightning_landscape.training.data.batch import ProbeBatch, first_examples
 from tests.runs import differences, train
 from tests.small import Linear, regression
 from tests.training.test_hooks import Recording, of_every_batch
@@ -195,7 +195,7 @@ def test_capture(tmp_path, sanity, samples, first, kept):
     assert monitor.failed == 0
     expected = first if samples < 21 else max(first, 3)
     assert monitor.history[0]["step"] == expected
-    held = monitor.further_probe.batches
+    held = monitor._validation.batches
     assert [b.index for b in held] == list(range(len(held)))
     x = torch.cat([b.batch[0] for b in held])
     assert torch.equal(x, held_out().dataset.tensors[0][:kept])
@@ -221,7 +221,7 @@ def test_the_first_of_several_loaders(tmp_path):
 
     monitor = GeneralizationMonitor(**EVERY)
     train(Two, regression, [monitor], tmp_path)
-    assert monitor.further_probe.size == 8
+    assert monitor._validation.size == 8
 
 
 def test_without_a_validation_loop(tmp_path):
@@ -241,7 +241,7 @@ def test_validate_on_its_own_captures_nothing(tmp_path):
         enable_progress_bar=False, default_root_dir=str(tmp_path),
     )  # fmt: skip
     trainer.validate(Validated(), verbose=False)
-    assert monitor.further_probe.batches == []
+    assert monitor._validation.batches == []
 
 
 def test_a_batch_that_cannot_be_kept_ends_no_run(tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def test_a_batch_that_cannot_be_kept_ends_no_run(tmp_path, monkeypatch):
     def full(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(monitor.further_probe, "offer", full)
+    monkeypatch.setattr(monitor._validation, "offer", full)
     with pytest.warns(match="a validation batch could not be kept .no room"):
         run = train(Validated, regression, [monitor], tmp_path)
     assert run.trainer.global_step == 6
@@ -374,7 +374,7 @@ def test_resumed(tmp_path):
 
     resumed = monitor()
     train(Shifted, regression, [resumed], tmp_path / "b", max_epochs=6, ckpt_path=checkpoint)
-    own, expected = resumed.further_probe, whole.further_probe
+    own, expected = resumed._validation, whole._validation
     assert own.fingerprint() == expected.fingerprint()
     assert len(resumed.history) >= 3
     assert resumed.history[0]["step"] - whole.history[0]["step"] in range(2, 12, 2)
@@ -384,7 +384,7 @@ def test_resumed(tmp_path):
             Shifted, regression, [anew := monitor()], tmp_path / "c", max_epochs=6,
             ckpt_path=checkpoint,
         )  # fmt: skip
-    assert anew.further_probe.size == 16
+    assert anew._validation.size == 16
     assert anew.history[0]["step"] > 12
 
 

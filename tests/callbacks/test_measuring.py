@@ -421,9 +421,9 @@ def test_a_shuffling_probe_loader_does_not_disturb_training(tmp_path):
 def test_callbacks_share_what_they_keep(tmp_path):
     callbacks = [HessianMonitor(), SharpnessMonitor(), LandscapeMonitor(probe_samples=20)]
     train(Linear, regression, callbacks, tmp_path)
-    assert callbacks[0].probe_in_use is callbacks[1].probe_in_use
-    assert callbacks[2].probe_in_use is not callbacks[0].probe_in_use
-    assert callbacks[2].probe_in_use.size == 20
+    assert callbacks[0].loss.probe is callbacks[1].loss.probe
+    assert callbacks[2].loss.probe is not callbacks[0].loss.probe
+    assert callbacks[2].loss.probe.size == 20
 
 
 def test_batches_without_a_loss_are_left_out(tmp_path):
@@ -492,7 +492,7 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 def test_ten_thousand_rows_are_kept(tmp_path):
     monitor = HessianMonitor()
     for step in range(10_050):
-        monitor.measurements.add({"step": step})
+        monitor._bookkeeping.history.add({"step": step})
     assert [len(monitor.history), monitor.history[0]["step"]] == [10_000, 50]
 
 
@@ -531,9 +531,9 @@ def test_callbacks_used_for_a_second_run(tmp_path):
     """They measure again from its first step, on the same probe."""
     monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None, probe_samples=4)
     train(Quartic, ones, [monitor], tmp_path / "a")
-    probe = monitor.probe_in_use
+    probe = monitor.loss.probe
     train(Quartic, ones, [monitor], tmp_path / "b")
-    assert monitor.probe_in_use is probe
+    assert monitor.loss.probe is probe
     assert steps(monitor) == [1, 6, 11, 16] * 2
 
 

@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice
-from lightning_landscape.training.saved import load_evenly, saved_files
-from lightning_landscape.training.session import _is_milestone
+from lightning_landscape.training.measuring import _at_milestone
+from lightning_landscape.training.output.run_files import load_evenly, saved_files
 from tests.runs import differences, train
 from tests.small import Linear, regression
 
@@ -66,16 +66,16 @@ def test_time_of_these_pictures_is_in_the_account(tmp_path, monkeypatch):
         import time
 
         time.sleep(0.5)
-        spent.append((final, self.seconds_spent, self.last_seconds))
+        spent.append((final, self._bookkeeping.seconds_spent, self._bookkeeping.last_seconds))
         raise OSError("no room")
 
-    monkeypatch.setattr(LandscapeMonitor, "in_retrospect", slow)
+    monkeypatch.setattr(LandscapeMonitor, "run_summary", slow)
     with pytest.warns(match="landscape: a picture of the whole run could not be written"):
         train(Linear, regression, [monitor], tmp_path)
     ((final, before, last),) = spent
     assert final
-    assert monitor.seconds_spent - before > 0.4
-    assert monitor.last_seconds == last  # no part of what the next measurement is said to take
+    assert monitor._bookkeeping.seconds_spent - before > 0.4
+    assert monitor._bookkeeping.last_seconds == last  # not in the estimate for the next one
 
 
 @pytest.mark.pictures
@@ -87,11 +87,11 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
     seen = {}
 
     class Watched(LandscapeMonitor):
-        def in_retrospect(self, folder, final):
+        def run_summary(self, folder, final):
             (folder / "landscape-plane-step00000003.npz").write_bytes(b"PK damaged")
             (folder / "landscape-plane-step00000004.npz").unlink()
-            seen["steps"] = list(self.own_files(folder, "plane"))
-            return super().in_retrospect(folder, final)
+            seen["steps"] = list(self.run_files(folder, "plane"))
+            return super().run_summary(folder, final)
 
     from lightning_landscape.callbacks import landscape
 
@@ -108,7 +108,7 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
 
 
 def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
-    from lightning_landscape.callbacks.landscape import _film
+    from lightning_landscape.callbacks.landscape_measurement import _film
 
     def save(step, points, **metadata):
         axis = np.linspace(-1.0, 1.0, points)
@@ -144,12 +144,12 @@ def test_after_a_resume_in_the_same_folder_the_whole_run_is_shown(tmp_path):
     train(Linear, regression, resumed, tmp_path, max_epochs=3, ckpt_path=last)
     folder = tmp_path / "landscape"
     assert [row["step"] for row in resumed[0].history] == [7, 8, 9]
-    assert [row["step"] for row in resumed[0].own_rows(folder)] == list(range(1, 10))
-    assert list(resumed[1].own_files(folder, "plane")) == list(range(1, 10))
+    assert [row["step"] for row in resumed[0].run_rows(folder)] == list(range(1, 10))
+    assert list(resumed[1].run_files(folder, "plane")) == list(range(1, 10))
     # Another run in this folder shows its own.
     fresh = monitors()
     train(Linear, regression, fresh, tmp_path, max_epochs=1)
-    assert list(fresh[1].own_files(folder, "plane")) == [1, 2, 3]
+    assert list(fresh[1].run_files(folder, "plane")) == [1, 2, 3]
 
 
 def test_only_the_chosen_files_are_loaded(tmp_path):
@@ -174,5 +174,8 @@ def test_only_the_chosen_files_are_loaded(tmp_path):
 
 
 def test_milestones():
-    counts = [count for count in range(1000) if _is_milestone(count)]
+    monitor, counts = HessianMonitor(max_overhead=None), []
+    for count in range(1000):
+        monitor._bookkeeping.measured = count
+        counts += [count] if _at_milestone(monitor) else []
     assert counts == [10, 20, 40, 80, 160, 320, 640]

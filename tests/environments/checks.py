@@ -350,10 +350,10 @@ def check_yaml(pl: Any, folder: Path) -> None:
         next(c for c in trainer.callbacks if isinstance(c, kind))
         for kind in (HessianMonitor, LandscapeMonitor, InterpolationMonitor)
     )
-    assert hessian.probe_in_use.size == 16
+    assert hessian.loss.probe.size == 16
     assert hessian.loss_fn is squared
     assert {"hessian/block/first", "hessian/block/last"} <= hessian.history[0].keys()
-    assert landscape.probe_in_use.size == 48
+    assert landscape.loss.probe.size == 48
     assert "interpolation/old_loss" in interpolation.history[0]
     saved = Path(trainer.log_dir) / "config.yaml"
     _, said = command_line(pl, folder, "fit", f"--config={saved}", "--print_config")

@@ -89,7 +89,7 @@ SAMPLE = """
 import os, torch.nn as nn
 from typing import TYPE_CHECKING
 from . import vectors
-from ..training.probe import Probe
+from ..training.data.probe import Probe
 if TYPE_CHECKING:
     from lightning_landscape.callbacks.hessian import HessianMonitor
 else:
@@ -102,10 +102,10 @@ def later():
 def test_the_reader_itself():
     named = imports(SAMPLE, "lightning_landscape.geometry.eigen")
     assert {"os", "torch.nn", "json", "matplotlib", "matplotlib.pyplot"} <= named
-    assert {f"{PACKAGE}.geometry.vectors", f"{PACKAGE}.training.probe"} <= named
+    assert {f"{PACKAGE}.geometry.vectors", f"{PACKAGE}.training.data.probe"} <= named
     assert under(named, f"{PACKAGE}.callbacks")
     assert "json" in imports(SAMPLE, f"{PACKAGE}.geometry.eigen", runtime_only=True)
     runtime = imports(SAMPLE, f"{PACKAGE}.geometry.eigen", runtime_only=True)
     assert not under(runtime, f"{PACKAGE}.callbacks")
-    inside = imports("from .probe import Probe", f"{PACKAGE}.training", is_package=True)
-    assert f"{PACKAGE}.training.probe" in inside
+    inside = imports("from .data.probe import Probe", f"{PACKAGE}.training", is_package=True)
+    assert f"{PACKAGE}.training.data.probe" in inside

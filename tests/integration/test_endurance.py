@@ -73,7 +73,7 @@ class Watch(pl.Callback):
         for logger in trainer.loggers:
             logger.save()
         gc.collect()
-        rows = [row for monitor in self.monitors for row in monitor.measurements.rows()]
+        rows = [row for monitor in self.monitors for row in monitor._bookkeeping.history.rows()]
         counted = {id(part) for row in rows for part in (row, *row.values())}
         alive = [thing for thing in gc.get_objects() if id(thing) not in counted]
         self.objects.append(len(alive))

@@ -29,9 +29,13 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
-from lightning_landscape.training import module_state, probe, records, session
-from lightning_landscape.training.faults import count_fault
-from lightning_landscape.training.history import read_history
+from lightning_landscape.training.data.batch import ProbeBatch
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.failures import count_failure
+from lightning_landscape.training.isolation import module_state
+from lightning_landscape.training.last_step import LastStep
+from lightning_landscape.training.output import recorder
+from lightning_landscape.training.output.history import read_history
 from tests.runs import MemoryLogger, differences, train
 from tests.small import Linear, regression
 
@@ -225,7 +229,7 @@ def test_advice_where_the_fault_gives_none(raises, advised):
     with pytest.raises((TypeError, ValueError), match="") as caught:
         raises()
     with pytest.warns() as told:
-        count_fault(HessianMonitor(), caught.value, rank=0)
+        count_failure(HessianMonitor(), caught.value, rank=0)
     assert (GENERAL in str(told[0].message)) == advised
 
 
@@ -250,25 +254,32 @@ def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "faults", "reason"),
+    ("owner", "name", "faults", "reason"),
     [
-        (probe, 1, "no room for a batch"),
+        (ProbeBatch, "copy_of", 1, "no room for a batch"),
         # The first failing copy is of a step that is not measured.
-        (session, 2, "what was there before the step could not be kept .*no room for a batch"),
+        (
+            LastStep,
+            "copy_batch",
+            2,
+            "what was there before the step could not be copied .*no room for a batch",
+        ),
     ],
     ids=["for the probe", "of the last batch"],
 )
-def test_no_memory_for_the_copy_of_a_batch(without, tmp_path, monkeypatch, place, faults, reason):
-    clone = place.clone_batch
+def test_no_memory_for_the_copy_of_a_batch(
+    without, tmp_path, monkeypatch, owner, name, faults, reason
+):
+    copy = getattr(owner, name)
     left = [faults]
 
-    def fails_once(batch):
+    def fails_once(*args):
         if left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("no room for a batch")
-        return clone(batch)
+        return copy(*args)
 
-    monkeypatch.setattr(place, "clone_batch", fails_once)
+    monkeypatch.setattr(owner, name, fails_once)
     monitor = HessianMonitor(
         every_n_train_steps=1, max_overhead=None, probe_samples=40, batch_edge_ratio=True
     )
@@ -480,9 +491,9 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
     def undrawable(*_, **__):
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(records, "_ends_torn", full)
+    monkeypatch.setattr(recorder, "_ends_torn", full)
     monkeypatch.setattr(Slice, "save", full)
-    monkeypatch.setattr(probe.Probe, "fingerprint", undrawable)
+    monkeypatch.setattr(Probe, "fingerprint", undrawable)
     monkeypatch.setattr(lightning_landscape.figures, "plane_figure", undrawable)
     monkeypatch.setattr(SharpnessEarlyStopping, "_judge", undrawable)
     callbacks = monitors()
@@ -499,7 +510,7 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
         "landscape-plane-step00000002.npz could not be written (OSError",
         "landscape/plane could not be drawn (ValueError: cannot be drawn)",
         "the probe could not be written (ValueError: cannot be drawn)",
-        "SharpnessEarlyStopping(monitor='hessian/edge_ratio') could not be told of a measurement",
+        "SharpnessEarlyStopping(monitor='hessian/edge_ratio') could not be informed of a",
     ):
         assert sum(reason in m for m in said) == 1, reason
     assert all(m.endswith("training and measuring go on") for m in said)

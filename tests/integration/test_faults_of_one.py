@@ -21,10 +21,14 @@ from lightning_landscape import (
     read_history,
 )
 from lightning_landscape.callbacks import hessian, sharpness
-from lightning_landscape.training import isolation, probe, records, session, sharding
+from lightning_landscape.training import session
+from lightning_landscape.training.data import batch as batches
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.isolation import isolated, sharding
+from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.monitor import Monitor
-from lightning_landscape.training.probe import Probe
-from lightning_landscape.training.round import Measured
+from lightning_landscape.training.output import recorder
+from lightning_landscape.training.output.measured import Measured
 from tests.integration.members import Mlp, end_of, fsdp2
 from tests.integration.processes import both, forks, on_two
 from tests.runs import differences
@@ -169,10 +173,10 @@ def test_nan(tmp_path, without):
 PLACES = {  # outside the objective, whose reductions carry its own faults
     "in a solver": (hessian, "curvature_along"),
     "in vector arithmetic": (sharpness, "norm"),
-    "while isolating": (isolation, "ModuleState"),
-    "while copying random states": (isolation, "RandomState"),
-    "while copying the weights before": (session, "copied"),
-    "while copying the batch": (session, "clone_batch"),
+    "while isolating": (isolated, "ModuleState"),
+    "while copying random states": (isolated, "RandomState"),
+    "while copying the weights before": (LastStep, "_copy_weights"),
+    "while copying the batch": (LastStep, "copy_batch"),
 }
 
 
@@ -222,8 +226,8 @@ def test_while_gathering_shards(tmp_path, without):
 
 @pytest.mark.parametrize("times", [1, 100])
 def test_while_capturing_the_probe(times, tmp_path, without):
-    broken = failing_times(probe.clone_batch, times, OUT_OF_MEMORY)
-    counts = check(run(tmp_path, patches=on_rank_one(probe, "clone_batch", broken)), without)
+    broken = failing_times(batches.clone_batch, times, OUT_OF_MEMORY)
+    counts = check(run(tmp_path, patches=on_rank_one(batches, "clone_batch", broken)), without)
     if times == 1:  # a later batch takes its place
         assert all(measured >= 2 and failed == 1 for measured, failed, _ in counts)
     else:
@@ -234,7 +238,7 @@ def test_while_capturing_the_probe(times, tmp_path, without):
     ("owner", "attribute"),
     [
         (figures, "figure_to_image"),
-        (records.json, "dumps"),
+        (recorder.json, "dumps"),
         (Probe, "fingerprint"),
         (Probe, "save"),
     ],
@@ -334,13 +338,13 @@ def test_resuming_with_one_part_of_the_probe(name, lost, tmp_path):
         settings = {"devices": 2, "max_epochs": 2}
         first = monitors()
         end_of(Kind, [*first, _Checkpoint(path)], tmp_path, strategy=strategy(name), **settings)
-        kept = first[0].probe_in_use.fingerprint()
+        kept = first[0].loss.probe.fingerprint()
         if lost == rank:
             next(tmp_path.rglob(f"probe-*-rank{rank}.pt")).unlink()
         torch.distributed.barrier()
         again = monitors()
         end_of(Kind, again, tmp_path, seed=9, ckpt_path=path, strategy=strategy(name), **settings)
-        return kept == again[0].probe_in_use.fingerprint(), again[0].probe_in_use.size
+        return kept == again[0].loss.probe.fingerprint(), again[0].loss.probe.size
 
     (same, size), (other_same, other_size) = both(work)
     assert same == other_same == (lost is None)

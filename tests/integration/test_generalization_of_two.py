@@ -172,8 +172,8 @@ def test_resumed_by_both(tmp_path):
         first, resumed = (GeneralizationMonitor(probe_samples=32, **EVERY) for _ in range(2))
         run(first, "a").trainer.save_checkpoint(tmp_path / "saved.ckpt")
         run(resumed, "b", max_epochs=3, ckpt_path=tmp_path / "saved.ckpt")
-        prints = [m.further_probe.fingerprint() for m in (first, resumed)]
-        return prints, len(resumed.history), [b.size for b in resumed.further_probe.batches]
+        prints = [m._validation.fingerprint() for m in (first, resumed)]
+        return prints, len(resumed.history), [b.size for b in resumed._validation.batches]
 
     found = both(work)
     for (before, after), rows, _ in found:

@@ -25,8 +25,8 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
-from lightning_landscape.training.history import read_history
-from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.output.history import read_history
+from lightning_landscape.training.output.recorder import Recorder
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -90,7 +90,7 @@ def test_the_schedule_goes_on(runs):
 
 def test_same_probe_and_directions_and_scale(runs):
     uninterrupted, first, resumed, _ = runs
-    assert resumed[0].probe_in_use.fingerprint() == first[0].probe_in_use.fingerprint()
+    assert resumed[0].loss.probe.fingerprint() == first[0].loss.probe.fingerprint()
     assert resumed[2]._scales == first[2]._scales == uninterrupted[2]._scales
     assert set(first[2]._scales) == {"landscape/line", "landscape/plane"}
     assert resumed[0].measured == uninterrupted[0].measured
@@ -210,12 +210,12 @@ def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
         )  # fmt: skip
     files, digest = probe_told(tmp_path / "second.ckpt")
     assert files == [path] * 3
-    assert digest == second[0].probe_in_use.fingerprint()
+    assert digest == second[0].loss.probe.fingerprint()
     third = callbacks()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*(new series|could not be)")
         resume(tmp_path / "second.ckpt", third, tmp_path / "c", max_epochs=7)
-    assert third[0].probe_in_use.fingerprint() == digest
+    assert third[0].loss.probe.fingerprint() == digest
     assert all(len(m.history) >= 1 for m in third[:3])
 
 

@@ -27,7 +27,8 @@ from lightning_landscape import (
     Slice,
     read_history,
 )
-from lightning_landscape.training.kept import KeptProbe
+from lightning_landscape.training.data.stored import StoredProbe
+from lightning_landscape.training.probes import _start_new_series
 from tests.fuzz import profile
 from tests.runs import differences, train
 from tests.small import Quartic, ones
@@ -157,8 +158,8 @@ class Boom:
 
 
 def read_back(folder: Path, told: dict) -> tuple[Probe, str]:
-    kept, probe = KeptProbe("training"), Probe()
-    kept.told = told
+    kept, probe = StoredProbe("training"), Probe()
+    kept.entry = told
     trainer = types.SimpleNamespace(
         global_rank=0,
         ckpt_path=None,
@@ -217,16 +218,16 @@ def test_a_probe_that_another_process_lacks_is_kept_anew(tmp_path):
     probe.save(path)
     read, problem = read_back(tmp_path, {"file": str(path), "hash": probe.fingerprint()})
     assert (problem, read.file) == ("", str(path))
-    monitor, kept = HessianMonitor(), KeptProbe("training")
+    monitor, kept = HessianMonitor(), StoredProbe("training")
     with pytest.warns(match="another process has none; a new series starts"):
-        monitor.give_up_probe(read, kept, "another process has none")
+        _start_new_series(monitor, read, kept, "another process has none")
     read.offer((torch.arange(4.0) + 1,), 0, lambda _: 4)
     folder = tmp_path / "b"
     folder.mkdir()
     recorder = types.SimpleNamespace(folder=folder, share=lambda name, save: save(folder / name))
     kept.write(read, recorder, types.SimpleNamespace(global_rank=0))
-    assert kept.names(read)
-    again, problem = read_back(folder, kept.told)
+    assert kept.holds(read)
+    again, problem = read_back(folder, kept.entry)
     assert problem == ""
     assert torch.equal(again.batches[0].batch[0], torch.arange(4.0) + 1)
     assert Path(again.file).parent == folder

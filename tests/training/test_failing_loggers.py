@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, read_history
-from lightning_landscape.training.loggers import folder_of
+from lightning_landscape.training.output.loggers import folder_of
 from tests.runs import MemoryLogger, differences, train
 from tests.small import Linear, regression
 
@@ -222,7 +222,7 @@ def test_a_slow_one_is_charged(plain, tmp_path):
     # Four seconds of training would have to pay for the first.
     assert logger.values(KEYS[0]) == [(1, monitor.history[0][KEYS[0]])]
     assert monitor.skipped == 8
-    assert monitor.seconds_spent >= 0.2
+    assert monitor._bookkeeping.seconds_spent >= 0.2
 
 
 # -- the folder of the run -------------------------------------------------------------------------

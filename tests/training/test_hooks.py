@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.profilers import Profiler
 
 from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, SharpnessMonitor
-from lightning_landscape.training.hooks import OF_EVERY_BATCH
+from lightning_landscape.training.hooks import EVERY_BATCH
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -33,7 +33,7 @@ def of_every_batch(profiler, callback):
     for name, count in profiler.counts.items():
         if name.startswith(f"[Callback]{type(callback).__name__}"):
             calls[name.rpartition(".")[2]] = count
-    return {hook: calls[hook] for hook in OF_EVERY_BATCH if hook in calls}
+    return {hook: calls[hook] for hook in EVERY_BATCH if hook in calls}
 
 
 def test_only_the_first_is_called_and_only_at_the_end_of_a_batch(tmp_path):
@@ -96,4 +96,4 @@ def test_after_the_fit_they_are_as_before(tmp_path, fails):
     else:
         train(Failing, regression, callbacks, tmp_path)
     for callback in callbacks:
-        assert all(callable(getattr(callback, hook)) for hook in OF_EVERY_BATCH)
+        assert all(callable(getattr(callback, hook)) for hook in EVERY_BATCH)

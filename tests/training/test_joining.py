@@ -8,8 +8,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
-from lightning_landscape.training.joining import NotJoinable, join_batches
-from lightning_landscape.training.probe import ProbeBatch, cut_batch
+from lightning_landscape.training.data.batch import (
+    NotConcatenable,
+    ProbeBatch,
+    concat_batches,
+    cut_batch,
+)
 from tests.runs import train
 from tests.small import Linear, regression
 from tests.training.test_probe import Example, Graphs, Pair
@@ -26,7 +30,7 @@ X, Y = torch.arange(15.0).reshape(5, 3), torch.arange(5)
     ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
 )
 def test_the_pieces_of_a_batch_make_the_batch(batch):
-    whole = join_batches(cut_batch(ProbeBatch(batch, 7, 5), 2))
+    whole = concat_batches(cut_batch(ProbeBatch(batch, 7, 5), 2))
     assert (whole.index, whole.size, type(whole.batch)) == (7, 5, type(batch))
     assert repr(whole.batch) == repr(batch)
 
@@ -37,7 +41,7 @@ def test_words_go_with_their_examples_and_constants_stay():
         ProbeBatch({"x": X[:2], "words": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
         ProbeBatch({"x": X[2:], "words": ["c", "d", "e"], "weights": weights, "name": "n"}, 1, 3),
     ]
-    whole = join_batches(held).batch
+    whole = concat_batches(held).batch
     assert torch.equal(whole["x"], X)
     assert whole["words"] == ["a", "b", "c", "d", "e"]
     assert torch.equal(whole["weights"], weights)
@@ -65,8 +69,8 @@ def test_words_go_with_their_examples_and_constants_stay():
     ],
 )  # fmt: skip
 def test_what_cannot_be_joined(first, second):
-    with pytest.raises(NotJoinable):
-        join_batches([ProbeBatch(first, 0, 5), ProbeBatch(second, 1, 5)])
+    with pytest.raises(NotConcatenable):
+        concat_batches([ProbeBatch(first, 0, 5), ProbeBatch(second, 1, 5)])
 
 
 # -- in a run -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, landscape_callbacks, read_history
-from lightning_landscape.training.loggers import show_image, show_text
+from lightning_landscape.training.output.loggers import show_image, show_text
 from tests import wandb_file
 from tests.runs import MemoryLogger, train
 from tests.small import Linear, regression

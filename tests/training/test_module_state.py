@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_landscape.training.module_state import ModuleState
+from lightning_landscape.training.isolation.module_state import ModuleState
 
 
 class Vocabulary(dict):

@@ -10,9 +10,9 @@ from lightning_utilities.core import rank_zero
 
 from lightning_landscape import HessianMonitor, SharpnessEarlyStopping
 from lightning_landscape.measure.offline import Offline
-from lightning_landscape.training import namespaces
+from lightning_landscape.training import lightning_packages as namespaces
+from lightning_landscape.training.lightning_packages import misconfiguration, package_of
 from lightning_landscape.training.monitor import Monitor
-from lightning_landscape.training.namespaces import misconfiguration, package_of
 
 NAMES = ("pytorch_lightning", "lightning.pytorch")
 

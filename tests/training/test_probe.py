@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_landscape.training.probe import ProbeBatch, cut_batch
+from lightning_landscape.training.data.batch import ProbeBatch, cut_batch
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -17,10 +18,15 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
 )
-from lightning_landscape.training import account, probes, schedule, session
-from lightning_landscape.training.account import Account
-from lightning_landscape.training.probe import Probe
-from lightning_landscape.training.schedule import Budget, Schedule
+from lightning_landscape.training import costs, measuring, probes, publisher, session
+from lightning_landscape.training.bookkeeping import LOSS
+from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.costs import Costs
+from lightning_landscape.training.data import batch as batches
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.last_step import LastStep
+from lightning_landscape.training.run_state import RunState
+from lightning_landscape.training.schedule import Schedule, batches_ahead
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -38,28 +44,33 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(schedule.time, "perf_counter", clock)
+    monkeypatch.setattr(costs.time, "perf_counter", clock)
+    monkeypatch.setattr(session, "HOOK_SECONDS", 0.0)  # by this clock
     return clock
 
 
+def budget_of(callbacks, **known):
+    """A budget, and its stopwatch, which has been started."""
+    found = Costs()
+    vars(found).update(known)
+    return Budget(callbacks, found), found.time
+
+
 def test_budget_arithmetic(clock):
-    budget = Budget(0.05)
-    budget.start()
+    budget, time = budget_of([HessianMonitor(max_overhead=0.05)])
     clock.now = 100.0  # 100 s of training
-    assert budget.affords(5.0)
-    assert not budget.affords(5.1)
+    assert budget.left == pytest.approx(5.0)
     clock.now = 104.0
-    budget.charge(4.0)
-    assert budget.trained == pytest.approx(100.0)
-    assert budget.share == pytest.approx(0.04)
-    assert budget.affords(1.0)
-    assert not budget.affords(1.1)
+    time.add(4.0)
+    assert time.trained == pytest.approx(100.0)
+    assert time.share == pytest.approx(0.04)
+    assert budget.left == pytest.approx(1.0)
 
 
 def test_no_limit(clock):
-    budget = Budget(None)
-    budget.charge(1e9)
-    assert budget.affords(1e9)
+    budget, time = budget_of([HessianMonitor(max_overhead=None)])
+    time.add(1e9)
+    assert budget.left == float("inf")
 
 
 def test_schedule():
@@ -112,7 +123,7 @@ def test_the_budget_holds_and_what_was_skipped_is_counted(tmp_path, monkeypatch,
     expected = [3, 63, 93, 123, 153, 183, 213, 243, 273]
     assert [row["step"] for row in callbacks[0].history] == expected
     assert [row["step"] for row in callbacks[1].history] == expected
-    spent = sum(c.seconds_spent for c in callbacks)
+    spent = sum(c._bookkeeping.seconds_spent for c in callbacks)
     assert spent <= 0.1 * 300
     assert callbacks[0].measured + callbacks[0].skipped == 30
     assert callbacks[0].skipped > 0
@@ -179,12 +190,10 @@ def share_told(caplog):
 def test_seconds_for_values(clock, limit, ahead, spent, seconds):
     trained = 30.0 if spent == 28.0 else 10.0
     monitor = HessianMonitor(max_overhead=limit)
-    prices = Account([monitor])
-    prices.budget.start()
+    budget, time = budget_of([monitor], batches=10)
     clock.now = trained + spent
-    prices.budget.charge(spent)
-    prices.batches = 10
-    assert prices.seconds_for_values(ahead) == pytest.approx(seconds)
+    time.add(spent)
+    assert budget.seconds_for_values(ahead) == pytest.approx(seconds)
 
 
 class TwoOptimizers(Linear):
@@ -218,7 +227,7 @@ def test_batches_ahead(tmp_path, kind, settings, ahead):
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            seen.append(schedule.batches_ahead(trainer))
+            seen.append(batches_ahead(trainer))
 
     train(kind, regression, [Look()], tmp_path, **settings)
     assert seen[0] == ahead
@@ -230,7 +239,7 @@ def test_nobody_knows_how_long_it_will_be(tmp_path):
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            seen.append(schedule.batches_ahead(trainer))
+            seen.append(batches_ahead(trainer))
             trainer.should_stop = True
 
     train(Linear, regression, [Look()], tmp_path, max_epochs=-1, max_steps=-1)
@@ -247,7 +256,7 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
     whole = regression().dataset.tensors
     given = {"every_n_train_steps": 10, "tol": 1e-6, "rtol": 0.0, "probe": whole}
     monitor = HessianMonitor(max_overhead=0.1, **given)
-    with pytest.warns(match="after 3 products, all that this run can pay for at max_overhead=0.1"):
+    with pytest.warns(match="after 3 products, all that this run can afford at max_overhead=0.1"):
         train(Linear, batches, [monitor], tmp_path / "short", max_epochs=215)
     x = whole[0].double()
     spectrum = torch.linalg.eigvalsh(2 * x.T @ x / len(x))
@@ -367,22 +376,23 @@ def test_what_a_short_run_pays_for_is_shared_by_all_eigenvalues(tmp_path, monkey
 
 def test_the_first_price_comes_from_the_steps(clock):
     monitor = LandscapeMonitor(resolution=5, line_resolution=0)
-    monitor.probe_in_use = Probe((torch.zeros(60, 2),))
-    monitor.probe_in_use.load(lambda batch: batch)
-    prices = Account([monitor])
-    prices.budget.start()
-    clock.now = 50.0  # 100 steps of half a second on 20 examples: 1/6 s a forward of 20
-    prices.batches, prices.batch_size = 100, 20
-    assert prices.of_a_forward(monitor.probe_in_use) == pytest.approx(3 / 6)
-    prices.drawing = 0.25
-    assert prices.of(monitor) == pytest.approx(25 / 2 + 0.25)
-    prices.saw_forward(0.1)  # a forward was timed
-    assert prices.of(monitor) == pytest.approx(2.5 + 0.25)
-    monitor.last_seconds = 7.0  # and now the whole
-    assert prices.of(monitor) == 7.0
+    probe = monitor._bookkeeping.probes[LOSS] = Probe((torch.zeros(60, 2),))
+    probe.load(lambda batch: batch)
+    # 100 steps of half a second on 20 examples: 1/6 s a forward of 20
+    known = Costs()
+    known.batches, known.batch_size = 100, 20
+    budget = Budget([monitor], known)
+    clock.now = 50.0
+    assert known.forward_seconds(probe) == pytest.approx(3 / 6)
+    known.drawing = 0.25
+    assert budget.seconds_of(monitor) == pytest.approx(25 / 2 + 0.25)
+    known.note_forward(0.1)  # a forward was timed
+    assert budget.seconds_of(monitor) == pytest.approx(2.5 + 0.25)
+    monitor._bookkeeping.last_seconds = 7.0  # and now the whole
+    assert budget.seconds_of(monitor) == 7.0
     line = InterpolationMonitor(resolution=5)  # its picture is drawn where there is time left
-    line.probe_in_use = monitor.probe_in_use
-    assert prices.of(line) == pytest.approx(0.5)
+    line._bookkeeping.probes[LOSS] = probe
+    assert budget.seconds_of(line) == pytest.approx(0.5)
 
 
 def test_a_picture_is_not_begun_that_the_budget_cannot_pay(tmp_path, monkeypatch, clock, caplog):
@@ -450,16 +460,16 @@ def test_within_the_limit_nothing_is_left_out(tmp_path, monkeypatch, clock, capl
 
 def test_what_is_dear_of_the_whole_run_is_left_out(tmp_path, monkeypatch, clock, caplog):
     # A picture takes .5 s, so the animation of the two 1.2, the film .7: 6 s less 5 are left.
-    picture = session.Publisher._make
+    picture = publisher.Publisher._make
 
-    def slow(publisher, measured, step):
+    def slow(self, measured, step):
         clock.now += 0.5 * len(measured.pictures)
-        picture(publisher, measured, step)
+        picture(self, measured, step)
 
-    monkeypatch.setattr(session.Publisher, "_make", slow)
+    monkeypatch.setattr(publisher.Publisher, "_make", slow)
     Timed(monkeypatch, clock, {LandscapeMonitor: 2.0})
     monitor = LandscapeMonitor(every_n_train_steps=10**6, resolution=3, line_resolution=0)
-    monitor.schedule.due = lambda step, *_: step == 110
+    monitor._bookkeeping.schedule.due = lambda step, *_: step == 110
     train(Linear, regression, [monitor], tmp_path, max_epochs=40)
     assert [row["step"] for row in monitor.history] == [110, 120]
     assert "left out: landscape-plane.gif" in closing_line(caplog)
@@ -473,14 +483,14 @@ def test_what_is_dear_of_the_whole_run_is_left_out(tmp_path, monkeypatch, clock,
 @pytest.fixture
 def dear_pictures(monkeypatch, clock):
     """Each takes 4 s of a clock that we turn, and that is known before."""
-    make = session.Publisher._make
+    make = publisher.Publisher._make
 
-    def slow(publisher, measured, step):
+    def slow(self, measured, step):
         clock.now += 4.0 * len(measured.pictures)
-        make(publisher, measured, step)
+        make(self, measured, step)
 
-    monkeypatch.setattr(session.Publisher, "_make", slow)
-    monkeypatch.setattr(account, "_DRAWING", 4.0)
+    monkeypatch.setattr(publisher.Publisher, "_make", slow)
+    monkeypatch.setattr(costs, "_DRAWING", 4.0)
 
 
 def made(folder, kind, suffix):
@@ -553,16 +563,16 @@ def test_what_was_put_off_leaves_what_it_takes_out_of_the_last_picture(
 
 def test_pictures_beside_values_leave_the_reserve_alone(clock):
     monitor = LandscapeMonitor()
-    prices = Account([HessianMonitor(), monitor])
-    prices.budget.start()
-    prices.drawing, monitor.last_seconds = 1.0, 3.0
+    budget, _ = budget_of([HessianMonitor(), monitor], drawing=1.0)
+    monitor._bookkeeping.last_seconds = 3.0
     clock.now = 80.0  # 4 s
-    assert prices.affords(4.0)
-    assert prices.spares(2.0)  # half of them are put aside
-    assert not prices.spares(2.1)
+    assert budget.affords_drawing(4.0)
+    beside = partial(budget.affords_drawing, beside_last=True)
+    assert beside(2.0)  # half of them are reserved
+    assert not beside(2.1)
     clock.now = 160.0  # 8 s, 3 of them for the last picture
-    assert prices.spares(5.0)
-    assert not prices.spares(5.1)
+    assert beside(5.0)
+    assert not beside(5.1)
 
 
 # -- where nothing is due -------------------------------------------------------------------------
@@ -581,15 +591,15 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
         monkeypatch.setattr(owner, name, count)
 
     for owner, name in (
-        (session, "clone_batch"),
+        (batches, "clone_batch"),
         (session, "batch_size"),
-        (session, "isolated"),
-        (session, "copied"),
+        (measuring, "isolated"),
+        (LastStep, "copy_weights"),
         (session.Session, "_due"),
         (probes.Probes, "captured"),
     ):
         counted(owner, name)
-    monkeypatch.setattr(session.Session, "clock", staticmethod(lambda module: counts["t"]()))
+    monkeypatch.setattr(RunState, "clock", staticmethod(lambda module: counts["t"]()))
     counts["t"] = lambda: counts.update(clock=counts.get("clock", 0) + 1) or 0.0
 
     def work(epochs):
@@ -612,17 +622,17 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
 
 
 def test_the_idle_hooks_are_charged(tmp_path, monkeypatch, clock, caplog):
-    monkeypatch.setattr(session, "seconds_per_batch", lambda *_: 0.01)
+    monkeypatch.setattr(session, "HOOK_SECONDS", 0.01)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
     assert "times in 1.2 s" in closing_line(caplog)  # 120 steps
 
 
 def test_limit_of_a_drawing_is_asked_with_the_import(monkeypatch, clock):
-    prices = Account([LandscapeMonitor()])
-    monkeypatch.setitem(account.sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(account.sys.modules, "matplotlib.figure")
-    assert prices.of_drawing(2) == pytest.approx(0.2 + 0.6)
-    assert prices.of_drawing(0) == 0.0
-    prices.drawing = 0.05
-    assert prices.of_drawing(2) == pytest.approx(0.1)
+    known = Costs()
+    monkeypatch.setitem(costs.sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(costs.sys.modules, "matplotlib.figure")
+    assert known.drawing_seconds(2) == pytest.approx(0.2 + 0.6)
+    assert known.drawing_seconds(0) == 0.0
+    known.drawing = 0.05
+    assert known.drawing_seconds(2) == pytest.approx(0.1)

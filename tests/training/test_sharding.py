@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
 from lightning_landscape.geometry.stability import stability_edge
-from lightning_landscape.training.sharding import made_whole
+from lightning_landscape.training.isolation.sharding import unsharded
 from tests.integration.members import Mlp
 from tests.integration.processes import both, forks, on_two
 
@@ -92,7 +92,7 @@ def test_fsdp_is_left_as_it_was(fault):
             net.c.reshard()
             before = everything(net)
             try:
-                with made_whole(net) as whole:
+                with unsharded(net) as whole:
                     assert not any(isinstance(p, DTensor) for p in net.parameters())
                     params = dict(net.named_parameters())
                     for name, p in plain.named_parameters():
@@ -126,7 +126,7 @@ def test_whole_parameters_left_by_an_evaluation_are_gathered_anew():
             net.a.reshard()
             net.a.weight.mul_(2.0)
             net.a.unshard()
-        with made_whole(net) as whole:
+        with unsharded(net) as whole:
             assert isinstance(whole.trained(net.a.weight), DTensor)
         assert isinstance(net.a.weight, DTensor)
 
@@ -142,7 +142,7 @@ def test_mixed_precision():
         x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             theirs = float(net(x))
-            with made_whole(net) as whole, whole.precision():
+            with unsharded(net) as whole, whole.precision():
                 assert net.a.weight.dtype == torch.float32
                 assert net.a(x).dtype == torch.bfloat16
                 assert float(net(x)) == pytest.approx(theirs, rel=2e-2)

@@ -6,16 +6,13 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import move_data_to_device
 
-from lightning_landscape.training.faults import why_unreadable
-from lightning_landscape.training.probe import Probe
-
-if TYPE_CHECKING:
-    from lightning_landscape.training.records import Recorder
+from lightning_landscape.training.data.probe import Probe, why_unreadable
+from lightning_landscape.training.output.recorder import Recorder
 
 
 class Storable(Protocol):
@@ -27,55 +24,55 @@ class Storable(Protocol):
         """Write it."""
 
     def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
-        """Read it, whatever tensors it holds by way of ``prepare``."""
+        """Read it; ``prepare`` moves tensors to the device."""
 
     def fingerprint(self) -> str:
         """A hash of what it holds."""
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Hold nothing."""
 
 
-def is_told(value: object) -> bool:
-    """Whether ``value`` is what :meth:`Kept.state` gives."""
+def is_entry(value: object) -> bool:
+    """Whether ``value`` is a checkpoint's entry of a :class:`StoredFile`."""
     if not isinstance(value, dict):
         return value is None
     return all(isinstance(value.get(part), str) for part in ("file", "hash"))
 
 
-class Kept:
-    """Where a thing lies, and its hash.
+class StoredFile:
+    """The file of something that a resumed run goes on with.
 
     Args:
-        words: what it is, for messages.
+        label: what it holds, for messages.
 
     Attributes:
-        told: what checkpoints hold: the file of rank zero and the hash; None without a file.
+        entry: what checkpoints hold: the path on rank zero, and the hash; None without a file.
     """
 
-    def __init__(self, words: str) -> None:
-        self.words = words
-        self.told: dict[str, str] | None = None
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.entry: dict[str, str] | None = None
 
     def state(self) -> dict[str, str] | None:
-        """For a checkpoint."""
-        return None if self.told is None else dict(self.told)
+        """A copy of the entry, for a checkpoint."""
+        return None if self.entry is None else dict(self.entry)
 
-    def names(self, thing: Storable) -> bool:
-        """Whether checkpoints tell where it lies: not of one that was moved, or is new."""
-        return self.told is not None and self.told["file"] == thing.file
+    def holds(self, thing: Storable) -> bool:
+        """Whether the entry names its file."""
+        return self.entry is not None and self.entry["file"] == thing.file
 
     def write_as(self, name: str, thing: Storable, recorder: Recorder) -> None:
         """Write it beside the logs under ``name``, once."""
         if thing.file is None:
             thing.file = str(recorder.folder / name)
             recorder.share(name, thing.save)
-        self.told = {"file": thing.file, "hash": thing.fingerprint()}
+        self.entry = {"file": thing.file, "hash": thing.fingerprint()}
 
     def read(self, thing: Storable, recorder: Recorder, trainer: Trainer) -> str:
-        """Read what this process wrote; why that cannot be, or an empty string."""
-        assert self.told is not None
-        path = Path(self.told["file"])
+        """Read this process's file; the reason why that failed, or an empty string."""
+        assert self.entry is not None
+        path = Path(self.entry["file"])
         # Checkpoints hold the path of rank zero.
         name = path.name.replace("rank0", f"rank{trainer.global_rank}")
         places = [path.parent, recorder.folder]
@@ -92,9 +89,9 @@ class Kept:
             except Exception as error:  # a damaged file raises any of a dozen types
                 problem = problem or f"its file cannot be read ({why_unreadable(error)})"
                 continue
-            if trainer.global_rank == 0 and thing.fingerprint() != self.told["hash"]:
+            if trainer.global_rank == 0 and thing.fingerprint() != self.entry["hash"]:
                 problem = problem or "its file holds other data"
-                thing.forget()
+                thing.clear()
                 continue
             thing.file = str(place / name)
             return ""
@@ -108,8 +105,8 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"{damaged} in it is damaged")
 
 
-class KeptProbe(Kept):
-    """A captured probe, each process's share in its own file.
+class StoredProbe(StoredFile):
+    """The files of a captured probe: each process writes its share to its own.
 
     Args:
         source: which batches it is captured from.
@@ -121,5 +118,5 @@ class KeptProbe(Kept):
 
     def write(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> None:
         """Write this process's share beside the logs, once."""
-        stem = self.words.replace(" ", "-")
+        stem = self.label.replace(" ", "-")
         self.write_as(f"{stem}-{probe.samples}-rank{trainer.global_rank}.pt", probe, recorder)

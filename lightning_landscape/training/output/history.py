@@ -21,8 +21,8 @@ class History:
     """The last 10,000 rows of one callback, oldest first.
 
     Under ``ddp_spawn`` and ``ddp_fork`` training runs in other processes, and the callback that the
-    user holds sees none of it.  So the one in process zero leaves word, in a small file of a name
-    that both know, of where all rows are written; the user's reads them there when it is asked.
+    user holds sees none of it.  So the one in process zero writes the path of ``history.jsonl`` to
+    a small file of a name that both know, and the user's reads the rows from there.
     """
 
     def __init__(self) -> None:
@@ -42,22 +42,22 @@ class History:
             self._fetch()
         return list(self._rows)
 
-    def leave_word(self, path: Path, row: dict[str, Any]) -> None:
-        """Tell the process that launched this one where the rows from ``row`` on are written."""
-        if not self._letter.exists():
-            word = {"path": str(path.resolve()), "monitor": row["monitor"], "step": row["step"]}
-            self._letter.write_text(json.dumps(word))
+    def leave_address(self, path: Path, row: dict[str, Any]) -> None:
+        """Write where the rows from ``row`` on are, for the process that launched this one."""
+        if not self._address_file.exists():
+            address = {"path": str(path.resolve()), "monitor": row["monitor"], "step": row["step"]}
+            self._address_file.write_text(json.dumps(address))
 
     def _fetch(self) -> None:
-        if self._letter.is_file():
-            word = json.loads(self._letter.read_text())
-            self._letter.unlink()
-            for row in read_history(word["path"]):
-                if row.get("monitor") == word["monitor"] and row["step"] >= word["step"]:
+        if self._address_file.is_file():
+            address = json.loads(self._address_file.read_text())
+            self._address_file.unlink()
+            for row in read_history(address["path"]):
+                if row.get("monitor") == address["monitor"] and row["step"] >= address["step"]:
                     self.add(row)
 
     @property
-    def _letter(self) -> Path:
+    def _address_file(self) -> Path:
         return Path(tempfile.gettempdir()) / self._name
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_landscape.training.namespaces import misconfiguration
+from lightning_landscape.training.lightning_packages import misconfiguration
 
 _Agree = Callable[[], None]  # raises unless all processes are ready for an exchange
 
@@ -102,7 +102,7 @@ class _GatheredState(Mapping[str, Any]):
 
 
 @contextlib.contextmanager
-def made_whole(pl_module: nn.Module, agree: _Agree = lambda: None) -> Iterator[Whole]:
+def unsharded(pl_module: nn.Module, agree: _Agree = lambda: None) -> Iterator[Whole]:
     """Plain full parameters in the place of FSDP2's shards; ``agree`` comes before an exchange."""
     sharded = _fsdp_modules(pl_module)
     if not sharded:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_landscape.training.namespaces import DATA_MODULES
+from lightning_landscape.training.lightning_packages import DATA_MODULES
 
 _CONTAINERS = (list, dict, set, collections.deque)
 _GENERATORS = (torch.Generator, np.random.Generator, random.Random)

@@ -9,9 +9,9 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from lightning_landscape.training.module_state import ModuleState
-from lightning_landscape.training.random_state import RandomState, seed_everything
-from lightning_landscape.training.sharding import Whole, made_whole
+from lightning_landscape.training.isolation.module_state import ModuleState
+from lightning_landscape.training.isolation.random_state import RandomState, seed_everything
+from lightning_landscape.training.isolation.sharding import Whole, unsharded
 
 # Where Lightning's logger connector keeps what `self.log` wrote.
 _CONNECTOR_STATE = (
@@ -77,11 +77,11 @@ def isolated(
     That is: weights, buffers, gradients, flags and attributes of the module
     (:class:`ModuleState`), the global random states, and whatever ``self.log`` and ``self.logger``
     in the user's code write to.  Optimizers, schedulers and scalers are never touched.  A module
-    in shards is whole meanwhile (:func:`made_whole`, which ``agree`` is for).
+    in shards is whole meanwhile (:func:`unsharded`, which ``agree`` is for).
     """
     random_state = RandomState()
     try:
-        with made_whole(pl_module, agree) as whole, _silenced(trainer, pl_module):
+        with unsharded(pl_module, agree) as whole, _silenced(trainer, pl_module):
             isolation = Isolation(trainer, pl_module, seed, whole)
             try:
                 yield isolation

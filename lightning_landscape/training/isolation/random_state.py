@@ -36,7 +36,7 @@ class RandomState:
 
 
 @contextlib.contextmanager
-def undrawn() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """The states are as before when this ends, whatever was drawn inside."""
     state = RandomState()
     try:

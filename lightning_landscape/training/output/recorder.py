@@ -16,14 +16,14 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_landscape.training.loggers import (
+from lightning_landscape.training.isolation.random_state import preserve_rng_state
+from lightning_landscape.training.output.loggers import (
     folder_of,
     prefix_of,
     show_image,
     show_text,
     writer_of,
 )
-from lightning_landscape.training.random_state import undrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,7 +215,7 @@ def _log_dir(trainer: Trainer) -> Path:
     """The folder of this run, the same on every process."""
     folder = ""
     if trainer.is_global_zero:
-        with undrawn():  # a logger may choose the name of its run only now
+        with preserve_rng_state():  # a logger may choose the name of its run only now
             logger = trainer.loggers[0] if trainer.loggers else None
             folder = str(folder_of(logger, trainer.default_root_dir))
     return Path(trainer.strategy.broadcast(folder))

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_landscape.geometry.checks import check_count, quoted, shown
-from lightning_landscape.training.faults import why_unreadable
-from lightning_landscape.training.random_state import RandomState
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeBatch:
-    """One batch as ``training_step`` gets it, on the device, with its index and example count."""
-
-    batch: Any
-    index: int
-    size: int
-
-    @classmethod
-    def copy_of(cls, batch: Any, index: int) -> ProbeBatch:
-        """A copy that shares no tensor with ``batch``."""
-        return cls(clone_batch(batch), index, batch_size(batch))
+from lightning_landscape.training.data.batch import ProbeBatch, tensors_in
+from lightning_landscape.training.isolation.random_state import RandomState
 
 
 class Probe:
@@ -104,7 +85,7 @@ class Probe:
             )
         self.complete = True
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Start again without batches."""
         self.batches, self.complete, self.closed, self.file = [], False, False, None
 
@@ -112,7 +93,7 @@ class Probe:
         """A hash of all tensors in the batches."""
         digest = hashlib.sha256()
         for held in self.batches:
-            for tensor in _tensors_in(held.batch):
+            for tensor in tensors_in(held.batch):
                 content = tensor.detach().cpu().contiguous()
                 digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
                 digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -141,6 +122,12 @@ class Probe:
         rows = torch.load(path, weights_only=True, map_location="cpu")
         self.batches = [ProbeBatch(prepare(r["batch"]), r["index"], r["size"]) for r in rows]
         self.complete = True
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why ``torch.load`` refused a file, in one line; its own ten advise to unpickle the file."""
+    line = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+    return line.partition(". ")[0] or type(error).__name__
 
 
 # What people pass for data by mistake.
@@ -185,119 +172,3 @@ def _batches_of(source: Any) -> Iterator[Any]:
         yield from source
     else:
         yield source
-
-
-def clone_batch(batch: Any) -> Any:
-    """A copy of ``batch`` that shares no tensor with it; other leaves are shared."""
-    return _map_tensors(batch, lambda tensor: tensor.detach().clone())
-
-
-def cut_batch(held: ProbeBatch, most: int) -> list[ProbeBatch]:
-    """``held`` in pieces of at most ``most`` examples; nothing where it cannot be cut.
-
-    Tensors as long as the batch has examples are cut along their first dimension, everything else
-    is shared.  Whether the pieces mean what the whole does is for their losses to say.
-    """
-    starts = range(0, held.size, most)
-    found = False
-
-    def piece(start: int, tensor: Tensor) -> Tensor:
-        nonlocal found
-        if tensor.layout != torch.strided or tensor.ndim == 0 or len(tensor) != held.size:
-            return tensor
-        found = True
-        return tensor[start : start + most]
-
-    try:
-        batches = [_map_tensors(held.batch, partial(piece, s), _refuse) for s in starts]
-    except _NotCuttable:
-        return []
-    sizes = [min(most, held.size - start) for start in starts]
-    cut = [ProbeBatch(b, held.index, n) for b, n in zip(batches, sizes, strict=True)]
-    return cut if found else []
-
-
-def first_examples(batches: Sequence[ProbeBatch], count: int) -> list[ProbeBatch]:
-    """The first ``count`` examples; where a batch cannot be cut, the whole ones before it.
-
-    One batch at least.
-    """
-    taken: list[ProbeBatch] = []
-    for held in batches:
-        left = count - sum(batch.size for batch in taken)
-        if held.size <= left:
-            taken.append(held)
-            continue
-        pieces = cut_batch(held, left) if left > 0 else []
-        return taken + (pieces[:1] if pieces or taken else [held])
-    return taken
-
-
-class _NotCuttable(Exception):
-    """A batch whose parts refer to one another: a graph library's, packed sequences."""
-
-
-def _refuse(value: Any) -> Any:
-    raise _NotCuttable
-
-
-def batch_size(batch: Any) -> int:
-    """The number of examples: the length of the first tensor with a dimension, as in Lightning.
-
-    Objects with a ``num_graphs`` or ``batch_size`` attribute say it themselves; 1 where nothing
-    tells.
-    """
-    for name in ("num_graphs", "batch_size"):
-        stated = getattr(batch, name, None)
-        if isinstance(stated, int) and not isinstance(stated, bool):
-            return max(stated, 1)
-    for tensor in _tensors_in(batch):
-        if tensor.ndim > 0 and len(tensor) > 0:
-            return len(tensor)
-    return 1
-
-
-def _tensors_in(batch: Any) -> Iterator[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    _map_tensors(batch, note)
-    yield from found
-
-
-def _map_tensors(
-    value: Any,
-    function: Callable[[Tensor], Tensor],
-    indivisible: Callable[[Any], Any] = copy.deepcopy,
-) -> Any:
-    """``value`` rebuilt with ``function`` applied to its tensors, whatever they sit in.
-
-    ``indivisible`` is applied to objects that know themselves how their tensors belong together.
-    """
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, PackedSequence) and indivisible is not copy.deepcopy:
-        return indivisible(value)
-    if isinstance(value, Mapping):
-        mapped = {key: _map_tensors(item, function, indivisible) for key, item in value.items()}
-        if not isinstance(value, MutableMapping) or type(value) is dict:
-            return mapped
-        rebuilt = copy.copy(value)  # OrderedDict, BatchEncoding, ...: keep what else they hold
-        rebuilt.update(mapped)
-        return rebuilt
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(item, function, indivisible) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, function, indivisible) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        record: Any = copy.copy(value)
-        for field in dataclasses.fields(value):
-            item = _map_tensors(getattr(value, field.name), function, indivisible)
-            object.__setattr__(record, field.name, item)
-        return record
-    if hasattr(value, "__dict__") and hasattr(value, "to"):
-        return indivisible(value)  # a graph library's batch, which Lightning moves with .to()
-    return value

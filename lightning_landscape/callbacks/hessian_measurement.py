@@ -1,0 +1,221 @@
+"""How ``HessianMonitor`` measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from lightning_landscape.callbacks.edge import edge_of
+from lightning_landscape.callbacks.hessian_figures import (
+    draw_density,
+    draw_density_film,
+    draw_history,
+)
+from lightning_landscape.callbacks.solver import Solver
+from lightning_landscape.geometry.blocks import block_eigenvalues, members
+from lightning_landscape.geometry.edge_ratio import shared_step
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.sharpness import curvature_along
+from lightning_landscape.geometry.spectrum import spectral_density
+from lightning_landscape.geometry.trace import hessian_trace
+from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.round import Round
+
+# Above what bfloat16 products show.
+_ASYMMETRY = 0.02
+
+# Gradients that a product takes, until one was timed; products for one start vector of a density.
+_PRODUCT, DENSITY_PRODUCTS = 2.5, 30
+
+
+class HessianMeasurement(Monitor):
+    """One measurement of the spectrum and of the ratio to the edge; arguments as the monitor's."""
+
+    k: int
+    max_hvps: int
+    tol: float
+    min_eigenvalue: bool
+    trace_samples: int
+    density_samples: int
+    blocks: bool | Mapping[str, str]
+    batch_edge_ratio: bool
+    update_curvature: bool
+    _solver: Solver
+    _product_seconds: float | None
+    _checked_at: int | None
+
+    def measure(self, this_round: Round) -> Measured:
+        objective = this_round.objective(self)
+        self._stay_within_budget(this_round, objective)
+        before, started = objective.hvps, this_round.clock()
+        solver = self._solver
+        start = solver.start("top", objective) or solver.gradient(objective)
+        result = this_round.top_eigenvalues(self, self.k, init=start, **solver.settings)
+        solver.keep("top", result)
+        measured = Measured()
+        values = measured.values
+        self._add(measured, "top_eigenvalue", result)
+        values[self.key("residual")] = float(result.residuals[0])
+        for index in range(1, self.k):
+            self._add(measured, f"eigenvalue_{index + 1}", result, index)
+        self._add_edge(measured, this_round, objective, result)
+        self._add_spectrum(objective, measured, this_round)
+        if self.update_curvature and this_round.has_step(self, self.key("update_curvature")):
+            update = this_round.last_update(objective)
+            values[self.key("update_curvature")] = curvature_along(objective, update)
+        products = objective.hvps - before
+        values[self.key("hvps")] = float(products)
+        if products:
+            self._product_seconds = (this_round.clock() - started) / products
+        if self.batch_edge_ratio and this_round.has_batch(self, self.key("batch_edge_ratio")):
+            self._add_batch(measured, this_round)
+        if result.asymmetry > _ASYMMETRY:
+            self.warn_once(
+                f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
+                f"in this module has a wrong second derivative; pass engine='finite_difference'"
+            )
+        measured.facts["converged"] = result.converged
+        if result.checked:
+            self._checked_at = this_round.step
+        if self._checked_at is not None:
+            measured.facts["checked"] = self._checked_at
+        return measured
+
+    def _stay_within_budget(self, this_round: Round, objective: Objective) -> None:
+        """Fewer products for each eigenvalue problem, where the budget does not allow more."""
+        self._solver.allow(self.max_hvps)
+        if not this_round.is_limited(self):
+            return
+        own, seconds = self._solver.knows("preconditioned"), self._product_seconds
+        if seconds is None:
+            started = this_round.clock()
+            objective.gradient()
+            seconds = _PRODUCT * (this_round.clock() - started)
+            edge = edge_of(this_round, objective, 1.0, self.warn_once)
+            own = edge is not None and shared_step(objective, edge) is None
+        named = self.blocks if isinstance(self.blocks, Mapping) else None
+        blocks = len(members(objective.params, named)) if self.blocks else 0
+        problems = (1 + own) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
+        others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
+        most = (this_round.affordable(seconds) - others) / problems
+        self._solver.allow(max(most, self.k + 1))
+
+    def run_summary(self, folder: Path, final: bool) -> Measured:
+        """The eigenvalue beside the edge; at the end the densities too."""
+        drawn = {self.key("eigenvalue"): partial(draw_history, self.run_rows, folder, self.name)}
+        densities = self.run_files(folder, "density")
+        if final and len(densities) > 1:
+            label = {"probe_mode": self.probe_mode}
+            drawn[self.key("density_film")] = partial(draw_density_film, densities, label)
+        return Measured(pictures=dict(drawn))
+
+    def _add(self, measured: Measured, name: str, solved: EigenResult, index: int = 0) -> None:
+        value, residual = float(solved.eigenvalues[index]), float(solved.residuals[index])
+        self._add_value(measured, name, value, residual, solved.converged)
+
+    def _add_value(
+        self, measured: Measured, name: str, value: float, residual: float, converged: bool
+    ) -> None:
+        """An eigenvalue or a ratio, and its residual."""
+        key = self.key(name)
+        measured.values[key] = value
+        measured.facts.setdefault("residuals", {})[key] = residual
+        limit = self.max_overhead if self._solver.is_limited else None
+        if doubt := self._solver.doubt(key, value, residual, converged, limit):
+            self.warn_once(doubt)
+
+    # -- the edge ------------------------------------------------------------------------------
+
+    def _add_edge(
+        self, measured: Measured, this_round: Round, objective: Objective, result: EigenResult
+    ) -> None:
+        values = measured.values
+        # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
+        share = 1.0
+        if self.loss_reduction == "sum":
+            share = this_round.train_batch_size / this_round.probe_size(self)
+        edge = edge_of(this_round, objective, share, self.warn_once)
+        if edge is None:
+            values |= _unknown(result, self.key("edge_ratio"))
+            return
+        if edge.preconditioner or edge.inactive_share:
+            values[self.key("inactive_share")] = edge.inactive_share
+        found = self._solver.ratio("preconditioned", objective, edge, result)
+        converged = (found.solved or result).converged
+        ratio, residual = found.ratio * share, found.residual * share
+        self._add_value(measured, "edge_ratio", ratio, residual, converged)
+        if edge.edge is not None:
+            values[self.key("edge")] = edge.edge / share
+            if edge.preconditioner:
+                value, within = found.ratio * edge.edge, found.residual * edge.edge
+                self._add_value(measured, "preconditioned_eigenvalue", value, within, converged)
+        else:
+            self.warn_once(f"{self.key('edge')} is not logged: {edge.note}")
+
+    def _add_batch(self, measured: Measured, this_round: Round) -> None:
+        objective = this_round.batch_objective(self)
+        solver, gradient = self._solver, objective.gradient(products_follow=True)
+        start = solver.start("batch", objective)
+        result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings)
+        solver.keep("batch", result)
+        edge = edge_of(this_round, objective, 1.0, self.warn_once)
+        if edge is None:
+            measured.values |= _unknown(result, self.key("batch_edge_ratio"))
+            return
+        found = solver.ratio("preconditioned batch", objective, edge, result)
+        converged = (found.solved or result).converged
+        self._add_value(measured, "batch_edge_ratio", found.ratio, found.residual, converged)
+
+    # -- more of the spectrum ------------------------------------------------------------------
+
+    def _add_spectrum(self, objective: Objective, measured: Measured, this_round: Round) -> None:
+        values, solver = measured.values, self._solver
+        named = self.blocks if isinstance(self.blocks, Mapping) else None
+        if self.min_eigenvalue:
+            start, hint = solver.start("min", objective), objective.gradient()
+            smallest = top_eigenvalues(
+                objective, which="SA", init=start, hint=hint, **solver.settings
+            )
+            solver.keep("min", smallest)
+            self._add(measured, "min_eigenvalue", smallest)
+        if self.blocks:
+            tops = block_eigenvalues(
+                objective,
+                named,
+                init=solver.block_starts(objective),
+                hint=objective.gradient(),
+                **solver.settings,
+            )
+            for block, found in tops.items():
+                solver.keep(f"block {block}", found)
+                self._add(measured, f"block/{block}", found)
+        if self.trace_samples:
+            trace = hessian_trace(objective, self.trace_samples, blocks=named)
+            values[self.key("trace")] = trace.value
+            values[self.key("trace_stderr")] = trace.stderr
+            values[self.key("frobenius")] = trace.frobenius.value
+            for block, share in trace.blocks.items() if self.blocks else ():
+                values[self.key(f"block_trace/{block}")] = share.value
+        if self.density_samples:
+            density = spectral_density(objective, self.density_samples)
+            label = {
+                "step": this_round.step,
+                "probe_samples": this_round.probe_size(self),
+                "probe_mode": self.probe_mode,
+            }
+            name = f"{self.key('density').replace('/', '-')}-step{this_round.step:08d}.npz"
+            measured.files[name] = density.save
+            measured.pictures[self.key("density")] = partial(draw_density, density, label)
+
+    def reset_warm_start(self) -> None:
+        """Start the solvers afresh: after a fault processes may hold different results."""
+        self._solver.reset()
+
+
+def _unknown(result: EigenResult, key: str) -> dict[str, float]:
+    """No ratio is logged without an edge; after a blow-up NaN is, for those who wait for it."""
+    return {} if math.isfinite(result.eigenvalues[0]) else {key: math.nan}

@@ -1,0 +1,131 @@
+"""The settings of an eigenvalue solver over a run, and its warm starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
+from lightning_landscape.geometry.eigen import EigenResult
+from lightning_landscape.geometry.lanczos import COLD_PRODUCTS
+from lightning_landscape.geometry.objective import Objective
+from lightning_landscape.geometry.stability import StabilityEdge
+from lightning_landscape.geometry.vectors import Vector, norm
+
+
+class Solver:
+    """Starts each eigenvalue problem of a callback from its last result.
+
+    Attributes:
+        settings: keyword arguments of ``top_eigenvalues``; ``max_hvps`` may be lowered for one
+            measurement.
+    """
+
+    def __init__(
+        self,
+        method: Literal["lanczos", "power"],
+        tol: float,
+        rtol: float | None,
+        max_hvps: int,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "method": method,
+            "tol": tol,
+            "rtol": tol / 2 if rtol is None else rtol,
+            "max_hvps": max_hvps,
+        }
+        self._max_hvps = max_hvps
+        self._last: dict[str, EigenResult] = {}
+
+    def allow(self, products: float) -> None:
+        """At most so many products for each problem of this measurement."""
+        self.settings["max_hvps"] = int(min(self._max_hvps, products))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether fewer products are allowed than were asked for."""
+        return bool(self.settings["max_hvps"] < self._max_hvps)
+
+    def knows(self, problem: str) -> bool:
+        """Whether there is a last result."""
+        return problem in self._last
+
+    def start(self, problem: str, objective: Objective) -> EigenResult | None:
+        """The last result, unless the trained parameters have changed (one was frozen, say)."""
+        last = self._last.get(problem)
+        return last if last is not None and last.fits(objective.params) else None
+
+    def gradient(self, objective: Objective) -> dict[str, Tensor] | None:
+        """The start where few products are allowed: it holds more of the top than chance does."""
+        if self.settings["max_hvps"] >= min(COLD_PRODUCTS, self._max_hvps):
+            return None
+        gradient = objective.gradient()
+        return gradient if 0.0 < norm(gradient) < math.inf else None
+
+    def block_starts(self, objective: Objective) -> dict[str, EigenResult]:
+        """The last result of each block whose parameters are still trained."""
+        return {
+            problem.removeprefix("block "): last
+            for problem, last in self._last.items()
+            if problem.startswith("block ")
+            and last.fits(
+                {name: p for name, p in objective.params.items() if name in last.eigenvectors[0]}
+            )
+        }
+
+    def keep(self, problem: str, result: EigenResult) -> None:
+        """The start of the next solution, if it is finite."""
+        self._last.pop(problem, None)
+        if bool(result.eigenvalues.isfinite().all()):
+            self._last[problem] = result
+
+    def reset(self) -> None:
+        """Start all problems anew."""
+        self._last.clear()
+
+    def ratio(
+        self, problem: str, objective: Objective, edge: StabilityEdge, plain: EigenResult
+    ) -> EdgeRatio:
+        """The ratio to the edge; ``plain``: the eigenvalues of the Hessian itself."""
+        start: Vector | EigenResult | None = self.start(problem, objective)
+        if start is None and (gradient := self.gradient(objective)) is not None:
+            start = {name: g * edge.scale[name] ** 0.5 for name, g in gradient.items()}
+            start = start if norm(start) > 0.0 else None  # all of it where nothing moves
+        gradient = objective.gradient()
+        found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self.settings)
+        if found.solved is not None:
+            self.keep(problem, found.solved)
+        return found
+
+    def doubt(
+        self,
+        key: str,
+        value: float,
+        residual: float,
+        converged: bool,
+        max_overhead: float | None,
+    ) -> str:
+        """Why a value may be far off and what to pass instead, or an empty string.
+
+        ``max_overhead``: what limits the products; None where ``max_hvps`` does.
+        """
+        if not converged and math.isfinite(value):
+            most, tol = self.settings["max_hvps"], self.settings["tol"]
+            if max_overhead is not None:
+                why = f"after {most} products, all that this run can afford at {max_overhead=},"
+                advice = "raise max_overhead, or pass None; later measurements start from here"
+            else:
+                why, advice = f"at max_hvps={most}", "raise max_hvps or tol"
+            return (
+                f"the eigenvalue solver stopped {why} before its residual fell to {tol=}, so the "
+                f"value may be too low by about the residual; {advice}"
+            )
+        if residual > abs(value):
+            return (
+                f"{key} is small beside the largest eigenvalue seen, and known to within its "
+                f"residual only ({value:.3g}, residual {residual:.3g}); where it matters pass a "
+                f"smaller tol, below 1e-3, rtol=0 and a larger max_hvps"
+            )
+        return ""

@@ -1,0 +1,1 @@
+"""Batches, probes, and what is stored for a resumed run."""

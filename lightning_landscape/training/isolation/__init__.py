@@ -1,0 +1,1 @@
+"""What measuring must not change, and how it is restored."""

@@ -1,0 +1,175 @@
+"""One round at one step: isolates, has each callback measure, and publishes the results."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+from pytorch_lightning import LightningModule, Trainer
+
+from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.failures import count_failure
+from lightning_landscape.training.interrupts import is_interrupt
+from lightning_landscape.training.isolation.isolated import isolated
+from lightning_landscape.training.isolation.random_state import preserve_rng_state
+from lightning_landscape.training.output.measured import Measured, validated
+from lightning_landscape.training.probes import Probes
+from lightning_landscape.training.publisher import Output, Publisher
+from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.round import Round
+from lightning_landscape.training.run_state import RunState
+
+_Result = TypeVar("_Result")
+
+# Seconds that a callback must have spent before a picture along the run is little beside it.
+_MUCH = 2.0
+
+
+class Measuring:
+    """Rounds of measurements in one fit.
+
+    Attributes:
+        current: the round under way; None between rounds.
+    """
+
+    def __init__(self, run: RunState, budget: Budget, probes: Probes, publisher: Publisher) -> None:
+        self._run = run
+        self._budget = budget
+        self._probes = probes
+        self._publisher = publisher
+        self.current: Round | None = None
+
+    def measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        quantities: Sequence[Quantity],
+        step: int,
+        final: bool = False,
+    ) -> None:
+        """Measure inside an isolation; write and draw after it, with the run's own loggers."""
+        clock = partial(self._run.clock, pl_module)
+        started_at = clock()
+        first = any(not q.measured and not q.draws for q in quantities)
+        found: list[tuple[Quantity, Measured, float]] = []
+        with self._isolated(trainer, pl_module, quantities, step) as this_round:
+            if this_round is None:
+                return
+            for quantity in quantities:
+                started, work = clock(), this_round.work
+                measured = self._attempt(quantity, partial(_measured, quantity, this_round))
+                if measured is None:
+                    this_round.release()
+                    continue
+                measured.facts |= this_round.engine(quantity)
+                seconds, work = clock() - started, this_round.work - work
+                if quantity.draws and work:
+                    self._run.costs.forward = seconds / work
+                found.append((quantity, measured, seconds))
+        for quantity, measured, seconds in found:
+            started = clock()
+            store = partial(self._probes.store, quantity, trainer, self._publisher.recorder)
+            self._publisher.recorder.guarded("the probe", store)
+            samples = self._run.probe_size(quantity.loss.probe)
+            self._publisher.publish(pl_module, quantity, measured, step, samples, final)
+            noted = quantity._bookkeeping
+            noted.last_seconds = seconds + clock() - started
+            noted.seconds_spent += noted.last_seconds
+        what = "last pictures" if final else "first values" if first else "later measurements"
+        self._budget.note(what, clock() - started_at)
+        if not final:
+            self._publisher.draw()
+            self.summarize(pl_module, [q for q, _, _ in found if _at_milestone(q)], step, False)
+
+    def time_forward(
+        self, trainer: Trainer, pl_module: LightningModule, quantity: Quantity, step: int
+    ) -> None:
+        """Evaluate the loss once, which is timed."""
+        with self._isolated(trainer, pl_module, [quantity], step) as this_round:
+            if this_round is not None:
+                self._attempt(quantity, partial(this_round.objective, quantity))
+
+    @preserve_rng_state()
+    def summarize(
+        self,
+        pl_module: LightningModule,
+        quantities: Sequence[Quantity],
+        step: int,
+        final: bool = True,
+    ) -> None:
+        """Draw all that was measured so far, on rank zero alone: the cheapest first.
+
+        Not part of the estimate for the next measurement.
+        """
+        clock = partial(self._run.clock, pl_module)
+        started_at = clock()
+        outputs: list[Output] = []
+        for quantity in quantities if self._run.processes.rank == 0 else ():
+            started = clock()
+            outputs += self._publisher.run_summary(quantity, step, final)
+            quantity._bookkeeping.seconds_spent += clock() - started
+        for output in sorted(outputs, key=lambda output: output.drawings):
+            unlimited = output.quantity.max_overhead is None
+            if unlimited or self._budget.affords_drawing(output.drawings):
+                started = clock()
+                output.make()
+                output.quantity._bookkeeping.seconds_spent += clock() - started
+            elif final:
+                self._budget.left_out.append(output.name)
+        if quantities:
+            self._budget.note("pictures of the whole run", clock() - started_at)
+
+    @contextlib.contextmanager
+    def _isolated(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        quantities: Sequence[Quantity],
+        step: int,
+    ) -> Iterator[Round | None]:
+        """A round inside an isolation; None where not even that could be set up."""
+        processes = self._run.processes
+        with contextlib.ExitStack() as stack:
+            isolation = isolated(trainer, pl_module, agree=processes.sync_status)
+            try:
+                entered = processes.run_on_all_ranks(partial(stack.enter_context, isolation))
+            except Exception as error:  # here or on another process; the run goes on
+                for quantity in quantities:
+                    self.count_failure(quantity, error)
+                yield None
+                return
+            self.current = Round(trainer, pl_module, entered, self._run, step)
+            try:
+                yield self.current
+            finally:
+                self.current = None
+
+    def _attempt(self, quantity: Quantity, compute: Callable[[], _Result]) -> _Result | None:
+        """``compute()``, or None after a failure here or on another process."""
+        try:
+            result = self._run.processes.run_on_all_ranks(compute)
+        except BaseException as error:  # any error of the user's code, of a solver or of a device
+            if is_interrupt(error):
+                raise
+            self.count_failure(quantity, error)
+            return None
+        quantity._bookkeeping.failed_in_a_row = 0
+        return result
+
+    def count_failure(self, quantity: Quantity, error: BaseException) -> None:
+        """Warn; after three in a row the callback measures no more."""
+        count_failure(quantity, error, self._run.processes.rank)
+
+
+def _measured(quantity: Quantity, this_round: Round) -> Measured:
+    return validated(quantity.measure(this_round), quantity.prefix)
+
+
+def _at_milestone(quantity: Quantity) -> bool:
+    """Whether a picture of the run so far is due: after 10, 20, 40, 80, ... measurements."""
+    unlimited = quantity.max_overhead is None
+    tens, remainder = divmod(quantity.measured, 10)
+    milestone = remainder == 0 and tens > 0 and tens & (tens - 1) == 0
+    return milestone and (unlimited or quantity._bookkeeping.seconds_spent > _MUCH)

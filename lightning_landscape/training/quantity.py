@@ -1,0 +1,383 @@
+"""What a callback says about itself: its arguments, its keys, its cost, and how it measures."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from lightning_landscape.geometry.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flags,
+    check_number,
+    few,
+    quoted,
+)
+from lightning_landscape.geometry.objective import Engine
+from lightning_landscape.training.bookkeeping import LOSS, STATE, Bookkeeping, usable_state
+from lightning_landscape.training.data.probe import Source, check_source
+from lightning_landscape.training.losses import LossSpec, ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.output.history import read_history
+from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.output.recorder import HISTORY_FILE
+from lightning_landscape.training.output.run_files import saved_files
+from lightning_landscape.training.round import Round
+from lightning_landscape.training.schedule import Schedule
+
+# What was called otherwise in earlier versions.
+_RENAMED = {
+    "displaces": "moves_weights",
+    "owes": "measures_at_end",
+    "coarse": "reduced_resolution",
+    "settle_for": "fit_to_budget",
+    "in_retrospect": "run_summary",
+    "joins": "allows_concat",
+    "follows": "wants_weights",
+    "follow": "on_weights",
+    "forget": "reset_warm_start",
+    "say_once": "warn_once",
+}
+# What the base class defines and a subclass must not.
+_OWN = {
+    "disabled",
+    "failed",
+    "history",
+    "key",
+    "keys",
+    "loss",
+    "measured",
+    "prefix",
+    "run_files",
+    "run_rows",
+    "skipped",
+    "warn_once",
+    "_bookkeeping",
+}
+
+
+class Quantity:
+    """The part of :class:`Monitor` without hooks: what is measured, of which loss, at what cost."""
+
+    kind: ClassVar[str] = ""  # the first part of the keys
+    moves_weights: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+    tags: tuple[str, ...] = ()  # scalars it may log, without the prefix
+    pictures = 0  # drawn at each measurement
+    needs_batch = False  # the current training batch
+    needs_update = False  # the weights before the last step
+    tracks_weights = False  # wants_weights is to be asked
+    tracks_epochs = False  # on_epoch_weights is to be called
+
+    def __init__(
+        self,
+        *,
+        every_n_train_steps: int | None = 100,
+        every_n_epochs: int | None = None,
+        max_overhead: float | None = 0.05,
+        probe: Source = None,
+        probe_samples: int = 512,
+        probe_mode: ProbeMode = "train",
+        loss_fn: UserLoss | None = None,
+        loss_reduction: Reduction = "mean",
+        parameters: str | Sequence[str] | None = None,
+        engine: Engine = "auto",
+        name: str | None = None,
+        prog_bar: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        if not self.kind:
+            raise TypeError(
+                f"class {owner}: expected an attribute kind, the first part of its keys"
+            )
+        if every_n_train_steps is not None:
+            every_n_train_steps = check_count(owner, "every_n_train_steps", every_n_train_steps)
+        if every_n_epochs is not None:
+            every_n_epochs = check_count(owner, "every_n_epochs", every_n_epochs)
+        if every_n_train_steps is None and every_n_epochs is None:
+            raise ValueError(
+                f"{owner}(every_n_train_steps=None, every_n_epochs=None): expected an integer >= 1 "
+                f"for at least one of them"
+            )
+        if max_overhead is not None:
+            expected = (
+                "a share of the training time above 0 (0.05 is 5 per cent), or None for the exact "
+                "schedule"
+            )
+            check_number(
+                owner, "max_overhead", max_overhead, expected, lambda x: 0.0 < x < math.inf
+            )
+            if max_overhead > 1.0:
+                rank_zero_warn(
+                    f"{quoted(owner, 'max_overhead', max_overhead)}: that is {max_overhead:.0%} of "
+                    f"the training time; for {max_overhead:g} per cent pass {max_overhead / 100:g}"
+                )
+        check_source(owner, "probe", probe)
+        check_choice(owner, "probe_mode", probe_mode, ("train", "eval"))
+        check_choice(owner, "loss_reduction", loss_reduction, ("mean", "sum"))
+        check_choice(owner, "engine", engine, ("auto", "double_backward", "finite_difference"))
+        probe_samples = check_count(owner, "probe_samples", probe_samples)
+        if loss_fn is not None:
+            expected = "a function (pl_module, batch) -> loss, or None for training_step"
+            check_callable(owner, "loss_fn", loss_fn, expected, arguments=2)
+        parameters = _patterns(owner, parameters)
+        if name is not None and (not isinstance(name, str) or not name or "/" in name):
+            raise ValueError(f"{quoted(owner, 'name', name)}: expected a word without '/', or None")
+        check_flags(owner, prog_bar=prog_bar, verbose=verbose)
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_epochs = every_n_epochs
+        self.max_overhead = max_overhead
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.probe_mode: ProbeMode = probe_mode
+        self.loss_fn = loss_fn
+        self.loss_reduction: Reduction = loss_reduction
+        self.parameters = parameters
+        self.engine: Engine = engine
+        self.name = name
+        self.prog_bar = prog_bar
+        self.verbose = verbose
+
+        self._bookkeeping = Bookkeeping(Schedule(every_n_train_steps, every_n_epochs))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name in _RENAMED:
+                raise TypeError(
+                    f"class {cls.__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
+                )
+            if name in _OWN:
+                raise TypeError(
+                    f"class {cls.__name__}: {name!r} is an attribute of Monitor itself; choose "
+                    f"another name"
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _RENAMED:
+            raise AttributeError(
+                f"{type(self).__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
+            )
+        method = callable(getattr(Quantity, name, None)) and not callable(value)
+        taken = name in _OWN and not (name == "_bookkeeping" and isinstance(value, Bookkeeping))
+        if method or taken:
+            raise AttributeError(
+                f"{type(self).__name__}: {name!r} is an attribute of Monitor itself; choose "
+                f"another name"
+            )
+        super().__setattr__(name, value)
+
+    # -- what a subclass defines ---------------------------------------------------------------
+
+    def measure(self, this_round: Round) -> Measured:
+        """Measure now.  Runs isolated: whatever it does to the module is undone.
+
+        Called on all processes at the same step; the values must be the same on all of them.
+        """
+        raise NotImplementedError
+
+    @property
+    def forwards(self) -> int:
+        """About how many forwards of the probe one measurement costs, for the budget.
+
+        A gradient is 3, a Hessian-vector product 6.  A subclass may set a plain number.
+        """
+        return 0
+
+    def owns(self, key: str) -> bool:
+        """Whether this callback may log ``key``."""
+        return key in self.keys
+
+    @property
+    def charts(self) -> dict[str, list[Any]]:
+        """Charts on TensorBoard's custom-scalars page, title -> ``["Multiline", [patterns]]``."""
+        return {}
+
+    @property
+    def allows_concat(self) -> bool:
+        """Whether the probe's batches may be evaluated as one: single batches have no meaning."""
+        return True
+
+    @property
+    def measures_at_end(self) -> bool:
+        """Whether it measures when the fit ends, if it has not at the last step."""
+        return self.draws
+
+    @property
+    def reduced_resolution(self) -> str:
+        """How the resolution of the last picture was reduced; empty if it was not."""
+        return ""
+
+    def fit_to_budget(self, forwards: float | None) -> None:
+        """Use at most about ``forwards`` for the next picture; ``None``: no limit.
+
+        Called on all processes alike, before the last picture at the end of the fit.
+        """
+
+    def run_summary(self, folder: Path, final: bool) -> Measured:
+        """Pictures and files of all that was measured so far; called on rank zero.
+
+        After 10, 20, 40, 80, ... measurements where that is cheap, and at the end of the fit
+        (``final``) in any case.  ``folder`` holds the files of the run.
+        """
+        return Measured()
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Training starts, ``step`` steps into the run; called on all processes alike."""
+
+    def wants_weights(self, step: int) -> bool:
+        """Whether :meth:`on_weights` is to be called after ``step`` steps."""
+        return False
+
+    def on_weights(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Read the weights; not isolated, nothing may be changed or sent."""
+
+    def on_epoch_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the weights as an epoch begins; not isolated, nothing may be changed or sent."""
+
+    def reset_warm_start(self) -> None:
+        """Drop what one measurement passes to the next; called on all processes after a fault."""
+
+    def check_parameters(self, names: Sequence[str]) -> None:
+        """Raise where an argument names none of the module's parameters."""
+        for pattern in self.parameters or ():
+            if fnmatch.filter(names, pattern):
+                continue
+            problem = (
+                f"{quoted(type(self).__name__, 'parameters', self.parameters)}: no parameter "
+                f"matches {pattern!r}; expected glob patterns over names such as {few(names)}"
+            )
+            if any(fnmatch.filter(names, other) for other in self.parameters or ()):
+                self.warn_once(problem)
+            else:
+                raise ValueError(problem)
+
+    # -- names, loss, records ------------------------------------------------------------------
+
+    @property
+    def prefix(self) -> str:
+        """``kind`` or ``kind/name``: the first part of every key."""
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
+    def key(self, tag: str) -> str:
+        """The full key of a tag, e.g. ``hessian/top_eigenvalue``."""
+        return f"{self.prefix}/{tag}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all scalars this callback may log."""
+        return [self.key(tag) for tag in self.tags]
+
+    @property
+    def loss(self) -> LossSpec:
+        """The loss that it measures, once a fit has begun."""
+        return LossSpec(
+            self._bookkeeping.probes[LOSS],
+            self.probe_mode,
+            self.loss_fn,
+            self.loss_reduction,
+            self.engine,
+            None if self.parameters is None else tuple(self.parameters),
+            self.allows_concat,
+        )
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One plain dict a measurement, oldest first, the last 10,000, ready for pandas.
+
+        Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
+        on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log
+        directory, with null for NaN: ``read_history`` reads them.  After ``ddp_spawn`` and
+        ``ddp_fork``, where training ran in other processes, they are read from there.
+        """
+        return self._bookkeeping.history.rows()
+
+    @property
+    def measured(self) -> int:
+        """Measurements made."""
+        return self._bookkeeping.measured
+
+    @property
+    def skipped(self) -> int:
+        """Measurements left out to stay within the budget."""
+        return self._bookkeeping.skipped
+
+    @property
+    def failed(self) -> int:
+        """Measurements that raised an error."""
+        return self._bookkeeping.failed
+
+    @property
+    def disabled(self) -> bool:
+        """Whether it measures no more."""
+        return self._bookkeeping.disabled
+
+    def run_files(self, folder: Path, part: str) -> dict[int, Path]:
+        """Step -> the ``.npz`` of ``part`` in the folder; not those that another run left there."""
+        noted = self._bookkeeping
+        steps = {int(row["step"]) for row in self.history}
+        stem = self.key(part).replace("/", "-")
+        return saved_files(folder, stem, lambda step: step in steps or step <= noted.resumed_after)
+
+    def run_rows(self, folder: Path) -> list[dict[str, Any]]:
+        """The history, and after a resume the rows before it, read from beside the logs."""
+        until, path = self._bookkeeping.resumed_after, folder.parent / HISTORY_FILE
+        if until < 0 or not path.is_file():
+            return self.history
+        before = (row for row in read_history(path) if row.get("monitor") == self.prefix)
+        return [row for row in before if row["step"] <= until] + self.history
+
+    def warn_once(self, message: str) -> None:
+        """Warn on rank zero, the same message only once a run, whatever numbers are in it."""
+        pattern = re.sub(r"\d[\d.e+-]*", "#", message)
+        if pattern not in self._bookkeeping.warnings:
+            self._bookkeeping.warnings.add(pattern)
+            rank_zero_warn(f"{self.prefix}: {message}")
+
+    # -- checkpoints: small, plain values ------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to continue the same series."""
+        noted = self._bookkeeping
+        return {
+            "last_step": noted.schedule.last_step,
+            "measured": noted.measured,
+            "skipped": noted.skipped,
+            "probe": noted.stored[LOSS].state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the series of the run that wrote the checkpoint."""
+        if not usable_state(self.prefix, state_dict, STATE):
+            return
+        noted = self._bookkeeping
+        noted.schedule.last_step = state_dict.get("last_step")
+        noted.measured = state_dict["measured"]
+        noted.skipped = state_dict["skipped"]
+        noted.stored[LOSS].entry = state_dict.get("probe")
+        noted.resumed = True
+        noted.resumed_after = -1 if noted.schedule.last_step is None else noted.schedule.last_step
+
+
+def _patterns(owner: str, parameters: Any) -> list[str] | None:
+    """``parameters`` as a list of patterns."""
+    if parameters is None:
+        return None
+    patterns = [parameters] if isinstance(parameters, str) else parameters
+    listed = isinstance(patterns, Iterable) and not isinstance(patterns, (bytes, Mapping))
+    patterns = list(patterns) if listed else []
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise TypeError(
+            f"{quoted(owner, 'parameters', parameters)}: expected glob patterns over parameter "
+            f"names, e.g. ['encoder.*'], or None for all that is trained"
+        )
+    return patterns

@@ -1,0 +1,69 @@
+"""What one fit knows while it measures: written by the session, read by its rounds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_landscape.geometry.memory import GraphMemory
+from lightning_landscape.training.costs import Costs
+from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.last_step import LastStep
+from lightning_landscape.training.processes import Processes
+
+
+class RunState:
+    """The state of one fit.
+
+    Attributes:
+        processes: those of the run.
+        costs: what forwards, pictures and training batches take.
+        last_step: copies of the last batch and of the weights before the last step.
+        concatenated: loss -> whether it is evaluated on all of a probe as one batch.
+        deadline: when a limited callback's values must be there, by this process's clock; infinite
+            on all processes or on none.
+        largest_batch: examples in the largest training batch that was looked at.
+        trains: False where a finished model is measured and no step is made.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.processes = Processes(trainer)
+        self.costs = Costs()
+        self.last_step = LastStep()
+        self.concatenated: dict[Hashable, bool] = {}
+        self.deadline = math.inf
+        self.largest_batch = 1
+        self.trains = True
+        self._sizes: dict[int, int] = {}
+        self._graph_memory: dict[Hashable, GraphMemory] = {}
+
+    def probe_size(self, probe: Probe) -> int:
+        """Examples of a complete probe, over all processes."""
+        if id(probe) not in self._sizes:
+            self._sizes[id(probe)] = self.processes.total(probe.size)
+        return self._sizes[id(probe)]
+
+    @property
+    def reducer(self) -> Callable[[Tensor], Tensor] | None:
+        """Sums over processes; None with one process."""
+        return None if self.processes.count == 1 else self.processes.sum
+
+    def graph_memory(self, key: Hashable, probe: Probe, warn: Callable[[str], None]) -> GraphMemory:
+        """What is known of the graphs of one loss; those of a training batch fit into memory."""
+        memory = self._graph_memory.setdefault(key, GraphMemory(tell=warn))
+        # A captured probe holds training batches.
+        sizes = [held.size for held in probe.batches] if probe.captured else []
+        memory.examples = max([self.largest_batch, *sizes])
+        return memory
+
+    @staticmethod
+    def clock(pl_module: LightningModule) -> float:
+        """The time, in seconds, when all work submitted to the device is done."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
