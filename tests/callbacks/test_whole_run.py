@@ -93,7 +93,7 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
             seen["steps"] = list(self.run_files(folder, "plane"))
             return super().run_summary(folder, final)
 
-    from lightning_landscape.callbacks import landscape
+    from lightning_landscape.callbacks import landscape_measurement as landscape
 
     whole = landscape._film
     monkeypatch.setattr(
