@@ -10,7 +10,7 @@ from lightning_landscape.compare.words import Cell, beside_last, group_words, ru
 from lightning_landscape.report.frame import document, embedded, section
 
 if TYPE_CHECKING:
-    from lightning_landscape.compare import Comparison
+    from lightning_landscape.compare.result import Comparison
 
 
 def render(comparison: Comparison) -> str:

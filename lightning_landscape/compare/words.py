@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_landscape.figures.words import number
 
 if TYPE_CHECKING:
-    from lightning_landscape.compare import Comparison
     from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread
 
 
@@ -70,25 +69,30 @@ def _steps(spread: Spread) -> str:
     return f"steps {spread.first_step} to {spread.last_step}"
 
 
-def as_text(comparison: Comparison) -> str:
-    """The table for a terminal, one block a key, and the notes below."""
+def as_text(
+    keys: Sequence[str],
+    table: Mapping[str, Mapping[str, RunCell]],
+    group_table: Mapping[str, Mapping[str, GroupCell]],
+    notes: Sequence[str],
+) -> str:
+    """The table for a terminal: one block per key, then the notes."""
     blocks = []
-    for key in comparison.keys:
+    for key in keys:
         second = beside_last(key)
         rows = [
             [f"{name} (median, low to high)", *(_one(words) for words in cells)]
             for name, cells in (
                 (name, [group_words(known.get(key), what) for what in ("last", second)])
-                for name, known in comparison.group_table.items()
+                for name, known in group_table.items()
             )
         ]
         rows += [
             [name, *(_one(run_words(known.get(key), what)) for what in ("last", second))]
-            for name, known in comparison.table.items()
+            for name, known in table.items()
         ]
         blocks.append("\n".join([key, *_aligned([["", "last", second], *rows])]))
-    notes = "\n".join(f"- {note}" for note in comparison.notes)
-    return "\n\n".join(filter(None, [*blocks, notes]))
+    listed_notes = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join(filter(None, [*blocks, listed_notes]))
 
 
 def _one(cell: Cell) -> str:
