@@ -10,6 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.double_backward import (
+    once_differentiable_in,
+    refusing_double_backward,
+)
 from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
 from lightning_landscape.geometry.kernels import (
     float32_is_full,
@@ -19,7 +23,6 @@ from lightning_landscape.geometry.kernels import (
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import Loss, written_out
-from lightning_landscape.geometry.twice import once_differentiable_in, refusing_double_backward
 from lightning_landscape.geometry.vectors import real, widest
 from lightning_landscape.geometry.weights import Pieces
 
