@@ -858,7 +858,7 @@ GUARDS = [
     ),
     Guard(
         "the CPU's way to be out of memory",
-        "geometry/faults.py",
+        "geometry/errors.py",
         """_FULL = ("can't allocate memory", """,
         "_FULL = (",
         GRAPHS,

@@ -14,7 +14,7 @@ from lightning_landscape.geometry.double_backward import (
     once_differentiable_in,
     refusing_double_backward,
 )
-from lightning_landscape.geometry.faults import NoDoubleBackward, out_of_memory
+from lightning_landscape.geometry.errors import NoDoubleBackward, out_of_memory
 from lightning_landscape.geometry.kernels import (
     float32_is_full,
     full_float32,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_landscape.geometry.faults import NoDoubleBackward, OtherRankError, out_of_memory
+from lightning_landscape.geometry.errors import NoDoubleBackward, OtherRankError, out_of_memory
 
 # What torch's decorator makes of any backward, and the node that it puts into a gradient's graph.
 _MARKED = once_differentiable(lambda ctx, *grads: grads).__code__

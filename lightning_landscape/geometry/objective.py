@@ -21,7 +21,7 @@ from lightning_landscape.geometry.checks import (
     quoted,
     shown,
 )
-from lightning_landscape.geometry.faults import (
+from lightning_landscape.geometry.errors import (
     NoDoubleBackward,
     OtherRankOutOfMemory,
     let_go,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.faults import (
+from lightning_landscape.geometry.errors import (
     NoDoubleBackward,
     OtherRankError,
     OtherRankOutOfMemory,

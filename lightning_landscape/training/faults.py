@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
+from lightning_landscape.geometry.errors import OtherRankError, out_of_memory
 
 if TYPE_CHECKING:
     from lightning_landscape.training.monitor import Monitor

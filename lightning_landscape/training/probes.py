@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.probe import Probe, ProbeBatch
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.records import Recorder

@@ -19,7 +19,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.training.account import WORTH_A_PICTURE, Account
 from lightning_landscape.training.copies import Before, copied

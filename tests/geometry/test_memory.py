@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn import Parameter
 
 from lightning_landscape.geometry import batches, memory
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.objective import Objective
 from tests.geometry.networks import mlp
