@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_count, check_mapping, check_objective, shown
 from lightning_landscape.geometry.eigen import EigenResult, check_hint, top_eigenvalues
-from lightning_landscape.geometry.hessian import HessianLike
+from lightning_landscape.geometry.matvec import HessianLike
 from lightning_landscape.geometry.vectors import Layout, Vector
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.checks import check_objective, quoted
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
-from lightning_landscape.geometry.hessian import (
+from lightning_landscape.geometry.matvec import (
     FlatHessian,
     HessianLike,
     Matvec,

@@ -22,8 +22,8 @@ from lightning_landscape.geometry.checks import (
     check_objective,
     quoted,
 )
-from lightning_landscape.geometry.hessian import HessianLike, Matvec, flat_products
 from lightning_landscape.geometry.lanczos import Start, Tolerance, lanczos
+from lightning_landscape.geometry.matvec import HessianLike, Matvec, flat_products
 from lightning_landscape.geometry.power import power
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
 

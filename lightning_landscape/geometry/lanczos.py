@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.hessian import Matvec
+from lightning_landscape.geometry.matvec import Matvec
 from lightning_landscape.geometry.subspace import UNKNOWN, Space, orthonormal
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then

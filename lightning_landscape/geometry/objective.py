@@ -27,7 +27,7 @@ from lightning_landscape.geometry.errors import (
     let_go,
     out_of_memory,
 )
-from lightning_landscape.geometry.hessian import FlatHessian, Matvec
+from lightning_landscape.geometry.matvec import FlatHessian, Matvec
 from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.geometry.reduction import Reduction
 from lightning_landscape.geometry.vectors import (

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.hessian import Matvec
 from lightning_landscape.geometry.lanczos import (
     COLD_PRODUCTS,
     Pairs,
@@ -17,6 +16,7 @@ from lightning_landscape.geometry.lanczos import (
     Tolerance,
     not_finite,
 )
+from lightning_landscape.geometry.matvec import Matvec
 from lightning_landscape.geometry.subspace import UNKNOWN, Scaled, orthonormal, without
 
 # Products of one search outside the vectors found.

@@ -18,7 +18,7 @@ from lightning_landscape.geometry.checks import (
     check_span,
 )
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
-from lightning_landscape.geometry.hessian import HessianLike, Matvec, flat_products
+from lightning_landscape.geometry.matvec import HessianLike, Matvec, flat_products
 from lightning_landscape.geometry.subspace import without
 from lightning_landscape.geometry.vectors import Layout, random_signs, seed_from
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.hessian import Matvec
 from lightning_landscape.geometry.kernels import full_float32
+from lightning_landscape.geometry.matvec import Matvec
 
 _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 

@@ -11,7 +11,7 @@ import torch
 from lightning_landscape.geometry.blocks import members
 from lightning_landscape.geometry.checks import check_objective
 from lightning_landscape.geometry.estimate import Estimate, check_samples, mean_and_stderr
-from lightning_landscape.geometry.hessian import HessianLike, flat_products
+from lightning_landscape.geometry.matvec import HessianLike, flat_products
 from lightning_landscape.geometry.vectors import Layout, inner, random_signs, seed_from
 
 
