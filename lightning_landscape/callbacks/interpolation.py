@@ -22,7 +22,7 @@ from lightning_landscape.geometry.checks import (
     check_flags,
     check_mapping,
 )
-from lightning_landscape.geometry.interpolation import (
+from lightning_landscape.geometry.mode_connectivity import (
     NoPlane,
     displacement,
     line_between,

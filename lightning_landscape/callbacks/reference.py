@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_landscape.callbacks.between import Weights, read_weights
 from lightning_landscape.geometry.checks import quoted
-from lightning_landscape.geometry.interpolation import chosen_weights
+from lightning_landscape.geometry.mode_connectivity import chosen_weights
 
 
 class Reference:
