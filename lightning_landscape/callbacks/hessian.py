@@ -26,7 +26,7 @@ from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio, share
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.lanczos import COLD_PRODUCTS
 from lightning_landscape.geometry.objective import Engine, Objective
-from lightning_landscape.geometry.sharpness import curvature_along
+from lightning_landscape.geometry.sam import curvature_along
 from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.trace import hessian_trace

@@ -10,7 +10,7 @@ import torch
 from lightning_landscape.geometry.checks import check_flags, check_number, check_objective
 from lightning_landscape.geometry.estimate import check_samples, mean_and_stderr
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import Sharpness
+from lightning_landscape.geometry.sam import Sharpness
 from lightning_landscape.geometry.vectors import random_vector, seed_from
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lightning_landscape.geometry.checks import check_number, check_objective
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import Sharpness
+from lightning_landscape.geometry.sam import Sharpness
 from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
 # Without a start: steps of this share of ||w||.

@@ -16,7 +16,7 @@ from lightning_landscape.geometry.checks import (
     check_objective,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import Sharpness
+from lightning_landscape.geometry.sam import Sharpness
 from lightning_landscape.geometry.vectors import Layout
 
 

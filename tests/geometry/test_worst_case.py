@@ -9,7 +9,7 @@ import torch
 from lightning_landscape.geometry.ascent import Ascent, End, largest_rise
 from lightning_landscape.geometry.eigen import top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import sam_sharpness
+from lightning_landscape.geometry.sam import sam_sharpness
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from tests.geometry.forms import (
     RaisesAt,
