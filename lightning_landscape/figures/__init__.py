@@ -11,9 +11,9 @@ from lightning_landscape.figures.comparison import barrier_matrix_figure, points
 from lightning_landscape.figures.curves import curves_figure
 from lightning_landscape.figures.density import density_figure
 from lightning_landscape.figures.density_film import density_film_figure
+from lightning_landscape.figures.eigenvalue import eigenvalue_figure
 from lightning_landscape.figures.film import film_frames, save_film
 from lightning_landscape.figures.filmstrip import filmstrip_figure
-from lightning_landscape.figures.history import eigenvalue_figure
 from lightning_landscape.figures.line import line_figure
 from lightning_landscape.figures.plane import plane_figure
 from lightning_landscape.figures.scale import ColorScale
