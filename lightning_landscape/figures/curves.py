@@ -26,8 +26,8 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.checks import check_groups, check_numbers
 from lightning_landscape.figures.data import HUGE, evenly, sizes
+from lightning_landscape.figures.figure_checks import check_groups, check_numbers
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.scale import ColorScale, round_up
 from lightning_landscape.figures.words import legend_name, listed, number

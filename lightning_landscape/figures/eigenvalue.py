@@ -21,7 +21,7 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.checks import check_numbers
+from lightning_landscape.figures.figure_checks import check_numbers
 from lightning_landscape.figures.words import TIMES, listed, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 

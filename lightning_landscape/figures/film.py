@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_landscape.figures.canvas import figure_to_image
-from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import center_of, check_slice, evenly
+from lightning_landscape.figures.figure_checks import check_scale
 from lightning_landscape.figures.line import draw_lines
 from lightning_landscape.figures.plane import draw_plane
 from lightning_landscape.figures.scale import ColorScale

@@ -24,8 +24,8 @@ from lightning_landscape.figures.canvas import (
     shortened,
     write_header,
 )
-from lightning_landscape.figures.checks import check_names, check_scale
 from lightning_landscape.figures.data import centred, difference_range, evenly
+from lightning_landscape.figures.figure_checks import check_names, check_scale
 from lightning_landscape.figures.film import as_film, shared_scale
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.plane import (

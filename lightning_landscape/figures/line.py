@@ -22,7 +22,6 @@ from lightning_landscape.figures.canvas import (
     shortened,
     write_header,
 )
-from lightning_landscape.figures.checks import check_names, check_scale
 from lightning_landscape.figures.data import (
     center_of,
     centred,
@@ -31,6 +30,7 @@ from lightning_landscape.figures.data import (
     sizes,
     validation_of,
 )
+from lightning_landscape.figures.figure_checks import check_names, check_scale
 from lightning_landscape.figures.scale import OUTLIER, ColorScale
 from lightning_landscape.figures.words import (
     TIMES,

@@ -22,7 +22,6 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import (
     ROUNDING,
     centred,
@@ -30,6 +29,7 @@ from lightning_landscape.figures.data import (
     difference_range,
     validation_of,
 )
+from lightning_landscape.figures.figure_checks import check_scale
 from lightning_landscape.figures.path import draw_path, path_of, path_words
 from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.figures.words import (

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lightning_landscape.figures.checks import check_scale
 from lightning_landscape.figures.data import centred, check_slice
+from lightning_landscape.figures.figure_checks import check_scale
 from lightning_landscape.figures.plane import GROUND
 from lightning_landscape.figures.scale import ColorScale
 
