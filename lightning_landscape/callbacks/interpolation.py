@@ -490,7 +490,7 @@ class InterpolationMonitor(Monitor):
 
 def _line_figure(lines: Mapping[str, Slice]) -> Figure:
     from lightning_landscape.figures import line_figure
-    from lightning_landscape.figures.words import number
+    from lightning_landscape.figures.labels import number
 
     names = [
         f"{name or 'probe'}, barrier {number(s.metadata['barrier'])}" for name, s in lines.items()

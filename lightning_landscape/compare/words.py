@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_landscape.figures.words import number
+from lightning_landscape.figures.labels import number
 
 if TYPE_CHECKING:
     from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread

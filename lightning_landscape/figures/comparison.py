@@ -32,8 +32,8 @@ from lightning_landscape.figures.canvas import (
 from lightning_landscape.figures.curves import MARKERS, MOST
 from lightning_landscape.figures.data import HUGE
 from lightning_landscape.figures.figure_checks import check_groups, check_names, check_text
+from lightning_landscape.figures.labels import MINUS, legend_name, listed, number
 from lightning_landscape.figures.plane import GROUND
-from lightning_landscape.figures.words import MINUS, legend_name, listed, number
 from lightning_landscape.geometry.checks import check_span, quoted
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from lightning_landscape.figures.canvas import (
 )
 from lightning_landscape.figures.data import HUGE, evenly, sizes
 from lightning_landscape.figures.figure_checks import check_groups, check_numbers
+from lightning_landscape.figures.labels import legend_name, listed, number
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.scale import ColorScale, round_up
-from lightning_landscape.figures.words import legend_name, listed, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:

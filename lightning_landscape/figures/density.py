@@ -19,7 +19,7 @@ from lightning_landscape.figures.canvas import (
     write_header,
 )
 from lightning_landscape.figures.figure_checks import check_density
-from lightning_landscape.figures.words import listed, number, probe_words
+from lightning_landscape.figures.labels import listed, number, probe_words
 from lightning_landscape.geometry.checks import check_metadata
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from lightning_landscape.figures.canvas import (
     write_header,
 )
 from lightning_landscape.figures.figure_checks import check_numbers
-from lightning_landscape.figures.words import TIMES, listed, number
+from lightning_landscape.figures.labels import TIMES, listed, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:

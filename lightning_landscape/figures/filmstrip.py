@@ -27,17 +27,7 @@ from lightning_landscape.figures.canvas import (
 from lightning_landscape.figures.data import centred, difference_range, evenly
 from lightning_landscape.figures.figure_checks import check_names, check_scale
 from lightning_landscape.figures.film import as_film, shared_scale
-from lightning_landscape.figures.line import line_remark, mark_outside
-from lightning_landscape.figures.plane import (
-    cell_edges,
-    draw_colorbar,
-    draw_map,
-    mark_center,
-    remarks,
-    set_aspect,
-)
-from lightning_landscape.figures.scale import ColorScale
-from lightning_landscape.figures.words import (
+from lightning_landscape.figures.labels import (
     agreed,
     axis_label,
     counted_words,
@@ -49,6 +39,16 @@ from lightning_landscape.figures.words import (
     number,
     probe_words,
 )
+from lightning_landscape.figures.line import line_remark, mark_outside
+from lightning_landscape.figures.plane import (
+    cell_edges,
+    draw_colorbar,
+    draw_map,
+    mark_center,
+    remarks,
+    set_aspect,
+)
+from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.geometry.checks import check_count
 
 if TYPE_CHECKING:

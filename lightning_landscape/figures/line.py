@@ -31,8 +31,7 @@ from lightning_landscape.figures.data import (
     validation_of,
 )
 from lightning_landscape.figures.figure_checks import check_names, check_scale
-from lightning_landscape.figures.scale import OUTLIER, ColorScale
-from lightning_landscape.figures.words import (
+from lightning_landscape.figures.labels import (
     TIMES,
     axis_label,
     counted_words,
@@ -47,6 +46,7 @@ from lightning_landscape.figures.words import (
     probe_words,
     step_and_loss,
 )
+from lightning_landscape.figures.scale import OUTLIER, ColorScale
 from lightning_landscape.geometry.checks import check_flags
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_landscape.figures.canvas import INK
-from lightning_landscape.figures.words import listed, number
+from lightning_landscape.figures.labels import listed, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,9 +30,7 @@ from lightning_landscape.figures.data import (
     validation_of,
 )
 from lightning_landscape.figures.figure_checks import check_scale
-from lightning_landscape.figures.path import draw_path, path_of, path_words
-from lightning_landscape.figures.scale import ColorScale
-from lightning_landscape.figures.words import (
+from lightning_landscape.figures.labels import (
     MINUS,
     axis_label,
     difference_words,
@@ -46,6 +44,8 @@ from lightning_landscape.figures.words import (
     probe_words,
     step_and_loss,
 )
+from lightning_landscape.figures.path import draw_path, path_of, path_words
+from lightning_landscape.figures.scale import ColorScale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

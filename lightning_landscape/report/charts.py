@@ -9,7 +9,7 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-from lightning_landscape.figures.words import TIMES, number
+from lightning_landscape.figures.labels import TIMES, number
 
 Point = tuple[int, float]
 

@@ -13,7 +13,7 @@ from lightning_landscape.figures import (
     line_figure,
     plane_figure,
 )
-from lightning_landscape.figures.words import number
+from lightning_landscape.figures.labels import number
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.report import words
