@@ -14,7 +14,7 @@ from lightning_landscape.compare.runs import chosen_keys, groups_of, read_runs
 from lightning_landscape.compare.table import GroupCell, RunCell, group_cell, run_cell
 from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.report.frame import check_page, write_page
-from lightning_landscape.report.page import rank
+from lightning_landscape.report.report_page import rank
 
 _NAMED = 3  # runs and keys of which a note tells the names
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_landscape.geometry.checks import check_path
 from lightning_landscape.report.frame import check_page, write_page
-from lightning_landscape.report.page import render
+from lightning_landscape.report.report_page import render
 from lightning_landscape.report.run import read_run
 
 __all__ = ["write_report"]
