@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import CSVLogger
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, compare
 from lightning_landscape import spectral_density as density
 from lightning_landscape.compare.__main__ import main
-from lightning_landscape.compare.words import beside_last
+from lightning_landscape.compare.table_text import beside_last
 from tests.browser import chromium
 from tests.runs import train
 from tests.small import Linear, regression

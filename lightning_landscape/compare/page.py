@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from lightning_landscape.compare.words import Cell, beside_last, group_words, run_words
+from lightning_landscape.compare.table_text import Cell, beside_last, group_words, run_words
 from lightning_landscape.report.frame import document, embedded, section
 
 if TYPE_CHECKING:

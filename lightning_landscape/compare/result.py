@@ -55,6 +55,6 @@ class Comparison:
 
     def __str__(self) -> str:
         # Here, because it needs matplotlib.
-        from lightning_landscape.compare.words import as_text
+        from lightning_landscape.compare.table_text import as_text
 
         return as_text(self.keys, self.table, self.group_table, self.notes)
