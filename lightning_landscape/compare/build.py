@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_landscape.compare.page import render
+from lightning_landscape.compare.comparison_page import render
 from lightning_landscape.compare.pictures import Pictures
 from lightning_landscape.compare.result import Comparison
 from lightning_landscape.compare.runs import chosen_keys, groups_of, read_runs
