@@ -21,10 +21,10 @@ from lightning_landscape.geometry.directions import (
 from lightning_landscape.geometry.edge_ratio import EdgeRatio, edge_ratio
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.estimate import Estimate
-from lightning_landscape.geometry.interpolation import line_between, loss_barrier, plane_through
 from lightning_landscape.geometry.memory import GraphMemory
+from lightning_landscape.geometry.mode_connectivity import line_between, loss_barrier, plane_through
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
+from lightning_landscape.geometry.sam import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.slices import Slice, line_slice, plane_slice
 from lightning_landscape.geometry.spectrum import SpectralDensity, spectral_density
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge

@@ -53,12 +53,12 @@ BATCH = "training/data/batch.py"
 PROBES = "training/probes.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/isolation/sharding.py"
-PAGE = "report/page.py"
+PAGE = "report/report_page.py"
 FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
 HISTORY = "training/output/history.py"
 READING = "report/run.py"
-COMPARISON_PAGE = "compare/page.py"
+COMPARISON_PAGE = "compare/comparison_page.py"
 COMPARISON_PICTURES = "compare/pictures.py"
 COMPARISON_TABLE = "compare/table.py"
 COMPARED_RUNS = "compare/runs.py"
@@ -70,7 +70,7 @@ LOGGERS = "training/output/loggers.py"
 PUBLISHER = "training/publisher.py"
 LOSS = "geometry/objective.py"
 BATCHES = "geometry/batches.py"
-REDUCTION = "geometry/reduction.py"
+PROCESS_MEAN = "geometry/process_mean.py"
 MEMORY = "geometry/memory.py"
 MEANS = "training/batch_mean.py"
 OFFLINE = "measure/offline.py"
@@ -304,7 +304,7 @@ GUARDS = [
     Guard(
         "what a residual may hide is looked for",
         "geometry/lanczos.py",
-        "reach = values + UNKNOWN * space.lengths",
+        "reach = values + RESIDUAL_MARGIN * space.lengths",
         "reach = values.clone()",
         f"{SEARCH} -k 'jumps or rises'",
     ),
@@ -437,14 +437,14 @@ GUARDS = [
     Guard(
         "an ascent from the eigenvectors, both ways",
         "geometry/ascent.py",
-        "yield self.farthest(-v)",
+        "yield self.ball_maximizer(-v)",
         "pass",
         "tests/geometry/test_worst_case.py -k higher_side",
     ),
     Guard(
         "settled takes two starts",
         "geometry/ascent.py",
-        "len(_at_the_best(found)) >= 2",
+        "len(_at_best(found)) >= 2",
         "True",
         "tests/geometry/test_worst_case.py -k every_start_ends_elsewhere",
     ),
@@ -458,7 +458,7 @@ GUARDS = [
     Guard(
         "settled takes a place of rest",
         "geometry/ascent.py",
-        "self.promise(end.u, slope) <= _AT_REST * end.height",
+        "self.linear_gain(end.u, slope) <= _AT_REST * end.height",
         "True",
         "tests/geometry/test_worst_case.py -k come_to_rest",
     ),
@@ -567,12 +567,12 @@ GUARDS = [
         "torch._foreach_copy_(live, base)",
         "pass",
         WEIGHTS,
-        within="Weights.displaceable",
+        within="MovableWeights.displaceable",
     ),
     Guard(
         "graphs of other weights",
         LOSS,
-        "self._loss = self._gradient = None\n            self._local.forget()",
+        "self._loss = self._gradient = None\n            self._local.reset()",
         "pass",
         WEIGHTS,
         within="Objective._begin",
@@ -587,8 +587,8 @@ GUARDS = [
     Guard(
         "functions that are differentiable once",
         BATCHES,
-        "if create_graph and once_differentiable_in",
-        "if False and once_differentiable_in",
+        "if create_graph and uses_once_differentiable",
+        "if False and uses_once_differentiable",
         "tests/geometry/test_engines.py",
     ),
     Guard(
@@ -638,7 +638,7 @@ GUARDS = [
     Guard(
         "weight norm in plain operations",
         PLAIN,
-        'exchange(stack, place, "_weight_norm", _weight_norm)',
+        'patch_attribute(stack, place, "_weight_norm", _weight_norm)',
         "pass",
         f"{OBJECTIVE} -k weight_norm",
         within="plain_kernels",
@@ -646,7 +646,7 @@ GUARDS = [
     Guard(
         "checkpoints that do not re-enter autograd",
         PLAIN,
-        'exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)',
+        'patch_attribute(stack, checkpointing, "CheckpointFunction", _Checkpoint)',
         "pass",
         KERNELS,
         within="plain_kernels",
@@ -678,7 +678,7 @@ GUARDS = [
     Guard(
         "gradients that are subtracted in full float32",
         BATCHES,
-        "stack.enter_context(full_float32())  # finite differences are made of such",
+        "stack.enter_context(full_float32())  # for finite differences",
         "pass",
         f"{KERNELS} -k as_precise",
     ),
@@ -703,7 +703,7 @@ GUARDS = [
         "if not (dropout > 0.0 and train and args[0].is_cuda):",
         "if True:",
         f"{KERNELS} -k own_random",
-        within="_without_hidden_state.call",
+        within="_without_cudnn_dropout.call",
     ),
     Guard(
         "random numbers are drawn on the CPU",
@@ -712,11 +712,11 @@ GUARDS = [
         "dtype=torch.float32)",
         "tests/geometry/test_default_device.py -k Lanczos",
     ),
-    # -- second derivatives that are written out
+    # -- explicit second derivatives
     Guard(
         "those of a loss are used",
         OPERATION,
-        "and worth_while(inputs.x)",
+        "and is_large_enough(inputs.x)",
         "and False",
         f"{SECONDS} -k writes_less",
         within="_Value.backward",
@@ -745,8 +745,8 @@ GUARDS = [
     Guard(
         "a checkpoint's second evaluation is like its first",
         BATCHES,
-        "refusing_double_backward(), self._twice_differentiable():",
-        "refusing_double_backward(), plain_kernels(self.cudnn):",
+        "translate_double_backward_errors(), self._twice_differentiable():",
+        "translate_double_backward_errors(), plain_kernels(self.cudnn):",
         f"{SECONDS} -k checkpoint",
     ),
     Guard(
@@ -775,13 +775,13 @@ GUARDS = [
     Guard(
         "kernels come back when the products are made",
         BATCHES,
-        "self._held = None",
+        "self._active_loss = None",
         "pass",
         "tests/geometry/test_products.py -k fault",
         within="Batches.products",
     ),
     Guard(
-        "no third derivative of what was written out",
+        "no third derivative of an explicit second one",
         OPERATION,
         "if torch.is_grad_enabled():",
         "if False:",
@@ -794,7 +794,7 @@ GUARDS = [
         "and not torch.is_autocast_enabled(first.device.type)",
         "",
         f"{SECONDS} -k stands_for",
-        within="serves",
+        within="supports",
     ),
     Guard(
         "torch.func is torch's to do",
@@ -802,7 +802,7 @@ GUARDS = [
         "and not torch._C._are_functorch_transforms_active()",
         "",
         f"{SECONDS} -k torch_func",
-        within="serves",
+        within="supports",
     ),
     Guard(
         "forward mode is torch's to do",
@@ -810,7 +810,7 @@ GUARDS = [
         "and forward_ad._current_level < 0",
         "",
         f"{SECONDS} -k stands_for",
-        within="serves",
+        within="supports",
     ),
     # -- memory
     Guard(
@@ -852,22 +852,22 @@ GUARDS = [
     Guard(
         "what an out of memory's frames hold",
         LOSS,
-        "let_go(error)  # what is kept goes, what its frames hold too",
+        "clear_frames(error)  # frees the graphs that its frames refer to",
         "pass",
         GRAPHS,
         within="Objective._until_it_fits",
     ),
     Guard(
         "the CPU's way to be out of memory",
-        "geometry/faults.py",
-        """_FULL = ("can't allocate memory", """,
-        "_FULL = (",
+        "geometry/errors.py",
+        """_OUT_OF_MEMORY = ("can't allocate memory", """,
+        "_OUT_OF_MEMORY = (",
         GRAPHS,
     ),
     Guard(
         "processes that go smaller together",
-        REDUCTION,
-        'return "starved" if out_of_memory(fault) else "failed"',
+        PROCESS_MEAN,
+        'return "out of memory" if out_of_memory(fault) else "failed"',
         'return "failed"',
         GRAPHS,
     ),
@@ -896,11 +896,11 @@ GUARDS = [
     # -- several processes
     Guard(
         "a reduction that carries a fault",
-        REDUCTION,
+        PROCESS_MEAN,
         "except Exception as error:  # every process must reach the reduction below",
         "except ZeroDivisionError as error:",
-        "tests/geometry/test_reduction.py",
-        within="Reduction.mean",
+        "tests/geometry/test_process_mean.py",
+        within="ProcessMean.mean",
     ),
     Guard(
         "processes that meet before they exchange",
@@ -1008,8 +1008,8 @@ GUARDS = [
     Guard(
         "facts are escaped",
         PAGE,
-        "{escape(_told(values))}",
-        "{_told(values)}",
+        "{escape(_joined(values))}",
+        "{_joined(values)}",
         f"{REPORT} -k escaped",
     ),
     Guard(
@@ -1019,8 +1019,8 @@ GUARDS = [
     Guard(
         "names of curves are escaped",
         CHARTS,
-        'words = escape(f"{curve.name}, step {step}: {number(value, 4)}")',
-        'words = f"{curve.name}, step {step}: {number(value, 4)}"',
+        'text = escape(f"{curve.name}, step {step}: {number(value, 4)}")',
+        'text = f"{curve.name}, step {step}: {number(value, 4)}"',
         f"{REPORT} -k escaped",
     ),
     Guard(
@@ -1295,7 +1295,7 @@ GUARDS = [
         "geometry/batch_norm.py",
         "module.train()",
         "pass",
-        "tests/geometry/test_interpolation.py -k in_eval_mode_is",
+        "tests/geometry/test_mode_connectivity.py -k in_eval_mode_is",
         within="reestimate_batch_norm",
     ),
     Guard(

@@ -19,9 +19,9 @@ from lightning_landscape.figures import (
     line_figure,
     plane_figure,
 )
+from lightning_landscape.figures.labels import number
 from lightning_landscape.figures.plane import GROUND
 from lightning_landscape.figures.scale import round_up
-from lightning_landscape.figures.words import number
 from lightning_landscape.geometry.slices import Slice
 
 MINUS = "\N{MINUS SIGN}"

@@ -54,7 +54,7 @@ def test_what_is_imported():
     found = json.loads(done.stdout)
 
     # Figures need neither torch nor pyplot, which opens windows.
-    assert "lightning_landscape.figures.history" in found["figures"]
+    assert "lightning_landscape.figures.eigenvalue" in found["figures"]
     assert not top_level(found["figures"]) & {"torch", "lightning", "pytorch_lightning"}
     assert "matplotlib.pyplot" not in found["figures"]
 

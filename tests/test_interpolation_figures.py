@@ -54,7 +54,7 @@ def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scaled):
 def test_a_line_names_its_ends_their_distance_and_the_barrier():
     words = words_of(line_figure(line(barrier=3.25)))
     assert "circle: the start, dot: now" in words
-    assert "barrier 3.25: the most above the grey line" in words
+    assert "barrier 3.25: maximum above the grey line" in words
     assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
     plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)
     assert "grey" not in words_of(line_figure(plain))
@@ -65,7 +65,7 @@ def test_each_probe_has_its_barrier_in_the_legend():
     words = words_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
     assert words.startswith("step 7\n")
     assert "probe, barrier 3.25\nold, barrier 0.5" in words
-    assert "barrier: the most above" in words
+    assert "barrier: maximum above" in words
 
 
 def test_an_end_without_a_finite_loss_draws_no_grey_line():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_landscape.figures import ColorScale, figure_to_image, line_figure, plane_figure
-from lightning_landscape.figures.words import MINUS, TIMES
+from lightning_landscape.figures.labels import MINUS, TIMES
 from lightning_landscape.geometry.slices import Slice
 from tests.test_figures import METADATA, line, plane, words_of
 

@@ -319,7 +319,7 @@ def test_two_lines_of_one_step_are_one_picture(tmp_path):
 
 
 def test_the_scale_is_that_of_the_first_picture(tmp_path, monkeypatch):
-    import lightning_landscape.report.page as module
+    import lightning_landscape.report.report_page as module
 
     seen = []
     drawn = module.plane_figure

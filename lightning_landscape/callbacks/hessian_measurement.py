@@ -14,11 +14,11 @@ from lightning_landscape.callbacks.hessian_figures import (
     draw_history,
 )
 from lightning_landscape.callbacks.solver import Solver
-from lightning_landscape.geometry.blocks import block_eigenvalues, members
+from lightning_landscape.geometry.blocks import block_eigenvalues, names_by_block
 from lightning_landscape.geometry.edge_ratio import shared_step
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import curvature_along
+from lightning_landscape.geometry.sam import curvature_along
 from lightning_landscape.geometry.spectrum import spectral_density
 from lightning_landscape.geometry.trace import hessian_trace
 from lightning_landscape.training.monitor import Monitor
@@ -98,7 +98,7 @@ class HessianMeasurement(Monitor):
             edge = edge_of(this_round, objective, 1.0, self.warn_once)
             own = edge is not None and shared_step(objective, edge) is None
         named = self.blocks if isinstance(self.blocks, Mapping) else None
-        blocks = len(members(objective.params, named)) if self.blocks else 0
+        blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
         problems = (1 + own) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
         others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
         most = (this_round.affordable(seconds) - others) / problems

@@ -11,11 +11,11 @@ from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.callbacks.between import Weights
 from lightning_landscape.callbacks.reference import Reference
-from lightning_landscape.geometry.batch_norm import running_norms
-from lightning_landscape.geometry.blocks import members
-from lightning_landscape.geometry.interpolation import (
+from lightning_landscape.geometry.batch_norm import tracking_batch_norms
+from lightning_landscape.geometry.blocks import names_by_block
+from lightning_landscape.geometry.mode_connectivity import (
     NoPlane,
-    displacement,
+    displacement_to,
     line_between,
     loss_barrier,
     plane_through,
@@ -56,7 +56,7 @@ class InterpolationMeasurement(Monitor):
         reestimated = (
             self.reestimate_batch_norm
             and self.probe_mode == "eval"
-            and bool(running_norms(this_round.pl_module))
+            and bool(tracking_batch_norms(this_round.pl_module))
         )
         on = partial(this_round.objective_on, self, reestimated=reestimated)
         objective = on(self.loss.probe)
@@ -129,9 +129,9 @@ class InterpolationMeasurement(Monitor):
             measured.pictures[self.key("plane")] = partial(_plane_figure, plane)
 
     def _add_distances(self, measured: Measured, objective: Objective) -> None:
-        moves = displacement(objective, self._from.weights, "reference")
+        moves = displacement_to(objective, self._from.weights, "reference")
         named = self.blocks if isinstance(self.blocks, Mapping) else None
-        for block, names in members(objective.params, named).items():
+        for block, names in names_by_block(objective.params, named).items():
             length = norm({name: moves[name] for name in names})
             measured.values[self.key(f"distance/{block}")] = length
 
@@ -179,7 +179,7 @@ class InterpolationMeasurement(Monitor):
 
 def _line_figure(lines: Mapping[str, Slice]) -> Figure:
     from lightning_landscape.figures import line_figure
-    from lightning_landscape.figures.words import number
+    from lightning_landscape.figures.labels import number
 
     names = [
         f"{name or 'probe'}, barrier {number(s.metadata['barrier'])}" for name, s in lines.items()

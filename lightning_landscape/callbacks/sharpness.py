@@ -15,7 +15,7 @@ from lightning_landscape.geometry.checks import (
 )
 from lightning_landscape.geometry.critical import critical_sharpness
 from lightning_landscape.geometry.objective import Engine
-from lightning_landscape.geometry.sharpness import Sharpness, curvature_along, sam_sharpness
+from lightning_landscape.geometry.sam import Sharpness, curvature_along, sam_sharpness
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.data.probe import Source

@@ -1,4 +1,4 @@
-"""Several runs side by side: one table, one axis, one colour scale.
+"""Compare several runs: in one table, on common axes, on one colour scale.
 
 As a function, :func:`compare`; as a command, ``python -m lightning_landscape.compare RUN RUN ...``.
 """
@@ -6,63 +6,11 @@ As a function, :func:`compare`; as a command, ``python -m lightning_landscape.co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from lightning_landscape.compare.table import GroupCell, RunCell
+from lightning_landscape.compare.result import Comparison
 
 __all__ = ["Comparison", "compare"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found.  Printed, it is the table.
-
-    Attributes:
-        runs: name -> the run's log directory.
-        keys: what is compared, in the order of the table.
-        table: run -> key -> last, lowest, highest and mean value with their steps; a run that
-            lacks a key has no entry for it.
-        groups: run -> group; empty where none were asked for.
-        group_table: group -> key -> median, lowest and highest of those over the runs (seeds).
-        figures: what was drawn: a key -> its curves, ``"landscape-plane"`` and the like -> the last
-            slices of all runs, ``"y against x"`` -> points.
-        captions: what a figure shows, in a sentence.
-        notes: what is missing, damaged or not shown, a sentence each.
-        path: the page, where one was written.
-    """
-
-    runs: dict[str, Path]
-    keys: list[str]
-    table: dict[str, dict[str, RunCell]]
-    groups: dict[str, str] = field(default_factory=dict)
-    group_table: dict[str, dict[str, GroupCell]] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    captions: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    path: Path | None = None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One plain dict a run and key, ready for pandas.
-
-        Each holds ``run``, ``group``, ``key``, ``last``, ``last_step``, ``lowest``,
-        ``lowest_step``, ``highest``, ``highest_step``, ``mean``, ``measured`` and ``not_finite``;
-        NaN and ``None`` where there is no finite value.
-        """
-        return [
-            {"run": run, "group": self.groups.get(run), "key": key, **cell.to_dict()}
-            for run, cells in self.table.items()
-            for key, cell in cells.items()
-        ]
-
-    def __str__(self) -> str:
-        from lightning_landscape.compare.words import as_text
-
-        return as_text(self)
 
 
 def compare(
@@ -74,21 +22,21 @@ def compare(
     group_by: str | None = None,
     points: Sequence[tuple[str, str]] = (),
 ) -> Comparison:
-    """Compare runs by what our callbacks left in their log directories.
+    """Compare runs by the files of their log directories.
 
-    Values that are not finite count as such and enter no extreme, mean or median.  Where the seeds
-    of a group were measured at different steps, its curve takes the straight line between a seed's
-    measurements (see ``figures.curves_figure``).  Slices are the last of each run.
+    Values that are not finite are counted, and left out of extremes, means and medians.  If the
+    seeds of a group were measured at different steps, their curves are interpolated linearly (see
+    ``figures.curves_figure``).  Slices are the last of each run.
 
     Args:
         runs: name -> log directory, or log directories, which are then named by the parts of their
-            paths that differ.  A log directory holds ``history.jsonl`` and ``landscape/``; one
-            above it will do where it is the only one there.
-        out: an HTML page to write, one file that asks for nothing from the network.
+            paths that differ.  A log directory contains ``history.jsonl`` and ``landscape/``; a
+            parent directory is accepted if it contains a single run.
+        out: an HTML page to write, one file that loads nothing from the network.
         keys: the scalars to compare, e.g. ``"hessian/top_eigenvalue"``, or patterns such as
-            ``"sharpness/*"``.  ``None``: all that are found.
+            ``"sharpness/*"``.  ``None``: all scalars.
         groups: run -> group, for all runs; the runs of a group count as its seeds.
-        group_by: instead of ``groups``: the group is what stands in the name before the last
+        group_by: instead of ``groups``: the group is the part of the name before the last
             ``group_by``, e.g. ``"adam"`` of ``"adam/seed1"`` with ``"/"``.
         points: pairs of keys ``(x, y)`` whose last values are drawn against each other.
 
@@ -96,12 +44,12 @@ def compare(
         Table, figures, notes.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no measurement in it.
-        ValueError: no run, two of one name, several runs in one directory, groups that do not fit,
-            or a key that no run has; the message says which and what to pass.
+        FileNotFoundError: a directory does not exist, or contains no measurement.
+        ValueError: there is no run, two have the same name, a directory contains several runs, the
+            groups do not match, or no run has a key; the message says what to pass.
         TypeError: ``runs`` is a single path.
 
-    Cost: reading the files, and some 60 ms a picture.
+    Cost: reading the files, and about 60 ms per picture.
 
     Example::
 
@@ -109,7 +57,7 @@ def compare(
         print(comparison)
         comparison.table["SGD"]["hessian/top_eigenvalue"].highest
     """
-    # Here, for it needs matplotlib.
+    # Here, because it needs matplotlib.
     from lightning_landscape.compare import build
 
     return build.comparison(runs, out, keys, groups, group_by, points)

@@ -1,4 +1,4 @@
-"""One scalar of several runs in one chart, or of several settings with several seeds each."""
+"""One scalar of several runs, or of groups of runs that differ in the seed, in one chart."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lightning_landscape.figures.canvas import (
     HEADER,
     INK,
     PITCH,
-    SMALL,
     TEXT,
     draw_grid,
+    draw_legend,
     in_house_style,
     new_figure,
     set_ticks,
     write_across,
     write_header,
 )
-from lightning_landscape.figures.checks import check_groups, check_numbers
-from lightning_landscape.figures.data import HUGE, evenly, sizes
+from lightning_landscape.figures.data import HUGE, evenly, nonzero_magnitudes
+from lightning_landscape.figures.figure_checks import check_groups, check_numbers
+from lightning_landscape.figures.labels import comma_joined, legend_name, number
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.scale import ColorScale, round_up
-from lightning_landscape.figures.words import legend_name, listed, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-# More curves cannot be told apart, nor more of their names be read.
+# More curves, or names in the legend, cannot be distinguished.
 MOST = 10
 MARKERS = "os^vDP"
-# A run that blew up may stretch the axis to this many times a typical value, not more; and values
-# that are next to nothing may stretch a logarithmic one downwards by this factor.
+# A diverged run extends the axis to at most this many times a typical value, and tiny values extend
+# a logarithmic axis downwards by at most this factor.
 _OUTLIER, _NOTHING = 1e4, 1e-12
-_NEAR = 4.0  # an edge no further than this above all curves is in the chart
-_STEPS = 1000  # at which the spread over seeds is drawn
+_NEAR = 4.0  # the chart includes an edge up to this factor above the curves
+_STEPS = 1000  # maximum number of steps of the spread over seeds
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """What is drawn of one run, or of one group: then with the lowest and the highest seed."""
+    """The curve of one run, or of one group with its lowest and highest seed."""
 
     name: str
     steps: NDArray[np.float64]
@@ -61,7 +61,7 @@ class _Curve:
 
     @property
     def shown(self) -> list[NDArray[np.float64]]:
-        """All values that are drawn."""
+        """All values to draw."""
         return [part for part in (self.values, self.low, self.high) if part is not None]
 
 
@@ -123,11 +123,11 @@ def curves_figure(
     count = f"{len(chosen)} of {len(curves)} {'runs' if groups is None else 'groups'}"
     small = [
         "" if groups is None else "line: median over seeds, band: lowest to highest",
-        listed(
+        comma_joined(
             count if len(chosen) < len(curves) else "",
             f"not measured in {without} of {len(rows)} runs" if without else "",
         ),
-        _dashed_words(dashed, key, high),
+        _dashed_text(dashed, key, high),
         line_remark(shown, low, high) if chosen else "",
     ]
     legend = HEADER + PITCH * len(list(filter(None, small)))
@@ -149,19 +149,15 @@ def curves_figure(
         write_across(axes, "nothing finite" if chosen else "not measured")
     write_header(figure, key, small)
     if chosen:
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="upper left", fontsize=SMALL, ncols=columns,
-            bbox_to_anchor=(0.03, 1 - legend / height), borderpad=0, borderaxespad=0,
-            labelspacing=0.3, handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
-        )  # fmt: skip
+        draw_legend(figure, legend, columns, handlelength=2.0)
     return figure
 
 
 def _draw(axes: Axes, curve: _Curve, index: int, low: float, high: float) -> None:
-    """Draws one curve with some markers, its band, and what lies outside of the chart."""
+    """Draws one curve with some markers, its band, and marks for values outside of the chart."""
     color = COLORS[index % len(COLORS)]
     marker = MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
-    # Some eight of them, and where a single value stands between two gaps.
+    # About eight of them, and at single values between two gaps.
     gap = np.isnan(np.concatenate([[np.nan], curve.values, [np.nan]]))
     every = max(1, len(curve.steps) // 8)
     marked = np.arange(len(curve.steps)) % every == index % every
@@ -180,36 +176,38 @@ def _draw(axes: Axes, curve: _Curve, index: int, low: float, high: float) -> Non
 def _limits(
     curves: Sequence[_Curve], dashed: Sequence[_Curve], key: str
 ) -> tuple[float, float, float | None]:
-    """Returns the lowest and the highest value that the chart shows, and how its axis is scaled.
+    """Returns the lowest and the highest value of the chart, and the scale of its axis.
 
-    That is ``None`` for a linear axis, 0 for a logarithmic one, and for a symmetric-logarithmic one
-    the end of its linear part.
+    The scale is ``None`` for a linear axis, 0 for a logarithmic one, and the end of the linear part
+    for a symmetric logarithmic one.
     """
     finite = [part[np.isfinite(part)] for curve in curves for part in curve.shown]
     values = np.concatenate([*finite, np.empty(0)])
     if not values.size:
         return 0.0, 1.0, None
-    typical = sorted(float(np.median(size)) for size in map(sizes, finite) if size.size)
+    typical = sorted(
+        float(np.median(size)) for size in map(nonzero_magnitudes, finite) if size.size
+    )
     bound = _OUTLIER * typical[(len(typical) - 1) // 2] if typical else 1.0
     low, high = max(float(values.min()), -bound), min(float(values.max()), bound)
     if key.endswith("edge_ratio"):
         high = max(high, 1.0)
     edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
     high = max(high, float(edges[edges <= _NEAR * high].max(initial=-np.inf)))
-    size = sizes(np.clip(values, low, high))
+    size = nonzero_magnitudes(np.clip(values, low, high))
     if low > 0 and high > 100 * low:
         return max(low, _NOTHING * high), high, 0.0
     if low <= 0 and size.size and size.max() > 100 * float(np.median(size)):
         limit = max(-low, high)
         return low, high, float(np.clip(np.quantile(size, 0.1), limit / 5000, limit / 20))
-    # Down to zero, unless that would make lines of curves that are far from it.
+    # Include zero, unless that would flatten curves that are far from it.
     if high - low > 0.3 * max(abs(low), abs(high)):
         low, high = min(low, 0.0), max(high, 0.0)
     return low, high, None
 
 
 def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
-    """Sets the axes: what `_limits` returned, and a little room."""
+    """Sets the axes to the result of `_limits`, with a margin."""
     draw_grid(axes)
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
     set_ticks(axes, axes.xaxis, *([axes.yaxis] if scale is None else []), bins=6)
@@ -231,8 +229,8 @@ def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
         axes.minorticks_off()
 
 
-def _dashed_words(dashed: Sequence[_Curve], key: str, high: float) -> str:
-    """Says what the dashed lines are, and where an edge lies that the chart does not hold."""
+def _dashed_text(dashed: Sequence[_Curve], key: str, high: float) -> str:
+    """Returns what the dashed lines are, and the edge if it is above the chart."""
     if key.endswith("edge_ratio"):
         return "dashed: the edge, 1"
     edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
@@ -244,22 +242,10 @@ def _dashed_words(dashed: Sequence[_Curve], key: str, high: float) -> str:
     return "dashed: edge of stability"
 
 
-def _write_legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
-    """Writes which curve is which, below the three small lines of the header."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="upper left",
-            bbox_to_anchor=(0.03, 1 - (HEADER + 3 * PITCH) / height),
-            fontsize=SMALL, ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3,
-            handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
-        )  # fmt: skip
-
-
 def _checked(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], groups: Mapping[str, str] | None
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Returns the rows of each run that have a step, in their order."""
+    """Returns the rows of each run that have a step, sorted by step."""
     good = isinstance(histories, Mapping) and all(
         isinstance(rows, Sequence)
         and not isinstance(rows, str)
@@ -283,7 +269,7 @@ def _checked(
 
 
 def series_of(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Any, Any]:
-    """Returns steps and values of one key, nan where not finite; of one step the last value."""
+    """Returns steps and values of one key, the last per step, nan where not finite."""
     found = {
         float(row["step"]): math.nan if row[key] is None else float(row[key])
         for row in rows
@@ -327,7 +313,7 @@ def spread_over(series: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
     steps = np.unique(np.concatenate([np.asarray(at, dtype=np.float64) for at, _ in series]))
     steps = steps[evenly(len(steps), _STEPS)]
     table = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in series])
-    known = np.isfinite(table).any(axis=0)  # of no numbers numpy warns
+    known = np.isfinite(table).any(axis=0)  # numpy warns where there are no numbers
     middle, low, high = np.full((3, len(steps)), np.nan)
     middle[known] = np.nanmedian(table[:, known], axis=0)
     low[known], high[known] = np.nanmin(table[:, known], 0), np.nanmax(table[:, known], 0)
@@ -337,7 +323,7 @@ def spread_over(series: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
 def _edges(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, groups: Mapping[str, str] | None
 ) -> list[_Curve]:
-    """Returns the edge of each run in which it bounds the key."""
+    """Returns the edge of each run in which it is a bound of the key."""
     prefix, _, last = key.rpartition("/")
     preconditioned = f"{prefix}/preconditioned_eigenvalue"
     kinds = ("top_eigenvalue", "preconditioned_eigenvalue")

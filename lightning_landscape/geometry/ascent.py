@@ -18,21 +18,21 @@ from lightning_landscape.geometry.vectors import Layout, Vector, random_vector
 
 Norm = Literal["l2", "linf"]
 
-# In units of the radius: the ascent ends at shorter moves, and no step is made longer before it is
-# cut to the ball.
+# In units of the radius: the ascent stops at shorter moves, and no step is longer before it is
+# projected onto the ball.
 _SMALLEST_MOVE, _LONGEST_STEP = 1e-6, 1e6
 
-# With fewer steps than this there is one start, the gradient.
+# With fewer steps than this the ascent starts from the gradient only.
 _FEWEST_STEPS = 5
-# A step: gradients in all, and products with the Hessian, which count as two of them.
+# Per step: gradients in total, and Hessian-vector products, each of which counts as two gradients.
 _GRADIENTS, _PRODUCTS = 4, 0.4
-# Gradients from each start, before the best one goes on.
+# Gradients spent on each start before the best one is continued.
 _WALK = 6
-# After so many starts that led to the best place no further one is tried.
+# No further start is tried once this many led to the best point.
 _ENOUGH = 3
-# Two starts led to one place: their rises agree, and so do their directions (a cosine).
+# Two starts led to the same point if their rises and their directions (cosine) agree.
 _SAME_RISE, _SAME_PLACE = 0.02, 0.8
-# When a rise is settled, see Rise.
+# Tolerances of a settled rise, see Rise.
 _AT_REST, _OFF_PARABOLA, _OF_SECOND_ORDER = 0.02, 1 / 3, 2.0
 
 
@@ -43,13 +43,13 @@ class Rise:
     Attributes:
         height: ``L(w + d) - L(w)``, never below 0.
         move: ``d``, of shape ``(size,)``.
-        settled: a longer search is not expected to find 3 % more.  All of this holds:
+        settled: a longer search is not expected to find 3 % more, because
 
-            - the gradient at ``d`` promises at most 2 % more within the ball;
+            - a linear model at ``d`` gains at most 2 % within the ball;
             - two starts led here;
-            - what is known of the loss at ``w`` says something about ``d``: along ``d`` the slope
-              there is that of the parabola through the gradient at ``w`` and this rise, to within a
-              third, and the rise is at most twice ``g'd + lambda ||d||^2 / 2``, with the top
+            - the loss is close to its second-order model at ``w``: along ``d`` its slope at ``d``
+              is, to within a third, that of the parabola given by the gradient at ``w`` and this
+              rise, and the rise is at most twice ``g'd + lambda ||d||^2 / 2`` with the top
               eigenvalue ``lambda`` of the Hessian at ``w``.
     """
 
@@ -59,8 +59,8 @@ class Rise:
 
 
 @dataclass(frozen=True)
-class End:
-    """Where the way from a start led."""
+class Endpoint:
+    """The point that the ascent from a start reached, and its rise."""
 
     height: float
     u: Tensor
@@ -71,31 +71,31 @@ def largest_rise(
 ) -> Rise:
     r"""The largest ``L(w + d) - L(w)`` found with ``||d / scale|| <= radius``.
 
-    Starts are the corners or the points of the sphere along the gradient at ``w`` (what one step of
-    SAM reaches), along the two top eigenvectors of the Hessian, both ways, and along random
-    vectors.  From the best place that they lead to the ascent goes on, always higher; from ``w``
-    too where SAM's step is no rise.
+    The ascent starts from the points of the sphere, or the corners of the box, along the gradient
+    at ``w`` (where a step of SAM ends), along the two top eigenvectors of the Hessian with both
+    signs, and along random vectors.  It continues monotonically from the best point reached, and
+    also from ``w`` if SAM's step does not raise the loss.
 
     Args:
         objective: the loss.
         scale: ``(size,)``, at least 0: the unit of each entry of ``d``.
         radius: of the ball, in that unit.
         norm: ``"l2"`` a ball, ``"linf"`` a box.
-        steps: points of the last ascent at most.  Below 5 it starts from the gradient alone, and is
-            not settled.
+        steps: maximum number of points of the last ascent.  Below 5 it starts from the gradient
+            only, and the result is not settled.
 
     Returns:
-        A :class:`Rise`; NaN and 0 where the loss or its gradient at ``w`` is not finite.
+        A :class:`Rise`; height NaN and move 0 if the loss or its gradient at ``w`` is not finite.
     """
     ascent = Ascent(objective, scale, radius, norm)
-    origin = End(0.0, torch.zeros_like(scale))
+    origin = Endpoint(0.0, torch.zeros_like(scale))
     if not math.isfinite(ascent.base) or not bool(ascent.gradient.isfinite().all()):
         return Rise(math.nan, origin.u, False)
-    # The products first: moving the weights drops the graph that they are made on.
+    # Products first, because moving the weights drops the graph that they use.
     top = ascent.top(int(_PRODUCTS * steps)) if steps >= _FEWEST_STEPS else None
     stationary = not bool(ascent.gradient.any())
-    first = ascent.farthest(ascent.random(0) if stationary else ascent.gradient)
-    step = End(ascent.rise(first), first)
+    first = ascent.ball_maximizer(ascent.random(0) if stationary else ascent.gradient)
+    step = Endpoint(ascent.rise(first), first)
     falls = not step.height > 0.0
     found, tries, most = [], steps - 1, _GRADIENTS * steps
     if top is not None:
@@ -105,23 +105,23 @@ def largest_rise(
         ends = [*ends, ascent.climb(origin, radius / 2, tries)]
     if ends:
         if top is not None:
-            tries = min(tries, most - ascent.gradients - 1)  # one to see whether it is at rest
+            tries = min(tries, most - ascent.gradients - 1)  # one to test for settled
         ends = [ascent.climb(_highest(ends), 2 * radius, tries)]
     best = _highest([*ends, origin])
     settled = (
         top is not None
-        and len(_at_the_best(found)) >= 2
+        and len(_at_best(found)) >= 2
         and ascent.settled(best, float(top.eigenvalues[0]))
     )
     return Rise(best.height, scale * best.u, settled)
 
 
-def _highest(ends: Sequence[End]) -> End:
+def _highest(ends: Sequence[Endpoint]) -> Endpoint:
     return max(ends, key=attrgetter("height"))
 
 
-def _at_the_best(ends: list[End]) -> list[End]:
-    """Those that led to the place of the largest rise."""
+def _at_best(ends: list[Endpoint]) -> list[Endpoint]:
+    """The ends at the point of the largest rise."""
     if not ends:
         return []
     best = _highest(ends)
@@ -153,7 +153,7 @@ class Ascent:
     Attributes:
         base: the loss at the weights.
         gradient: at the weights, with respect to ``u``.
-        gradients: how many were taken, two for a product with the Hessian.
+        gradients: number of gradients so far; a Hessian-vector product counts as two.
     """
 
     def __init__(self, objective: Objective, scale: Tensor, radius: float, norm: Norm) -> None:
@@ -187,16 +187,16 @@ class Ascent:
         return found
 
     def nearest(self, u: Tensor) -> Tensor:
-        """The point of the ball next to ``u``."""
+        """The projection of ``u`` onto the ball."""
         if self._norm == "linf":
             return u.clamp(-self._radius, self._radius)
         length = float(torch.linalg.vector_norm(u))
         return u * (self._radius / length) if length > self._radius else u
 
-    def farthest(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
-        """The point of the ball where a linear function of this slope is largest.
+    def ball_maximizer(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
+        """The point of the ball that maximizes the linear function with gradient ``slope``.
 
-        In a box it is a corner; with a finite ``sharpness`` the entries of small slope stay inside.
+        In a box it is a corner; with a finite ``sharpness`` entries of small slope stay inside.
         """
         if self._norm == "l2":
             return slope * (self._radius / float(torch.linalg.vector_norm(slope) or 1.0))
@@ -205,13 +205,13 @@ class Ascent:
         size = float(slope.square().mean().sqrt()) or 1.0
         return self._radius * torch.tanh(sharpness / size * slope)
 
-    def promise(self, u: Tensor, slope: Tensor) -> float:
-        """How much more there would be in the ball if the loss were linear from ``u`` on."""
+    def linear_gain(self, u: Tensor, slope: Tensor) -> float:
+        """The further gain within the ball if the loss were linear around ``u``."""
         dual = slope.abs().sum() if self._norm == "linf" else torch.linalg.vector_norm(slope)
         return self._radius * float(dual) - float(slope @ u)
 
-    def settled(self, end: End, top: float) -> bool:
-        """Whether nothing is left to gain here, and the loss is near to its second-order model."""
+    def settled(self, end: Endpoint, top: float) -> bool:
+        """Whether ``end`` is a maximum, and the loss is close to its second-order model."""
         if not 0.0 < end.height < math.inf:
             return end.height == math.inf
         slope = self.slope(end.u)
@@ -219,24 +219,24 @@ class Ascent:
         parabola = 2 * end.height - linear  # its slope at the end
         bound = linear + top * float(end.u @ end.u) / 2
         return (
-            self.promise(end.u, slope) <= _AT_REST * end.height
+            self.linear_gain(end.u, slope) <= _AT_REST * end.height
             and abs(along - parabola) <= _OFF_PARABOLA * abs(along)
             and end.height <= _OF_SECOND_ORDER * bound
         )
 
-    def explore(self, first: Tensor, top: EigenResult, most: int) -> list[End]:
-        """Where the starts lead, until enough led to the best place or ``most`` gradients."""
-        ends: list[End] = []
+    def explore(self, first: Tensor, top: EigenResult, most: int) -> list[Endpoint]:
+        """The ends of all starts, until enough led to the best point or ``most`` gradients."""
+        ends: list[Endpoint] = []
         for index, start in enumerate(self._starts(first, top)):
             if index > 0 and self.gradients + _WALK > most:
                 break
             u = self._walk(start)
             height = self.rise(u)
             if not math.isnan(height):
-                ends.append(End(height, u))
+                ends.append(Endpoint(height, u))
             highest = max((end.height for end in ends), default=0.0)
             ends = [end for end in ends if end.height >= (1 - _SAME_RISE) * highest]
-            if index >= 2 and len(_at_the_best(ends)) >= _ENOUGH:
+            if index >= 2 and len(_at_best(ends)) >= _ENOUGH:
                 break
         return ends
 
@@ -245,44 +245,44 @@ class Ascent:
         for index, vector in enumerate(top.eigenvectors):
             v = self._layout.flatten(vector)
             if bool(v.isfinite().all()):
-                yield self.farthest(v)
-                yield self.farthest(-v)
+                yield self.ball_maximizer(v)
+                yield self.ball_maximizer(-v)
             if index == 0:
-                yield self.farthest(self.random(1))
+                yield self.ball_maximizer(self.random(1))
         for seed in count(2):
-            yield self.farthest(self.random(seed))
+            yield self.ball_maximizer(self.random(seed))
 
     def _walk(self, u: Tensor) -> Tensor:
-        """From ``u`` again and again to the point that the gradient points to.
+        """Repeatedly move to the maximizer of the linear model at the current point.
 
-        In a ball this is power iteration on the gradient.  In a box nearly all corners would hold
-        it: entries of small slope are let go to the sides bit by bit (annealing).
+        In a ball this is power iteration on the gradient.  In a box almost every corner would be a
+        fixed point, so entries of small slope move to the sides gradually (annealing).
         """
         last = self.gradients + _WALK
         slope, turned = self.slope(u), False
         for index in range(_WALK - 1):
             trapezium = abs(float((self.gradient + slope) @ u)) / 2
-            if not self.promise(u, slope) > _AT_REST / 4 * trapezium:  # NaN too
+            if not self.linear_gain(u, slope) > _AT_REST / 4 * trapezium:  # NaN too
                 return u
             if self.gradients >= last:
                 break
-            target = self.farthest(slope, 10 ** (index / (_WALK - 2)))
+            target = self.ball_maximizer(slope, 10 ** (index / (_WALK - 2)))
             ahead = self.slope(target)
             before, after = float(slope @ (target - u)), float(ahead @ (target - u))
             if after < -1e-3 * before < 0.0 and self.gradients < last:
-                # Beyond the top of a line that bends down.
+                # The target is beyond the maximum along a concave line.
                 turned = True
                 target = u + (target - u) * (before / (before - after))
                 ahead = self.slope(target)
             u, slope = target, ahead
-        return u if turned else self.farthest(slope)
+        return u if turned else self.ball_maximizer(slope)
 
-    def climb(self, start: End, reach: float, tries: int) -> End:
-        """Uphill from ``start``, always higher, with a first step of length ``reach``.
+    def climb(self, start: Endpoint, reach: float, tries: int) -> Endpoint:
+        """Monotone projected ascent from ``start``, with a first step of length ``reach``.
 
-        Where the loss bends up along the last move the steps grow: on the sphere long ones are
-        power iteration on the gradient, the fastest way round a bowl.  Where it bends down they
-        have the length of Barzilai & Borwein (1988), which keeps clear of zigzagging.
+        If the loss is convex along the last move the step grows: on the sphere long steps are
+        power iteration on the gradient.  If it is concave the step is that of Barzilai & Borwein
+        (1988), which avoids zigzagging.
         """
         u, height = start.u, start.height
         gradient: Tensor | None = None
@@ -304,10 +304,10 @@ class Ascent:
                 u, height = candidate, found
             else:  # NaN too
                 move, step = torch.zeros_like(u), step / 4
-        return End(height, u)
+        return Endpoint(height, u)
 
     @staticmethod
     def _next(step: float, move: Tensor, change: Tensor) -> float:
-        """The step after one that went ``move`` and changed the gradient by ``change``."""
+        """The step size after ``move``, which changed the gradient by ``change``."""
         bend = float(move @ change)
         return float(move @ move) / -bend if bend < 0.0 else 4 * step

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm that belong to the weights as they are."""
+"""Re-estimate the running statistics of BatchNorm for the current weights."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_landscape.geometry.checks import check_callable, quoted
 
 
-def running_norms(module: nn.Module) -> list[_BatchNorm]:
+def tracking_batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """The layers that keep running statistics."""
     return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> None:
-    """Replace running statistics by those of what ``forward`` sends through ``module``.
+    """Replace running statistics by those of the data that ``forward`` sends through ``module``.
 
-    Running statistics are an average over the weights that training passed through.  Anywhere else,
-    between two networks say, they are wrong, and a loss in eval mode says nothing.
+    Running statistics are an average along the training trajectory.  For other weights, e.g.
+    between two networks, they are wrong, and a loss in eval mode is meaningless.
 
     Args:
-        module: evaluated in train mode, into which it is put for that if it is not, whole.  In a
-            module that is in train mode already, layers in eval mode are frozen and keep what they
-            have.  Each other BatchNorm layer gets the cumulative mean over all its calls, each
-            call with the same weight.  Modes and ``momentum`` are as before afterwards.
+        module: evaluated in train mode; a module in eval mode is switched for that as a whole.  If
+            it is in train mode already, layers in eval mode count as frozen and keep their
+            statistics.  Every other BatchNorm layer gets the cumulative mean over all its calls,
+            with equal weight per call.  Modes and ``momentum`` are restored.
         forward: evaluates the module on some batches; no gradients are recorded.
 
     Source: Izmailov et al., Averaging weights leads to wider optima and better generalization,
@@ -46,7 +46,7 @@ def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> N
     try:
         if not module.training:
             module.train()
-        for norm in running_norms(module):
+        for norm in tracking_batch_norms(module):
             if norm.training:
                 momenta.append((norm, norm.momentum))
                 norm.reset_running_stats()

@@ -1,7 +1,7 @@
-"""One HTML page from what a run left behind: ``python -m lightning_landscape.report LOGDIR``.
+"""An HTML report of a run from its log directory: ``python -m lightning_landscape.report LOGDIR``.
 
-The page is a single file that asks for nothing from the network: charts are SVG, pictures are
-embedded, style and script are inline and pinned by their hashes in the Content-Security-Policy.
+The page is a single file that loads nothing from the network: charts are SVG, pictures are
+embedded, style and script are inline, with their hashes in the Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_landscape.geometry.checks import check_path
 from lightning_landscape.report.frame import check_page, write_page
-from lightning_landscape.report.page import render
+from lightning_landscape.report.report_page import render
 from lightning_landscape.report.run import read_run
 
 __all__ = ["write_report"]
@@ -20,25 +20,25 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
     """Write the report of the run in ``log_dir``.
 
     Args:
-        log_dir: the directory that holds ``history.jsonl`` and ``landscape/``, or one above it
-            with no other run in it.
+        log_dir: the directory that contains ``history.jsonl`` and ``landscape/``, or a parent that
+            contains no other run.
         path: the page to write; ``None``: ``report.html`` in the run's directory.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no measurement in it.
-        ValueError: it holds several runs, the message names them; ``path`` is a directory.
-        TypeError: an argument is no path.
+        FileNotFoundError: the directory does not exist, or contains no measurement.
+        ValueError: it contains several runs (the message lists them), or ``path`` is a directory.
+        TypeError: an argument is not a path.
     """
-    said = "write_report"
-    check_path(said, "log_dir", log_dir, "the log directory of a run")
+    owner = "write_report"
+    check_path(owner, "log_dir", log_dir, "the log directory of a run")
     if path is not None:
-        check_page(said, "path", path)
+        check_page(owner, "path", path)
     try:
         run = read_run(Path(log_dir))
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{said}(log_dir=...): {error}") from error
+        raise type(error)(f"{owner}(log_dir=...): {error}") from error
     target = run.folder / "report.html" if path is None else Path(path)
     return write_page(render(run), target)

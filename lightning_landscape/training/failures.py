@@ -9,7 +9,7 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_landscape.geometry.faults import OtherRankError, out_of_memory
+from lightning_landscape.geometry.errors import OtherRankError, out_of_memory
 from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.quantity import Quantity
 

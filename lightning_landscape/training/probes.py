@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.bookkeeping import LOSS, VALIDATION
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import ProbeBatch

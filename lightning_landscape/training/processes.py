@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.interrupts import is_interrupt
 
 _Result = TypeVar("_Result")

@@ -17,7 +17,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import batch_size
 from lightning_landscape.training.hooks import HOOK_SECONDS

@@ -11,7 +11,7 @@ from torch.utils import checkpoint as checkpointing
 from lightning_landscape.geometry.eigen import top_eigenvalues
 from lightning_landscape.geometry.kernels import full_float32, plain_kernels, saved_dtypes
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import sam_sharpness
+from lightning_landscape.geometry.sam import sam_sharpness
 from lightning_landscape.geometry.slices import line_slice
 from lightning_landscape.geometry.vectors import random_vector
 from tests.oracles import F64, flat, named, normal

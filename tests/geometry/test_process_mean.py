@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from lightning_landscape.geometry.faults import OtherRankError
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.geometry.objective import Objective
 from tests.geometry.networks import mlp, without_double_backward
 from tests.geometry.ranks import Ranks

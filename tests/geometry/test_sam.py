@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.sharpness import curvature_along, sam_sharpness
+from lightning_landscape.geometry.sam import curvature_along, sam_sharpness
 from tests.geometry.networks import NETWORKS
 from tests.oracles import F64, Quadratic, flat, normal, one_step_asam, one_step_sam, symmetric
 

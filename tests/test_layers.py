@@ -1,6 +1,7 @@
-"""Arrows only point down: who may import whom, read from the source."""
+"""Imports inside the package go one way: read from the source, nothing is imported."""
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ ROOT = Path(lightning_landscape.__file__).parent
 def module_name(path):
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imports(source, name, is_package=False, runtime_only=False):
@@ -34,8 +38,9 @@ def imports(source, name, is_package=False, runtime_only=False):
                 parents = name.split(".")
                 kept = parents[: len(parents) - node.level + is_package]
                 base = ".".join([*kept, base]).rstrip(".")
-            # `from package import module` names a module too.
-            found.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+            # `from package import module` imports a module, and `base` only leads to it.
+            named = {f"{base}.{alias.name}" for alias in node.names}
+            found.update(named if named <= MODULES.keys() else {base, *named})
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -73,16 +78,30 @@ def test_geometry_knows_torch_and_numpy_only(path):
     assert others <= {"torch", "numpy", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("path", files("training"), ids=lambda path: path.name)
-def test_training_does_not_run_callbacks(path):
-    """It may name their types."""
-    assert under(of_file(path, runtime_only=True), f"{PACKAGE}.callbacks") == set()
+# What each layer may import from the package beside itself; training only where history is read.
+FILES = ("training.output.recorder", "training.output.history")
+LAYERS = {
+    "figures": ("geometry",),
+    "training": ("figures", "geometry"),
+    "callbacks": ("training", "figures", "geometry"),
+    "measure": ("callbacks", "training", "geometry"),
+    "report": ("figures", "geometry", *FILES),
+    "compare": ("report", "figures", "geometry", *FILES),
+}
 
 
-@pytest.mark.parametrize("path", files("figures"), ids=lambda path: path.name)
-def test_figures_know_geometry_only(path):
-    upper = (f"{PACKAGE}.callbacks", f"{PACKAGE}.training", "lightning", "pytorch_lightning")
-    assert under(of_file(path, runtime_only=True), *upper) == set()
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_knows_those_below_it_only(layer):
+    allowed = [f"{PACKAGE}.{name}" for name in (layer, *LAYERS[layer])]
+    for path in files(layer):
+        ours = under(of_file(path), PACKAGE)
+        assert ours - under(ours, *allowed) == set(), path
+
+
+def test_imports_have_no_circle():
+    """Those under TYPE_CHECKING and inside functions count."""
+    graph = {name: of_file(path) & MODULES.keys() for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 SAMPLE = """

@@ -1,30 +1,29 @@
-"""A comparison in words: the cells of the table, and the table on a terminal."""
+"""The table of a comparison as text: its cells, and its form for a terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_landscape.figures.words import number
+from lightning_landscape.figures.labels import number
 
 if TYPE_CHECKING:
-    from lightning_landscape.compare import Comparison
     from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread
 
 
 class Cell(NamedTuple):
-    """What stands in a cell: the value, and smaller where it is from."""
+    """The text of a cell: the value, and in smaller print its step or seeds."""
 
     value: str
     source: str
 
 
-def beside_last(key: str) -> str:
-    """What is told of a key beside its last value: its best or worst, or a mean.
+def second_column(key: str) -> str:
+    """The second column of a key, next to its last value: lowest, highest or mean.
 
     Example:
-        >>> beside_last("hessian/edge_ratio"), beside_last("generalization/val_loss")
+        >>> second_column("hessian/edge_ratio"), second_column("generalization/val_loss")
         ('highest', 'lowest')
     """
     name = key.rpartition("/")[2]
@@ -33,8 +32,8 @@ def beside_last(key: str) -> str:
     return "lowest" if name.endswith("loss") or name.startswith("min_") else "highest"
 
 
-def run_words(cell: RunCell | None, what: str) -> Cell:
-    """``Cell("9.6", "step 120")``; empty where the run lacks the key."""
+def run_cell_text(cell: RunCell | None, what: str) -> Cell:
+    """``Cell("9.6", "step 120")``; empty if the run does not have the key."""
     if cell is None:
         return Cell("", "")
     reading: Reading = getattr(cell, what)
@@ -43,10 +42,10 @@ def run_words(cell: RunCell | None, what: str) -> Cell:
     if what == "last":
         return Cell(value, f"step {reading.step}")
     step = f"step {reading.step}" if reading.step is not None else ""
-    return Cell(value, _listed(step, lost))
+    return Cell(value, _comma_joined(step, lost))
 
 
-def group_words(cell: GroupCell | None, what: str) -> Cell:
+def group_cell_text(cell: GroupCell | None, what: str) -> Cell:
     """``Cell("9.6 (9.1 to 12)", "3 seeds, step 120")``."""
     if cell is None:
         return Cell("", "")
@@ -59,7 +58,7 @@ def group_words(cell: GroupCell | None, what: str) -> Cell:
     value = number(spread.median, 4)
     if spread.seeds > 1:
         value += f" ({number(spread.low, 4)} to {number(spread.high, 4)})"
-    return Cell(value, _listed(seeds, lost, _steps(spread)))
+    return Cell(value, _comma_joined(seeds, lost, _steps(spread)))
 
 
 def _steps(spread: Spread) -> str:
@@ -70,25 +69,30 @@ def _steps(spread: Spread) -> str:
     return f"steps {spread.first_step} to {spread.last_step}"
 
 
-def as_text(comparison: Comparison) -> str:
-    """The table for a terminal, one block a key, and the notes below."""
+def as_text(
+    keys: Sequence[str],
+    table: Mapping[str, Mapping[str, RunCell]],
+    group_table: Mapping[str, Mapping[str, GroupCell]],
+    notes: Sequence[str],
+) -> str:
+    """The table for a terminal: one block per key, then the notes."""
     blocks = []
-    for key in comparison.keys:
-        second = beside_last(key)
+    for key in keys:
+        second = second_column(key)
         rows = [
-            [f"{name} (median, low to high)", *(_one(words) for words in cells)]
+            [f"{name} (median, low to high)", *(_one(cell) for cell in cells)]
             for name, cells in (
-                (name, [group_words(known.get(key), what) for what in ("last", second)])
-                for name, known in comparison.group_table.items()
+                (name, [group_cell_text(known.get(key), what) for what in ("last", second)])
+                for name, known in group_table.items()
             )
         ]
         rows += [
-            [name, *(_one(run_words(known.get(key), what)) for what in ("last", second))]
-            for name, known in comparison.table.items()
+            [name, *(_one(run_cell_text(known.get(key), what)) for what in ("last", second))]
+            for name, known in table.items()
         ]
         blocks.append("\n".join([key, *_aligned([["", "last", second], *rows])]))
-    notes = "\n".join(f"- {note}" for note in comparison.notes)
-    return "\n\n".join(filter(None, [*blocks, notes]))
+    listed_notes = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join(filter(None, [*blocks, listed_notes]))
 
 
 def _one(cell: Cell) -> str:
@@ -106,5 +110,5 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _listed(*parts: str) -> str:
+def _comma_joined(*parts: str) -> str:
     return ", ".join(filter(None, parts))
