@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lightning_landscape.callbacks.interpolation import _line_figure
+from lightning_landscape.callbacks.interpolation_measurement import _line_figure
 from lightning_landscape.figures import ColorScale, line_figure, plane_figure
 from lightning_landscape.figures.canvas import GREY
 from lightning_landscape.geometry.slices import Slice

@@ -84,7 +84,7 @@ LAYERS = {
     "figures": ("geometry",),
     "training": ("figures", "geometry"),
     "callbacks": ("training", "figures", "geometry"),
-    "measure": ("callbacks", "training", "geometry"),
+    "measure": ("report", "callbacks", "training", "geometry"),
     "report": ("figures", "geometry", *FILES),
     "compare": ("report", "figures", "geometry", *FILES),
 }
