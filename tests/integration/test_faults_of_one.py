@@ -20,7 +20,8 @@ from lightning_landscape import (
     figures,
     read_history,
 )
-from lightning_landscape.callbacks import hessian, sharpness
+from lightning_landscape.callbacks import hessian_measurement as hessian
+from lightning_landscape.callbacks import sharpness
 from lightning_landscape.training import session
 from lightning_landscape.training.data import batch as batches
 from lightning_landscape.training.data.probe import Probe
