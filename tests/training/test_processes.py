@@ -56,7 +56,7 @@ def test_a_sum_and_what_is_gathered(monkeypatch):
     Other(monkeypatch, of_size(2), [10.0, 20.0])
     assert processes().sum(own).tolist() == [11.0, 22.0]
     assert own.tolist() == [1.0, 2.0]
-    Other(monkeypatch, of_size(1), [4])
+    Other(monkeypatch, of_size(1), 4)
     assert processes().total(3) == 7
     Other(monkeypatch, of_size(4), [[0.0, 0.0], [5.0, 6.0]])
     first, second = processes().gathered(own)
