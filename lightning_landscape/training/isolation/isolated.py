@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from lightning_landscape.training.isolation.module_state import ModuleState
+from lightning_landscape.training.isolation.parameter_hooks import without_parameter_hooks
 from lightning_landscape.training.isolation.random_state import RandomState, seed_everything
 from lightning_landscape.training.isolation.sharding import Whole, unsharded
 
@@ -27,9 +28,15 @@ class Isolation:
     """What :func:`isolated` hands out: a place to evaluate losses in."""
 
     def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, seed: int, whole: Whole
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        seed: int,
+        whole: Whole,
+        hooked: Sequence[str] = (),
     ) -> None:
         self.whole = whole
+        self.hooked = hooked  # parameters whose hooks are not called meanwhile
         self._module = pl_module
         self._seed = seed
         groups = [group for o in trainer.optimizers for group in o.param_groups]
@@ -81,8 +88,12 @@ def isolated(
     """
     random_state = RandomState()
     try:
-        with unsharded(pl_module, agree) as whole, _silenced(trainer, pl_module):
-            isolation = Isolation(trainer, pl_module, seed, whole)
+        with (
+            without_parameter_hooks(pl_module) as hooked,
+            unsharded(pl_module, agree) as whole,
+            _silenced(trainer, pl_module),
+        ):
+            isolation = Isolation(trainer, pl_module, seed, whole, hooked)
             try:
                 yield isolation
             finally:
