@@ -744,8 +744,8 @@ GUARDS = [
     Guard(
         "a checkpoint's second evaluation is like its first",
         BATCHES,
-        "refusing_double_backward(), self._twice_differentiable():",
-        "refusing_double_backward(), plain_kernels(self.cudnn):",
+        "translate_double_backward_errors(), self._twice_differentiable():",
+        "translate_double_backward_errors(), plain_kernels(self.cudnn):",
         f"{SECONDS} -k checkpoint",
     ),
     Guard(

@@ -92,11 +92,13 @@ def groups_of(
             f"compare(groups=..., group_by={group_by!r}): expected one of the two, or none"
         )
     if group_by is not None:
-        words = f"{quoted('compare', 'group_by', group_by)}: expected what stands behind the group"
+        expected = (
+            f"{quoted('compare', 'group_by', group_by)}: expected what stands behind the group"
+        )
         if not isinstance(group_by, str):
-            raise TypeError(f"{words}, e.g. '/'")
+            raise TypeError(f"{expected}, e.g. '/'")
         if not group_by:
-            raise ValueError(f"{words}, e.g. '/'")
+            raise ValueError(f"{expected}, e.g. '/'")
         return {name: name.rpartition(group_by)[0] or name for name in names}
     if groups is None:
         return {}

@@ -62,17 +62,17 @@ def density_film_figure(
     Raises:
         TypeError: if ``densities`` is not a mapping.
     """
-    said = "density_film_figure"
+    owner = "density_film_figure"
     if not isinstance(densities, Mapping) or not all(
         isinstance(step, (int, np.integer)) for step in densities
     ):
         raise TypeError(
-            f"{quoted(said, 'densities', densities)}: expected a dict from the step to a "
+            f"{quoted(owner, 'densities', densities)}: expected a dict from the step to a "
             "SpectralDensity"
         )
     for step, density in densities.items():
-        check_density(f"{said}(densities={{{step}: ...}})", density)
-    check_metadata(metadata, said)
+        check_density(f"{owner}(densities={{{step}: ...}})", density)
+    check_metadata(metadata, owner)
     every = sorted(densities)
     steps = [every[index] for index in evenly(len(every), MOST)]
     shown = [densities[step] for step in steps]

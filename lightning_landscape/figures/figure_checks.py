@@ -51,8 +51,8 @@ def check_numbers(call: str, rows: Iterable[Mapping[str, Any]], *keys: str) -> N
                         raise TypeError
                     float(value)
                 except (TypeError, ValueError) as error:
-                    words = f"{call}: got {shown(value)} for {key!r}; expected numbers"
-                    raise TypeError(words) from error
+                    message = f"{call}: got {shown(value)} for {key!r}; expected numbers"
+                    raise TypeError(message) from error
 
 
 def check_density(call: str, density: object) -> None:

@@ -61,17 +61,17 @@ def save_film(
         TypeError: if ``slices`` is not a sequence of slices.
         ValueError: if they are not one film, or an argument is out of its range.
     """
-    said, ends = "save_film", "expected a name that ends in .gif or .png"
+    owner, ends = "save_film", "expected a name that ends in .gif or .png"
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{quoted(said, 'path', path)}: {ends}")
+        raise TypeError(f"{quoted(owner, 'path', path)}: {ends}")
     name = os.fspath(path)
     kind = {".gif": "GIF", ".png": "PNG"}.get(os.path.splitext(name)[1].lower())
     if kind is None:
         raise ValueError(f"save_film(path={name!r}): {ends}")
-    check_scale(said, scale)
-    words = "a time above 0, at most 60 seconds"
-    check_number(said, "seconds", seconds, words, lambda x: 0.0 < x <= 60.0)
-    check_count(said, "most", most)
+    check_scale(owner, scale)
+    expected = "a time above 0, at most 60 seconds"
+    check_number(owner, "seconds", seconds, expected, lambda x: 0.0 < x <= 60.0)
+    check_count(owner, "most", most)
     film = as_film("save_film", slices)
     write_film([film[index] for index in evenly(len(film), most)], name, scale, kind, seconds)
 

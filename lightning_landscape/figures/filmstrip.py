@@ -92,16 +92,16 @@ def filmstrip_figure(
         ValueError: if it is empty, or not all of one kind and on the same coordinates; or if there
             are not as many names.
     """
-    said = "filmstrip_figure"
-    film = as_film(said, slices, one_grid=names is None)
-    check_scale(said, scale)
+    owner = "filmstrip_figure"
+    film = as_film(owner, slices, one_grid=names is None)
+    check_scale(owner, scale)
     if of is not None:
-        check_count(said, "of", of, 1, ", or None")
+        check_count(owner, "of", of, 1, ", or None")
     if names is not None:
-        check_names(said, names)
+        check_names(owner, names)
         if len(names) != len(film):
             raise ValueError(
-                f"{said}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; pass "
+                f"{owner}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; pass "
                 f"one a slice"
             )
     chosen = evenly(len(film), MOST)

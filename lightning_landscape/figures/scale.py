@@ -43,14 +43,14 @@ class ColorScale:
     limit: float
 
     def __post_init__(self) -> None:
-        words = (
+        message = (
             f"ColorScale(linthresh={self.linthresh!r}, limit={self.limit!r}): expected finite "
             "numbers with 0 < linthresh <= limit"
         )
         if any(isinstance(end, (bool, str, type(None))) for end in (self.linthresh, self.limit)):
-            raise TypeError(words)
+            raise TypeError(message)
         if not 0 < self.linthresh <= self.limit < math.inf:
-            raise ValueError(words)
+            raise ValueError(message)
 
     @classmethod
     def from_slice(cls, slice: Slice) -> ColorScale:

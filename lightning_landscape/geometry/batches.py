@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.double_backward import (
     once_differentiable_in,
-    refusing_double_backward,
+    translate_double_backward_errors,
 )
 from lightning_landscape.geometry.errors import NoDoubleBackward, out_of_memory
 from lightning_landscape.geometry.kernels import (
@@ -384,7 +384,7 @@ class Batches:
             loss = _differentiable(fn())
             if create_graph:
                 progress.is_there = True
-            with refusing_double_backward() if create_graph else contextlib.nullcontext():
+            with translate_double_backward_errors() if create_graph else contextlib.nullcontext():
                 gradient = torch.autograd.grad(
                     loss,
                     self.params,
@@ -406,7 +406,7 @@ class Batches:
         if not curved:
             return ()
         # An activation checkpoint evaluates its part again, and has to find what it found before.
-        with refusing_double_backward(), self._twice_differentiable():
+        with translate_double_backward_errors(), self._twice_differentiable():
             return torch.autograd.grad(
                 [g for g, _ in curved],
                 self.params,

@@ -1,6 +1,6 @@
 """Wrong arguments, refused where they are given: the message quotes the call and what to pass.
 
-``said`` is the class that was called, or empty: then the argument stands alone.  Numbers may be of
+``owner`` is the class that was called, or empty: then the argument stands alone.  Numbers may be of
 any kind that Python converts (NumPy's, a tensor with one entry), but neither text nor truth values,
 which Python would take for 0 and 1.
 """
@@ -23,26 +23,26 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def quoted(said: str, argument: str, value: object) -> str:
-    """``said(argument=value)``."""
-    return f"{said}({argument}={shown(value)})" if said else f"{argument}={shown(value)}"
+def quoted(owner: str, argument: str, value: object) -> str:
+    """``owner(argument=value)``."""
+    return f"{owner}({argument}={shown(value)})" if owner else f"{argument}={shown(value)}"
 
 
-def check_choice(said: str, argument: str, value: object, allowed: Sequence[str]) -> None:
+def check_choice(owner: str, argument: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``allowed``."""
     if not isinstance(value, str) or value not in allowed:
         choices = " or ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{quoted(said, argument, value)}: expected {choices}")
+        raise ValueError(f"{quoted(owner, argument, value)}: expected {choices}")
 
 
-def check_flags(said: str, **flags: object) -> None:
+def check_flags(owner: str, **flags: object) -> None:
     """Raise unless all are True or False: ``"no"`` and ``"false"`` would count as true."""
     for argument, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{quoted(said, argument, value)}: expected True or False")
+            raise TypeError(f"{quoted(owner, argument, value)}: expected True or False")
 
 
-def check_count(said: str, argument: str, value: Any, least: int = 1, or_else: str = "") -> int:
+def check_count(owner: str, argument: str, value: Any, least: int = 1, or_else: str = "") -> int:
     """``value`` as a plain integer; raises unless it is one, ``least`` or more.
 
     ``or_else`` ends the message, with what else may be passed.
@@ -55,56 +55,56 @@ def check_count(said: str, argument: str, value: Any, least: int = 1, or_else: s
         count = least - 1
     if count < least:
         raise ValueError(
-            f"{quoted(said, argument, value)}: expected an integer >= {least}{or_else}"
+            f"{quoted(owner, argument, value)}: expected an integer >= {least}{or_else}"
         )
     return count
 
 
-def check_count_or_zero(said: str, argument: str, value: Any) -> int:
+def check_count_or_zero(owner: str, argument: str, value: Any) -> int:
     """``value`` as a plain integer; raises unless it is one, 2 or more, or 0 for none."""
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return 0
-    return check_count(said, argument, value, 2, ", or 0")
+    return check_count(owner, argument, value, 2, ", or 0")
 
 
-def check_blocks(said: str, blocks: object) -> None:
+def check_blocks(owner: str, blocks: object) -> None:
     """Raise unless ``blocks`` is True, False or a mapping from parameter name to block."""
     named = isinstance(blocks, Mapping) and all(
         isinstance(word, str) for pair in blocks.items() for word in pair
     )
     if not named and not isinstance(blocks, bool):
         raise TypeError(
-            f"{quoted(said, 'blocks', blocks)}: expected True, False or a mapping from parameter "
+            f"{quoted(owner, 'blocks', blocks)}: expected True, False or a mapping from parameter "
             f"name to block, such as module_blocks returns"
         )
 
 
-def check_block_names(said: str, blocks: object, names: Sequence[str]) -> None:
+def check_block_names(owner: str, blocks: object, names: Sequence[str]) -> None:
     """Raise where ``blocks`` is a mapping from what is no name."""
     unknown = [name for name in blocks if name not in names] if isinstance(blocks, Mapping) else []
     if unknown:
         raise ValueError(
-            f"{quoted(said, 'blocks', blocks)}: there is no parameter {unknown[0]!r}; expected "
+            f"{quoted(owner, 'blocks', blocks)}: there is no parameter {unknown[0]!r}; expected "
             f"names among {few(names)}"
         )
 
 
 def check_number(
-    said: str, argument: str, value: object, expected: str, fits: Callable[[float], bool]
+    owner: str, argument: str, value: object, expected: str, valid: Callable[[float], bool]
 ) -> None:
     """Raise unless ``value`` is a number that ``fits``; NaN fits no comparison."""
     try:
         number = _number(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{quoted(said, argument, value)}: expected {expected}") from None
-    if not fits(number):
-        raise ValueError(f"{quoted(said, argument, value)}: expected {expected}")
+        raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}") from None
+    if not valid(number):
+        raise ValueError(f"{quoted(owner, argument, value)}: expected {expected}")
 
 
-def check_span(said: str, argument: str, span: Any, or_else: str = "") -> None:
+def check_span(owner: str, argument: str, span: Any, or_else: str = "") -> None:
     """Raise unless ``span`` is two finite numbers, the smaller first."""
     message = (
-        f"{quoted(said, argument, span)}: expected two finite numbers, the smaller first{or_else}"
+        f"{quoted(owner, argument, span)}: expected two finite numbers, the smaller first{or_else}"
     )
     try:
         ends = [_number(end) for end in span]
@@ -125,31 +125,31 @@ def _number(value: Any) -> float:
 
 
 def check_callable(
-    said: str, argument: str, value: object, expected: str, arguments: int | None = None
+    owner: str, argument: str, value: object, expected: str, arguments: int | None = None
 ) -> None:
     """Raise unless ``value`` can be called, with so many arguments where the number is given."""
-    fits = callable(value)
-    if fits and arguments is not None:
+    valid = callable(value)
+    if valid and arguments is not None:
         try:
             inspect.signature(cast("Callable[..., Any]", value)).bind(*[None] * arguments)
         except TypeError:
-            fits = False
+            valid = False
         except ValueError:  # it does not tell what it takes
             pass
-    if not fits:
-        raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
+    if not valid:
+        raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}")
 
 
-def check_mapping(said: str, argument: str, value: object, expected: str) -> None:
+def check_mapping(owner: str, argument: str, value: object, expected: str) -> None:
     """Raise unless ``value`` is a mapping."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
+        raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}")
 
 
-def check_path(said: str, argument: str, value: object, expected: str) -> None:
+def check_path(owner: str, argument: str, value: object, expected: str) -> None:
     """Raise unless ``value`` is the name of a file or a directory."""
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{quoted(said, argument, value)}: expected {expected}")
+        raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}")
 
 
 def check_objective(objective: object, *needed: str) -> None:
@@ -167,7 +167,7 @@ def few(names: Iterable[object]) -> str:
     return f"{known[:4]}" + (f" and {len(known) - 4} more" if len(known) > 4 else "")
 
 
-def check_metadata(metadata: object, said: str = "") -> None:
+def check_metadata(metadata: object, owner: str = "") -> None:
     """Raise unless it can be kept, and saved, in a slice."""
     if metadata is not None:
-        check_mapping(said, "metadata", metadata, "a mapping of plain values, or None")
+        check_mapping(owner, "metadata", metadata, "a mapping of plain values, or None")

@@ -89,8 +89,8 @@ def critical_sharpness(
     check_vector("direction", direction, objective.params)
     check_number("", "rtol", rtol, "a number above 0 and below 1", lambda x: 0.0 < x < 1.0)
     if start is not None:
-        words = "a finite number > 0, or None"
-        check_number("", "start", start, words, lambda x: 0.0 < x < math.inf)
+        expected = "a finite number > 0, or None"
+        check_number("", "start", start, expected, lambda x: 0.0 < x < math.inf)
     before = objective.forwards
     base = float(objective.loss())
     changes: dict[float, float] = {}  # step -> change of the loss

@@ -83,8 +83,8 @@ def filter_normalize(
     check_vector("params", params)
     check_vector("direction", direction, params)
     if filter_dims is not None:
-        words = "a mapping from parameter name to dimension, as filter_dims_of returns, or None"
-        check_mapping("", "filter_dims", filter_dims, words)
+        expected = "a mapping from parameter name to dimension, as filter_dims_of returns, or None"
+        check_mapping("", "filter_dims", filter_dims, expected)
     normalized = {}
     for name, tensor in direction.items():
         filter_dim = (filter_dims or {}).get(name, 0)

@@ -16,7 +16,7 @@ _ERROR = "torch::autograd::Error"
 
 
 @contextlib.contextmanager
-def refusing_double_backward() -> Iterator[None]:
+def translate_double_backward_errors() -> Iterator[None]:
     """Name the error of a loss that cannot be differentiated twice; out of memory is another."""
     try:
         yield

@@ -230,8 +230,8 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
 
 
 def _inverse_root(layout: Layout, preconditioner: Mapping[str, Tensor | float]) -> Tensor:
-    words = "a mapping from parameter name to tensor or number, or None"
-    check_mapping("", "preconditioner", preconditioner, words)
+    expected = "a mapping from parameter name to tensor or number, or None"
+    check_mapping("", "preconditioner", preconditioner, expected)
     ones: dict[str, Tensor | float] = dict.fromkeys(layout.shapes, 1.0)
     flat = layout.flatten({**ones, **preconditioner})
     if not bool((flat > 0).all()):
@@ -258,8 +258,8 @@ def _check_arguments(
     size: int,
 ) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
-        words = f"expected an integer from 1 to the {size} parameters"
-        raise ValueError(f"{quoted('', 'k', k)}: {words}")
+        expected = f"expected an integer from 1 to the {size} parameters"
+        raise ValueError(f"{quoted('', 'k', k)}: {expected}")
     if which not in ("LA", "SA"):
         raise ValueError(
             f"{quoted('', 'which', which)}: expected 'LA' (largest) or 'SA' (smallest)"
@@ -267,11 +267,11 @@ def _check_arguments(
     check_choice("", "method", method, ("lanczos", "power"))
     check_number("", "tol", tol, "a number > 0, not infinite", lambda x: 0.0 < x < math.inf)
     check_number("", "rtol", rtol, "a number from 0 to 1", lambda x: 0.0 <= x < 1.0)
-    for name, value, least, words in (
+    for name, value, least, expected in (
         ("max_hvps", max_hvps, k, f"at least k={k} products"),
         ("max_basis", max_basis, 2 * k + 4, f"at least 2k + 4 = {2 * k + 4}, or None"),
     ):
         if value is None and name == "max_basis":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{quoted('', name, value)}: expected {words}")
+            raise ValueError(f"{quoted('', name, value)}: expected {expected}")

@@ -198,33 +198,35 @@ def plane_through(
     )
 
 
-def displacement(objective: Objective, weights: Vector, said: str) -> dict[str, Tensor]:
+def displacement(objective: Objective, weights: Vector, argument: str) -> dict[str, Tensor]:
     """``weights`` less the weights now, over the objective's parameters."""
     moves = {}
-    for name, there in chosen_weights(said, weights, objective.params).items():
+    for name, there in chosen_weights(argument, weights, objective.params).items():
         now = objective.params[name].detach()
         wide = working_dtype(now.dtype)
         moves[name] = there.detach().to(now.device, wide) - now.to(wide)
     return moves
 
 
-def chosen_weights(said: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
+def chosen_weights(argument: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
     """Those of ``weights`` that ``params`` names.
 
     Raises:
         ValueError: some are missing, or of another shape.
     """
-    check_mapping("", said, weights, "a mapping from parameter name to tensor, e.g. a state dict")
+    check_mapping(
+        "", argument, weights, "a mapping from parameter name to tensor, e.g. a state dict"
+    )
     missing = [name for name in params if not isinstance(weights.get(name), Tensor)]
     if missing:
         raise ValueError(
-            f"{said} holds no parameter {_few(missing)}: expected all that are measured, it has "
+            f"{argument} holds no parameter {_few(missing)}: expected all that are measured, it has "
             f"{_few(list(weights))}"
         )
     for name, parameter in params.items():
         if weights[name].shape != parameter.shape:
             raise ValueError(
-                f"{said}[{name!r}] has shape {tuple(weights[name].shape)}: expected "
+                f"{argument}[{name!r}] has shape {tuple(weights[name].shape)}: expected "
                 f"{tuple(parameter.shape)}"
             )
     return {name: weights[name] for name in params}

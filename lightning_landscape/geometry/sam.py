@@ -78,8 +78,8 @@ def sam_sharpness(
     check_objective(objective, "params", "gradient", "loss_at")
     check_flags("", adaptive=adaptive)
     radius = (0.5 if adaptive else 0.05) if rho is None else rho
-    words = "a finite number > 0, or None for .05 (adaptive .5)"
-    check_number("", "rho", radius, words, lambda x: 0.0 < x < math.inf)
+    expected = "a finite number > 0, or None for .05 (adaptive .5)"
+    check_number("", "rho", radius, expected, lambda x: 0.0 < x < math.inf)
     check_number("", "eta", eta, "a number >= 0, not infinite", lambda x: 0.0 <= x < math.inf)
     gradient = objective.gradient()
     if adaptive:

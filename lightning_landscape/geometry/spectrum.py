@@ -311,8 +311,8 @@ def _check(
     check_samples(samples)
     check_count("", "steps", steps)
     if sigma is not None:
-        words = "a finite number > 0, or None"
-        check_number("", "sigma", sigma, words, lambda x: 0.0 < x < math.inf)
+        expected = "a finite number > 0, or None"
+        check_number("", "sigma", sigma, expected, lambda x: 0.0 < x < math.inf)
     check_count("", "points", points, _FEWEST_POINTS)
     if span is not None:
         check_span("", "span", span, ", or None")

@@ -160,8 +160,8 @@ def stability_edge(
     if gradient is not None:
         check_vector("gradient", gradient, params)
     if gradient_norm is not None:
-        words = "a number, the norm of the loss's gradient, or None"
-        check_number("", "gradient_norm", gradient_norm, words, lambda x: not x < 0.0)
+        expected = "a number, the norm of the loss's gradient, or None"
+        check_number("", "gradient_norm", gradient_norm, expected, lambda x: not x < 0.0)
     try:
         owners = _owners(_unwrapped(optimizers), params)
         sam = next((owner for owner, _ in owners.values() if _is_sam(owner)), None)

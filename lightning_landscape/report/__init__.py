@@ -32,13 +32,13 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
         ValueError: it holds several runs, the message names them; ``path`` is a directory.
         TypeError: an argument is no path.
     """
-    said = "write_report"
-    check_path(said, "log_dir", log_dir, "the log directory of a run")
+    owner = "write_report"
+    check_path(owner, "log_dir", log_dir, "the log directory of a run")
     if path is not None:
-        check_page(said, "path", path)
+        check_page(owner, "path", path)
     try:
         run = read_run(Path(log_dir))
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{said}(log_dir=...): {error}") from error
+        raise type(error)(f"{owner}(log_dir=...): {error}") from error
     target = run.folder / "report.html" if path is None else Path(path)
     return write_page(render(run), target)

@@ -40,12 +40,12 @@ def document(title: str, where: str, sections: Sequence[str], script: str = "") 
     )
 
 
-def check_page(said: str, argument: str, path: object) -> None:
+def check_page(owner: str, argument: str, path: object) -> None:
     """Raise unless a page can have this name."""
-    check_path(said, argument, path, "a name for the page, or None")
+    check_path(owner, argument, path, "a name for the page, or None")
     if Path(str(path)).is_dir():
         raise ValueError(
-            f"{said}({argument}={str(path)!r}): that is a directory; pass the name of a file in it"
+            f"{owner}({argument}={str(path)!r}): that is a directory; pass the name of a file in it"
         )
 
 
