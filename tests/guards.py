@@ -586,8 +586,8 @@ GUARDS = [
     Guard(
         "functions that are differentiable once",
         BATCHES,
-        "if create_graph and once_differentiable_in",
-        "if False and once_differentiable_in",
+        "if create_graph and uses_once_differentiable",
+        "if False and uses_once_differentiable",
         "tests/geometry/test_engines.py",
     ),
     Guard(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.double_backward import (
-    once_differentiable_in,
     translate_double_backward_errors,
+    uses_once_differentiable,
 )
 from lightning_landscape.geometry.errors import NoDoubleBackward, out_of_memory
 from lightning_landscape.geometry.kernels import (
@@ -392,7 +392,7 @@ class Batches:
                     allow_unused=True,
                     materialize_grads=True,
                 )
-        if create_graph and once_differentiable_in([loss, *gradient]):
+        if create_graph and uses_once_differentiable([loss, *gradient]):
             raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 

@@ -28,7 +28,7 @@ def translate_double_backward_errors() -> Iterator[None]:
         raise NoDoubleBackward(str(error).strip().split("\n")[0]) from error
 
 
-def once_differentiable_in(tensors: Sequence[Tensor]) -> bool:
+def uses_once_differentiable(tensors: Sequence[Tensor]) -> bool:
     """Whether a function marked ``once_differentiable`` had a part in a loss or its gradient.
 
     In the loss it is seen by its backward.  In the gradient it leaves a node that raises, but no
