@@ -851,7 +851,7 @@ GUARDS = [
     Guard(
         "what an out of memory's frames hold",
         LOSS,
-        "let_go(error)  # what is kept goes, what its frames hold too",
+        "clear_frames(error)  # what is kept goes, what its frames hold too",
         "pass",
         GRAPHS,
         within="Objective._until_it_fits",

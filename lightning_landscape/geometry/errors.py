@@ -29,7 +29,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
-def let_go(error: BaseException) -> None:
+def clear_frames(error: BaseException) -> None:
     """Free what the frames of ``error`` hold, a graph say; its text and its place remain."""
     link: BaseException | None = error
     while link is not None:

@@ -24,7 +24,7 @@ from lightning_landscape.geometry.checks import (
 from lightning_landscape.geometry.errors import (
     NoDoubleBackward,
     OtherRankOutOfMemory,
-    let_go,
+    clear_frames,
     out_of_memory,
 )
 from lightning_landscape.geometry.matvec import FlatHessian, Matvec
@@ -412,7 +412,7 @@ class Objective(FlatHessian):
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                let_go(error)  # what is kept goes, what its frames hold too
+                clear_frames(error)  # what is kept goes, what its frames hold too
                 fault = error
             try:
                 changed = self._local.shrink(products=products)
