@@ -637,7 +637,7 @@ GUARDS = [
     Guard(
         "weight norm in plain operations",
         PLAIN,
-        'exchange(stack, place, "_weight_norm", _weight_norm)',
+        'patch_attribute(stack, place, "_weight_norm", _weight_norm)',
         "pass",
         f"{OBJECTIVE} -k weight_norm",
         within="plain_kernels",
@@ -645,7 +645,7 @@ GUARDS = [
     Guard(
         "checkpoints that do not re-enter autograd",
         PLAIN,
-        'exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)',
+        'patch_attribute(stack, checkpointing, "CheckpointFunction", _Checkpoint)',
         "pass",
         KERNELS,
         within="plain_kernels",
@@ -902,7 +902,7 @@ GUARDS = [
         within="Reduction.mean",
     ),
     Guard(
-        "processes that meet before they exchange",
+        "processes that meet before they patch_attribute",
         PROCESSES,
         "self.meet(size=total.numel())",
         "pass",

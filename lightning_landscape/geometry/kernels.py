@@ -42,14 +42,14 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
         mha.set_fastpath_enabled(False)
         # The fused weight norm's second derivative takes the norms for constants, silently.
         for place in _WEIGHT_NORM_PLACES:
-            exchange(stack, place, "_weight_norm", _weight_norm)
+            patch_attribute(stack, place, "_weight_norm", _weight_norm)
         # A re-entrant checkpoint refuses torch.autograd.grad, with or without a second derivative.
-        exchange(stack, checkpointing, "CheckpointFunction", _Checkpoint)
+        patch_attribute(stack, checkpointing, "CheckpointFunction", _Checkpoint)
         if not cudnn:
-            exchange(stack, torch.backends.cudnn, "enabled", False)
+            patch_attribute(stack, torch.backends.cudnn, "enabled", False)
         elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             for place, name in _RECURRENT:
-                exchange(stack, place, name, _without_hidden_state(getattr(place, name)))
+                patch_attribute(stack, place, name, _without_hidden_state(getattr(place, name)))
         # Nothing was compiled unless dynamo is loaded, and loading it takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -117,7 +117,7 @@ def saved_dtypes(compute: Callable[[], object]) -> set[torch.dtype]:
     return found
 
 
-def exchange(stack: contextlib.ExitStack, place: Any, name: str, stand_in: object) -> None:
+def patch_attribute(stack: contextlib.ExitStack, place: Any, name: str, stand_in: object) -> None:
     """``place.name`` is ``stand_in`` until the stack ends."""
     stack.callback(setattr, place, name, getattr(place, name))
     setattr(place, name, stand_in)
@@ -133,7 +133,7 @@ def _without_hidden_state(recurrent: Callable[..., Any]) -> Callable[..., Any]:
         if not (dropout > 0.0 and train and args[0].is_cuda):
             return recurrent(*args)
         with contextlib.ExitStack() as stack:
-            exchange(stack, torch.backends.cudnn, "enabled", False)
+            patch_attribute(stack, torch.backends.cudnn, "enabled", False)
             return recurrent(*args)
 
     return call

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_landscape.geometry.convolution import convolution, transposed_convolution
-from lightning_landscape.geometry.kernels import exchange
+from lightning_landscape.geometry.kernels import patch_attribute
 from lightning_landscape.geometry.normalization import batch_norm, instance_norm, layer_norm
 from lightning_landscape.geometry.operation import Found, apply
 
@@ -59,7 +59,7 @@ def written_out() -> Iterator[Loss]:
     loss = Loss()
     with contextlib.ExitStack() as stack:
         for place, name, written in _WRITTEN_OUT:
-            exchange(stack, place, name, _stand_in(getattr(place, name), written, loss))
+            patch_attribute(stack, place, name, _stand_in(getattr(place, name), written, loss))
         yield loss
 
 
