@@ -22,7 +22,7 @@ from lightning_landscape.geometry.kernels import (
     saved_dtypes,
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
-from lightning_landscape.geometry.second_derivatives import Loss, written_out
+from lightning_landscape.geometry.second_derivatives import Loss, explicit_second_derivatives
 from lightning_landscape.geometry.vectors import real, widest
 from lightning_landscape.geometry.weights import Pieces
 
@@ -137,7 +137,7 @@ class Batches:
         if self._held is not None and self._held_for == self.cudnn:
             yield self._held
             return
-        with plain_kernels(self.cudnn), written_out() as loss:
+        with plain_kernels(self.cudnn), explicit_second_derivatives() as loss:
             yield loss
 
     def gradient(self) -> Tensor:

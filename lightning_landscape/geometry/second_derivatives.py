@@ -48,7 +48,7 @@ class Loss:
 
 
 @contextlib.contextmanager
-def written_out() -> Iterator[Loss]:
+def explicit_second_derivatives() -> Iterator[Loss]:
     """What follows uses the second derivatives that are written out.
 
     The same values and gradients, by the same kernels (on CUDA by torch's own of batch norm instead

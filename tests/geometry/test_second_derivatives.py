@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_landscape.geometry import operation
 from lightning_landscape.geometry.memory import counting_saved
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.second_derivatives import written_out
+from lightning_landscape.geometry.second_derivatives import explicit_second_derivatives
 from tests.oracles import F64, flat, normal
 
 
@@ -278,7 +278,7 @@ def test_values_and_gradients_are_torchs_own(name, monkeypatch):
     mine, theirs = Problem(name, torch.float32), Problem(name, torch.float32)
     loss = theirs.loss()
     expected = torch.autograd.grad(loss, list(theirs.params.values()))
-    with written_out() as progress:
+    with explicit_second_derivatives() as progress:
         mine_loss = mine.loss()
         progress.is_there = True
         found = torch.autograd.grad(mine_loss, list(mine.params.values()), create_graph=True)
@@ -329,7 +329,7 @@ def test_the_graph_takes_no_more_memory(name):
     with counting_saved(params) as theirs:
         kept = torch.autograd.grad(problem.loss(), params, create_graph=True)
         expected = theirs()
-    with counting_saved(params) as mine, written_out() as progress:
+    with counting_saved(params) as mine, explicit_second_derivatives() as progress:
         loss = problem.loss()
         progress.is_there = True
         kept = torch.autograd.grad(loss, params, create_graph=True)
@@ -344,7 +344,7 @@ def test_the_graph_takes_no_more_memory(name):
 def test_a_third_derivative_of_the_graph_is_refused():
     problem = Problem("batch norm")
     params = list(problem.params.values())
-    with written_out() as progress:
+    with explicit_second_derivatives() as progress:
         loss = problem.loss()
         progress.is_there = True
         gradient = torch.autograd.grad(loss, params, create_graph=True)
@@ -365,7 +365,7 @@ def is_torchs(y):
 
 def test_it_stands_for_what_it_knows_only():
     norm, x = nn.LayerNorm(4), torch.randn(3, 4, requires_grad=True)
-    with written_out():
+    with explicit_second_derivatives():
         assert not is_torchs(norm(x))
         assert is_torchs(norm.bfloat16()(x.bfloat16()))
         norm = norm.float()
