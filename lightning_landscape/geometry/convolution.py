@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.operation import (
+    ExplicitOperation,
     Found,
     Inputs,
     Tensors,
-    TwiceWrittenOut,
     serves,
     worth_while,
 )
@@ -20,7 +20,7 @@ from lightning_landscape.geometry.operation import (
 _Size = int | Sequence[int]
 
 
-class Convolution(TwiceWrittenOut):
+class Convolution(ExplicitOperation):
     """``y = x * w + b``, bilinear in ``(x, w)``; transposed, grouped and dilated ones too.
 
     torch's second derivative takes convolutions whose kernel is as large as an image, and a loop

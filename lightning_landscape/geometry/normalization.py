@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.operation import (
+    ExplicitOperation,
     Found,
     Inputs,
     Operation,
     Tensors,
-    TwiceWrittenOut,
     serves,
 )
 
 _aten = torch.ops.aten
 
 
-class BatchNorm(TwiceWrittenOut):
+class BatchNorm(ExplicitOperation):
     """A group is one channel over all examples, so ``w`` is one number per group.
 
     In eval mode mean and variance are given, and ``P`` is the identity.

@@ -47,7 +47,7 @@ class Operation(ABC):
         """``y`` by operations that torch differentiates rightly any number of times."""
 
 
-class TwiceWrittenOut(Operation):
+class ExplicitOperation(Operation):
     """One whose second derivative autograd does not have to find."""
 
     def summary(self, gradient: Tensors) -> tuple[Tensor, ...]:
@@ -105,7 +105,7 @@ class _Value(Function):
             found = _plain_gradient(operation, grad, inputs, needs)
         elif (
             torch.is_grad_enabled()
-            and isinstance(operation, TwiceWrittenOut)
+            and isinstance(operation, ExplicitOperation)
             and worth_while(inputs.x)
         ):
             found = _Gradient.apply(operation, needs, grad, *inputs)  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ class _Gradient(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        operation: TwiceWrittenOut,
+        operation: ExplicitOperation,
         needs: Sequence[bool],
         grad: Tensor,
         *inputs: Tensor | None,
