@@ -715,7 +715,7 @@ GUARDS = [
     Guard(
         "those of a loss are used",
         OPERATION,
-        "and worth_while(inputs.x)",
+        "and is_large_enough(inputs.x)",
         "and False",
         f"{SECONDS} -k writes_less",
         within="_Value.backward",

@@ -13,8 +13,8 @@ from lightning_landscape.geometry.operation import (
     Found,
     Inputs,
     Tensors,
+    is_large_enough,
     serves,
-    worth_while,
 )
 
 _Size = int | Sequence[int]
@@ -123,7 +123,7 @@ def _convolution(
     output_padding: _Size,
     groups: int,
 ) -> Found | None:
-    if not (transposed or worth_while(x)):  # torch refuses some of the transposed ones
+    if not (transposed or is_large_enough(x)):  # torch refuses some of the transposed ones
         return None
     if x.dim() != weight.dim() or isinstance(padding, str) or not serves(x, weight, bias):
         return None

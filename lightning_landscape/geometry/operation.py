@@ -106,7 +106,7 @@ class _Value(Function):
         elif (
             torch.is_grad_enabled()
             and isinstance(operation, ExplicitOperation)
-            and worth_while(inputs.x)
+            and is_large_enough(inputs.x)
         ):
             found = _Gradient.apply(operation, needs, grad, *inputs)  # type: ignore[no-untyped-call]
         else:
@@ -156,7 +156,7 @@ def _plain_gradient(
     return tuple(next(found) if need else None for need in needs)
 
 
-def worth_while(x: Tensor) -> bool:
+def is_large_enough(x: Tensor) -> bool:
     """Whether writing a second derivative out saves time."""
     return x.numel() >= _WORTH_WHILE.get(x.device.type, 0)
 
