@@ -16,7 +16,7 @@ Tensors = tuple[Tensor | None, ...]
 
 # Numbers in what an operation is applied to.  With fewer, the time that Python takes for what is
 # written out here is more than what it saves (residual networks: 2 % and 20 % of a product).
-_WORTH_WHILE = {"cpu": 2**16, "cuda": 2**20}
+_MIN_NUMEL = {"cpu": 2**16, "cuda": 2**20}
 
 
 class Inputs(NamedTuple):
@@ -158,7 +158,7 @@ def _plain_gradient(
 
 def is_large_enough(x: Tensor) -> bool:
     """Whether writing a second derivative out saves time."""
-    return x.numel() >= _WORTH_WHILE.get(x.device.type, 0)
+    return x.numel() >= _MIN_NUMEL.get(x.device.type, 0)
 
 
 def serves(*tensors: Tensor | None) -> bool:

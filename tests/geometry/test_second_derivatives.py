@@ -23,7 +23,7 @@ from tests.oracles import F64, flat, normal
 def _worth_while(request, monkeypatch):
     """What is small is left to torch otherwise, in part."""
     if request.param == "written out":
-        monkeypatch.setattr(operation, "_WORTH_WHILE", {})
+        monkeypatch.setattr(operation, "_MIN_NUMEL", {})
 
 
 def only_written_out(test):
