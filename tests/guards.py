@@ -793,7 +793,7 @@ GUARDS = [
         "and not torch.is_autocast_enabled(first.device.type)",
         "",
         f"{SECONDS} -k stands_for",
-        within="serves",
+        within="supports",
     ),
     Guard(
         "torch.func is torch's to do",
@@ -801,7 +801,7 @@ GUARDS = [
         "and not torch._C._are_functorch_transforms_active()",
         "",
         f"{SECONDS} -k torch_func",
-        within="serves",
+        within="supports",
     ),
     Guard(
         "forward mode is torch's to do",
@@ -809,7 +809,7 @@ GUARDS = [
         "and forward_ad._current_level < 0",
         "",
         f"{SECONDS} -k stands_for",
-        within="serves",
+        within="supports",
     ),
     # -- memory
     Guard(

@@ -14,7 +14,7 @@ from lightning_landscape.geometry.operation import (
     Inputs,
     Tensors,
     is_large_enough,
-    serves,
+    supports,
 )
 
 _Size = int | Sequence[int]
@@ -125,7 +125,7 @@ def _convolution(
 ) -> Found | None:
     if not (transposed or is_large_enough(x)):  # torch refuses some of the transposed ones
         return None
-    if x.dim() != weight.dim() or isinstance(padding, str) or not serves(x, weight, bias):
+    if x.dim() != weight.dim() or isinstance(padding, str) or not supports(x, weight, bias):
         return None
 
     def each(size: _Size) -> list[int]:

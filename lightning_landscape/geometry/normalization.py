@@ -28,7 +28,7 @@ from lightning_landscape.geometry.operation import (
     Inputs,
     Operation,
     Tensors,
-    serves,
+    supports,
 )
 
 _aten = torch.ops.aten
@@ -206,7 +206,7 @@ def batch_norm(
 ) -> Found | None:
     """Takes the arguments of ``torch.batch_norm``."""
     running = running_mean, running_var
-    if input.dim() < 2 or not serves(input, weight, bias, *running):
+    if input.dim() < 2 or not supports(input, weight, bias, *running):
         return None
     # torch says what is wrong without statistics, and with one value a channel.
     if input.numel() <= input.shape[1] if training else any(t is None for t in running):
@@ -227,7 +227,7 @@ def instance_norm(
 ) -> Found | None:
     """Takes the arguments of ``torch.instance_norm``: a batch norm of each example alone."""
     tracked = running_mean is not None or running_var is not None
-    if tracked or not use_input_stats or input.dim() < 3 or not serves(input, weight, bias):
+    if tracked or not use_input_stats or input.dim() < 3 or not supports(input, weight, bias):
         return None
     weight, bias = (None if t is None else t.repeat(input.shape[0]) for t in (weight, bias))
     as_channels = input.reshape(1, -1, *input.shape[2:])
@@ -244,7 +244,7 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Found | None:
     """Takes the arguments of ``torch.layer_norm``."""
-    if not serves(input, weight, bias) or input.numel() == 0:
+    if not supports(input, weight, bias) or input.numel() == 0:
         return None
     return Found(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))
 

@@ -161,7 +161,7 @@ def is_large_enough(x: Tensor) -> bool:
     return x.numel() >= _MIN_NUMEL.get(x.device.type, 0)
 
 
-def serves(*tensors: Tensor | None) -> bool:
+def supports(*tensors: Tensor | None) -> bool:
     """Whether what is written out here can stand for torch's own on these.
 
     Not in half precision or under autocast, for tensor subclasses, inside ``torch.func`` or in

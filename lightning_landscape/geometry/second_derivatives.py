@@ -52,7 +52,7 @@ def explicit_second_derivatives() -> Iterator[Loss]:
     """What follows uses the second derivatives that are written out.
 
     The same values and gradients, by the same kernels (on CUDA by torch's own of batch norm instead
-    of cuDNN's).  A graph built meanwhile serves one gradient
+    of cuDNN's).  A graph built meanwhile supports one gradient
     with ``create_graph``, taken once the given loss ``is_there``, and any number of products with
     it; gradients with a graph that are taken earlier belong to a penalty inside the loss.
     """
