@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.operation import (
+    BoundOperation,
     ExplicitOperation,
-    Found,
     Inputs,
     Tensors,
     is_large_enough,
@@ -91,7 +91,7 @@ def convolution(
     padding: _Size | str = 0,
     dilation: _Size = 1,
     groups: int = 1,
-) -> Found | None:
+) -> BoundOperation | None:
     """Takes the arguments of ``torch.conv1d`` to ``conv3d``."""
     none = [0] * (weight.dim() - 2)
     return _convolution(input, weight, bias, stride, padding, dilation, False, none, groups)
@@ -106,7 +106,7 @@ def transposed_convolution(
     output_padding: _Size = 0,
     groups: int = 1,
     dilation: _Size = 1,
-) -> Found | None:
+) -> BoundOperation | None:
     """Takes the arguments of ``torch.conv_transpose1d`` to ``conv_transpose3d``."""
     rest = (dilation, True, output_padding, groups)
     return _convolution(input, weight, bias, stride, padding, *rest)
@@ -122,7 +122,7 @@ def _convolution(
     transposed: bool,
     output_padding: _Size,
     groups: int,
-) -> Found | None:
+) -> BoundOperation | None:
     if not (transposed or is_large_enough(x)):  # torch refuses some of the transposed ones
         return None
     if x.dim() != weight.dim() or isinstance(padding, str) or not supports(x, weight, bias):
@@ -133,4 +133,4 @@ def _convolution(
         return sizes * (x.dim() - 2) if len(sizes) == 1 else sizes
 
     settings = (each(stride), each(padding), each(dilation), transposed, each(output_padding))
-    return Found(Convolution(*settings, groups), Inputs(x, weight, bias))
+    return BoundOperation(Convolution(*settings, groups), Inputs(x, weight, bias))

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.operation import (
+    BoundOperation,
     ExplicitOperation,
-    Found,
     Inputs,
     Operation,
     Tensors,
@@ -203,7 +203,7 @@ def batch_norm(
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
-) -> Found | None:
+) -> BoundOperation | None:
     """Takes the arguments of ``torch.batch_norm``."""
     running = running_mean, running_var
     if input.dim() < 2 or not supports(input, weight, bias, *running):
@@ -211,7 +211,7 @@ def batch_norm(
     # torch says what is wrong without statistics, and with one value a channel.
     if input.numel() <= input.shape[1] if training else any(t is None for t in running):
         return None
-    return Found(BatchNorm(running, training, momentum, eps), Inputs(input, weight, bias))
+    return BoundOperation(BatchNorm(running, training, momentum, eps), Inputs(input, weight, bias))
 
 
 def instance_norm(
@@ -224,7 +224,7 @@ def instance_norm(
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
-) -> Found | None:
+) -> BoundOperation | None:
     """Takes the arguments of ``torch.instance_norm``: a batch norm of each example alone."""
     tracked = running_mean is not None or running_var is not None
     if tracked or not use_input_stats or input.dim() < 3 or not supports(input, weight, bias):
@@ -242,11 +242,11 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Found | None:
+) -> BoundOperation | None:
     """Takes the arguments of ``torch.layer_norm``."""
     if not supports(input, weight, bias) or input.numel() == 0:
         return None
-    return Found(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))
+    return BoundOperation(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))
 
 
 def _per_channel(t: Tensor, x: Tensor) -> Tensor:

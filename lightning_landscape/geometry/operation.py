@@ -69,7 +69,7 @@ class ExplicitOperation(Operation):
         """
 
 
-class Found(NamedTuple):
+class BoundOperation(NamedTuple):
     """An operation, what it is applied to, and the shape of the result where that is another."""
 
     operation: Operation

@@ -23,10 +23,10 @@ from torch import Tensor
 from lightning_landscape.geometry.convolution import convolution, transposed_convolution
 from lightning_landscape.geometry.kernels import patch_attribute
 from lightning_landscape.geometry.normalization import batch_norm, instance_norm, layer_norm
-from lightning_landscape.geometry.operation import Found, apply
+from lightning_landscape.geometry.operation import BoundOperation, apply
 
 # Where modules look the functions up, and what gives the operation, or None where it is torch's.
-_WRITTEN_OUT: Sequence[tuple[Any, str, Callable[..., Found | None]]] = (
+_WRITTEN_OUT: Sequence[tuple[Any, str, Callable[..., BoundOperation | None]]] = (
     *((place, f"conv{n}d", convolution) for place in (torch, F) for n in (1, 2, 3)),
     *(
         (place, f"conv_transpose{n}d", transposed_convolution)
@@ -64,7 +64,7 @@ def explicit_second_derivatives() -> Iterator[Loss]:
 
 
 def _stand_in(
-    own: Callable[..., Tensor], written: Callable[..., Found | None], loss: Loss
+    own: Callable[..., Tensor], written: Callable[..., BoundOperation | None], loss: Loss
 ) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
         found = written(*args, **kwargs) if torch.is_grad_enabled() else None
