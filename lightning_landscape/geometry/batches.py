@@ -377,13 +377,13 @@ class Batches:
             stack.enter_context(torch.enable_grad())
             if create_graph:
                 progress = stack.enter_context(self._twice_differentiable())
-                progress.is_there = False
+                progress.evaluated = False
             else:
                 stack.enter_context(plain_kernels(self.cudnn))
                 stack.enter_context(full_float32())  # finite differences are made of such
             loss = _differentiable(fn())
             if create_graph:
-                progress.is_there = True
+                progress.evaluated = True
             with translate_double_backward_errors() if create_graph else contextlib.nullcontext():
                 gradient = torch.autograd.grad(
                     loss,

@@ -44,7 +44,7 @@ class Loss:
     """Whether the loss is there, or still being evaluated."""
 
     def __init__(self) -> None:
-        self.is_there = False
+        self.evaluated = False
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def explicit_second_derivatives() -> Iterator[Loss]:
 
     The same values and gradients, by the same kernels (on CUDA by torch's own of batch norm instead
     of cuDNN's).  A graph built meanwhile supports one gradient
-    with ``create_graph``, taken once the given loss ``is_there``, and any number of products with
+    with ``create_graph``, taken once the given loss ``evaluated``, and any number of products with
     it; gradients with a graph that are taken earlier belong to a penalty inside the loss.
     """
     loss = Loss()
@@ -71,7 +71,7 @@ def _stand_in(
         if found is None:
             return own(*args, **kwargs)
         operation, inputs, shape = found
-        y = apply(operation, lambda: not loss.is_there, inputs)
+        y = apply(operation, lambda: not loss.evaluated, inputs)
         return y if shape is None else y.reshape(shape)
 
     return call

@@ -280,7 +280,7 @@ def test_values_and_gradients_are_torchs_own(name, monkeypatch):
     expected = torch.autograd.grad(loss, list(theirs.params.values()))
     with explicit_second_derivatives() as progress:
         mine_loss = mine.loss()
-        progress.is_there = True
+        progress.evaluated = True
         found = torch.autograd.grad(mine_loss, list(mine.params.values()), create_graph=True)
     assert torch.equal(mine_loss, loss)
     assert all(map(torch.equal, found, expected))
@@ -331,7 +331,7 @@ def test_the_graph_takes_no_more_memory(name):
         expected = theirs()
     with counting_saved(params) as mine, explicit_second_derivatives() as progress:
         loss = problem.loss()
-        progress.is_there = True
+        progress.evaluated = True
         kept = torch.autograd.grad(loss, params, create_graph=True)
         assert mine() <= expected + 8 * 30  # statistics of 3 channels
     del kept
@@ -346,7 +346,7 @@ def test_a_third_derivative_of_the_graph_is_refused():
     params = list(problem.params.values())
     with explicit_second_derivatives() as progress:
         loss = problem.loss()
-        progress.is_there = True
+        progress.evaluated = True
         gradient = torch.autograd.grad(loss, params, create_graph=True)
     with pytest.raises(RuntimeError, match="a third derivative outside of the loss"):
         torch.autograd.grad(gradient, params, list(map(torch.ones_like, params)), create_graph=True)
