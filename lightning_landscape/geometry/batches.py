@@ -294,7 +294,7 @@ class Batches:
             return  # says nothing about other weights
         self.memory.cuttable = abs(found - expected) <= _SAME_LOSS * abs(expected)
         if self.memory.cuttable:
-            self.memory.say_once(
+            self.memory.warn_once(
                 f"a graph of {whole[0]:g} examples is more than there is room for; such batches "
                 f"are evaluated in pieces, which give the same loss"
             )
@@ -306,7 +306,7 @@ class Batches:
             )
 
     def _say_whole(self, whole: Term, reason: str) -> None:
-        self.memory.say_once(
+        self.memory.warn_once(
             f"a graph of {whole[0]:g} examples is more than there is room for, and such batches "
             f"are not cut: {reason}; give the examples in smaller batches if memory runs out"
         )
@@ -327,7 +327,7 @@ class Batches:
             if out_of_memory(error):
                 raise
             self.memory.bytes_per_example = math.inf
-            self.memory.say_once(
+            self.memory.warn_once(
                 f"the memory of a graph could not be counted ({error}): graphs are kept of "
                 f"{self.least:g} examples only, and products cost more"
             )

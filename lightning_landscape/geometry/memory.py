@@ -120,7 +120,7 @@ class GraphMemory:
         self._tell = tell
         self._told: set[str] = set()
 
-    def say_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
         """Tell what was done, if it has not been told."""
         if message not in self._told:
             self._told.add(message)
