@@ -24,14 +24,14 @@ from lightning_landscape.geometry.kernels import (
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import Loss, explicit_second_derivatives
 from lightning_landscape.geometry.vectors import real, widest
-from lightning_landscape.geometry.weights import Pieces
+from lightning_landscape.geometry.weights import ParameterTensors
 
 _Point = TypeVar("_Point")
 LossFn = Callable[[], Tensor]
 Term = tuple[float, LossFn]
 Cut = Callable[[int, int], Sequence[Term]]
 
-# Pieces of a batch stand for it where they give its loss to this relative difference.
+# ParameterTensors of a batch stand for it where they give its loss to this relative difference.
 _SAME_LOSS = 1e-5
 
 
@@ -148,7 +148,7 @@ class Batches:
             total = self._added(total, weight, self._differentiate(fn, create_graph=False)[1])
         return self._zeros() if total is None else total
 
-    def product(self, vector: Pieces) -> Tensor:
+    def product(self, vector: ParameterTensors) -> Tensor:
         """The Hessian times ``vector``, one tensor per parameter, None for zero.
 
         Cost: about 2 gradients on the graphs that are kept, 2 more for those that are not.
@@ -396,7 +396,9 @@ class Batches:
             raise NoDoubleBackward("the backward of one of its functions is once_differentiable")
         return loss.detach(), list(gradient)
 
-    def _product(self, gradient: Sequence[Tensor], vector: Pieces, keep: bool) -> Sequence[Tensor]:
+    def _product(
+        self, gradient: Sequence[Tensor], vector: ParameterTensors, keep: bool
+    ) -> Sequence[Tensor]:
         # Parameters in which the loss is linear have a gradient without a graph: no curvature.
         curved = [
             (g, v)

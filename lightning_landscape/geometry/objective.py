@@ -37,7 +37,7 @@ from lightning_landscape.geometry.vectors import (
     norm,
     working_dtype,
 )
-from lightning_landscape.geometry.weights import Move, Pieces, Weights, trainable
+from lightning_landscape.geometry.weights import Move, ParameterTensors, Weights, trainable
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
@@ -299,7 +299,7 @@ class Objective(FlatHessian):
 
     # -- products ------------------------------------------------------------------------------
 
-    def _exact_product(self, pieces: Pieces) -> Tensor | None:
+    def _exact_product(self, pieces: ParameterTensors) -> Tensor | None:
         """By double backward; None, from now on, where the loss has none."""
         if self.engine_used == "finite_difference":
             return None
@@ -316,7 +316,7 @@ class Objective(FlatHessian):
             self.engine_note = f"no double backward: {error}"
             return None
 
-    def _double_backward_product(self, pieces: Pieces) -> Tensor:
+    def _double_backward_product(self, pieces: ParameterTensors) -> Tensor:
 
         def local() -> Tensor:
             return self._local.product(pieces)

@@ -12,8 +12,8 @@ from lightning_landscape.geometry.checks import shown
 from lightning_landscape.geometry.vectors import real
 
 # One tensor per weight, None where it is zero.
-Pieces = Sequence[Tensor | None]
-Move = Callable[[Sequence[Pieces], Sequence[float]], None]
+ParameterTensors = Sequence[Tensor | None]
+Move = Callable[[Sequence[ParameterTensors], Sequence[float]], None]
 
 # Integers as wide as an entry of a parameter.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -49,7 +49,7 @@ class Weights:
         column: list[Tensor] = []
         column_at: Sequence[float] = ()
 
-        def move_to(moves: Sequence[Pieces], point: Sequence[float]) -> None:
+        def move_to(moves: Sequence[ParameterTensors], point: Sequence[float]) -> None:
             nonlocal column, column_at
             start = base
             if any(point[:-1]):
@@ -119,14 +119,16 @@ def trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _add(weights: Sequence[Tensor], pieces: Pieces, coefficient: float) -> None:
+def _add(weights: Sequence[Tensor], pieces: ParameterTensors, coefficient: float) -> None:
     """``weights += coefficient * pieces``, in place; None is zero."""
     moved = [(w, d) for w, d in zip(weights, pieces, strict=True) if d is not None]
     if moved and coefficient != 0.0:
         torch._foreach_add_([w for w, _ in moved], [d for _, d in moved], alpha=coefficient)
 
 
-def _set(weights: list[Tensor], start: list[Tensor], pieces: Pieces, coefficient: float) -> None:
+def _set(
+    weights: list[Tensor], start: list[Tensor], pieces: ParameterTensors, coefficient: float
+) -> None:
     """``weights = start + coefficient * pieces``: one pass over memory, or few kernels."""
     if weights[0].device.type != "cpu":
         torch._foreach_copy_(weights, start)
