@@ -37,7 +37,7 @@ from lightning_landscape.geometry.vectors import (
     norm,
     working_dtype,
 )
-from lightning_landscape.geometry.weights import Move, ParameterTensors, Weights, trainable
+from lightning_landscape.geometry.weights import MovableWeights, Move, ParameterTensors, trainable
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
@@ -125,7 +125,7 @@ class Objective(FlatHessian):
         self.engine_note = ""
         self.hvps = 0
         self._list = list(self.params.values())
-        self._weights = Weights(self._list)
+        self._weights = MovableWeights(self._list)
         self._layout = Layout(self.params)
         self._memory = memory or GraphMemory()
         self._cut = cut

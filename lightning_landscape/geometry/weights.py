@@ -19,7 +19,7 @@ Move = Callable[[Sequence[ParameterTensors], Sequence[float]], None]
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Weights:
+class MovableWeights:
     """Tensors that others change too, and that are the same, bit for bit, after every move."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
