@@ -29,7 +29,7 @@ from lightning_landscape.geometry.errors import (
 )
 from lightning_landscape.geometry.matvec import FlatHessian, Matvec
 from lightning_landscape.geometry.memory import GraphMemory
-from lightning_landscape.geometry.reduction import Reduction
+from lightning_landscape.geometry.reduction import ProcessMean
 from lightning_landscape.geometry.vectors import (
     Layout,
     Vector,
@@ -130,7 +130,7 @@ class Objective(FlatHessian):
         self._memory = memory or GraphMemory()
         self._cut = cut
         self._local = Batches(_weighted_terms(loss_fn), self._list, self._memory, cut)
-        self._reduction = Reduction(reduce, self._local.weight, self._local.device)
+        self._reduction = ProcessMean(reduce, self._local.weight, self._local.device)
         self._unchecked = check_deterministic
         self._relative_step: float | None = None  # of finite differences, once needed
         self._room_for_gradients = self._room_for_products = False

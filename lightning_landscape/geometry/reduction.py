@@ -22,7 +22,7 @@ _ELSEWHERE: dict[str, Exception] = {
 }
 
 
-class Reduction:
+class ProcessMean:
     """``sum over processes of compute() / sum of weights``.
 
     The one reduction carries the sum, the weight and what went wrong, so that no process waits for
