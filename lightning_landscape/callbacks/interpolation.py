@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_landscape.callbacks.between import Weights
 from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
-from lightning_landscape.geometry.batch_norm import running_norms
+from lightning_landscape.geometry.batch_norm import tracking_batch_norms
 from lightning_landscape.geometry.blocks import members
 from lightning_landscape.geometry.checks import (
     check_block_names,
@@ -369,7 +369,7 @@ class InterpolationMonitor(Monitor):
         reestimated = (
             self.reestimate_batch_norm
             and self.probe_mode == "eval"
-            and bool(running_norms(this_round.pl_module))
+            and bool(tracking_batch_norms(this_round.pl_module))
         )
         on = partial(this_round.objective_on, self, reestimated=reestimated)
         objective = on(self.probe_in_use)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_landscape.geometry.checks import check_callable, quoted
 
 
-def running_norms(module: nn.Module) -> list[_BatchNorm]:
+def tracking_batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """The layers that keep running statistics."""
     return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
@@ -46,7 +46,7 @@ def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> N
     try:
         if not module.training:
             module.train()
-        for norm in running_norms(module):
+        for norm in tracking_batch_norms(module):
             if norm.training:
                 momenta.append((norm, norm.momentum))
                 norm.reset_running_stats()
