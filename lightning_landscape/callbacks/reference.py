@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_landscape.callbacks.between import Weights, read_weights
 from lightning_landscape.geometry.checks import quoted
-from lightning_landscape.geometry.mode_connectivity import chosen_weights
+from lightning_landscape.geometry.mode_connectivity import select_weights
 
 
 class Reference:
@@ -84,7 +84,7 @@ def weights_for(
             shape.
     """
     state = read_weights(said, weights)
-    chosen_weights(said, state, measured)
+    select_weights(said, state, measured)
     return {
         name: state[name].detach().cpu()
         for name, parameter in all_params.items()

@@ -201,14 +201,14 @@ def plane_through(
 def displacement(objective: Objective, weights: Vector, argument: str) -> dict[str, Tensor]:
     """``weights`` less the weights now, over the objective's parameters."""
     moves = {}
-    for name, there in chosen_weights(argument, weights, objective.params).items():
+    for name, there in select_weights(argument, weights, objective.params).items():
         now = objective.params[name].detach()
         wide = working_dtype(now.dtype)
         moves[name] = there.detach().to(now.device, wide) - now.to(wide)
     return moves
 
 
-def chosen_weights(argument: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
+def select_weights(argument: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
     """Those of ``weights`` that ``params`` names.
 
     Raises:
