@@ -19,7 +19,7 @@ from lightning_landscape.geometry.checks import (
     quoted,
 )
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.slices import Slice, plane_slice, watched_losses
+from lightning_landscape.geometry.slices import Slice, losses_with_progress, plane_slice
 from lightning_landscape.geometry.vectors import Vector, inner, norm, scaled, working_dtype
 
 
@@ -73,7 +73,7 @@ def line_between(
         from_end = displacement(objective, end, "end")
         moves, points = [from_start, from_end], [(float(-a), float(1 + a)) for a in x]
         length = norm({name: from_end[name] - from_start[name] for name in from_end})
-    losses = watched_losses(objective, moves, points, progress).tolist()
+    losses = losses_with_progress(objective, moves, points, progress).tolist()
     if end is None:
         losses.append(center)
     facts = {"norms": [length]}

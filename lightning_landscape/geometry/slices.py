@@ -226,11 +226,11 @@ def _losses(
 ) -> NDArray[np.float64]:
     """The losses at ``points``; the one at the weights themselves is known already."""
     elsewhere = [point for point in points if any(point)]
-    measured = iter(watched_losses(objective, directions, elsewhere, progress).tolist())
+    measured = iter(losses_with_progress(objective, directions, elsewhere, progress).tolist())
     return np.array([next(measured) if any(point) else center for point in points])
 
 
-def watched_losses(
+def losses_with_progress(
     objective: Objective,
     directions: Sequence[Vector],
     points: Sequence[tuple[float, ...]],
