@@ -25,7 +25,7 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def complex_of(numbers: Tensor) -> Tensor:
+def as_complex(numbers: Tensor) -> Tensor:
     """The inverse of :func:`real` for complex ones; a copy, for a view has to begin at an even
     place."""
     return torch.view_as_complex(numbers.clone())
@@ -126,7 +126,7 @@ def _signs(name: str, like: Tensor, seed: int) -> Tensor:
 
 
 def _drawn(numbers: Tensor, like: Tensor) -> Tensor:
-    drawn = complex_of(numbers) if like.is_complex() else numbers
+    drawn = as_complex(numbers) if like.is_complex() else numbers
     return drawn.to(device=like.device, dtype=working_dtype(like.dtype))
 
 
@@ -212,4 +212,4 @@ class Layout:
             name: piece.view(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
-        return {n: complex_of(v) if n in self._complex else v for n, v in views.items()}
+        return {n: as_complex(v) if n in self._complex else v for n, v in views.items()}
