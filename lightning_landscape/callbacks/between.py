@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_landscape.geometry.vectors import in_double, norm, working_dtype
+from lightning_landscape.geometry.vectors import norm, to_double, working_dtype
 from lightning_landscape.training.faults import why_unreadable
 
 Weights = str | Path | Mapping[str, Any]
@@ -48,7 +48,7 @@ def difference(said: str, between: Sequence[Weights], params: Mapping[str, Tenso
     for name, parameter in params.items():
         pair = [state.get(name) for state in (a, b)]
         if all(isinstance(t, Tensor) and t.shape == parameter.shape for t in pair):
-            low, high = (in_double(t.detach().cpu()) for t in pair if t is not None)
+            low, high = (to_double(t.detach().cpu()) for t in pair if t is not None)
             moved[name] = (high - low).to(working_dtype(parameter.dtype))
     length = norm({name: moved[name] for name in names})
     if not 0.0 < length < math.inf:

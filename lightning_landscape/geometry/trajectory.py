@@ -13,9 +13,9 @@ from lightning_landscape.geometry.checks import check_count, quoted, shown
 from lightning_landscape.geometry.vectors import (
     Vector,
     check_vector,
-    in_double,
     norm,
     real,
+    to_double,
     working_dtype,
 )
 
@@ -233,9 +233,9 @@ def _combined(path: Sequence[Vector], center: Vector, shares: Tensor) -> dict[st
     """``sum_i shares_i (w_i - center)``."""
     combined = {}
     for name, origin in center.items():
-        middle = in_double(origin.detach().cpu())
+        middle = to_double(origin.detach().cpu())
         total = torch.zeros_like(middle)
         for point, share in zip(_along(path, center, name), shares.tolist(), strict=False):
-            total.add_(in_double(point) - middle, alpha=share)
+            total.add_(to_double(point) - middle, alpha=share)
         combined[name] = total.to(working_dtype(origin.dtype))
     return combined

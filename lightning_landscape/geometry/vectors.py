@@ -144,7 +144,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return wide.to_complex() if dtype.is_complex else wide
 
 
-def in_double(tensor: Tensor) -> Tensor:
+def to_double(tensor: Tensor) -> Tensor:
     """In float64, or in complex128."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
 
