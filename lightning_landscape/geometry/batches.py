@@ -23,7 +23,7 @@ from lightning_landscape.geometry.kernels import (
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
 from lightning_landscape.geometry.second_derivatives import Loss, explicit_second_derivatives
-from lightning_landscape.geometry.vectors import real, widest
+from lightning_landscape.geometry.vectors import flat_dtype, real
 from lightning_landscape.geometry.weights import ParameterTensors
 
 _Point = TypeVar("_Point")
@@ -54,7 +54,7 @@ class Batches:
         self.params = list(params)
         self.weight = sum(weight for weight, _ in self.terms)
         self.size = sum(real(p.detach()).numel() for p in self.params)
-        self.dtype = widest(self.params)
+        self.dtype = flat_dtype(self.params)
         self.device = self.params[0].device
         # float64 sums, where the device has them
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64

@@ -149,7 +149,7 @@ def to_double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
 
 
-def widest(tensors: Iterable[Tensor]) -> torch.dtype:
+def flat_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The type of a flat tensor of them all: float64 where any needs it, else float32."""
     wide = any(working_dtype(tensor.dtype).to_real() == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
@@ -165,7 +165,7 @@ class Layout:
         self.size = sum(self.sizes.values())
         first = next(iter(params.values()))
         self.device = first.device
-        self.dtype = widest(params.values())
+        self.dtype = flat_dtype(params.values())
 
     def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
         """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor.
