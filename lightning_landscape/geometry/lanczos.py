@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import UNKNOWN, Space, orthonormal
+from lightning_landscape.geometry.subspace import UNKNOWN, Space, orthonormalized
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
@@ -74,7 +74,7 @@ class Start:
         total = torch.zeros_like(self.random(0))
         parts = ((self.outside, 1.0), (self.random(0), _RANDOM), (self.hint, _HINT))
         for vector, share in parts:
-            direction = None if vector is None else orthonormal(vector, known)
+            direction = None if vector is None else orthonormalized(vector, known)
             if direction is not None:
                 known = torch.cat([known, direction[None]])  # no part takes from another
                 total.add_(direction, alpha=share)
@@ -110,7 +110,7 @@ def lanczos(
     max_products: int,
     max_basis: int,
 ) -> Pairs:
-    """Rayleigh-Ritz on a growing orthonormal basis ``Q`` whose images ``A Q`` are kept.
+    """Rayleigh-Ritz on a growing orthonormalized basis ``Q`` whose images ``A Q`` are kept.
 
     From one start vector, growing by the residual of the wanted Ritz pair spans the Krylov space:
     this is Lanczos.  Keeping the images costs memory and gives true residuals from any number of

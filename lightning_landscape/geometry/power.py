@@ -17,7 +17,7 @@ from lightning_landscape.geometry.lanczos import (
     not_finite,
 )
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import UNKNOWN, Scaled, orthonormal, without
+from lightning_landscape.geometry.subspace import UNKNOWN, Scaled, orthonormalized, without
 
 # Products of one search outside the vectors found.
 _MOST_SEARCHES = 20
@@ -114,10 +114,10 @@ class _Power:
         for index in range(self._k):
             known = _rows([pair.vector for pair in pairs], self._start.random(0))
             given = index < len(starts)
-            vector = orthonormal(starts[index], known) if given else None
+            vector = orthonormalized(starts[index], known) if given else None
             attempt = index
             while vector is None:  # missing, or inside the span of what was found
-                vector = orthonormal(self._start.random(attempt), known)
+                vector = orthonormalized(self._start.random(attempt), known)
                 attempt += self._k
             # One product at least is left for each pair that follows.
             budget = self._max_products - (self._k - 1 - index)
@@ -127,10 +127,10 @@ class _Power:
 
     def _search(self, known: Tensor, level: float) -> _Pair | None:
         """A pair outside ``known``, until it is seen to be below ``level`` or has converged."""
-        start = orthonormal(self._start.search(known), known)
+        start = orthonormalized(self._start.search(known), known)
         for attempt in range(1, 4):
             if start is None:
-                start = orthonormal(self._start.random(attempt), known)
+                start = orthonormalized(self._start.random(attempt), known)
         if start is None or len(known) >= known.shape[1]:
             return None
         budget = min(self._max_products, self.products + _MOST_SEARCHES)
@@ -178,7 +178,7 @@ class _Power:
                 # A negative eigenvalue has the largest magnitude: lift all above zero.  This vector
                 # has next to nothing left of the wanted one.
                 self._shift, fewest = self._magnitude, self.products + COLD_PRODUCTS
-                fresh = orthonormal(self._start.random(self._k + self.products), known)
+                fresh = orthonormalized(self._start.random(self._k + self.products), known)
                 vector, defect = (vector if fresh is None else fresh), math.inf
                 stalled, pair = 0, _Pair(value, pair.vector, residual, wrong_end=True)
                 continue
@@ -187,7 +187,7 @@ class _Power:
                 break
             if stalled >= 5 and self._shift < length:
                 self._shift = length  # two eigenvalues of opposite sign and equal magnitude
-            step = orthonormal(deflated + self._shift * vector, known)
+            step = orthonormalized(deflated + self._shift * vector, known)
             if step is None:
                 break
             vector = step

@@ -1,4 +1,4 @@
-"""A growing orthonormal basis with its images: what Rayleigh-Ritz is done on."""
+"""A growing orthonormalized basis with its images: what Rayleigh-Ritz is done on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNKNOWN = 3.0
 
 
 class Space:
-    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``.
+    """An orthonormalized basis, its images, and the matrix between them: ``basis A basis^T``.
 
     All values are in units of ``unit``, a power of two near the largest entry of the first image:
     squares of very small or very large entries would leave float32.
@@ -58,7 +58,7 @@ class Space:
 
     def grow(self, candidate: Tensor) -> bool:
         """One product, with what ``candidate`` adds to the basis; False if that is nothing."""
-        direction = orthonormal(candidate, self.basis.rows)
+        direction = orthonormalized(candidate, self.basis.rows)
         if direction is None:
             return False
         if len(self) >= self._most:
@@ -201,12 +201,12 @@ class _Rows:
 
 @full_float32()
 def without(vector: Tensor, basis: Tensor) -> Tensor:
-    """``vector`` less its projection on the orthonormal rows of ``basis``."""
+    """``vector`` less its projection on the orthonormalized rows of ``basis``."""
     return vector - basis.T @ (basis @ vector)
 
 
 @full_float32()
-def orthonormal(vector: Tensor, basis: Tensor) -> Tensor | None:
+def orthonormalized(vector: Tensor, basis: Tensor) -> Tensor | None:
     """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
     length = torch.linalg.vector_norm(vector)
     # In place from here on: with fresh memory for each result this took as long as a product.
