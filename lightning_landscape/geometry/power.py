@@ -17,7 +17,7 @@ from lightning_landscape.geometry.lanczos import (
     not_finite,
 )
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import UNKNOWN, Scaled, orthonormalized, without
+from lightning_landscape.geometry.subspace import UNKNOWN, ScaledMatvec, orthonormalized, without
 
 # Products of one search outside the vectors found.
 _MOST_SEARCHES = 20
@@ -54,7 +54,7 @@ class _Power:
         self, matvec: Matvec, start: Start, k: int, tolerance: Tolerance, max_products: int
     ) -> None:
         self.products = 0
-        self._matvec = Scaled(matvec)
+        self._matvec = ScaledMatvec(matvec)
         self._start, self._k, self._tolerance = start, k, tolerance
         self._max_products = max_products
         self._shift = 0.0

@@ -36,7 +36,7 @@ class Space:
             0, dtype=torch.float64, device="cpu"
         )  # Ritz values, largest first
         self.lengths = self.values  # the norms of their residuals, to the root of the precision
-        self._matvec = Scaled(matvec)
+        self._matvec = ScaledMatvec(matvec)
         self._most = most
         # On the CPU whatever the default device, as all small matrices are.
         self._matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
@@ -138,7 +138,7 @@ class Space:
         self._coefficients = rotation.T @ self._coefficients
 
 
-class Scaled:
+class ScaledMatvec:
     """Products in units of ``unit``, a power of two near the largest entry of the first one."""
 
     def __init__(self, matvec: Matvec) -> None:
