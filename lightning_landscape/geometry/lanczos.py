@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import UNKNOWN, Space, orthonormalized
+from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, Space, orthonormalized
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
@@ -191,7 +191,7 @@ class _State:
         self.at_the_other_end = 2 * int((values < -abs(values[k - 1])).sum())
         # Pairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
         level = values[k - 1] + 2.0 * self._goals[-1]
-        reach = values + UNKNOWN * space.lengths
+        reach = values + RESIDUAL_MARGIN * space.lengths
         reach[:k] = -torch.inf
         highest = int(reach.argmax())
         self.hidden = highest if bool(reach[highest] > level) else None

@@ -17,7 +17,12 @@ from lightning_landscape.geometry.lanczos import (
     not_finite,
 )
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import UNKNOWN, ScaledMatvec, orthonormalized, without
+from lightning_landscape.geometry.subspace import (
+    RESIDUAL_MARGIN,
+    ScaledMatvec,
+    orthonormalized,
+    without,
+)
 
 # Products of one search outside the vectors found.
 _MOST_SEARCHES = 20
@@ -83,7 +88,7 @@ class _Power:
                 break
             outside = other.vector
             if other.value <= level:
-                checked = other.value + UNKNOWN * other.residual <= level
+                checked = other.value + RESIDUAL_MARGIN * other.residual <= level
                 break
             starts = [other.vector, *starts[:-1]]
         unit = self._matvec.unit
@@ -182,7 +187,7 @@ class _Power:
                 vector, defect = (vector if fresh is None else fresh), math.inf
                 stalled, pair = 0, _Pair(value, pair.vector, residual, wrong_end=True)
                 continue
-            below = value + UNKNOWN * residual <= level
+            below = value + RESIDUAL_MARGIN * residual <= level
             if (near or below) and self.products >= fewest:
                 break
             if stalled >= 5 and self._shift < length:

@@ -15,7 +15,7 @@ _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 
 # A Ritz vector that holds little of an eigenvector shows its eigenvalue in the residual only: what
 # may be hidden in a pair is taken to be as large as its value and so many residuals.
-UNKNOWN = 3.0
+RESIDUAL_MARGIN = 3.0
 
 
 class Space:
@@ -123,7 +123,7 @@ class Space:
         With those of the step before, what Lanczos knew of the way here is kept (as the third
         vector of LOBPCG does), and a restart costs hardly a product.
         """
-        reach = self.values + (UNKNOWN * self.lengths if self.keeps_unknown else 0.0)
+        reach = self.values + (RESIDUAL_MARGIN * self.lengths if self.keeps_unknown else 0.0)
         order = reach.argsort(descending=True)[: self._most // 2]
         kept = self._coefficients[:, order.sort().values]
         missing = len(self) - len(self._before)
