@@ -126,7 +126,7 @@ def lanczos(
         if pending and room:
             grown = space.grow(pending.pop(0))
         elif searching and searches == 0 and room:
-            space.keeps_unknown = True
+            space.keep_uncertain = True
             searches, grown = 1, space.grow(start.search(space.basis.rows))
         elif len(space) < k:
             attempts += 1

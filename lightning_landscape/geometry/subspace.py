@@ -31,7 +31,7 @@ class Space:
         self.images = _Rows(self.size, like)
         self.products = 0
         self.asymmetry = 0.0  # the largest |u'Av - v'Au|
-        self.keeps_unknown = False  # at a restart: pairs that may hide a large eigenvalue too
+        self.keep_uncertain = False  # at a restart: pairs that may hide a large eigenvalue too
         self.values = torch.zeros(
             0, dtype=torch.float64, device="cpu"
         )  # Ritz values, largest first
@@ -123,7 +123,7 @@ class Space:
         With those of the step before, what Lanczos knew of the way here is kept (as the third
         vector of LOBPCG does), and a restart costs hardly a product.
         """
-        reach = self.values + (RESIDUAL_MARGIN * self.lengths if self.keeps_unknown else 0.0)
+        reach = self.values + (RESIDUAL_MARGIN * self.lengths if self.keep_uncertain else 0.0)
         order = reach.argsort(descending=True)[: self._most // 2]
         kept = self._coefficients[:, order.sort().values]
         missing = len(self) - len(self._before)
