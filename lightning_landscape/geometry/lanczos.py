@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.geometry.matvec import Matvec
-from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, Space, orthonormalized
+from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, RitzSpace, orthonormalized
 
 # A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
 # passes the residual test first.  A few products more, on a cold start only, bring the top one up.
@@ -116,7 +116,7 @@ def lanczos(
     this is Lanczos.  Keeping the images costs memory and gives true residuals from any number of
     start vectors, where the three-term recurrence would need restarts to see multiplicities.
     """
-    space = Space(matvec, start.random(0), max_basis)  # random(0) itself is the search's
+    space = RitzSpace(matvec, start.random(0), max_basis)  # random(0) itself is the search's
     pending = list(start.kept[:k])
     cold = not pending
     searching = start.outside is not None  # from the beginning, not when all else has converged
@@ -169,7 +169,7 @@ def lanczos(
 class _State:
     """What the Ritz pairs of a space say of the ``k`` largest eigenvalues."""
 
-    def __init__(self, space: Space, k: int, tolerance: Tolerance) -> None:
+    def __init__(self, space: RitzSpace, k: int, tolerance: Tolerance) -> None:
         space.solve(k + 1)
         self._space, self._k = space, k
         values = space.values

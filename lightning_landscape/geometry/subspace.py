@@ -18,7 +18,7 @@ _COLUMNS = 2**20  # turned at a time, so that no second basis is needed
 RESIDUAL_MARGIN = 3.0
 
 
-class Space:
+class RitzSpace:
     """An orthonormalized basis, its images, and the matrix between them: ``basis A basis^T``.
 
     All values are in units of ``unit``, a power of two near the largest entry of the first image:
