@@ -82,7 +82,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class EigenPairs:
     """What a solver found, in the order and with the meanings of ``EigenResult``."""
 
     values: Tensor  # (k,) float64, largest first
@@ -96,10 +96,10 @@ class Pairs:
     asymmetry: float = 0.0
 
 
-def not_finite(k: int, like: Tensor, products: int) -> Pairs:
+def not_finite(k: int, like: Tensor, products: int) -> EigenPairs:
     """After a product that was not finite."""
     nan = torch.full((k,), float("nan"), dtype=torch.float64, device="cpu")
-    return Pairs(nan, [torch.zeros_like(like)] * k, nan.clone(), products, False)
+    return EigenPairs(nan, [torch.zeros_like(like)] * k, nan.clone(), products, False)
 
 
 def lanczos(
@@ -109,7 +109,7 @@ def lanczos(
     tolerance: Tolerance,
     max_products: int,
     max_basis: int,
-) -> Pairs:
+) -> EigenPairs:
     """Rayleigh-Ritz on a growing orthonormalized basis ``Q`` whose images ``A Q`` are kept.
 
     From one start vector, growing by the residual of the wanted Ritz pair spans the Krylov space:
@@ -153,7 +153,7 @@ def lanczos(
 
     whole = len(space) >= space.size
     converged = state.converged and (whole or enough)
-    return Pairs(
+    return EigenPairs(
         values=space.values[:k] * space.unit,
         vectors=list(space.vectors(k)),
         residuals=state.lengths * space.unit,
@@ -189,7 +189,7 @@ class _State:
         self.at_floor = bool(((self.lengths > own_residual) & (errors > own_error)).any())
         # Products that went into eigenvalues of larger magnitude at the other end of the spectrum.
         self.at_the_other_end = 2 * int((values < -abs(values[k - 1])).sum())
-        # Pairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
+        # EigenPairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
         level = values[k - 1] + 2.0 * self._goals[-1]
         reach = values + RESIDUAL_MARGIN * space.lengths
         reach[:k] = -torch.inf

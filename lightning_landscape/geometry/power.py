@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_landscape.geometry.lanczos import (
     COLD_PRODUCTS,
-    Pairs,
+    EigenPairs,
     Start,
     Tolerance,
     not_finite,
@@ -40,7 +40,9 @@ class _Pair:
     wrong_end: bool = False  # of the spectrum: the budget ended before it turned round
 
 
-def power(matvec: Matvec, start: Start, k: int, tolerance: Tolerance, max_products: int) -> Pairs:
+def power(
+    matvec: Matvec, start: Start, k: int, tolerance: Tolerance, max_products: int
+) -> EigenPairs:
     """Power iteration on ``A + shift``, deflated by the vectors found before.
 
     The shift is 0 until a negative eigenvalue is seen to dominate, or two of opposite sign tie.
@@ -65,7 +67,7 @@ class _Power:
         self._shift = 0.0
         self._magnitude = 0.0  # the largest |Rayleigh quotient| seen
 
-    def run(self) -> Pairs:
+    def run(self) -> EigenPairs:
         starts, cold = list(self._start.kept[: self._k]), not self._start.kept
         checked, outside, tighter = False, self._start.outside, 1.0
         while True:
@@ -97,7 +99,7 @@ class _Power:
             for numbers in ([p.value for p in pairs], [p.residual for p in pairs])
         )
         own = self._tolerance.tol * values.abs()
-        return Pairs(
+        return EigenPairs(
             values=values * unit,
             vectors=[pair.vector for pair in pairs],
             residuals=residuals * unit,
