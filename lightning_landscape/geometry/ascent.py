@@ -59,7 +59,7 @@ class Rise:
 
 
 @dataclass(frozen=True)
-class End:
+class Endpoint:
     """Where the way from a start led."""
 
     height: float
@@ -88,14 +88,14 @@ def largest_rise(
         A :class:`Rise`; NaN and 0 where the loss or its gradient at ``w`` is not finite.
     """
     ascent = Ascent(objective, scale, radius, norm)
-    origin = End(0.0, torch.zeros_like(scale))
+    origin = Endpoint(0.0, torch.zeros_like(scale))
     if not math.isfinite(ascent.base) or not bool(ascent.gradient.isfinite().all()):
         return Rise(math.nan, origin.u, False)
     # The products first: moving the weights drops the graph that they are made on.
     top = ascent.top(int(_PRODUCTS * steps)) if steps >= _FEWEST_STEPS else None
     stationary = not bool(ascent.gradient.any())
     first = ascent.farthest(ascent.random(0) if stationary else ascent.gradient)
-    step = End(ascent.rise(first), first)
+    step = Endpoint(ascent.rise(first), first)
     falls = not step.height > 0.0
     found, tries, most = [], steps - 1, _GRADIENTS * steps
     if top is not None:
@@ -116,11 +116,11 @@ def largest_rise(
     return Rise(best.height, scale * best.u, settled)
 
 
-def _highest(ends: Sequence[End]) -> End:
+def _highest(ends: Sequence[Endpoint]) -> Endpoint:
     return max(ends, key=attrgetter("height"))
 
 
-def _at_the_best(ends: list[End]) -> list[End]:
+def _at_the_best(ends: list[Endpoint]) -> list[Endpoint]:
     """Those that led to the place of the largest rise."""
     if not ends:
         return []
@@ -210,7 +210,7 @@ class Ascent:
         dual = slope.abs().sum() if self._norm == "linf" else torch.linalg.vector_norm(slope)
         return self._radius * float(dual) - float(slope @ u)
 
-    def settled(self, end: End, top: float) -> bool:
+    def settled(self, end: Endpoint, top: float) -> bool:
         """Whether nothing is left to gain here, and the loss is near to its second-order model."""
         if not 0.0 < end.height < math.inf:
             return end.height == math.inf
@@ -224,16 +224,16 @@ class Ascent:
             and end.height <= _OF_SECOND_ORDER * bound
         )
 
-    def explore(self, first: Tensor, top: EigenResult, most: int) -> list[End]:
+    def explore(self, first: Tensor, top: EigenResult, most: int) -> list[Endpoint]:
         """Where the starts lead, until enough led to the best place or ``most`` gradients."""
-        ends: list[End] = []
+        ends: list[Endpoint] = []
         for index, start in enumerate(self._starts(first, top)):
             if index > 0 and self.gradients + _WALK > most:
                 break
             u = self._walk(start)
             height = self.rise(u)
             if not math.isnan(height):
-                ends.append(End(height, u))
+                ends.append(Endpoint(height, u))
             highest = max((end.height for end in ends), default=0.0)
             ends = [end for end in ends if end.height >= (1 - _SAME_RISE) * highest]
             if index >= 2 and len(_at_the_best(ends)) >= _ENOUGH:
@@ -277,7 +277,7 @@ class Ascent:
             u, slope = target, ahead
         return u if turned else self.farthest(slope)
 
-    def climb(self, start: End, reach: float, tries: int) -> End:
+    def climb(self, start: Endpoint, reach: float, tries: int) -> Endpoint:
         """Uphill from ``start``, always higher, with a first step of length ``reach``.
 
         Where the loss bends up along the last move the steps grow: on the sphere long ones are
@@ -304,7 +304,7 @@ class Ascent:
                 u, height = candidate, found
             else:  # NaN too
                 move, step = torch.zeros_like(u), step / 4
-        return End(height, u)
+        return Endpoint(height, u)
 
     @staticmethod
     def _next(step: float, move: Tensor, change: Tensor) -> float:
