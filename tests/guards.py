@@ -443,7 +443,7 @@ GUARDS = [
     Guard(
         "settled takes two starts",
         "geometry/ascent.py",
-        "len(_at_the_best(found)) >= 2",
+        "len(_at_best(found)) >= 2",
         "True",
         "tests/geometry/test_worst_case.py -k every_start_ends_elsewhere",
     ),

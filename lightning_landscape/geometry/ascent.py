@@ -110,7 +110,7 @@ def largest_rise(
     best = _highest([*ends, origin])
     settled = (
         top is not None
-        and len(_at_the_best(found)) >= 2
+        and len(_at_best(found)) >= 2
         and ascent.settled(best, float(top.eigenvalues[0]))
     )
     return Rise(best.height, scale * best.u, settled)
@@ -120,7 +120,7 @@ def _highest(ends: Sequence[Endpoint]) -> Endpoint:
     return max(ends, key=attrgetter("height"))
 
 
-def _at_the_best(ends: list[Endpoint]) -> list[Endpoint]:
+def _at_best(ends: list[Endpoint]) -> list[Endpoint]:
     """Those that led to the place of the largest rise."""
     if not ends:
         return []
@@ -236,7 +236,7 @@ class Ascent:
                 ends.append(Endpoint(height, u))
             highest = max((end.height for end in ends), default=0.0)
             ends = [end for end in ends if end.height >= (1 - _SAME_RISE) * highest]
-            if index >= 2 and len(_at_the_best(ends)) >= _ENOUGH:
+            if index >= 2 and len(_at_best(ends)) >= _ENOUGH:
                 break
         return ends
 
