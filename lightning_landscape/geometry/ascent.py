@@ -205,7 +205,7 @@ class Ascent:
         size = float(slope.square().mean().sqrt()) or 1.0
         return self._radius * torch.tanh(sharpness / size * slope)
 
-    def promise(self, u: Tensor, slope: Tensor) -> float:
+    def linear_gain(self, u: Tensor, slope: Tensor) -> float:
         """How much more there would be in the ball if the loss were linear from ``u`` on."""
         dual = slope.abs().sum() if self._norm == "linf" else torch.linalg.vector_norm(slope)
         return self._radius * float(dual) - float(slope @ u)
@@ -219,7 +219,7 @@ class Ascent:
         parabola = 2 * end.height - linear  # its slope at the end
         bound = linear + top * float(end.u @ end.u) / 2
         return (
-            self.promise(end.u, slope) <= _AT_REST * end.height
+            self.linear_gain(end.u, slope) <= _AT_REST * end.height
             and abs(along - parabola) <= _OFF_PARABOLA * abs(along)
             and end.height <= _OF_SECOND_ORDER * bound
         )
@@ -262,7 +262,7 @@ class Ascent:
         slope, turned = self.slope(u), False
         for index in range(_WALK - 1):
             trapezium = abs(float((self.gradient + slope) @ u)) / 2
-            if not self.promise(u, slope) > _AT_REST / 4 * trapezium:  # NaN too
+            if not self.linear_gain(u, slope) > _AT_REST / 4 * trapezium:  # NaN too
                 return u
             if self.gradients >= last:
                 break
