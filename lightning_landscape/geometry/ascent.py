@@ -94,7 +94,7 @@ def largest_rise(
     # The products first: moving the weights drops the graph that they are made on.
     top = ascent.top(int(_PRODUCTS * steps)) if steps >= _FEWEST_STEPS else None
     stationary = not bool(ascent.gradient.any())
-    first = ascent.farthest(ascent.random(0) if stationary else ascent.gradient)
+    first = ascent.ball_maximizer(ascent.random(0) if stationary else ascent.gradient)
     step = Endpoint(ascent.rise(first), first)
     falls = not step.height > 0.0
     found, tries, most = [], steps - 1, _GRADIENTS * steps
@@ -193,7 +193,7 @@ class Ascent:
         length = float(torch.linalg.vector_norm(u))
         return u * (self._radius / length) if length > self._radius else u
 
-    def farthest(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
+    def ball_maximizer(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
         """The point of the ball where a linear function of this slope is largest.
 
         In a box it is a corner; with a finite ``sharpness`` the entries of small slope stay inside.
@@ -245,12 +245,12 @@ class Ascent:
         for index, vector in enumerate(top.eigenvectors):
             v = self._layout.flatten(vector)
             if bool(v.isfinite().all()):
-                yield self.farthest(v)
-                yield self.farthest(-v)
+                yield self.ball_maximizer(v)
+                yield self.ball_maximizer(-v)
             if index == 0:
-                yield self.farthest(self.random(1))
+                yield self.ball_maximizer(self.random(1))
         for seed in count(2):
-            yield self.farthest(self.random(seed))
+            yield self.ball_maximizer(self.random(seed))
 
     def _walk(self, u: Tensor) -> Tensor:
         """From ``u`` again and again to the point that the gradient points to.
@@ -266,7 +266,7 @@ class Ascent:
                 return u
             if self.gradients >= last:
                 break
-            target = self.farthest(slope, 10 ** (index / (_WALK - 2)))
+            target = self.ball_maximizer(slope, 10 ** (index / (_WALK - 2)))
             ahead = self.slope(target)
             before, after = float(slope @ (target - u)), float(ahead @ (target - u))
             if after < -1e-3 * before < 0.0 and self.gradients < last:
@@ -275,7 +275,7 @@ class Ascent:
                 target = u + (target - u) * (before / (before - after))
                 ahead = self.slope(target)
             u, slope = target, ahead
-        return u if turned else self.farthest(slope)
+        return u if turned else self.ball_maximizer(slope)
 
     def climb(self, start: Endpoint, reach: float, tries: int) -> Endpoint:
         """Uphill from ``start``, always higher, with a first step of length ``reach``.
