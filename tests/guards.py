@@ -898,11 +898,11 @@ GUARDS = [
         REDUCTION,
         "except Exception as error:  # every process must reach the reduction below",
         "except ZeroDivisionError as error:",
-        "tests/geometry/test_reduction.py",
+        "tests/geometry/test_process_mean.py",
         within="Reduction.mean",
     ),
     Guard(
-        "processes that meet before they patch_attribute",
+        "processes that meet before they exchange",
         PROCESSES,
         "self.meet(size=total.numel())",
         "pass",
@@ -1294,7 +1294,7 @@ GUARDS = [
         "geometry/batch_norm.py",
         "module.train()",
         "pass",
-        "tests/geometry/test_interpolation.py -k in_eval_mode_is",
+        "tests/geometry/test_mode_connectivity.py -k in_eval_mode_is",
         within="reestimate_batch_norm",
     ),
     Guard(

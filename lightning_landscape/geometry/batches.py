@@ -31,7 +31,7 @@ LossFn = Callable[[], Tensor]
 Term = tuple[float, LossFn]
 Cut = Callable[[int, int], Sequence[Term]]
 
-# ParameterTensors of a batch stand for it where they give its loss to this relative difference.
+# Pieces of a batch stand for it where they give its loss to this relative difference.
 _SAME_LOSS = 1e-5
 
 

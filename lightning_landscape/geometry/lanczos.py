@@ -189,7 +189,7 @@ class _State:
         self.at_floor = bool(((self.lengths > own_residual) & (errors > own_error)).any())
         # Products that went into eigenvalues of larger magnitude at the other end of the spectrum.
         self.at_the_other_end = 2 * int((values < -abs(values[k - 1])).sum())
-        # EigenPairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
+        # Pairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
         level = values[k - 1] + 2.0 * self._goals[-1]
         reach = values + RESIDUAL_MARGIN * space.lengths
         reach[:k] = -torch.inf

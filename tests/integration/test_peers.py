@@ -32,7 +32,7 @@ def problem(request):
     return NETWORKS[request.param]()
 
 
-def explicit_second_derivatives(problem):
+def written_out(problem):
     """Its module with attention in plain operations: the fused kernel has no forward mode."""
     module = copy.deepcopy(problem.module)
     if hasattr(module, "fused"):
@@ -42,7 +42,7 @@ def explicit_second_derivatives(problem):
 
 def by_curvlinops(problem):
     curvlinops = pytest.importorskip("curvlinops", reason=INSTALL)
-    module, data = explicit_second_derivatives(problem), [(problem.x, problem.y)]
+    module, data = written_out(problem), [(problem.x, problem.y)]
     return curvlinops.HessianLinearOperator(
         module, nn.CrossEntropyLoss(), list(module.parameters()), data
     )
@@ -54,9 +54,7 @@ def by_eigenthings(problem):
     def loss(module, batch):
         return F.cross_entropy(module(batch[0]), batch[1])
 
-    operator = peer.HessianOperator(
-        explicit_second_derivatives(problem), [(problem.x, problem.y)], loss
-    )
+    operator = peer.HessianOperator(written_out(problem), [(problem.x, problem.y)], loss)
     return peer, operator
 
 
