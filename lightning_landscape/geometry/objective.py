@@ -29,7 +29,7 @@ from lightning_landscape.geometry.errors import (
 )
 from lightning_landscape.geometry.matvec import FlatHessian, Matvec
 from lightning_landscape.geometry.memory import GraphMemory
-from lightning_landscape.geometry.reduction import ProcessMean
+from lightning_landscape.geometry.process_mean import ProcessMean
 from lightning_landscape.geometry.vectors import (
     Layout,
     Vector,
