@@ -24,7 +24,7 @@ from lightning_landscape.geometry.checks import (
 )
 from lightning_landscape.geometry.mode_connectivity import (
     NoPlane,
-    displacement,
+    displacement_to,
     line_between,
     loss_barrier,
     plane_through,
@@ -442,7 +442,7 @@ class InterpolationMonitor(Monitor):
             measured.pictures[self.key("plane")] = partial(_plane_figure, plane)
 
     def _add_distances(self, measured: Measured, objective: Objective) -> None:
-        moves = displacement(objective, self._from.weights, "reference")
+        moves = displacement_to(objective, self._from.weights, "reference")
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         for block, names in members(objective.params, named).items():
             length = norm({name: moves[name] for name in names})

@@ -32,7 +32,7 @@ from lightning_landscape.figures.canvas import (
 from lightning_landscape.figures.curves import MARKERS, MOST
 from lightning_landscape.figures.data import HUGE
 from lightning_landscape.figures.figure_checks import check_groups, check_names, check_text
-from lightning_landscape.figures.labels import MINUS, legend_name, listed, number
+from lightning_landscape.figures.labels import MINUS, comma_joined, legend_name, number
 from lightning_landscape.figures.plane import GROUND
 from lightning_landscape.geometry.checks import check_span, quoted
 
@@ -142,7 +142,7 @@ def barrier_matrix_figure(
     _draw_scale(figure, norm, finite, (area[0] + area[2] + 0.02, area[1], 0.03, area[3]))
     unit = f"in units of 1e{power}" if power else ""
     lines = [unit, "hatched: not finite" if finite.size < table.size else ""]
-    write_header(figure, title, [listed(*lines)])
+    write_header(figure, title, [comma_joined(*lines)])
     return figure
 
 
@@ -234,7 +234,7 @@ def points_figure(
     lost = len(places) - len(finite)
     grey = len(members) - len(named)
     small = [
-        listed(
+        comma_joined(
             f"{len(finite)} run{'s' if len(finite) != 1 else ''}",
             f"{lost} more not finite" if lost else "",
             "large: median over seeds" if groups is not None else "",

@@ -26,9 +26,9 @@ from lightning_landscape.figures.canvas import (
     write_across,
     write_header,
 )
-from lightning_landscape.figures.data import HUGE, evenly, sizes
+from lightning_landscape.figures.data import HUGE, evenly, nonzero_magnitudes
 from lightning_landscape.figures.figure_checks import check_groups, check_numbers
-from lightning_landscape.figures.labels import legend_name, listed, number
+from lightning_landscape.figures.labels import comma_joined, legend_name, number
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.scale import ColorScale, round_up
 from lightning_landscape.geometry.checks import check_flags, quoted
@@ -123,11 +123,11 @@ def curves_figure(
     count = f"{len(chosen)} of {len(curves)} {'runs' if groups is None else 'groups'}"
     small = [
         "" if groups is None else "line: median over seeds, band: lowest to highest",
-        listed(
+        comma_joined(
             count if len(chosen) < len(curves) else "",
             f"not measured in {without} of {len(rows)} runs" if without else "",
         ),
-        _dashed_words(dashed, key, high),
+        _dashed_text(dashed, key, high),
         line_remark(shown, low, high) if chosen else "",
     ]
     legend = HEADER + PITCH * len(list(filter(None, small)))
@@ -189,14 +189,16 @@ def _limits(
     values = np.concatenate([*finite, np.empty(0)])
     if not values.size:
         return 0.0, 1.0, None
-    typical = sorted(float(np.median(size)) for size in map(sizes, finite) if size.size)
+    typical = sorted(
+        float(np.median(size)) for size in map(nonzero_magnitudes, finite) if size.size
+    )
     bound = _OUTLIER * typical[(len(typical) - 1) // 2] if typical else 1.0
     low, high = max(float(values.min()), -bound), min(float(values.max()), bound)
     if key.endswith("edge_ratio"):
         high = max(high, 1.0)
     edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
     high = max(high, float(edges[edges <= _NEAR * high].max(initial=-np.inf)))
-    size = sizes(np.clip(values, low, high))
+    size = nonzero_magnitudes(np.clip(values, low, high))
     if low > 0 and high > 100 * low:
         return max(low, _NOTHING * high), high, 0.0
     if low <= 0 and size.size and size.max() > 100 * float(np.median(size)):
@@ -231,7 +233,7 @@ def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
         axes.minorticks_off()
 
 
-def _dashed_words(dashed: Sequence[_Curve], key: str, high: float) -> str:
+def _dashed_text(dashed: Sequence[_Curve], key: str, high: float) -> str:
     """Says what the dashed lines are, and where an edge lies that the chart does not hold."""
     if key.endswith("edge_ratio"):
         return "dashed: the edge, 1"

@@ -90,7 +90,7 @@ def validation_of(slice: Slice) -> Slice | None:
     )
 
 
-def sizes(difference: NDArray[Any]) -> NDArray[Any]:
+def nonzero_magnitudes(difference: NDArray[Any]) -> NDArray[Any]:
     """Returns how large the finite differences other than zero are, as a flat array."""
     size: NDArray[Any] = np.abs(difference[np.isfinite(difference)])
     return size[size > 0]

@@ -19,7 +19,7 @@ from lightning_landscape.figures.canvas import (
     write_header,
 )
 from lightning_landscape.figures.figure_checks import check_density
-from lightning_landscape.figures.labels import listed, number, probe_words
+from lightning_landscape.figures.labels import comma_joined, number, probe_text
 from lightning_landscape.geometry.checks import check_metadata
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ def density_figure(
         figure,
         "Spectral density" if step is None else f"Spectral density, step {step}",
         [
-            listed(f"smoothed by {number(sigma)}", "band: ± 2 standard errors"),
-            _unresolved_words(resolution) if unresolved else "",
-            probe_words(known),
+            comma_joined(f"smoothed by {number(sigma)}", "band: ± 2 standard errors"),
+            _unresolved_text(resolution) if unresolved else "",
+            probe_text(known),
         ],
     )
     return figure
 
 
-def _unresolved_words(resolution: float) -> str:
+def _unresolved_text(resolution: float) -> str:
     if math.isinf(resolution):
         return "not resolved: too few Lanczos steps"
     return f"not resolved below {number(resolution)}: peaks may be single nodes"

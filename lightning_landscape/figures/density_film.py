@@ -22,7 +22,7 @@ from lightning_landscape.figures.canvas import (
 )
 from lightning_landscape.figures.data import evenly
 from lightning_landscape.figures.figure_checks import check_density
-from lightning_landscape.figures.labels import listed, number, probe_words
+from lightning_landscape.figures.labels import comma_joined, number, probe_text
 from lightning_landscape.geometry.checks import check_metadata, quoted
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def density_film_figure(
         [
             "dark: many eigenvalues, dot: the largest seen",
             "colour: share per unit of eigenvalue",
-            listed(
-                probe_words(dict(metadata or {})),
+            comma_joined(
+                probe_text(dict(metadata or {})),
                 f"{len(steps)} of {len(every)} steps" if len(steps) < len(every) else "",
                 "hatched: not finite" if len(finite) < len(shown) else "",
             ),

@@ -22,7 +22,7 @@ from lightning_landscape.figures.canvas import (
     write_header,
 )
 from lightning_landscape.figures.figure_checks import check_numbers
-from lightning_landscape.figures.labels import TIMES, listed, number
+from lightning_landscape.figures.labels import TIMES, comma_joined, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def eigenvalue_figure(
     figure = new_figure(height=3.2)
     axes = figure.add_axes((0.145, 0.14, 0.825, 0.64))
     _set_axes(axes, np.concatenate([values, edges]))
-    absent, last = ~np.isfinite(values), _last_words(rows, values, prefix)
+    absent, last = ~np.isfinite(values), _last_text(rows, values, prefix)
     grouped = len(rows) > _MOST
     if grouped:
         _draw_spread(axes, steps, values)
@@ -103,7 +103,7 @@ def eigenvalue_figure(
         )  # fmt: skip
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
     title = "Top Hessian eigenvalue" if key == plain else "Top preconditioned eigenvalue"
-    remarks = listed(
+    remarks = comma_joined(
         "band: ± residual" if band else "",
         "line: median, band: lowest to highest" if grouped else "",
         f"{TIMES} not finite" if absent.any() else "",
@@ -240,7 +240,7 @@ def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: ND
     )  # fmt: skip
 
 
-def _last_words(rows: Sequence[Mapping[str, Any]], values: NDArray[Any], prefix: str) -> str:
+def _last_text(rows: Sequence[Mapping[str, Any]], values: NDArray[Any], prefix: str) -> str:
     """Returns 'step 120: 9.6, 0.96 of the edge' for the last finite eigenvalue."""
     finite = np.flatnonzero(np.isfinite(values))
     if not finite.size:

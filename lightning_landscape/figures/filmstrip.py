@@ -28,16 +28,16 @@ from lightning_landscape.figures.data import centred, difference_range, evenly
 from lightning_landscape.figures.figure_checks import check_names, check_scale
 from lightning_landscape.figures.film import as_film, shared_scale
 from lightning_landscape.figures.labels import (
-    agreed,
     axis_label,
-    counted_words,
-    difference_words,
+    comma_joined,
+    common_metadata,
+    count_title,
+    difference_text,
     direction_names,
-    listed,
     norm_ranges,
-    normalization_words,
+    normalization_text,
     number,
-    probe_words,
+    probe_text,
 )
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.plane import (
@@ -101,8 +101,8 @@ def filmstrip_figure(
         check_names(owner, names)
         if len(names) != len(film):
             raise ValueError(
-                f"{owner}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; pass "
-                f"one a slice"
+                f"{owner}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; "
+                f"expected one name per slice"
             )
     chosen = evenly(len(film), MOST)
     shown = [film[index] for index in chosen]
@@ -116,7 +116,7 @@ def _draw(
 ) -> Figure:
     """Draws the sheet."""
     planes = len(shown[0].coordinates) == 2
-    shared = agreed([slice.metadata for slice in shown])
+    shared = common_metadata([slice.metadata for slice in shown])
     ends = [_ends(shown, axis) for axis in range(len(shown[0].coordinates))]
     columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
     rows = -(-len(shown) // columns)
@@ -152,7 +152,7 @@ def _draw(
             axes.set_xlim(low - margin, high + margin)
             _mark_ends(axes, ends[0])
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
-        over = _words(slice, None if called is None else called[index])
+        over = _caption(slice, None if called is None else called[index])
         figure.text(
             (x + 0.02) / WIDTH, (y + side + 0.03) / height, over, fontsize=SMALL,
             ha="left", va="bottom", linespacing=1.0,
@@ -173,7 +173,7 @@ def _draw(
         if rows == 1:  # too low for the whole label
             label = shortened(names[1], 16)
         figure.text(0.012, up, label, fontsize=TEXT, rotation=90, ha="left", va="center")
-    _write_words(figure, shown, scale, of, to_scale, levels, called is not None)
+    _write_text(figure, shown, scale, of, to_scale, levels, called is not None)
     return figure
 
 
@@ -277,7 +277,7 @@ def _apart(scale: ColorScale, least: float) -> list[float]:
     return sorted(chosen)
 
 
-def _words(slice: Slice, name: str | None) -> str:
+def _caption(slice: Slice, name: str | None) -> str:
     """Returns the name, or else the step, and the loss below it."""
     step = slice.metadata.get("step")
     loss = f"loss {number(float(slice.center_loss))}"
@@ -286,29 +286,29 @@ def _words(slice: Slice, name: str | None) -> str:
     return loss if step is None else f"step {step}\n{loss}"
 
 
-def _write_words(
+def _write_text(
     figure: Figure, shown: list[Slice], scale: ColorScale, of: int, to_scale: bool,
     levels: list[float], compared: bool,
 ) -> None:  # fmt: skip
     """Writes the header."""
-    first, shared = shown[0].metadata, agreed([slice.metadata for slice in shown])
+    first, shared = shown[0].metadata, common_metadata([slice.metadata for slice in shown])
     planes = len(shown[0].coordinates) == 2
     kind = "plane" if planes else "line"
     what = f"Loss on the {kind} over training"
     if compared:
-        what = counted_words(len(shown), kind)
+        what = count_title(len(shown), kind)
     count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
     if planes:
-        meaning = f"colour: {difference_words(shown, 'cross')}"
+        meaning = f"colour: {difference_text(shown, 'cross')}"
         drawn = ", ".join(number(level) for level in levels if level > 0)
         lines = f"lines at {drawn}" if drawn else ""
-        last = listed(lines, count, "" if to_scale else "not to scale", remarks(shown))
+        last = comma_joined(lines, count, "" if to_scale else "not to scale", remarks(shown))
     else:
-        meaning = f"height: {difference_words(shown, 'dot')}"
+        meaning = f"height: {difference_text(shown, 'dot')}"
         curves = np.concatenate([centred(slice)[0] for slice in shown])
         behind = "the first" if compared else f"step {first.get('step', '?')}"
         grey = f"grey: {behind}" if len(shown) > 1 else ""
-        last = listed(count, grey, line_remark(curves, -scale.limit, scale.limit))
+        last = comma_joined(count, grey, line_remark(curves, -scale.limit, scale.limit))
     write_header(
-        figure, what, [listed(normalization_words(shared), probe_words(shared)), meaning, last]
+        figure, what, [comma_joined(normalization_text(shared), probe_text(shared)), meaning, last]
     )

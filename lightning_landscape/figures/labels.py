@@ -71,7 +71,7 @@ def axis_label(name: str, norms: tuple[float, float] | None) -> str:
     return f"{label} (1 = norm {shortest if shortest == longest else f'{shortest} to {longest}'})"
 
 
-def difference_words(film: Sequence[Slice], mark: str) -> str:
+def difference_text(film: Sequence[Slice], mark: str) -> str:
     """Returns 'loss minus loss at the cross': what was subtracted in the frames of a film."""
     known = [math.isfinite(center_of(slice)) for slice in film]
     if all(known):
@@ -92,7 +92,7 @@ def directions_line(metadata: Mapping[str, Any], count: int) -> str:
     return f"{line} ({states[0]})" if len(states) == count and len(set(states)) == 1 else line
 
 
-def normalization_words(metadata: Mapping[str, Any]) -> str:
+def normalization_text(metadata: Mapping[str, Any]) -> str:
     """Returns 'filter-normalised'."""
     if "normalization" not in metadata:
         return ""
@@ -100,7 +100,7 @@ def normalization_words(metadata: Mapping[str, Any]) -> str:
     return "not normalised" if kind in (None, "", "none") else f"{kind}-normalised"
 
 
-def probe_words(metadata: Mapping[str, Any]) -> str:
+def probe_text(metadata: Mapping[str, Any]) -> str:
     """Returns '512 examples in train mode'."""
     samples, mode = metadata.get("probe_samples"), metadata.get("probe_mode")
     words = [] if samples is None else [f"{samples} examples"]
@@ -109,16 +109,16 @@ def probe_words(metadata: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def listed(*parts: str) -> str:
+def comma_joined(*parts: str) -> str:
     """Returns the parts that are not empty, with commas."""
     return ", ".join(filter(None, parts))
 
 
-def agreed(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def common_metadata(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the metadata that all slices of a picture share.
 
     Example:
-        >>> agreed([{"step": 1, "seed": 0}, {"step": 2, "seed": 0}])
+        >>> common_metadata([{"step": 1, "seed": 0}, {"step": 2, "seed": 0}])
         {'seed': 0}
     """
     first, *others = metadata
@@ -129,7 +129,7 @@ def agreed(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def counted_words(count: int, kind: str) -> str:
+def count_title(count: int, kind: str) -> str:
     """Returns 'Loss on 3 planes, one scale'."""
     return f"Loss on {count} {kind}s, one scale" if count != 1 else f"Loss on one {kind}"
 

@@ -27,23 +27,23 @@ from lightning_landscape.figures.data import (
     centred,
     check_slice,
     losses_of,
-    sizes,
+    nonzero_magnitudes,
     validation_of,
 )
 from lightning_landscape.figures.figure_checks import check_names, check_scale
 from lightning_landscape.figures.labels import (
     TIMES,
     axis_label,
-    counted_words,
+    comma_joined,
+    count_title,
     direction_names,
     direction_norms,
     directions_line,
     legend_name,
-    listed,
     norm_ranges,
-    normalization_words,
+    normalization_text,
     number,
-    probe_words,
+    probe_text,
     step_and_loss,
 )
 from lightning_landscape.figures.scale import OUTLIER, ColorScale
@@ -130,10 +130,10 @@ def draw_lines(
     title, small = _header(lines)
     if names is not None:
         steps = {_step(line) for line in lines}
-        title = counted_words(len(lines), "line")
+        title = count_title(len(lines), "line")
         if len(steps) == 1 and "?" not in steps and all("reference" in s.metadata for s in lines):
             title = f"step {steps.pop()}"
-    small += [*_validation_words(dashed), *_update_words(lines), *_reference_words(lines)]
+    small += [*_validation_text(dashed), *_update_text(lines), *_reference_text(lines)]
     entries = len(lines) if len(lines) > 1 or names is not None else 0
     # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
     legend = HEADER + PITCH * (len(small) + 1)
@@ -272,7 +272,7 @@ def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
     for line in lines:
         difference, reference = centred(line)
         finite = difference[np.isfinite(difference)]
-        size = sizes(difference)
+        size = nonzero_magnitudes(difference)
         # Rounding alone must not fill the chart.
         least = 1e-4 * abs(reference) or 1e-4
         bound = max(OUTLIER * float(np.median(size)) if size.size else 0.0, least)
@@ -323,7 +323,7 @@ def _span(lines: Sequence[Slice]) -> tuple[float, float]:
 def _name(index: int, lines: Sequence[Slice]) -> str:
     """Returns what tells a line from the others: step, direction, probe, length of a unit."""
     line = lines[index]
-    name = listed(
+    name = comma_joined(
         f"step {_step(line)}" if _differ(lines, _step) else "",
         _direction(line) if _differ(lines, _direction) else "",
         _state(line) if _differ(lines, _direction) and _differ(lines, _state) else "",
@@ -352,7 +352,7 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     else:
         title = step_and_loss(first, lines[0].center_loss)
     words = {
-        (directions_line(line.metadata, 1), normalization_words(line.metadata), _probe(line))
+        (directions_line(line.metadata, 1), normalization_text(line.metadata), _probe(line))
         for line in lines
     }
     # For each of the three: what all slices say, or nothing.
@@ -363,20 +363,20 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
         states = {_state(line) for line in lines}
         directions = f"directions {states.pop()}" if len(states) == 1 and "" not in states else ""
     if "median_of" in first:
-        directions = listed(first["median_of"], directions.rpartition("(")[2].rstrip(")"))
-    return title, [line for line in (directions, listed(kind, probe)) if line]
+        directions = comma_joined(first["median_of"], directions.rpartition("(")[2].rstrip(")"))
+    return title, [line for line in (directions, comma_joined(kind, probe)) if line]
 
 
-def _validation_words(dashed: Sequence[Slice | None]) -> list[str]:
+def _validation_text(dashed: Sequence[Slice | None]) -> list[str]:
     """Says what the dashed curves are."""
     known = [line for line in dashed if line is not None]
     if not known:
         return []
     loss = f" {number(known[0].center_loss)}" if not _differ(known, _center) else ""
-    return [f"dashed: validation loss{loss}, {probe_words(known[0].metadata)}"]
+    return [f"dashed: validation loss{loss}, {probe_text(known[0].metadata)}"]
 
 
-def _update_words(lines: Sequence[Slice]) -> list[str]:
+def _update_text(lines: Sequence[Slice]) -> list[str]:
     """Says how long the optimizer's last step was, and how much too long."""
     for line in lines:
         known = line.metadata.get("update")
@@ -394,7 +394,7 @@ def _update_words(lines: Sequence[Slice]) -> list[str]:
     return []
 
 
-def _reference_words(lines: Sequence[Slice]) -> list[str]:
+def _reference_text(lines: Sequence[Slice]) -> list[str]:
     """Says what the ends are, and the barrier above the grey line."""
     for line in lines:
         if "reference" in line.metadata:
@@ -430,7 +430,7 @@ def _norm(line: Slice) -> float | None:
 
 
 def _probe(line: Slice) -> str:
-    return probe_words(line.metadata)
+    return probe_text(line.metadata)
 
 
 def _step(line: Slice) -> Any:
@@ -447,4 +447,4 @@ def line_remark(losses: NDArray[Any], low: float, high: float) -> str:
         remarks.append(f"▼ < {number(low)}, down to {number(float(finite.min()))}")
     if finite.size < losses.size:
         remarks.append(f"{TIMES} not finite")
-    return listed(*remarks)
+    return comma_joined(*remarks)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_landscape.figures.canvas import INK
-from lightning_landscape.figures.labels import listed, number
+from lightning_landscape.figures.labels import comma_joined, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def draw_path(axes: Axes, path: Path) -> None:
         )  # fmt: skip
 
 
-def path_words(
+def path_text(
     path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]
 ) -> list[str]:
     """Says where the path starts, how much of it is seen, and what lies outside."""
@@ -73,7 +73,7 @@ def path_words(
     moved = np.isfinite(path.explained).all()
     return [
         f"path (■ step {path.first}): {variance if moved else 'the weights have not moved'}",
-        listed(
+        comma_joined(
             "dots: dark in the plane, pale off it",
             f"{outside} of {len(x)} outside" if outside and not absent else "",
             f"{outside + absent} of {len(x)} not shown" if absent else "",

@@ -33,18 +33,18 @@ from lightning_landscape.figures.figure_checks import check_scale
 from lightning_landscape.figures.labels import (
     MINUS,
     axis_label,
-    difference_words,
+    comma_joined,
+    difference_text,
     direction_names,
     direction_norms,
     directions_line,
-    listed,
     norm_ranges,
-    normalization_words,
+    normalization_text,
     number,
-    probe_words,
+    probe_text,
     step_and_loss,
 )
-from lightning_landscape.figures.path import draw_path, path_of, path_words
+from lightning_landscape.figures.path import draw_path, path_of, path_text
 from lightning_landscape.figures.scale import ColorScale
 
 if TYPE_CHECKING:
@@ -134,11 +134,11 @@ def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure
         step_and_loss(slice.metadata, slice.center_loss),
         [
             directions_line(first, 2),
-            listed(normalization_words(first), probe_words(first)),
-            f"colour: {difference_words(film, 'cross')}",
-            "" if validation is None else _validation_words(validation),
-            *([] if path is None else path_words(path, axes.get_xlim(), axes.get_ylim())),
-            listed("" if to_scale else "not to scale", remarks(film)),
+            comma_joined(normalization_text(first), probe_text(first)),
+            f"colour: {difference_text(film, 'cross')}",
+            "" if validation is None else _validation_text(validation),
+            *([] if path is None else path_text(path, axes.get_xlim(), axes.get_ylim())),
+            comma_joined("" if to_scale else "not to scale", remarks(film)),
         ],
     )
     return figure
@@ -170,7 +170,7 @@ def remarks(film: Sequence[Slice]) -> str:
         for slice, ground in zip(film, grounds, strict=True)
     ):
         found.append("flat")
-    return listed(*found)
+    return comma_joined(*found)
 
 
 def cell_edges(centers: NDArray[Any]) -> NDArray[Any]:
@@ -231,10 +231,10 @@ def _clear_places(
     return places
 
 
-def _validation_words(validation: Slice) -> str:
+def _validation_text(validation: Slice) -> str:
     """Says what the contour lines are."""
     known = validation.metadata
-    probe = listed(
+    probe = comma_joined(
         "" if known.get("probe_samples") is None else f"{known['probe_samples']} examples",
         "" if known.get("probe_mode") is None else f"{known['probe_mode']} mode",
     )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import SymLogNorm
 
-from lightning_landscape.figures.data import HUGE, ROUNDING, centred, check_slice, sizes
+from lightning_landscape.figures.data import (
+    HUGE,
+    ROUNDING,
+    centred,
+    check_slice,
+    nonzero_magnitudes,
+)
 
 if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
@@ -73,7 +79,7 @@ class ColorScale:
         """Chooses a scale, with room for later frames if it is for a film."""
         check_slice("ColorScale.from_slice(slice=...)", slice)
         difference, reference = centred(slice)
-        size = sizes(difference)
+        size = nonzero_magnitudes(difference)
         largest = min(float(size.max()), OUTLIER * float(np.median(size))) if size.size else 0.0
         reach = max(4 * largest, min(abs(reference), 100 * largest)) if film else largest
         if largest <= ROUNDING * abs(reference):

@@ -1,4 +1,4 @@
-"""The loss between two or three sets of weights, and the barrier between them."""
+"""The loss between two or three sets of weights, and the loss barrier (mode connectivity)."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def line_between(
     metadata: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Slice:
-    r"""The loss on the straight way ``w(t) = (1 - t) start + t end``, t from 0 to 1.
+    r"""The loss on the line segment ``w(t) = (1 - t) start + t end``, t from 0 to 1.
 
     Args:
         objective: the loss.
-        start: weights, name -> tensor; a whole state dict will do.
-        end: the other end; ``None``: the objective's weights now.
-        resolution: points, at least 2, both ends among them.
-        metadata: kept in the result, beside ``norms``, the distance between the ends.
-        progress: on a terminal show how far it is, with the time left, if it takes long.
+        start: weights, name -> tensor; a full state dict is accepted.
+        end: the other end; ``None``: the current weights of the objective.
+        resolution: number of points, at least 2, including both ends.
+        metadata: stored in the result, next to ``norms``, the distance between the ends.
+        progress: show a progress bar on a terminal if the computation takes long.
 
     Returns:
         A line whose coordinate is ``t - 1``: -1 at ``start``, 0 at ``end``.
 
     Raises:
-        ValueError: parameters are missing, or of another shape.
+        ValueError: a parameter is missing, or has another shape.
 
-    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+    Cost: one forward per point.  The weights are restored bit for bit.
 
     Source: Goodfellow et al., Qualitatively characterizing neural network optimization problems,
     ICLR 2015.
@@ -62,7 +62,7 @@ def line_between(
     check_objective(objective, "params", "losses_at")
     check_count("", "resolution", resolution, 2)
     check_metadata(metadata)
-    from_start = displacement(objective, start, "start")
+    from_start = displacement_to(objective, start, "start")
     x = np.linspace(-1.0, 0.0, resolution)
     points: list[tuple[float, ...]]
     if end is None:
@@ -70,7 +70,7 @@ def line_between(
         moves, points = [from_start], [(float(-a),) for a in x[:-1]]
         length = norm(from_start)
     else:
-        from_end = displacement(objective, end, "end")
+        from_end = displacement_to(objective, end, "end")
         moves, points = [from_start, from_end], [(float(-a), float(1 + a)) for a in x]
         length = norm({name: from_end[name] - from_start[name] for name in from_end})
     losses = losses_with_progress(objective, moves, points, progress).tolist()
@@ -89,8 +89,8 @@ def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> flo
             below 0; ``"mean"``: ``max_t L(t) - (L(0) + L(1)) / 2`` (Frankle et al. 2020).
 
     Returns:
-        The barrier in units of the loss.  Infinite where a loss on the way is; NaN where one is NaN
-        or an end is not finite.
+        The barrier in units of the loss.  Infinite if a loss on the line is infinite; NaN if one is
+        NaN or the loss at an end is not finite.
 
     Raises:
         ValueError: the slice is a plane.
@@ -116,12 +116,12 @@ def loss_barrier(line: Slice, ends: Literal["linear", "mean"] = "linear") -> flo
     below = (1 - t) * first + t * last if ends == "linear" else (first + last) / 2
     height = losses - below
     if ends == "linear":
-        height[[0, -1]] = 0.0  # by definition, whatever the rounding
+        height[[0, -1]] = 0.0  # exactly, without rounding
     return float(height.max())
 
 
 class NoPlane(ValueError):
-    """Three points that lie on one line."""
+    """The three points lie on one line and span no plane."""
 
 
 def plane_through(
@@ -134,25 +134,25 @@ def plane_through(
     metadata: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Slice:
-    r"""The loss on the plane through the weights now and two other points.
+    r"""The loss on the plane through the current weights and two other points.
 
-    The directions are orthonormal: x points from the weights now to ``second``, y is what is left
-    of the way to ``third``.  So coordinates are distances in weight space.
+    The directions are orthonormal (Gram-Schmidt): x points from the current weights to ``second``,
+    y is the part of ``third`` orthogonal to x.  Coordinates are distances in weight space.
 
     Args:
         objective: the loss.
-        second: weights, name -> tensor; a whole state dict will do.
+        second: weights, name -> tensor; a full state dict is accepted.
         third: weights, as ``second``.
         resolution: points along each axis, at least 2.
-        margin: how far the plane goes beyond the three points, in widths of what they span.
-        metadata: kept in the result; ``points`` holds ``name``, ``x`` and ``y`` of the three.
-        progress: on a terminal show how far it is, with the time left, if it takes long.
+        margin: how far the plane extends beyond the three points, as a fraction of their extent.
+        metadata: stored in the result; ``points`` holds ``name``, ``x`` and ``y`` of the three.
+        progress: show a progress bar on a terminal if the computation takes long.
 
     Raises:
-        ValueError: an argument out of its range; parameters are missing or of another shape.
-        NoPlane: the three lie on one line, as two that are the same do; a ``ValueError`` too.
+        ValueError: an argument is out of range; a parameter is missing or has another shape.
+        NoPlane: the three points lie on one line (two equal points do); a ``ValueError``.
 
-    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+    Cost: one forward per point.  The weights are restored bit for bit.
 
     Source: Garipov et al., Loss surfaces, mode connectivity, and fast ensembling of DNNs,
     NeurIPS 2018, section 3.
@@ -161,10 +161,10 @@ def plane_through(
     check_number("", "margin", margin, "a finite number >= 0", lambda x: 0.0 <= x < np.inf)
     check_count("", "resolution", resolution, 2)
     check_metadata(metadata)
-    u = displacement(objective, second, "second")
-    v = displacement(objective, third, "third")
+    u = displacement_to(objective, second, "second")
+    v = displacement_to(objective, third, "third")
     width = norm(u)
-    # What is left over of a point on the line is the rounding of its weights.
+    # The orthogonal part of a point on the line is the rounding error of its weights.
     eps = max(torch.finfo(p.dtype).eps for p in objective.params.values())
     size = norm({name: p.detach() for name, p in objective.params.items()}) + norm(v)
     rounding = 4 * eps * size
@@ -176,8 +176,8 @@ def plane_through(
     height = norm(across)
     if not (width > rounding and height > rounding):
         raise NoPlane(
-            f"second and third lie on one line with the weights now (at distances {width:.3g} and "
-            f"{norm(v):.3g}): expected three points that span a plane"
+            f"second and third lie on one line with the current weights (at distances {width:.3g} "
+            f"and {norm(v):.3g}): expected three points that span a plane"
         )
     corners = {"weights": (0.0, 0.0), "second": (width, 0.0), "third": (along, height)}
     spans = []
@@ -198,8 +198,8 @@ def plane_through(
     )
 
 
-def displacement(objective: Objective, weights: Vector, argument: str) -> dict[str, Tensor]:
-    """``weights`` less the weights now, over the objective's parameters."""
+def displacement_to(objective: Objective, weights: Vector, argument: str) -> dict[str, Tensor]:
+    """``weights`` minus the current weights, over the objective's parameters."""
     moves = {}
     for name, there in select_weights(argument, weights, objective.params).items():
         now = objective.params[name].detach()
@@ -209,10 +209,10 @@ def displacement(objective: Objective, weights: Vector, argument: str) -> dict[s
 
 
 def select_weights(argument: str, weights: Vector, params: Vector) -> dict[str, Tensor]:
-    """Those of ``weights`` that ``params`` names.
+    """The entries of ``weights`` that belong to ``params``.
 
     Raises:
-        ValueError: some are missing, or of another shape.
+        ValueError: one is missing, or has another shape.
     """
     check_mapping(
         "", argument, weights, "a mapping from parameter name to tensor, e.g. a state dict"
@@ -220,8 +220,8 @@ def select_weights(argument: str, weights: Vector, params: Vector) -> dict[str, 
     missing = [name for name in params if not isinstance(weights.get(name), Tensor)]
     if missing:
         raise ValueError(
-            f"{argument} holds no parameter {_few(missing)}: expected all that are measured, it has "
-            f"{_few(list(weights))}"
+            f"{argument} holds no parameter {_few(missing)}: expected all that are measured, it "
+            f"has {_few(list(weights))}"
         )
     for name, parameter in params.items():
         if weights[name].shape != parameter.shape:
@@ -233,5 +233,5 @@ def select_weights(argument: str, weights: Vector, params: Vector) -> dict[str, 
 
 
 def _few(names: list[str]) -> str:
-    told = ", ".join(map(repr, names[:4])) or "nothing"
-    return f"{told} and {len(names) - 4} more" if len(names) > 4 else told
+    first = ", ".join(map(repr, names[:4])) or "nothing"
+    return f"{first} and {len(names) - 4} more" if len(names) > 4 else first
