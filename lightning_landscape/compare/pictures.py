@@ -16,7 +16,7 @@ from lightning_landscape.figures import (
 from lightning_landscape.figures.curves import MOST
 from lightning_landscape.figures.data import check_slice, evenly
 from lightning_landscape.geometry.slices import Slice
-from lightning_landscape.report import words
+from lightning_landscape.report.chart_texts import scalar_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ class Pictures:
                 ]
                 for name, known in series.items()
             }
-            title, reading = words.of_scalar(key)
+            title, reading = scalar_text(key)
             self._draw(
                 key,
                 lambda h=histories, k=key: curves_figure(h, k, groups=groups or None),  # type: ignore[misc]

@@ -114,11 +114,11 @@ _ON_THE_WAY = {
 OTHER = "A value that was logged at these steps."
 
 
-def of_scalar(key: str) -> tuple[str, str]:
+def scalar_text(key: str) -> tuple[str, str]:
     """A title and how to read the values of a key; of one that is not known the key itself.
 
     Example:
-        >>> of_scalar("interpolation/init_barrier")[0], of_scalar("mine/x")[0]
+        >>> scalar_text("interpolation/init_barrier")[0], scalar_text("mine/x")[0]
         ('Loss barrier (init)', 'mine/x')
     """
     prefix, _, name = key.rpartition("/")
@@ -131,7 +131,7 @@ def of_scalar(key: str) -> tuple[str, str]:
     return key, OTHER
 
 
-def of_slices(kind: str, planes: bool) -> str:
+def slices_text(kind: str, planes: bool) -> str:
     """How to read the lines or planes of a kind, such as ``landscape-line``."""
     if kind.startswith("interpolation-"):
         return INTERPOLATED_PLANE if planes else INTERPOLATED_LINE

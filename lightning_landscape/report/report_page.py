@@ -16,7 +16,7 @@ from lightning_landscape.figures import (
 from lightning_landscape.figures.labels import number
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
-from lightning_landscape.report import words
+from lightning_landscape.report.chart_texts import DENSITY, scalar_text, slices_text
 from lightning_landscape.report.charts import Curve, Point, chart
 from lightning_landscape.report.frame import asset, document, embedded, section
 from lightning_landscape.report.run import FRAMES, Film, Run, is_number
@@ -160,7 +160,7 @@ def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
         curves.append(Curve(f"{prefix}/edge", series[f"{prefix}/edge"]))
     if last == "train_loss" and f"{prefix}/val_loss" in series:
         curves.append(Curve(f"{prefix}/val_loss", series[f"{prefix}/val_loss"]))
-    title, reading = words.of_scalar(key)
+    title, reading = scalar_text(key)
     drawn = chart(title, curves, reference=1.0 if last.endswith("edge_ratio") else None)
     legend = "".join(
         f'<span class="key k{index}">{escape(curve.name)}</span>'
@@ -208,10 +208,10 @@ def _film(run: Run, film: Film) -> str:
 def _drawing(film: Film) -> tuple[Callable[[Any, int], Figure], str]:
     first = next(iter(film.frames.values()))
     if isinstance(first, SpectralDensity):
-        return lambda frame, step: density_figure(frame, metadata={"step": step}), words.DENSITY
+        return lambda frame, step: density_figure(frame, metadata={"step": step}), DENSITY
     scale = _scale(film)
     planes = len(first[0].coordinates) == 2
-    reading = words.of_slices(film.kind, planes)
+    reading = slices_text(film.kind, planes)
     if planes:
         return lambda frame, step: plane_figure(frame[0], scale=scale), reading
     return lambda frame, step: line_figure(frame, scale=scale), reading
