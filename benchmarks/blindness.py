@@ -77,14 +77,14 @@ def _set(**values: float) -> AbstractContextManager[Any]:
 def _no_search() -> Iterator[None]:
     """Nothing outside the Krylov space of the kept vectors."""
     nothing = mock.patch.object(lanczos.Start, "search", lambda start, _: 0 * start.random(0))
-    with nothing, _set(UNKNOWN=0.0):
+    with nothing, _set(RESIDUAL_MARGIN=0.0):
         yield
 
 
 SAFEGUARDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "warm-start": _cold,
     "search": _no_search,
-    "reach": partial(_set, UNKNOWN=0.0),  # of the residuals of pairs that may hide something
+    "reach": partial(_set, RESIDUAL_MARGIN=0.0),  # of the residuals of pairs that may hide something
     "random": partial(_set, _RANDOM=1e-9),
     "gradient": partial(_set, _HINT=0.0),
 }

@@ -436,7 +436,7 @@ GUARDS = [
     Guard(
         "an ascent from the eigenvectors, both ways",
         "geometry/ascent.py",
-        "yield self.farthest(-v)",
+        "yield self.ball_maximizer(-v)",
         "pass",
         "tests/geometry/test_worst_case.py -k higher_side",
     ),
@@ -457,7 +457,7 @@ GUARDS = [
     Guard(
         "settled takes a place of rest",
         "geometry/ascent.py",
-        "self.promise(end.u, slope) <= _AT_REST * end.height",
+        "self.linear_gain(end.u, slope) <= _AT_REST * end.height",
         "True",
         "tests/geometry/test_worst_case.py -k come_to_rest",
     ),

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lightning_landscape.geometry.ascent import Ascent, End, largest_rise
+from lightning_landscape.geometry.ascent import Ascent, Endpoint, largest_rise
 from lightning_landscape.geometry.eigen import top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sam import sam_sharpness
@@ -93,8 +93,8 @@ def test_a_long_climb_between_eigenvalues_that_nearly_agree():
     values = torch.tensor([1.0, 0.998], dtype=F64)
     objective = Objective(lambda: (values * w**2).sum() / 2, {"w": w})
     ascent = Ascent(objective, torch.ones_like(w), 1.0, "l2")
-    start = ascent.farthest(normal(2))
-    found = ascent.climb(End(ascent.rise(start), start), 2.0, 4000)
+    start = ascent.ball_maximizer(normal(2))
+    found = ascent.climb(Endpoint(ascent.rise(start), start), 2.0, 4000)
     assert found.height == pytest.approx(0.5, rel=1e-6)
     assert objective.gradients > 1000
     assert objective.forwards <= objective.gradients + 2  # no point tried in vain
@@ -353,12 +353,12 @@ def test_not_settled_before_the_ascent_has_come_to_rest():
     objective = Objective(lambda: problem.loss() * 1.0, problem.params, check_deterministic=False)
     ascent = Ascent(objective, torch.ones(3, dtype=F64), 1.0, "l2")
     top = float(ascent.top(3).eigenvalues[0])
-    best = ascent.farthest(ascent.gradient)
+    best = ascent.ball_maximizer(ascent.gradient)
     for _ in range(200):
-        best = ascent.farthest(ascent.slope(best))
-    assert ascent.settled(End(ascent.rise(best), best), top)
-    for short in (0.9 * best, ascent.farthest(best + torch.tensor([0.0, 0.5, 0.5], dtype=F64))):
-        assert not ascent.settled(End(ascent.rise(short), short), top)
+        best = ascent.ball_maximizer(ascent.slope(best))
+    assert ascent.settled(Endpoint(ascent.rise(best), best), top)
+    for short in (0.9 * best, ascent.ball_maximizer(best + torch.tensor([0.0, 0.5, 0.5], dtype=F64))):
+        assert not ascent.settled(Endpoint(ascent.rise(short), short), top)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
