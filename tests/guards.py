@@ -69,7 +69,7 @@ LOGGERS = "training/loggers.py"
 PUBLISHER = "training/publisher.py"
 LOSS = "geometry/objective.py"
 BATCHES = "geometry/batches.py"
-REDUCTION = "geometry/process_mean.py"
+PROCESS_MEAN = "geometry/process_mean.py"
 MEMORY = "geometry/memory.py"
 MEANS = "training/means.py"
 OFFLINE = "measure/offline.py"
@@ -303,7 +303,7 @@ GUARDS = [
     Guard(
         "what a residual may hide is looked for",
         "geometry/lanczos.py",
-        "reach = values + UNKNOWN * space.lengths",
+        "reach = values + RESIDUAL_MARGIN * space.lengths",
         "reach = values.clone()",
         f"{SEARCH} -k 'jumps or rises'",
     ),
@@ -566,7 +566,7 @@ GUARDS = [
         "torch._foreach_copy_(live, base)",
         "pass",
         WEIGHTS,
-        within="Weights.displaceable",
+        within="MovableWeights.displaceable",
     ),
     Guard(
         "graphs of other weights",
@@ -677,7 +677,7 @@ GUARDS = [
     Guard(
         "gradients that are subtracted in full float32",
         BATCHES,
-        "stack.enter_context(full_float32())  # finite differences are made of such",
+        "stack.enter_context(full_float32())  # for finite differences",
         "pass",
         f"{KERNELS} -k as_precise",
     ),
@@ -711,7 +711,7 @@ GUARDS = [
         "dtype=torch.float32)",
         "tests/geometry/test_default_device.py -k Lanczos",
     ),
-    # -- second derivatives that are written out
+    # -- explicit second derivatives
     Guard(
         "those of a loss are used",
         OPERATION,
@@ -774,13 +774,13 @@ GUARDS = [
     Guard(
         "kernels come back when the products are made",
         BATCHES,
-        "self._held = None",
+        "self._active_loss = None",
         "pass",
         "tests/geometry/test_products.py -k fault",
         within="Batches.products",
     ),
     Guard(
-        "no third derivative of what was written out",
+        "no third derivative of an explicit second one",
         OPERATION,
         "if torch.is_grad_enabled():",
         "if False:",
@@ -865,7 +865,7 @@ GUARDS = [
     ),
     Guard(
         "processes that go smaller together",
-        REDUCTION,
+        PROCESS_MEAN,
         'return "starved" if out_of_memory(fault) else "failed"',
         'return "failed"',
         GRAPHS,
@@ -895,11 +895,11 @@ GUARDS = [
     # -- several processes
     Guard(
         "a reduction that carries a fault",
-        REDUCTION,
+        PROCESS_MEAN,
         "except Exception as error:  # every process must reach the reduction below",
         "except ZeroDivisionError as error:",
         "tests/geometry/test_process_mean.py",
-        within="Reduction.mean",
+        within="ProcessMean.mean",
     ),
     Guard(
         "processes that meet before they exchange",

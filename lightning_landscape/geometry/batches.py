@@ -22,7 +22,10 @@ from lightning_landscape.geometry.kernels import (
     saved_dtypes,
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
-from lightning_landscape.geometry.second_derivatives import Loss, explicit_second_derivatives
+from lightning_landscape.geometry.second_derivatives import (
+    LossState,
+    explicit_second_derivatives,
+)
 from lightning_landscape.geometry.vectors import flat_dtype, real
 from lightning_landscape.geometry.weights import ParameterTensors
 
@@ -63,8 +66,8 @@ class Batches:
         self.cudnn = True
         self.forward_needs_grad = False
         self._kernels_are_plain = False
-        self._held: Loss | None = None
-        self._held_for = True  # cudnn
+        self._active_loss: LossState | None = None
+        self._active_cudnn = True
         # What the first product came by: sums, to be taken by the caller.
         self.known_loss: Tensor | None = None
         self.known_gradient: Tensor | None = None
@@ -125,17 +128,17 @@ class Batches:
     def products(self) -> Iterator[None]:
         """Around many products: the kernels are exchanged once, and not for each of them."""
         with self._twice_differentiable() as loss:
-            self._held, self._held_for = loss, self.cudnn
+            self._active_loss, self._active_cudnn = loss, self.cudnn
             try:
                 yield
             finally:
-                self._held = None
+                self._active_loss = None
 
     @contextlib.contextmanager
-    def _twice_differentiable(self) -> Iterator[Loss]:
-        """Kernels that have a second derivative, and those that are written out."""
-        if self._held is not None and self._held_for == self.cudnn:
-            yield self._held
+    def _twice_differentiable(self) -> Iterator[LossState]:
+        """Kernels with a second derivative, explicit ones included."""
+        if self._active_loss is not None and self._active_cudnn == self.cudnn:
+            yield self._active_loss
             return
         with plain_kernels(self.cudnn), explicit_second_derivatives() as loss:
             yield loss
@@ -376,14 +379,14 @@ class Batches:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             if create_graph:
-                progress = stack.enter_context(self._twice_differentiable())
-                progress.evaluated = False
+                state = stack.enter_context(self._twice_differentiable())
+                state.evaluated = False
             else:
                 stack.enter_context(plain_kernels(self.cudnn))
-                stack.enter_context(full_float32())  # finite differences are made of such
+                stack.enter_context(full_float32())  # for finite differences
             loss = _differentiable(fn())
             if create_graph:
-                progress.evaluated = True
+                state.evaluated = True
             with translate_double_backward_errors() if create_graph else contextlib.nullcontext():
                 gradient = torch.autograd.grad(
                     loss,

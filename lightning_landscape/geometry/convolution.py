@@ -1,4 +1,4 @@
-"""Convolutions, twice differentiated by the kernels of their first derivatives."""
+"""Convolutions whose second derivative uses the kernels of the first."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _Size = int | Sequence[int]
 class Convolution(ExplicitOperation):
     """``y = x * w + b``, bilinear in ``(x, w)``; transposed, grouped and dilated ones too.
 
-    torch's second derivative takes convolutions whose kernel is as large as an image, and a loop
-    over groups.
+    torch's own second derivative runs convolutions with kernels as large as the image, in a loop
+    over the groups.
     """
 
     def __init__(self, *settings: Any) -> None:
@@ -41,15 +41,15 @@ class Convolution(ExplicitOperation):
         x, weight, _ = inputs
         return self._backward(grad, x, weight, needs)
 
-    def second(
+    def second_derivative(
         self,
         cotangents: Tensors,
         grad: Tensor,
         inputs: Inputs,
-        summary: tuple[Tensor, ...],
+        sums: tuple[Tensor, ...],
         needs: Sequence[bool],
     ) -> Tensors:
-        """The gradient ``(w^T g, x^T g, sum g)`` is bilinear: three products of the same kind."""
+        """The gradient ``(w^T g, x^T g, sum g)`` is bilinear: its derivatives are convolutions."""
         along_x, along_weight, along_bias = cotangents
         x, weight, _ = inputs
         by_grad = by_x = by_weight = None
@@ -66,8 +66,8 @@ class Convolution(ExplicitOperation):
             by_grad = along_bias.view(-1, *[1] * (grad.dim() - 2)).expand_as(grad)
         return by_grad, by_x, by_weight, None
 
-    def plain(self, inputs: Inputs) -> Tensor:
-        """torch's own third derivative is right."""
+    def decomposed(self, inputs: Inputs) -> Tensor:
+        """The convolution itself: torch's third derivative of it is correct."""
         return self.value(inputs)
 
     def _convolve(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -92,7 +92,7 @@ def convolution(
     dilation: _Size = 1,
     groups: int = 1,
 ) -> BoundOperation | None:
-    """Takes the arguments of ``torch.conv1d`` to ``conv3d``."""
+    """Bind the arguments of ``torch.conv1d`` to ``conv3d``."""
     none = [0] * (weight.dim() - 2)
     return _convolution(input, weight, bias, stride, padding, dilation, False, none, groups)
 
@@ -107,7 +107,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: _Size = 1,
 ) -> BoundOperation | None:
-    """Takes the arguments of ``torch.conv_transpose1d`` to ``conv_transpose3d``."""
+    """Bind the arguments of ``torch.conv_transpose1d`` to ``conv_transpose3d``."""
     rest = (dilation, True, output_padding, groups)
     return _convolution(input, weight, bias, stride, padding, *rest)
 
@@ -123,7 +123,9 @@ def _convolution(
     output_padding: _Size,
     groups: int,
 ) -> BoundOperation | None:
-    if not (transposed or is_large_enough(x)):  # torch refuses some of the transposed ones
+    if not (
+        transposed or is_large_enough(x)
+    ):  # torch cannot differentiate some transposed ones twice
         return None
     if x.dim() != weight.dim() or isinstance(padding, str) or not supports(x, weight, bias):
         return None

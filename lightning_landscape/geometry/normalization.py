@@ -1,17 +1,17 @@
-"""Batch and instance norm, twice differentiated in few passes; three times, as layer norm, rightly.
+"""Normalizations: explicit second derivatives of batch and instance norm, correct third ones of all.
 
-All have ``y = w xhat + b`` with ``xhat = r (x - mean)``, ``r = (var + eps)^-1/2`` over some group
-of entries.  With ``<>`` the mean over a group, ``P u = u - <u> - xhat <u xhat>`` and a gradient
-``g`` that arrives, the gradients are ``G = r P(w g)`` by ``x``, ``sum g xhat`` by ``w`` and
-``sum g`` by ``b``.  Where ``w`` is one number per group, their products with cotangents
-``c, c_w, c_b`` have the derivatives
+All compute ``y = w xhat + b`` with ``xhat = r (x - mean)``, ``r = (var + eps)^-1/2`` over a group
+of entries.  With ``<>`` the mean over a group, ``P u = u - <u> - xhat <u xhat>`` and
+``g = dL/dy``, the gradients are ``G = r P(w g)`` by ``x``, ``sum g xhat`` by ``w`` and ``sum g`` by
+``b``.  If ``w`` is one number per group, the inner product of these gradients with cotangents
+``c, c_w, c_b`` has the derivatives
 
     by g:  w r P c + c_w xhat + c_b
     by w:  sum g r P c
     by x:  r P(c_w g) - r <c xhat> G - r <w g xhat> r P c - r <c G> xhat
 
-and each ``r P u`` is what torch's kernel of the first derivative makes of ``u``.  (Of layer norm,
-torch's own takes no longer.)
+and torch's kernel of the first derivative computes each ``r P u``.  (For layer norm torch's own
+second derivative is as fast.)
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _aten = torch.ops.aten
 
 
 class BatchNorm(ExplicitOperation):
-    """A group is one channel over all examples, so ``w`` is one number per group.
+    """A group is one channel over all examples; ``w`` is one number per group.
 
-    In eval mode mean and variance are given, and ``P`` is the identity.
+    In eval mode mean and variance are constants, and ``P`` is the identity.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BatchNorm(ExplicitOperation):
         self._mean = self._r = torch.empty(0)
 
     def value(self, inputs: Inputs) -> Tensor:
-        """``y``; in train mode the running statistics move, as they do with torch's own."""
+        """``y``; in train mode the running statistics are updated, as torch does."""
         x, weight, bias = inputs
         result: tuple[Tensor, Tensor, Tensor] = _aten.native_batch_norm(
             x, weight, bias, *self._running, self._training, self._momentum, self._eps
@@ -67,19 +67,19 @@ class BatchNorm(ExplicitOperation):
         """By one kernel."""
         return self._backward(grad, inputs.x, inputs.weight, needs[0])
 
-    def summary(self, gradient: Tensors) -> tuple[Tensor, ...]:
-        """The sums of ``g xhat`` and of ``g``, one for each channel: those by weight and bias."""
+    def saved_sums(self, gradient: Tensors) -> tuple[Tensor, ...]:
+        """``sum g xhat`` and ``sum g`` of each channel: the gradients by weight and bias."""
         return tuple(t for t in gradient[1:] if t is not None) if self._training else ()
 
-    def second(
+    def second_derivative(
         self,
         cotangents: Tensors,
         grad: Tensor,
         inputs: Inputs,
-        summary: tuple[Tensor, ...],
+        sums: tuple[Tensor, ...],
         needs: Sequence[bool],
     ) -> Tensors:
-        """See above."""
+        """The formulas at the top of this file."""
         x, weight, _ = inputs
         c, c_weight, c_bias = cotangents
         r = self._r
@@ -102,16 +102,16 @@ class BatchNorm(ExplicitOperation):
         by_weight = self._sums(projected, grad)
         by_x = None
         if needs[1]:
-            # r P g is spelled out, or it would have to be kept beside g.
-            g_xhat, g_one = summary
+            # r P g is expanded, because saving it next to g would take memory.
+            g_xhat, g_one = sums
             of_grad = r * (c_w - w * r * c_xhat / count)
             of_xhat = -(of_grad * g_xhat + w * r * by_weight) / count
             by_x = self._combined(x, of_xhat, -of_grad * g_one / count)
             _add(_add(by_x, grad, of_grad), projected, -w * r * g_xhat / count)
         return by_grad, by_x, by_weight if needs[2] else None, None
 
-    def plain(self, inputs: Inputs) -> Tensor:
-        """``y``, the statistics functions of ``x``."""
+    def decomposed(self, inputs: Inputs) -> Tensor:
+        """``y``, with the statistics as functions of ``x``."""
         x, weight, bias = inputs
         if self._training:
             xhat = _normalized(x, [0, *range(2, x.dim())], self._eps)
@@ -129,7 +129,7 @@ class BatchNorm(ExplicitOperation):
         return torch.ones_like(self._r)
 
     def _combined(self, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-        """``slope xhat + constant``, numbers of each channel; by the kernel of ``y``, in a pass."""
+        """``slope xhat + constant``, one number per channel each; one pass, by the kernel of ``y``."""
         slope = slope * self._r
         constant = constant - slope * self._mean
         statistics = self._zeros, self._ones
@@ -137,7 +137,7 @@ class BatchNorm(ExplicitOperation):
         return found
 
     def _sums(self, a: Tensor, b: Tensor) -> Tensor:
-        """``sum a b`` of each channel, in a pass: what the gradient by ``w`` is made of."""
+        """``sum a b`` of each channel, in one pass, by the kernel of the gradient by ``w``."""
         statistics = (self._zeros, self._ones) * 2
         found: Tensor = _aten.native_batch_norm_backward(
             a, b, self._ones, *statistics, False, 0.0, [False, True, False]
@@ -163,7 +163,7 @@ class BatchNorm(ExplicitOperation):
 
 
 class LayerNorm(Operation):
-    """A group is one example, so ``w`` varies inside."""
+    """A group is one example; ``w`` varies within a group."""
 
     def __init__(self, shape: Sequence[int], eps: float) -> None:
         self._shape, self._eps = list(shape), eps
@@ -186,8 +186,8 @@ class LayerNorm(Operation):
         )
         return found
 
-    def plain(self, inputs: Inputs) -> Tensor:
-        """``y``, the statistics functions of ``x``."""
+    def decomposed(self, inputs: Inputs) -> Tensor:
+        """``y``, with the statistics as functions of ``x``."""
         x, weight, bias = inputs
         inside = list(range(-len(self._shape), 0))
         return _affine(_normalized(x, inside, self._eps), weight, bias)
@@ -204,11 +204,11 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> BoundOperation | None:
-    """Takes the arguments of ``torch.batch_norm``."""
+    """Bind the arguments of ``torch.batch_norm``."""
     running = running_mean, running_var
     if input.dim() < 2 or not supports(input, weight, bias, *running):
         return None
-    # torch says what is wrong without statistics, and with one value a channel.
+    # torch raises its own error where statistics are missing or a channel has a single value.
     if input.numel() <= input.shape[1] if training else any(t is None for t in running):
         return None
     return BoundOperation(BatchNorm(running, training, momentum, eps), Inputs(input, weight, bias))
@@ -225,7 +225,7 @@ def instance_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> BoundOperation | None:
-    """Takes the arguments of ``torch.instance_norm``: a batch norm of each example alone."""
+    """Bind the arguments of ``torch.instance_norm``: a batch norm of each example alone."""
     tracked = running_mean is not None or running_var is not None
     if tracked or not use_input_stats or input.dim() < 3 or not supports(input, weight, bias):
         return None
@@ -243,7 +243,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> BoundOperation | None:
-    """Takes the arguments of ``torch.layer_norm``."""
+    """Bind the arguments of ``torch.layer_norm``."""
     if not supports(input, weight, bias) or input.numel() == 0:
         return None
     return BoundOperation(LayerNorm(normalized_shape, eps), Inputs(input, weight, bias))

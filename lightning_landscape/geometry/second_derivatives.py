@@ -1,18 +1,19 @@
-"""Hessian-vector products at less cost, and of gradient penalties rightly.
+"""Explicit second derivatives of convolutions and normalizations.
 
-torch puts the second derivative of a convolution or a normalization together from general
-operations, with many passes over memory: 70 % of the time of a product with the Hessian of a
-residual network.  Written out, the product takes a sixth less, and a third less with BatchNorm in
-train mode.
+torch composes the second derivative of a convolution or a normalization from general operations
+that pass over memory many times: 70 % of the time of a Hessian-vector product of a residual
+network.  With explicit formulas a product takes a sixth less time, and a third less with BatchNorm
+in train mode.
 
-And torch's *third* derivatives of batch, instance and layer norm, which the Hessian of a loss with
-a gradient penalty needs, take the statistics for constants: silently wrong (by 34 to 39 % on small
-examples with torch 2.13).
+They are also needed for correctness: the Hessian of a loss with a gradient penalty contains *third*
+derivatives, and torch's own of batch, instance and layer norm treat the statistics as constants
+(errors of 34 to 39 % on small examples with torch 2.13).
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,53 +26,63 @@ from lightning_landscape.geometry.kernels import patch_attribute
 from lightning_landscape.geometry.normalization import batch_norm, instance_norm, layer_norm
 from lightning_landscape.geometry.operation import BoundOperation, apply
 
-# Where modules look the functions up, and what gives the operation, or None where it is torch's.
-_WRITTEN_OUT: Sequence[tuple[Any, str, Callable[..., BoundOperation | None]]] = (
+# The module in which a function is looked up, its name, and what binds its arguments to an
+# operation, or returns None where torch's own function has to be called.
+_EXPLICIT: Sequence[tuple[Any, str, Callable[..., BoundOperation | None]]] = (
     *((place, f"conv{n}d", convolution) for place in (torch, F) for n in (1, 2, 3)),
     *(
         (place, f"conv_transpose{n}d", transposed_convolution)
         for place in (torch, F)
         for n in (1, 2, 3)
     ),
-    # Those of torch.nn.functional end here.
+    # The functions of torch.nn.functional call these.
     (torch, "batch_norm", batch_norm),
     (torch, "instance_norm", instance_norm),
     (torch, "layer_norm", layer_norm),
 )
 
 
-class Loss:
-    """Whether the loss is there, or still being evaluated."""
+class LossState:
+    """Whether the loss has been evaluated, or is still being computed."""
 
     def __init__(self) -> None:
         self.evaluated = False
 
 
 @contextlib.contextmanager
-def explicit_second_derivatives() -> Iterator[Loss]:
-    """What follows uses the second derivatives that are written out.
+def explicit_second_derivatives() -> Iterator[LossState]:
+    """Use the explicit second derivatives inside this context.
 
-    The same values and gradients, by the same kernels (on CUDA by torch's own of batch norm instead
-    of cuDNN's).  A graph built meanwhile supports one gradient
-    with ``create_graph``, taken once the given loss ``evaluated``, and any number of products with
-    it; gradients with a graph that are taken earlier belong to a penalty inside the loss.
+    Values and gradients are the same, by the same kernels (on CUDA, batch norm uses torch's own
+    kernel instead of cuDNN's).  A graph built in this context supports one gradient with
+    ``create_graph``, taken after the yielded state is ``evaluated``, and any number of products on
+    that gradient.  Gradients with a graph that are taken earlier belong to a penalty inside the
+    loss.
     """
-    loss = Loss()
+    state = LossState()
     with contextlib.ExitStack() as stack:
-        for place, name, written in _WRITTEN_OUT:
-            patch_attribute(stack, place, name, _stand_in(getattr(place, name), written, loss))
-        yield loss
+        for place, name, bind in _EXPLICIT:
+            patch_attribute(stack, place, name, _replacement(getattr(place, name), bind, state))
+        yield state
 
 
-def _stand_in(
-    own: Callable[..., Tensor], written: Callable[..., BoundOperation | None], loss: Loss
+@contextlib.contextmanager
+def torch_second_derivatives() -> Iterator[None]:
+    """Switch all explicit second derivatives off inside this context: torch's own are used."""
+    with contextlib.ExitStack() as stack:
+        patch_attribute(stack, sys.modules[__name__], "_EXPLICIT", ())
+        yield
+
+
+def _replacement(
+    own: Callable[..., Tensor], bind: Callable[..., BoundOperation | None], state: LossState
 ) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        found = written(*args, **kwargs) if torch.is_grad_enabled() else None
-        if found is None:
+        bound = bind(*args, **kwargs) if torch.is_grad_enabled() else None
+        if bound is None:
             return own(*args, **kwargs)
-        operation, inputs, shape = found
-        y = apply(operation, lambda: not loss.evaluated, inputs)
+        operation, inputs, shape = bound
+        y = apply(operation, lambda: not state.evaluated, inputs)
         return y if shape is None else y.reshape(shape)
 
     return call

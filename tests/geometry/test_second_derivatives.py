@@ -1,4 +1,4 @@
-"""Second derivatives that are written out, beside torch's own and beside central differences."""
+"""Explicit second derivatives against torch's own and against central differences."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lightning_landscape.geometry import operation
+from lightning_landscape.geometry import operation, second_derivatives
 from lightning_landscape.geometry.memory import counting_saved
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.second_derivatives import explicit_second_derivatives
+from lightning_landscape.geometry.second_derivatives import (
+    explicit_second_derivatives,
+    torch_second_derivatives,
+)
 from tests.oracles import F64, flat, normal
 
 
-@pytest.fixture(autouse=True, params=["written out", "small"])
-def _worth_while(request, monkeypatch):
-    """What is small is left to torch otherwise, in part."""
-    if request.param == "written out":
+@pytest.fixture(autouse=True, params=["explicit", "small"])
+def _large_enough(request, monkeypatch):
+    """Small inputs are otherwise partly left to torch."""
+    if request.param == "explicit":
         monkeypatch.setattr(operation, "_MIN_NUMEL", {})
 
 
-def only_written_out(test):
-    return pytest.mark.parametrize("_worth_while", ["written out"], indirect=True)(test)
+def only_explicit(test):
+    return pytest.mark.parametrize("_large_enough", ["explicit"], indirect=True)(test)
 
 
 IMAGES, SERIES, TABLE = (5, 4, 6, 6), (6, 4, 5), (7, 4)
@@ -206,6 +209,30 @@ def test_products(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_products_with_and_without(name):
+    """Without, torch refuses to differentiate one of the layers twice."""
+    problem = Problem(name)
+    vector = direction(problem.params)
+    explicit = Objective(problem.loss, problem.params)
+    found = flat(explicit.hvp(vector))
+    with torch_second_derivatives():
+        plain = Objective(problem.loss, problem.params)
+        expected = flat(plain.hvp(vector))
+    refused = name == "transposed, padded"
+    assert plain.engine_used == ("finite_difference" if refused else "double_backward")
+    assert relative(found, expected) < (1e-6 if refused else 1e-12)
+
+
+def test_the_switch_covers_all_of_them():
+    places = [(place, name) for place, name, _ in second_derivatives._EXPLICIT]
+    own = [getattr(place, name) for place, name in places]
+    with torch_second_derivatives(), explicit_second_derivatives():
+        assert all(getattr(*place) is f for place, f in zip(places, own, strict=True))
+    with explicit_second_derivatives():
+        assert not any(getattr(*place) is f for place, f in zip(places, own, strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_products_where_part_is_frozen(name):
     """Then some of the derivatives are not asked for."""
     for frozen in range(len(Problem(name).params)):
@@ -278,9 +305,9 @@ def test_values_and_gradients_are_torchs_own(name, monkeypatch):
     mine, theirs = Problem(name, torch.float32), Problem(name, torch.float32)
     loss = theirs.loss()
     expected = torch.autograd.grad(loss, list(theirs.params.values()))
-    with explicit_second_derivatives() as progress:
+    with explicit_second_derivatives() as state:
         mine_loss = mine.loss()
-        progress.evaluated = True
+        state.evaluated = True
         found = torch.autograd.grad(mine_loss, list(mine.params.values()), create_graph=True)
     assert torch.equal(mine_loss, loss)
     assert all(map(torch.equal, found, expected))
@@ -305,7 +332,7 @@ class Written(TorchDispatchMode):
         return results
 
 
-@only_written_out
+@only_explicit
 @pytest.mark.parametrize(("name", "share"), [("batch norm", 0.5), ("conv2d", 0.9)])
 def test_a_product_writes_less(name, share):
     """On examples enough that the weights do not count."""
@@ -329,9 +356,9 @@ def test_the_graph_takes_no_more_memory(name):
     with counting_saved(params) as theirs:
         kept = torch.autograd.grad(problem.loss(), params, create_graph=True)
         expected = theirs()
-    with counting_saved(params) as mine, explicit_second_derivatives() as progress:
+    with counting_saved(params) as mine, explicit_second_derivatives() as state:
         loss = problem.loss()
-        progress.evaluated = True
+        state.evaluated = True
         kept = torch.autograd.grad(loss, params, create_graph=True)
         assert mine() <= expected + 8 * 30  # statistics of 3 channels
     del kept
@@ -340,15 +367,15 @@ def test_the_graph_takes_no_more_memory(name):
 # -- where it steps aside -------------------------------------------------------------------------
 
 
-@only_written_out
+@only_explicit
 def test_a_third_derivative_of_the_graph_is_refused():
     problem = Problem("batch norm")
     params = list(problem.params.values())
-    with explicit_second_derivatives() as progress:
+    with explicit_second_derivatives() as state:
         loss = problem.loss()
-        progress.evaluated = True
+        state.evaluated = True
         gradient = torch.autograd.grad(loss, params, create_graph=True)
-    with pytest.raises(RuntimeError, match="a third derivative outside of the loss"):
+    with pytest.raises(RuntimeError, match="third derivatives outside of the loss"):
         torch.autograd.grad(gradient, params, list(map(torch.ones_like, params)), create_graph=True)
 
 

@@ -357,7 +357,10 @@ def test_not_settled_before_the_ascent_has_come_to_rest():
     for _ in range(200):
         best = ascent.ball_maximizer(ascent.slope(best))
     assert ascent.settled(Endpoint(ascent.rise(best), best), top)
-    for short in (0.9 * best, ascent.ball_maximizer(best + torch.tensor([0.0, 0.5, 0.5], dtype=F64))):
+    for short in (
+        0.9 * best,
+        ascent.ball_maximizer(best + torch.tensor([0.0, 0.5, 0.5], dtype=F64)),
+    ):
         assert not ascent.settled(Endpoint(ascent.rise(short), short), top)
 
 
