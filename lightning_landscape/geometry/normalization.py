@@ -1,4 +1,4 @@
-"""Normalizations: explicit second derivatives of batch and instance norm, correct third ones of all.
+"""Normalizations: explicit second derivatives of batch and instance norm, correct third of all.
 
 All compute ``y = w xhat + b`` with ``xhat = r (x - mean)``, ``r = (var + eps)^-1/2`` over a group
 of entries.  With ``<>`` the mean over a group, ``P u = u - <u> - xhat <u xhat>`` and
@@ -129,7 +129,7 @@ class BatchNorm(ExplicitOperation):
         return torch.ones_like(self._r)
 
     def _combined(self, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-        """``slope xhat + constant``, one number per channel each; one pass, by the kernel of ``y``."""
+        """``slope xhat + constant``, numbers per channel, in one pass by the kernel of ``y``."""
         slope = slope * self._r
         constant = constant - slope * self._mean
         statistics = self._zeros, self._ones

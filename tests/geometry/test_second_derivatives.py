@@ -210,7 +210,6 @@ def test_products(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_products_with_and_without(name):
-    """Without, torch refuses to differentiate one of the layers twice."""
     problem = Problem(name)
     vector = direction(problem.params)
     explicit = Objective(problem.loss, problem.params)
@@ -218,9 +217,10 @@ def test_products_with_and_without(name):
     with torch_second_derivatives():
         plain = Objective(problem.loss, problem.params)
         expected = flat(plain.hvp(vector))
-    refused = name == "transposed, padded"
-    assert plain.engine_used == ("finite_difference" if refused else "double_backward")
-    assert relative(found, expected) < (1e-6 if refused else 1e-12)
+    if name != "transposed, padded":  # some versions of torch refuse that one
+        assert plain.engine_used == "double_backward"
+    exact = plain.engine_used == "double_backward"
+    assert relative(found, expected) < (1e-12 if exact else 1e-6)
 
 
 def test_the_switch_covers_all_of_them():
