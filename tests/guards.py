@@ -702,7 +702,7 @@ GUARDS = [
         "if not (dropout > 0.0 and train and args[0].is_cuda):",
         "if True:",
         f"{KERNELS} -k own_random",
-        within="_without_hidden_state.call",
+        within="_without_cudnn_dropout.call",
     ),
     Guard(
         "random numbers are drawn on the CPU",
@@ -859,14 +859,14 @@ GUARDS = [
     Guard(
         "the CPU's way to be out of memory",
         "geometry/errors.py",
-        """_FULL = ("can't allocate memory", """,
-        "_FULL = (",
+        """_OUT_OF_MEMORY = ("can't allocate memory", """,
+        "_OUT_OF_MEMORY = (",
         GRAPHS,
     ),
     Guard(
         "processes that go smaller together",
         PROCESS_MEAN,
-        'return "starved" if out_of_memory(fault) else "failed"',
+        'return "out of memory" if out_of_memory(fault) else "failed"',
         'return "failed"',
         GRAPHS,
     ),

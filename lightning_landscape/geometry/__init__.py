@@ -1,1 +1,1 @@
-"""The science: losses, curvature, sharpness, slices.  Knows torch and numpy only."""
+"""Losses, curvature, sharpness and slices as pure functions; imports torch and numpy only."""

@@ -24,7 +24,7 @@ def shown(value: object) -> str:
 
 
 def quoted(owner: str, argument: str, value: object) -> str:
-    """``owner(argument=value)``."""
+    """``owner(argument=value)``, for error messages."""
     return f"{owner}({argument}={shown(value)})" if owner else f"{argument}={shown(value)}"
 
 
@@ -36,16 +36,16 @@ def check_choice(owner: str, argument: str, value: object, allowed: Sequence[str
 
 
 def check_flags(owner: str, **flags: object) -> None:
-    """Raise unless all are True or False: ``"no"`` and ``"false"`` would count as true."""
+    """Raise unless all are True or False; strings such as ``"no"`` would count as true."""
     for argument, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{quoted(owner, argument, value)}: expected True or False")
 
 
 def check_count(owner: str, argument: str, value: Any, least: int = 1, or_else: str = "") -> int:
-    """``value`` as a plain integer; raises unless it is one, ``least`` or more.
+    """``value`` as an ``int``; raises unless it is an integer >= ``least``.
 
-    ``or_else`` ends the message, with what else may be passed.
+    ``or_else`` is appended to the message, to name other valid values.
     """
     try:
         if isinstance(value, bool):
@@ -61,7 +61,7 @@ def check_count(owner: str, argument: str, value: Any, least: int = 1, or_else: 
 
 
 def check_count_or_zero(owner: str, argument: str, value: Any) -> int:
-    """``value`` as a plain integer; raises unless it is one, 2 or more, or 0 for none."""
+    """``value`` as an ``int``; raises unless it is an integer >= 2, or 0."""
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return 0
     return check_count(owner, argument, value, 2, ", or 0")
@@ -80,7 +80,7 @@ def check_blocks(owner: str, blocks: object) -> None:
 
 
 def check_block_names(owner: str, blocks: object, names: Sequence[str]) -> None:
-    """Raise where ``blocks`` is a mapping from what is no name."""
+    """Raise if ``blocks`` is a mapping with a key that is not in ``names``."""
     unknown = [name for name in blocks if name not in names] if isinstance(blocks, Mapping) else []
     if unknown:
         raise ValueError(
@@ -92,7 +92,7 @@ def check_block_names(owner: str, blocks: object, names: Sequence[str]) -> None:
 def check_number(
     owner: str, argument: str, value: object, expected: str, valid: Callable[[float], bool]
 ) -> None:
-    """Raise unless ``value`` is a number that ``fits``; NaN fits no comparison."""
+    """Raise unless ``value`` is a number and ``valid(value)``; NaN fails every comparison."""
     try:
         number = _number(value)
     except (TypeError, ValueError, RuntimeError):
@@ -115,26 +115,26 @@ def check_span(owner: str, argument: str, span: Any, or_else: str = "") -> None:
 
 
 def _number(value: Any) -> float:
-    """``value`` as a float; what is none raises one of several errors."""
+    """``value`` as a float; raises TypeError, ValueError or RuntimeError if it is not a number."""
     if isinstance(value, (bool, np.bool_, str, bytes)):
         raise TypeError
     try:
         return float(value)
-    except OverflowError:  # an integer with more digits than floats hold
+    except OverflowError:  # an integer beyond the range of floats
         return math.inf if value > 0 else -math.inf
 
 
 def check_callable(
     owner: str, argument: str, value: object, expected: str, arguments: int | None = None
 ) -> None:
-    """Raise unless ``value`` can be called, with so many arguments where the number is given."""
+    """Raise unless ``value`` is callable, with ``arguments`` positional arguments if given."""
     valid = callable(value)
     if valid and arguments is not None:
         try:
             inspect.signature(cast("Callable[..., Any]", value)).bind(*[None] * arguments)
         except TypeError:
             valid = False
-        except ValueError:  # it does not tell what it takes
+        except ValueError:  # it has no signature, e.g. some builtins
             pass
     if not valid:
         raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}")
@@ -147,13 +147,13 @@ def check_mapping(owner: str, argument: str, value: object, expected: str) -> No
 
 
 def check_path(owner: str, argument: str, value: object, expected: str) -> None:
-    """Raise unless ``value`` is the name of a file or a directory."""
+    """Raise unless ``value`` is a path."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{quoted(owner, argument, value)}: expected {expected}")
 
 
 def check_objective(objective: object, *needed: str) -> None:
-    """Raise unless it has what an ``Objective`` has, as far as that is needed."""
+    """Raise unless it has the ``needed`` attributes of an ``Objective``."""
     if isinstance(objective, type) or not all(hasattr(objective, name) for name in needed):
         raise TypeError(
             f"{quoted('', 'objective', objective)}: expected an Objective, e.g. "
@@ -162,12 +162,12 @@ def check_objective(objective: object, *needed: str) -> None:
 
 
 def few(names: Iterable[object]) -> str:
-    """The first of them, and how many more there are."""
+    """The first four names, and how many more there are."""
     known = list(names)
     return f"{known[:4]}" + (f" and {len(known) - 4} more" if len(known) > 4 else "")
 
 
 def check_metadata(metadata: object, owner: str = "") -> None:
-    """Raise unless it can be kept, and saved, in a slice."""
+    """Raise unless it is a mapping or None."""
     if metadata is not None:
         check_mapping(owner, "metadata", metadata, "a mapping of plain values, or None")

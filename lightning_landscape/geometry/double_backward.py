@@ -1,4 +1,4 @@
-"""Whether a loss can be differentiated twice: found out, never assumed."""
+"""Detect losses that cannot be differentiated twice."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch.autograd.function import once_differentiable
 
 from lightning_landscape.geometry.errors import NoDoubleBackward, OtherRankError, out_of_memory
 
-# What torch's decorator makes of any backward, and the node that it puts into a gradient's graph.
-_MARKED = once_differentiable(lambda ctx, *grads: grads).__code__
-_ERROR = "torch::autograd::Error"
+# The code object of every backward decorated with ``once_differentiable``, and the name of the node
+# that the decorator puts into the graph of a gradient.
+_DECORATED = once_differentiable(lambda ctx, *grads: grads).__code__
+_ERROR_NODE = "torch::autograd::Error"
 
 
 @contextlib.contextmanager
 def translate_double_backward_errors() -> Iterator[None]:
-    """Name the error of a loss that cannot be differentiated twice; out of memory is another."""
+    """Turn the error of a missing double backward into NoDoubleBackward; keep out of memory."""
     try:
         yield
     except OtherRankError:
@@ -29,19 +30,19 @@ def translate_double_backward_errors() -> Iterator[None]:
 
 
 def uses_once_differentiable(tensors: Sequence[Tensor]) -> bool:
-    """Whether a function marked ``once_differentiable`` had a part in a loss or its gradient.
+    """Whether the graph of a loss or its gradient contains a ``once_differentiable`` function.
 
-    In the loss it is seen by its backward.  In the gradient it leaves a node that raises, but no
-    way from there to the parameters; or, where what flowed into it was constant, nothing at all.
-    Autograd, asked for the derivatives by the parameters alone, passes both by and leaves part of
-    the Hessian out without a word.
+    In the graph of the loss it is recognized by its backward.  In the graph of the gradient it
+    leaves a node that raises, but without a path to the parameters, or no node at all if its input
+    was constant.  Autograd skips both when it differentiates by the parameters alone, and silently
+    omits part of the Hessian.
     """
     pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(pending)
     while pending:
         node = pending.pop()
         backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        if getattr(backward, "__code__", None) is _MARKED or node.name() == _ERROR:
+        if getattr(backward, "__code__", None) is _DECORATED or node.name() == _ERROR_NODE:
             return True
         following = {following for following, _ in node.next_functions if following is not None}
         pending += following - seen

@@ -1,4 +1,4 @@
-"""What can go wrong while a loss is evaluated, and how it is told apart."""
+"""Errors of evaluating a loss, and how out of memory is recognized."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import traceback
 
 import torch
 
-# How kinds of memory other than CUDA's say that they are full: they raise plain RuntimeErrors.
-_FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# Messages of plain RuntimeErrors that devices other than CUDA raise when out of memory.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 class OtherRankError(RuntimeError):
-    """Another process failed while computing its share; this one gives up with it."""
+    """Another process failed while computing its share, so all processes stop."""
 
 
 class OtherRankOutOfMemory(OtherRankError):
-    """The memory was not enough on another process."""
+    """Another process ran out of memory."""
 
 
 class NoDoubleBackward(RuntimeError):
@@ -23,14 +23,14 @@ class NoDoubleBackward(RuntimeError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a device, or the machine, has no memory left."""
+    """Whether ``error`` means that a device or the host is out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError, OtherRankOutOfMemory)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def clear_frames(error: BaseException) -> None:
-    """Free what the frames of ``error`` hold, a graph say; its text and its place remain."""
+    """Free the local variables of the frames of ``error``, e.g. a graph; the traceback remains."""
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)

@@ -1,8 +1,8 @@
-"""Conditions under which a loss can be differentiated twice, and rightly.
+"""Kernels whose second derivatives exist and are correct.
 
-Four kernels in torch either have no second derivative or a wrong one, and one draws random numbers
-that nobody can put back.  While a loss is evaluated they are replaced by plain operations that
-compute the same function.
+Four kernels of torch have no second derivative or a wrong one, and one draws random numbers from a
+state that cannot be restored.  While a loss is evaluated they are replaced by elementary operations
+that compute the same function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.backends import mha
 from torch.utils import checkpoint as checkpointing
 
-# Where recurrent layers look up what they call.
+# Where recurrent layers look up their kernels.
 _RECURRENT: tuple[tuple[Any, str], ...] = tuple(
     (torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 )
@@ -28,29 +28,29 @@ _WEIGHT_NORM_PLACES: tuple[Any, ...] = (torch, sys.modules["torch.nn.utils.weigh
 
 @contextlib.contextmanager
 def plain_kernels(cudnn: bool = True) -> Iterator[None]:
-    """Run what follows with kernels that can be differentiated twice.
+    """Use kernels that can be differentiated twice inside this context.
 
-    Attention in plain operations instead of fused kernels, compiled functions eagerly, activation
-    checkpoints without re-entering autograd, and with ``cudnn=False`` recurrent layers without
-    cuDNN (its other flags as they are).  Every evaluation uses them, so that a loss and a gradient
-    taken together belong to the same function.
+    Attention uses elementary operations instead of fused kernels, compiled functions run eagerly,
+    activation checkpoints do not re-enter autograd, and with ``cudnn=False`` recurrent layers run
+    without cuDNN (its other flags are unchanged).  Every evaluation uses them, so that a loss and
+    a gradient taken together belong to the same function.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
-        # Without a graph, transformer layers in eval mode take a path that zeroes padded positions.
+        # Without a graph, transformer layers in eval mode take a fast path that zeroes padding.
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
-        # The fused weight norm's second derivative takes the norms for constants, silently.
+        # The fused weight norm's second derivative silently treats the norms as constants.
         for place in _WEIGHT_NORM_PLACES:
             patch_attribute(stack, place, "_weight_norm", _weight_norm)
-        # A re-entrant checkpoint refuses torch.autograd.grad, with or without a second derivative.
+        # A re-entrant checkpoint does not support torch.autograd.grad.
         patch_attribute(stack, checkpointing, "CheckpointFunction", _Checkpoint)
         if not cudnn:
             patch_attribute(stack, torch.backends.cudnn, "enabled", False)
         elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             for place, name in _RECURRENT:
-                patch_attribute(stack, place, name, _without_hidden_state(getattr(place, name)))
-        # Nothing was compiled unless dynamo is loaded, and loading it takes seconds.
+                patch_attribute(stack, place, name, _without_cudnn_dropout(getattr(place, name)))
+        # If dynamo is not loaded nothing was compiled, and loading it takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -58,21 +58,22 @@ def plain_kernels(cudnn: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices and images in all of its 24 bits.
+    """Matrix products and convolutions of float32 in full precision (24 bits).
 
-    cuDNN makes those of images with 11 bits (TF32) unless told otherwise, and Lightning advises to
-    let matrices be multiplied in 11 or 8.  That is enough for a gradient or a product; not for the
-    difference of two losses that are nearly equal: of a residual network on an H100, a rise by 3 %
-    of the loss was off by 1.6 %.
+    By default cuDNN convolves with 11 bits (TF32), and Lightning recommends 11 or 8 bits for matrix
+    products.  That is enough for a gradient or a Hessian-vector product, but not for the difference
+    of two nearly equal losses: for a residual network on an H100, a rise of 3 % of the loss was off
+    by 1.6 %.
     """
     if float32_is_full():
         yield
         return
     with contextlib.ExitStack() as stack:
-        # The older switches too, or torch refuses to tell how they stand.  Undone last to first.
+        # The older settings as well, otherwise torch raises when they are read.  Restored in
+        # reverse order.
         for place in _precisions():
             stack.callback(setattr, place, "fp32_precision", place.fp32_precision)
-        with contextlib.suppress(RuntimeError):  # it refuses now: the user has set the new ones
+        with contextlib.suppress(RuntimeError):  # raised if the user has set the new ones
             before = torch.backends.cudnn.allow_tf32
             stack.callback(setattr, torch.backends.cudnn, "allow_tf32", before)
             torch.backends.cudnn.allow_tf32 = False
@@ -86,12 +87,12 @@ def full_float32() -> Iterator[None]:
 
 
 def float32_is_full() -> bool:
-    """Whether they are made so anyway."""
+    """Whether float32 products already have full precision."""
     return all(place.fp32_precision in ("none", "ieee") for place in _precisions())
 
 
 def _precisions() -> list[Any]:
-    """Where torch keeps how precisely it multiplies."""
+    """The objects that hold torch's ``fp32_precision`` settings."""
     backends: Any = torch.backends  # their members are not all in the stubs
     cpu, cudnn = backends.mkldnn, backends.cudnn
     places = [cpu.matmul, cpu.conv, cpu.rnn]
@@ -101,7 +102,7 @@ def _precisions() -> list[Any]:
 
 
 def saved_dtypes(compute: Callable[[], object]) -> set[torch.dtype]:
-    """The types of what ``compute()`` saves for its derivatives: what autocast made of them."""
+    """The dtypes of the tensors that ``compute()`` saves for backward, e.g. under autocast."""
     found: set[torch.dtype] = set()
 
     def note(tensor: Tensor) -> Tensor:
@@ -117,14 +118,14 @@ def saved_dtypes(compute: Callable[[], object]) -> set[torch.dtype]:
     return found
 
 
-def patch_attribute(stack: contextlib.ExitStack, place: Any, name: str, stand_in: object) -> None:
-    """``place.name`` is ``stand_in`` until the stack ends."""
+def patch_attribute(stack: contextlib.ExitStack, place: Any, name: str, value: object) -> None:
+    """Set ``place.name`` to ``value`` until the stack is closed."""
     stack.callback(setattr, place, name, getattr(place, name))
-    setattr(place, name, stand_in)
+    setattr(place, name, value)
 
 
-def _without_hidden_state(recurrent: Callable[..., Any]) -> Callable[..., Any]:
-    """For dropout between layers cuDNN draws from a state of its own, which cannot be put back."""
+def _without_cudnn_dropout(recurrent: Callable[..., Any]) -> Callable[..., Any]:
+    """``recurrent`` without cuDNN's dropout, whose random state cannot be restored."""
 
     def call(*args: Any) -> Any:
         # Of plain and packed sequences: ..., has_biases, num_layers, dropout, train, ...
@@ -144,7 +145,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 class _Checkpoint:
-    """Stands in for ``torch.utils.checkpoint.CheckpointFunction``."""
+    """Replaces ``torch.utils.checkpoint.CheckpointFunction``."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:

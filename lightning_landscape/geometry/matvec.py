@@ -1,4 +1,4 @@
-"""What the solvers ask of a Hessian: its products with vectors."""
+"""The interface of the solvers to a Hessian: matrix-vector products."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class HessianLike(Protocol):
 
 
 class FlatHessian(ABC):
-    """One that does many products on flat vectors with less work for each."""
+    """A Hessian that computes many products on flat vectors with less overhead."""
 
     @abstractmethod
     def products(self) -> contextlib.AbstractContextManager[Matvec]:
-        """Gives ``product(flat) -> flat``, in the order and type of ``Layout(params)``.
+        """Yields ``product(flat) -> flat``, in the order and dtype of ``Layout(params)``.
 
-        The weights stay where they are meanwhile.
+        The weights must not change inside this context.
         """
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, how much a graph takes, and so how many graphs may be kept."""
+"""Free memory, the memory of a graph, and how many graphs can be kept."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``; None where nobody can tell."""
+    """Bytes that can still be allocated on ``device``; None if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What the caching allocator holds and nobody uses.
+        # Memory that the caching allocator has reserved but not allocated.
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + reserved)
     return _free_host_memory() if device.type == "cpu" else None
 
 
 def _free_host_memory() -> int | None:
-    """What Linux says is available, to the machine and to this process's control groups."""
+    """Available memory of the machine and of this process's control groups, as Linux reports it."""
     stated = _fields(_PROC / "meminfo").get("MemAvailable:")
     rooms = [] if stated is None else [1024 * stated]
     rooms += [room for folder in _control_groups() if (room := _room_in(folder)) is not None]
@@ -35,7 +35,7 @@ def _free_host_memory() -> int | None:
 
 
 def _control_groups() -> Iterator[Path]:
-    """This process's group of version 2, and those above it; a container sees its own as root."""
+    """This process's cgroup (version 2) and its parents; in a container its own is the root."""
     with contextlib.suppress(OSError):
         for line in (_PROC / "self" / "cgroup").read_text().splitlines():
             if line.startswith("0::"):
@@ -44,7 +44,7 @@ def _control_groups() -> Iterator[Path]:
 
 
 def _room_in(folder: Path) -> int | None:
-    """The group's limit less what it uses; file pages that nobody reads any more do not count."""
+    """The group's limit minus its usage, not counting inactive file pages."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
@@ -55,7 +55,7 @@ def _room_in(folder: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """``name number ...`` lines of a file of the kernel's; empty where there is no such file."""
+    """The ``name number ...`` lines of a kernel file; empty if there is no such file."""
     with contextlib.suppress(OSError):
         rows = [line.split() for line in path.read_text().splitlines()]
         return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
@@ -64,9 +64,9 @@ def _fields(path: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def counting_saved(besides: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
-    """Gives a function: the bytes that graphs built meanwhile hold, each storage counted once.
+    """Yields a function that returns the bytes saved by graphs built in this context.
 
-    Not those of ``besides``: the parameters are there anyway.
+    Each storage counts once.  Those of ``besides``, the parameters, do not count.
     """
     known = {p.untyped_storage().data_ptr() for p in besides}
     held: dict[int, int] = {}
@@ -75,7 +75,7 @@ def counting_saved(besides: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
-        # Detached: an output that its own node held would never be freed.
+        # Detached, because an output saved by its own node would never be freed.
         return tensor.detach()
 
     def total() -> int:
@@ -86,18 +86,18 @@ def counting_saved(besides: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
 
 
 class GraphMemory:
-    """How many examples' graphs may be there at once, and what a run has learned about them.
+    """Limits how many examples' graphs exist at the same time.
 
     Args:
-        examples: graphs of so many examples (in the unit of an objective's weights) are allowed
-            whatever memory says: those of the largest training batch, which its training step
-            found room for.  None: those of the largest batch that the objective has.
-        share: more than those are kept only if they take at most this share of the memory that is
-            known to be free.
-        tell: is given what was done for want of memory, each thing once; a warning by default.
+        examples: graphs of this many examples (in units of an objective's weights) are always
+            allowed, e.g. the size of the largest training batch, for which the training step has
+            enough memory.  None: the largest batch of the objective.
+        share: more graphs are kept only if they take at most this share of the free memory.
+        tell: called with a message when graphs are reduced because memory is short, once per
+            message; ``warnings.warn`` by default.
 
-    One object may serve several objectives, one after the other, of the same loss: the size of a
-    graph is then counted once.
+    One object can be used for several objectives of the same loss, one after the other: the size of
+    a graph is then measured only once.
     """
 
     def __init__(
@@ -113,23 +113,24 @@ class GraphMemory:
         check_callable("", "tell", tell, "a function that takes a message, e.g. warnings.warn")
         self.examples = examples
         self.share = share
-        self.allowed = math.inf  # examples whose graphs may be there at once
-        self.bytes_per_example: float | None = None  # once counted
-        self.bytes_per_graph = 0.0  # the gradient at its end, however few its examples
-        self.cuttable: bool | None = None  # whether pieces of a batch give its loss, once seen
+        self.allowed = math.inf  # examples whose graphs may exist at the same time
+        self.bytes_per_example: float | None = None  # once measured
+        self.bytes_per_graph = 0.0  # the gradient, for any number of examples
+        self.cuttable: bool | None = None  # whether pieces of a batch give its loss, once known
         self._tell = tell
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def warn_once(self, message: str) -> None:
-        """Tell what was done, if it has not been told."""
-        if message not in self._told:
-            self._told.add(message)
+        """Pass ``message`` to ``tell`` the first time."""
+        if message not in self._warned:
+            self._warned.add(message)
             self._tell(message)
 
     def holds(self, examples: float, graphs: int, free: int | None) -> bool:
-        """Whether so many graphs, of ``examples`` together, are known to fit into ``free`` bytes.
+        """Whether ``graphs`` graphs of ``examples`` examples in total fit into ``free`` bytes.
 
-        Of a large network on batches of one example the gradients are most of it.
+        False if either is unknown.  For a large network and batches of one example the gradients
+        are the larger part.
         """
         if free is None or self.bytes_per_example is None:
             return False

@@ -1,4 +1,4 @@
-"""Means over processes, each of which holds its own share of the batches."""
+"""Means over processes that each hold a share of the batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_landscape.geometry.errors import (
     out_of_memory,
 )
 
-# What all processes raise when one has a fault of this kind; the first kind there is wins.
-_ELSEWHERE: dict[str, Exception] = {
+# What all processes raise when one of them fails in this way; the first kind that occurs wins.
+_OTHER_RANK: dict[str, Exception] = {
     "failed": OtherRankError("another process failed while computing its share"),
-    "starved": OtherRankOutOfMemory("another process ran out of memory"),
+    "out of memory": OtherRankOutOfMemory("another process ran out of memory"),
     "unsupported": NoDoubleBackward("on another process"),
 }
 
@@ -25,13 +25,14 @@ _ELSEWHERE: dict[str, Exception] = {
 class ProcessMean:
     """``sum over processes of compute() / sum of weights``.
 
-    The one reduction carries the sum, the weight and what went wrong, so that no process waits for
-    one that failed and all take the same way out.
+    A single reduction carries the sum, the weight and the status of each process, so that no
+    process waits for one that failed, and all raise the same error.
 
     Args:
-        reduce: sums a tensor over processes and returns it, the same on all; None with one process.
-        weight: of this process's share.
-        device: where the sums are made.
+        reduce: sums a tensor over processes and returns the same result on all; None for a single
+            process.
+        weight: total weight of this process's share.
+        device: device of the reduced tensor.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ProcessMean:
         self._device = device
 
     def mean(self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype) -> Tensor:
-        """The mean; ``compute`` gives a new tensor of shape ``(size,)`` and type ``dtype``."""
+        """The mean; ``compute`` returns a new tensor of shape ``(size,)`` and type ``dtype``."""
         if self._reduce is None:
             return compute().div_(self._weight)
         fault: Exception | None = None
@@ -51,17 +52,20 @@ class ProcessMean:
         except Exception as error:  # every process must reach the reduction below
             fault, total = error, torch.zeros(size, dtype=dtype, device=self._device)
         kind = _kind(fault)
-        status = [self._weight if kind is None else 0.0, *(float(kind == k) for k in _ELSEWHERE)]
+        status = [
+            self._weight if kind is None else 0.0,
+            *(float(kind == k) for k in _OTHER_RANK),
+        ]
         carried = torch.cat([total.to(self._device), total.new_tensor(status).to(self._device)])
         carried = self._reduce(carried)
         weight, *ranks = carried[-len(status) :].tolist()
         try:
-            for worst, count in zip(_ELSEWHERE, ranks, strict=True):
+            for worst, count in zip(_OTHER_RANK, ranks, strict=True):
                 if count:
-                    elsewhere = _ELSEWHERE[worst]
-                    raise fault if fault and kind == worst else type(elsewhere)(*elsewhere.args)
+                    other = _OTHER_RANK[worst]
+                    raise fault if fault and kind == worst else type(other)(*other.args)
         finally:
-            fault = None  # its traceback holds this frame, and that the graph
+            fault = None  # its traceback refers to this frame, which refers to the graph
         mean: Tensor = carried[: -len(status)] / weight
         return mean
 
@@ -70,10 +74,10 @@ class ProcessMean:
         if self._reduce is None:
             return compute()
 
-        def told() -> Tensor:
+        def flag() -> Tensor:
             return torch.full((1,), float(compute()), device=self._device)
 
-        return bool(self.mean(told, 1, torch.float32) > 0)
+        return bool(self.mean(flag, 1, torch.float32) > 0)
 
 
 def _kind(fault: Exception | None) -> str | None:
@@ -81,4 +85,4 @@ def _kind(fault: Exception | None) -> str | None:
         return None
     if isinstance(fault, NoDoubleBackward):
         return "unsupported"
-    return "starved" if out_of_memory(fault) else "failed"
+    return "out of memory" if out_of_memory(fault) else "failed"

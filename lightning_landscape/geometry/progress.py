@@ -1,6 +1,6 @@
-"""How far a long computation is: a line on the terminal.
+"""A progress bar for long computations.
 
-Lightning's tqdm is not used: it may not be imported here, where only torch and numpy are known.
+Not Lightning's tqdm bar, because this folder imports torch and numpy only.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterator
 import torch.distributed as dist
 
 _EVERY = 0.5  # seconds
-_LONG = 1.0  # seconds; what takes less shows nothing
+_LONG = 1.0  # seconds; shorter computations show no bar
 _CELLS = 20
 
 
 @contextlib.contextmanager
 def progress_bar(total: int, done: Callable[[], int], *, show: bool) -> Iterator[None]:
-    """Show ``done()`` of about ``total`` while what is inside runs, with the time left.
+    """Show ``done()`` of about ``total`` forwards, and the time left, while the context runs.
 
-    Both in forwards.  Only where standard error is a terminal, in the first process, and once it
-    has taken a second; wiped out at the end.
+    Only if standard error is a terminal, on rank 0, and after one second; erased at the end.
     """
     if not show or not _on_terminal() or _in_another_process():
         yield
@@ -38,7 +37,7 @@ def progress_bar(total: int, done: Callable[[], int], *, show: bool) -> Iterator
         while not over.wait(_EVERY):
             taken, reached = time.monotonic() - begun, done()
             if taken >= _LONG and reached > 0:
-                line = _line(reached, max(total, reached), taken)  # the total is a rough one
+                line = _line(reached, max(total, reached), taken)  # the total is an estimate
                 width = max(width, len(line))
                 screen.write(f"\r{line:<{width}}")
                 screen.flush()
@@ -54,7 +53,7 @@ def progress_bar(total: int, done: Callable[[], int], *, show: bool) -> Iterator
 
 
 def _line(done: int, total: int, seconds: float) -> str:
-    """What is shown.
+    """The text of the bar.
 
     Example:
         >>> _line(45, 180, seconds=20.0)

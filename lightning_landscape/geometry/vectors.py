@@ -1,9 +1,8 @@
-"""Vectors in weight space: a mapping from parameter name to a tensor of that parameter's shape.
+"""Vectors in weight space: mappings from parameter name to a tensor of the parameter's shape.
 
-A missing name means zero.  A complex entry stands for two real ones, its real part and its
-imaginary part: the loss is a real function of both, and its gradient, in torch's convention, is
-``dL/dRe + i dL/dIm``.  Algorithms that do linear algebra on many vectors (Lanczos) lay them out
-flat, with :class:`Layout`, and hand mappings back.
+A missing name means zero.  A complex entry counts as two real ones, its real and imaginary part:
+the loss is a real function of both, and its gradient is ``dL/dRe + i dL/dIm``, torch's convention.
+Algorithms that do linear algebra on many vectors (Lanczos) use flat tensors, see :class:`Layout`.
 """
 
 from __future__ import annotations
@@ -21,25 +20,24 @@ Vector = Mapping[str, Tensor]
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Its real numbers: of a complex one both parts, in a last dimension of two."""
+    """``tensor`` as real numbers: a complex one gets a last dimension of size 2 for both parts."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def as_complex(numbers: Tensor) -> Tensor:
-    """The inverse of :func:`real` for complex ones; a copy, for a view has to begin at an even
-    place."""
+    """The inverse of :func:`real` for complex tensors; a copy, as views need an even offset."""
     return torch.view_as_complex(numbers.clone())
 
 
 def inner(a: Vector, b: Vector) -> float:
-    """Inner product ``sum_i a_i b_i`` over the names that both hold, in the order of ``a``.
+    """Inner product ``sum_i a_i b_i`` over the names in both, in the order of ``a``.
 
-    Of complex entries ``Re a_i Re b_i + Im a_i Im b_i``.
+    Complex entries contribute ``Re a_i Re b_i + Im a_i Im b_i``.
     """
     total = 0.0
     for name in [name for name in a if name in b]:  # a set's order varies from run to run
         dtype = working_dtype(a[name].dtype)
-        x, y = (real(v[name].detach().to(dtype)).flatten() for v in (a, b))  # weights may be given
+        x, y = (real(v[name].detach().to(dtype)).flatten() for v in (a, b))  # may require grad
         total += float(torch.dot(x, y))
     return total
 
@@ -55,7 +53,7 @@ def scaled(a: Vector, factor: float) -> dict[str, Tensor]:
 
 
 def check_generator(generator: object) -> None:
-    """Raise unless it is one of torch's, or None."""
+    """Raise unless it is a ``torch.Generator`` or None."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"{quoted('', 'generator', generator)}: expected a torch.Generator, e.g. "
@@ -92,7 +90,7 @@ def check_vector(argument: str, vector: object, params: Mapping[str, Tensor] | N
 
 
 def seed_from(generator: torch.Generator | None) -> int:
-    """One integer drawn from ``generator``; 0 without one, so that a call can be repeated."""
+    """An integer drawn from ``generator``, or 0 without one, so that calls are reproducible."""
     check_generator(generator)
     if generator is None:
         return 0
@@ -102,8 +100,8 @@ def seed_from(generator: torch.Generator | None) -> int:
 def random_vector(params: Vector, seed: int) -> dict[str, Tensor]:
     """Independent standard normal entries, drawn per name.
 
-    Each tensor comes from a CPU generator seeded by (seed, name): the draw depends neither on the
-    order of the parameters nor on the device, nor does it touch any global random state.
+    Each tensor comes from a CPU generator seeded by (seed, name): the draw does not depend on the
+    order of the parameters or their device, and leaves the global random state unchanged.
     """
     return {name: _normal(name, tensor, seed) for name, tensor in params.items()}
 
@@ -136,27 +134,27 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type vectors are computed in: float64 stays, everything narrower becomes float32.
+    """The dtype in which vectors are computed: float64 for float64, float32 for narrower types.
 
-    For complex entries the complex type that consists of these.
+    For complex types the corresponding complex type.
     """
     wide = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
     return wide.to_complex() if dtype.is_complex else wide
 
 
 def to_double(tensor: Tensor) -> Tensor:
-    """In float64, or in complex128."""
+    """``tensor`` in float64 or complex128."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
 
 
 def flat_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The type of a flat tensor of them all: float64 where any needs it, else float32."""
+    """The dtype of one flat tensor of all ``tensors``: float64 if any needs it, else float32."""
     wide = any(working_dtype(tensor.dtype).to_real() == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
 
 
 class Layout:
-    """One flat tensor per vector: the parameters' entries one after the other, all real."""
+    """Converts between vectors and flat real tensors: all parameters' entries, concatenated."""
 
     def __init__(self, params: Vector) -> None:
         self._complex = {name for name, tensor in params.items() if tensor.is_complex()}
@@ -168,9 +166,9 @@ class Layout:
         self.dtype = flat_dtype(params.values())
 
     def flatten(self, vector: Mapping[str, Tensor | float]) -> Tensor:
-        """``vector`` as a tensor of shape ``(size,)``; a number stands for a constant tensor.
+        """``vector`` as a tensor of shape ``(size,)``; a number means a constant tensor.
 
-        For a complex parameter a real tensor may be given too, with both parts in a last dimension.
+        The entry of a complex parameter may be a real tensor with a last dimension of size 2.
         """
         check_mapping("", "vector", vector, "a mapping from parameter name to tensor")
         unknown = vector.keys() - self.shapes.keys()
@@ -206,7 +204,7 @@ class Layout:
         return flat
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """The mapping name -> view of ``flat`` in the parameter's shape; a copy if complex."""
+        """Name -> view of ``flat`` in the parameter's shape; a copy for complex parameters."""
         pieces = torch.split(flat, list(self.sizes.values()))
         views = {
             name: piece.view(shape)

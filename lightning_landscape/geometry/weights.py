@@ -1,4 +1,4 @@
-"""The weights that a loss is a function of: whether they are the same, and moved for a while."""
+"""The weights of a loss: detect changes, and move them temporarily."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_landscape.geometry.checks import shown
 from lightning_landscape.geometry.vectors import real
 
-# One tensor per weight, None where it is zero.
+# One tensor per parameter, None for zero.
 ParameterTensors = Sequence[Tensor | None]
 Move = Callable[[Sequence[ParameterTensors], Sequence[float]], None]
 
@@ -20,7 +20,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class MovableWeights:
-    """Tensors that others change too, and that are the same, bit for bit, after every move."""
+    """Parameters that training may change, and that are restored bit for bit after every move."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._list = list(tensors)
@@ -28,8 +28,8 @@ class MovableWeights:
         self._bits: Tensor | None = None
 
     def changed(self) -> bool:
-        """Whether they are others than when this was last asked; moves do not count."""
-        # Fused optimizers and writes through ``.data`` leave the version counters as they were.
+        """Whether they have changed since the last call; moves do not count."""
+        # Fused optimizers and writes through ``.data`` do not change the version counters.
         versions, bits = self._current_versions(), self._current_bits()
         same_bits = self._bits is not None and torch.equal(bits, self._bits)
         changed = versions != self._versions or not same_bits
@@ -38,14 +38,14 @@ class MovableWeights:
 
     @contextlib.contextmanager
     def displaceable(self) -> Iterator[Move]:
-        """Gives ``move_to(directions, coefficients)``; copies the weights back in the end.
+        """Yields ``move_to(directions, coefficients)``; restores the weights at the end.
 
-        Copying back, not subtracting: ``(w + d) - d`` is not ``w`` in floating point.  And from a
-        copy taken now: an older one might undo training that went unnoticed.
+        They are restored from a copy, because ``(w + d) - d`` is not ``w`` in floating point.  The
+        copy is taken here: an older one could undo training that happened since.
         """
         live = [p.detach() for p in self._list]
         base = [p.clone() for p in live]
-        # Points of a grid share all coordinates but the last: where they set out from is kept.
+        # Points of a grid share all coordinates but the last: their common start is kept.
         column: list[Tensor] = []
         column_at: Sequence[float] = ()
 
@@ -75,9 +75,9 @@ class MovableWeights:
         return [p._version for p in self._list]
 
     def _current_bits(self) -> Tensor:
-        """Per parameter, the sum of its entries' bit patterns: another if any one entry changes.
+        """Per parameter, the sum of its entries' bit patterns: changes if any one entry does.
 
-        Faster than a norm, and exact: integers that overflow wrap around.
+        Faster than a norm, and exact, because integers wrap around on overflow.
         """
         sums = []
         for p in self._list:
@@ -88,11 +88,11 @@ class MovableWeights:
 
 
 def trainable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those with a gradient, each once, whatever else it is called.
+    """The parameters that require a gradient, each under its first name only.
 
     Raises:
-        TypeError: no mapping from name to tensor.
-        ValueError: none with a gradient.
+        TypeError: ``params`` is not a mapping from name to tensor.
+        ValueError: no parameter requires a gradient.
     """
     if not isinstance(params, Mapping):
         raise TypeError(
