@@ -571,7 +571,7 @@ GUARDS = [
     Guard(
         "graphs of other weights",
         LOSS,
-        "self._loss = self._gradient = None\n            self._local.forget()",
+        "self._loss = self._gradient = None\n            self._local.reset()",
         "pass",
         WEIGHTS,
         within="Objective._begin",
@@ -851,7 +851,7 @@ GUARDS = [
     Guard(
         "what an out of memory's frames hold",
         LOSS,
-        "clear_frames(error)  # what is kept goes, what its frames hold too",
+        "clear_frames(error)  # frees the graphs that its frames refer to",
         "pass",
         GRAPHS,
         within="Objective._until_it_fits",

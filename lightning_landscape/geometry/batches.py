@@ -1,4 +1,4 @@
-"""One process's share of a loss: its batches one after the other, and the graphs kept of them."""
+"""One process's share of a loss: its batches, evaluated one by one, and the graphs kept of them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ LossFn = Callable[[], Tensor]
 Term = tuple[float, LossFn]
 Cut = Callable[[int, int], Sequence[Term]]
 
-# Pieces of a batch stand for it where they give its loss to this relative difference.
+# Pieces of a batch replace it if they give its loss to within this relative difference.
 _SAME_LOSS = 1e-5
 
 
 class Batches:
-    """Sums ``sum_i weight_i L_i`` over the batches of this process, and of their derivatives.
+    """Sums ``sum_i weight_i L_i`` over the batches of this process, and their derivatives.
 
-    All of them flat tensors that belong to the caller.  What a batch's graph takes is bounded by
-    ``memory``: the graphs kept and the one in work cover at most the examples allowed.
+    Results are new flat tensors.  ``memory`` limits the graphs: those that are kept and the one
+    being used cover at most the number of examples that it allows.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Batches:
         memory: GraphMemory,
         cut: Cut | None,
     ) -> None:
-        self.terms = list(terms)  # as they were given
+        self.terms = list(terms)  # as passed by the caller
         self.memory = memory
         self.params = list(params)
         self.weight = sum(weight for weight, _ in self.terms)
@@ -68,12 +68,12 @@ class Batches:
         self._kernels_are_plain = False
         self._active_loss: LossState | None = None
         self._active_cudnn = True
-        # What the first product came by: sums, to be taken by the caller.
+        # By-products of the first product at new weights: sums, consumed by the caller.
         self.known_loss: Tensor | None = None
         self.known_gradient: Tensor | None = None
         self._new_weights = True
         self._cut = cut
-        # Graphs of so many examples are allowed in any case.
+        # Graphs of this many examples are always allowed.
         self.least = memory.examples or max(weight for weight, _ in self.terms)
         self._pieces = self.terms  # as they are evaluated
         self._graphs: dict[int, list[Tensor]] = {}
@@ -95,8 +95,8 @@ class Batches:
         for point, place in zip(points, losses.unbind(), strict=True):
             move_to(point)
             self.forwards += alone  # the others are counted by loss()
-            # Written down at once, and not read: a loss that is there while the next is computed
-            # splits the memory that its forward had used, and to read one waits for the device.
+            # Copied at once, because a loss that stays allocated fragments the memory of its
+            # forward; and not read, because that would wait for the device.
             place.copy_(self._value(fn) if alone else self.loss()[0])
         return losses.mul_(weight) if alone else losses
 
@@ -108,7 +108,7 @@ class Batches:
 
     @contextlib.contextmanager
     def evaluations(self) -> Iterator[None]:
-        """Around many losses: the kernels are exchanged once, and not for each of them."""
+        """Evaluate many losses inside: the kernels are replaced once, not for each of them."""
         with self._plain_kernels():
             self._kernels_are_plain = True
             try:
@@ -126,7 +126,7 @@ class Batches:
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
-        """Around many products: the kernels are exchanged once, and not for each of them."""
+        """Compute many products inside: the kernels are replaced once, not for each of them."""
         with self._twice_differentiable() as loss:
             self._active_loss, self._active_cudnn = loss, self.cudnn
             try:
@@ -159,7 +159,7 @@ class Batches:
         total: Tensor | None = None
         first = self._new_weights
         if first:
-            self.release()  # of a call that failed half way
+            self.release()  # graphs of a call that failed
         loss = torch.zeros(1, dtype=self.sum_dtype, device=self.device)
         slope: Tensor | None = None
         self.gradients += len(self._graphs) < len(self._pieces)
@@ -177,20 +177,20 @@ class Batches:
                 self._graphs[index] = graph
             del graph  # before the next one is built
         if first:
-            # A loss that others are taken from has to be as precise as they are.
+            # The loss is subtracted from others, so it has to be as precise as they are.
             self.known_loss = loss if float32_is_full() else None
             self.known_gradient, self._new_weights = slope, False
         return self._zeros() if total is None else total
 
     def difference_step(self, steps: dict[torch.dtype, float]) -> Tensor:
-        """The largest of ``steps`` over the types that the first loss is computed in."""
+        """The largest of ``steps`` over the dtypes that the first loss is computed in."""
         saved = saved_dtypes(self._pieces[0][1]) | {p.dtype for p in self.params}
         used = {dtype.to_real() if dtype.is_complex else dtype for dtype in saved}
         step = max(step for dtype, step in steps.items() if dtype in used)
         return torch.full((1,), self.weight * step, dtype=self.sum_dtype, device=self.device)
 
-    def forget(self) -> None:
-        """The weights are others: drop all that belongs to those before."""
+    def reset(self) -> None:
+        """Drop everything that belongs to the previous weights."""
         self.release()
         self._new_weights = True
         self.known_loss = self.known_gradient = None
@@ -201,9 +201,9 @@ class Batches:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def fits(self, *, products: bool) -> bool:
-        """Whether the graphs that will be there at once have room, or cannot be made fewer."""
-        alive = self._alive() if products else max(weight for weight, _ in self._pieces)
+    def has_room(self, *, products: bool) -> bool:
+        """Whether the graphs that will exist at once fit into memory, or cannot be reduced."""
+        alive = self._live_examples() if products else max(weight for weight, _ in self._pieces)
         if alive <= self.least or self.memory.allowed <= self.least:
             return True
         if self.memory.bytes_per_example is None:
@@ -215,10 +215,10 @@ class Batches:
         return self.memory.holds(alive, graphs, min(known) if len(known) == len(free) else None)
 
     def shrink(self, least: float | None = None, *, products: bool = True) -> bool:
-        """Half as many examples' graphs at once, at least ``least``; False if that changes nothing.
+        """Halve the examples whose graphs exist at once, down to ``least``; False if no change.
 
-        Without ``least``, for after an out of memory: until something changes for the call that
-        met it, which uses kept graphs only for ``products``.
+        Without ``least``, for use after an out of memory: halve until something changes for the
+        call that failed, which uses kept graphs only for ``products``.
         """
         had, allowed = bool(self._graphs), self.memory.allowed
         self.release()
@@ -228,8 +228,8 @@ class Batches:
 
         before = arranged()
         while True:
-            if self._arranged_for == self.memory.allowed:  # else another objective has shrunk it
-                current = min(self.memory.allowed, self._alive())
+            if self._arranged_for == self.memory.allowed:  # otherwise another objective shrank it
+                current = min(self.memory.allowed, self._live_examples())
                 self.memory.allowed = max(current / 2, least or 0.0)
             self._arrange()
             if had or arranged() != before:
@@ -242,7 +242,7 @@ class Batches:
                 return False
 
     def _arrange(self) -> None:
-        """Cut the batches that are too large, if they can be; choose the graphs to keep."""
+        """Split batches that are too large, if possible, and choose the graphs to keep."""
         allowed = self._arranged_for = self.memory.allowed
         self._pieces = [
             piece
@@ -252,26 +252,26 @@ class Batches:
         weights = [weight for weight, _ in self._pieces]
         self._keep, kept = set(), 0.0
         for index, weight in enumerate(weights):
-            # One more is there while it is in work, unless all are kept.
+            # Unless all are kept, one more exists while it is being used.
             kept += weight
             if kept + (0.0 if sum(weights) <= allowed else max(weights)) > allowed:
                 break
             self._keep.add(index)
         if len(weights) == 1 and allowed >= self.least:
-            # It is there at each product anyway.  (A graph that goes while a product is made needs
-            # a fifth less: what is left to do after an out of memory.)
+            # It exists at each product anyway.  (A graph that is freed during the product takes a
+            # fifth less memory: the last resort after an out of memory.)
             self._keep = {0}
 
-    def _alive(self) -> float:
-        """Examples whose graphs are there at once."""
+    def _live_examples(self) -> float:
+        """The number of examples whose graphs exist at once."""
         weights = [weight for weight, _ in self._pieces]
         kept = sum(weights[index] for index in self._keep)
         return kept if len(self._keep) == len(weights) else kept + max(weights)
 
     def _pieces_of(self, index: int, most: int) -> Sequence[Term]:
-        """Batch ``index`` in pieces of at most ``most`` examples, or whole if that is another loss.
+        """Batch ``index`` in pieces of at most ``most`` examples, or whole if they change the loss.
 
-        Seen once a run, at the weights as they are.
+        Checked once per run, at the current weights.
         """
         whole = self.terms[index]
         if self._cut is None or self.memory.cuttable is False or most < 1:
@@ -279,45 +279,45 @@ class Batches:
         pieces = self._cut(index, most)
         if not pieces:
             self.memory.cuttable = False
-            self._say_whole(whole, "they have no examples to be cut along")
+            self._warn_not_split(whole, "they cannot be split into examples")
             return [whole]
         if self.memory.cuttable is None:
-            self._see_whether_pieces_are_the_whole(whole, pieces)
+            self._check_pieces(whole, pieces)
         return pieces if self.memory.cuttable else [whole]
 
-    def _see_whether_pieces_are_the_whole(self, whole: Term, pieces: Sequence[Term]) -> None:
+    def _check_pieces(self, whole: Term, pieces: Sequence[Term]) -> None:
         try:
             expected = float(self._sum_of_losses([whole])) / whole[0]
             found = float(self._sum_of_losses(pieces)) / sum(weight for weight, _ in pieces)
-        except Exception as error:  # a training_step that wants its own batch size raises anything
+        except Exception as error:  # a training_step may require its own batch size
             self.memory.cuttable = False
-            self._say_whole(whole, f"the loss of a piece could not be had ({error})")
+            self._warn_not_split(whole, f"the loss of a piece could not be computed ({error})")
             return
         if not math.isfinite(expected):
-            return  # says nothing about other weights
+            return  # inconclusive, other weights may tell
         self.memory.cuttable = abs(found - expected) <= _SAME_LOSS * abs(expected)
         if self.memory.cuttable:
             self.memory.warn_once(
-                f"a graph of {whole[0]:g} examples is more than there is room for; such batches "
-                f"are evaluated in pieces, which give the same loss"
+                f"a graph of {whole[0]:g} examples does not fit into memory; such batches are "
+                f"evaluated in pieces, which give the same loss"
             )
         else:
-            self._say_whole(
+            self._warn_not_split(
                 whole,
                 f"the pieces give a loss of {found:.6g} instead of {expected:.6g}, as with "
                 f"BatchNorm in train mode, dropout or a contrastive loss",
             )
 
-    def _say_whole(self, whole: Term, reason: str) -> None:
+    def _warn_not_split(self, whole: Term, reason: str) -> None:
         self.memory.warn_once(
-            f"a graph of {whole[0]:g} examples is more than there is room for, and such batches "
-            f"are not cut: {reason}; give the examples in smaller batches if memory runs out"
+            f"a graph of {whole[0]:g} examples does not fit into memory, and such batches are not "
+            f"split: {reason}; pass smaller batches if memory runs out"
         )
 
     def _count_bytes(self) -> None:
-        """What the graph of one example takes, from one batch, or from a piece of it.
+        """Measure the graph of one example, on one batch or a piece of it.
 
-        A piece need not give the same loss for that.
+        The piece need not give the same loss.
         """
         weight, fn = self.terms[0]
         if weight > self.least and self._cut is not None:
@@ -326,17 +326,17 @@ class Batches:
         try:
             saved, self.memory.bytes_per_graph = self._bytes_of(fn)
             self.memory.bytes_per_example = saved / weight
-        except Exception as error:  # hooks that a module refuses, a piece that it does not take
+        except Exception as error:  # saved-tensor hooks or a piece that the module rejects
             if out_of_memory(error):
                 raise
             self.memory.bytes_per_example = math.inf
             self.memory.warn_once(
-                f"the memory of a graph could not be counted ({error}): graphs are kept of "
-                f"{self.least:g} examples only, and products cost more"
+                f"the memory of a graph could not be measured ({error}): graphs of only "
+                f"{self.least:g} examples are kept, and Hessian-vector products take longer"
             )
 
     def _bytes_of(self, fn: LossFn) -> tuple[int, int]:
-        """What a graph saves, and the gradient at its end."""
+        """The bytes that a graph saves, and those of its gradient."""
         with counting_saved(self.params) as saved:
             try:
                 _, gradient = self._differentiate(fn, create_graph=True)
@@ -365,7 +365,7 @@ class Batches:
                 try:
                     with torch.no_grad():
                         return fn()
-                except RuntimeError as error:  # a gradient penalty, say: autograd.grad in no_grad
+                except RuntimeError as error:  # e.g. a gradient penalty: autograd.grad in no_grad
                     if out_of_memory(error):
                         raise
                     with torch.enable_grad():
@@ -410,7 +410,7 @@ class Batches:
         ]
         if not curved:
             return ()
-        # An activation checkpoint evaluates its part again, and has to find what it found before.
+        # An activation checkpoint recomputes its part, and needs the same kernels as before.
         with translate_double_backward_errors(), self._twice_differentiable():
             return torch.autograd.grad(
                 [g for g, _ in curved],
@@ -425,7 +425,7 @@ class Batches:
         return torch.zeros(self.size, dtype=self.dtype, device=self.device)
 
     def _added(self, total: Tensor | None, weight: float, tensors: Sequence[Tensor]) -> Tensor:
-        """``total`` plus ``weight`` times the tensors as one flat one; sparse ones made dense."""
+        """``total`` plus ``weight`` times the concatenated tensors; sparse ones become dense."""
         flat = torch.cat(
             [
                 real(t.to_dense() if t.is_sparse else t)
@@ -440,7 +440,7 @@ class Batches:
 
 
 def checked(loss: object) -> Tensor:
-    """The loss as a scalar tensor, or an error in words."""
+    """The loss as a scalar tensor; raises if it is not one."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss_fn returned {type(loss).__name__}: expected a scalar tensor")
     if loss.numel() != 1:

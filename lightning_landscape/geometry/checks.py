@@ -1,8 +1,8 @@
-"""Wrong arguments, refused where they are given: the message quotes the call and what to pass.
+"""Argument checks whose messages quote the argument and say what to pass instead.
 
-``owner`` is the class that was called, or empty: then the argument stands alone.  Numbers may be of
-any kind that Python converts (NumPy's, a tensor with one entry), but neither text nor truth values,
-which Python would take for 0 and 1.
+``owner`` is the class or function that was called, or empty to leave it out of the message;
+``expected`` describes the valid values.  Numbers may be of any type that Python converts (NumPy
+scalars, one-element tensors), but not strings or bools.
 """
 
 from __future__ import annotations

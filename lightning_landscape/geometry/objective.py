@@ -1,6 +1,6 @@
 """The loss as a function of the weights: its value, gradient and Hessian-vector products.
 
-Everything else in this package sees the network only through an :class:`Objective`.
+All other functions of this package access the network through an :class:`Objective` only.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from lightning_landscape.geometry.weights import MovableWeights, Move, Parameter
 
 Engine = Literal["auto", "double_backward", "finite_difference"]
 
-# Central differences of the gradient err as step^2 (truncation) plus precision/step (rounding).
-# Steps in units of ||w|| for a unit vector, by the coarsest precision that the loss is computed in:
-# the flat optimum found on smooth networks is 1e-4 .. 1e-3 in float32; in half precision, 1e-2 errs
-# by 2 % along the top eigenvector and by 25 % along random ones.
+# The error of central differences is step^2 (truncation) plus precision/step (rounding).
+# Steps in units of ||w|| for a unit vector, by the lowest precision in which the loss is computed.
+# On smooth networks the optimum is flat, 1e-4 to 1e-3 in float32; in half precision the error at
+# 1e-2 is 2 % along the top eigenvector and 25 % along random vectors.
 _DIFFERENCE_STEP = {
     torch.float64: 1e-5,
     torch.float32: 5e-4,
@@ -58,33 +58,33 @@ class Objective(FlatHessian):
 
     Args:
         loss_fn: ``loss_fn() -> scalar tensor``, or a sequence of ``(weight, loss_fn)`` for several
-            batches, ``weight`` being the number of examples when each loss is a mean over them.
+            batches, where ``weight`` is the number of examples if each loss is a mean over them.
             Every call must give the same loss at the same weights.
         params: name -> parameter, e.g. ``dict(model.named_parameters())``.  Frozen ones are
             dropped, a parameter under two names counts once.  A complex one counts as its real and
-            imaginary parts; vectors are complex where it is.
-        engine: how Hessian-vector products are made.  ``"double_backward"``: exactly, on a graph
-            that is built once per batch and kept.  ``"finite_difference"``: central differences of
-            the gradient.  ``"auto"``: the first, and the second where the loss has no double
-            backward; :attr:`engine_used` and :attr:`engine_note` then say so.
-        reduce: sums a tensor over processes and returns it, the same on all.  Each process then
-            holds its own share of the batches.  If one fails, all raise.
-        check_deterministic: evaluate the loss twice the first time and refuse one that varies.
-        memory: how many examples' graphs may be there at once.  Without one: as many as known free
-            memory holds (half of it), where nobody can tell those of the largest batch.
+            imaginary parts; its entries of vectors are complex too.
+        engine: how Hessian-vector products are computed.  ``"double_backward"``: exactly, on a
+            graph that is built once per batch and kept.  ``"finite_difference"``: by central
+            differences of the gradient.  ``"auto"``: by double backward, or by finite differences
+            if the loss does not support it; see :attr:`engine_used` and :attr:`engine_note`.
+        reduce: sums a tensor over processes and returns the same result on all.  Each process then
+            holds a share of the batches.  If one fails, all raise.
+        check_deterministic: evaluate the loss twice the first time, and raise if it varies.
+        memory: limits how many examples' graphs exist at once.  Default: as many as fit into half
+            of the free memory, or those of the largest batch if free memory is unknown.
         cut: ``cut(i, most) -> [(weight, loss_fn), ...]``: batch ``i`` in pieces of at most ``most``
-            examples, nothing where that cannot be.  Asked for when there is no room for the graph
-            of the whole batch, and used where the pieces give its loss to 1e-5.
+            examples, or nothing if it cannot be split.  Called when the graph of the whole batch
+            does not fit into memory; the pieces are used if they give its loss to within 1e-5.
 
-    The weights are where they were after every call, also after one that raised: they are copied
-    back, bit for bit.  What is kept for the next call (graph, loss, gradient) is dropped when the
-    weights have been moved, by this object or by anyone else.  When a device runs out of memory
-    everything kept is dropped and the call made again with fewer graphs, then with smaller pieces.
+    After every call, also one that raises, the weights are restored bit for bit.  The graph, loss
+    and gradient that are cached are dropped when the weights change, by this object or by others.
+    When a device runs out of memory all caches are dropped, and the call is repeated with fewer
+    graphs, then with smaller pieces.
 
     Raises:
-        TypeError: a loss that is not a tensor, or a complex one.
-        ValueError: no trainable parameter; a loss that is not scalar, does not depend on the
-            parameters or varies from call to call.
+        TypeError: the loss is not a tensor, or complex.
+        ValueError: there is no trainable parameter; the loss is not scalar, does not depend on the
+            parameters, or varies from call to call.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -130,7 +130,7 @@ class Objective(FlatHessian):
         self._memory = memory or GraphMemory()
         self._cut = cut
         self._local = Batches(_weighted_terms(loss_fn), self._list, self._memory, cut)
-        self._reduction = ProcessMean(reduce, self._local.weight, self._local.device)
+        self._processes = ProcessMean(reduce, self._local.weight, self._local.device)
         self._unchecked = check_deterministic
         self._relative_step: float | None = None  # of finite differences, once needed
         self._room_for_gradients = self._room_for_products = False
@@ -147,20 +147,20 @@ class Objective(FlatHessian):
         """Evaluations of the whole gradient, with a graph or without, so far."""
         return self._local.gradients
 
-    # -- the four things one can ask -----------------------------------------------------------
+    # -- loss, gradient, products --------------------------------------------------------------
 
     def loss(self) -> Tensor:
-        """``L(w)``, a 0-dimensional float64 tensor.  Cost: one forward, nothing if known."""
+        """``L(w)``, a 0-dimensional float64 tensor.  Cost: one forward, nothing if cached."""
         self._begin()
         if self._loss is None:
             self._loss = self._mean_loss()
         return self._loss.clone()
 
     def gradient(self, *, products_follow: bool = False) -> dict[str, Tensor]:
-        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if known.
+        """``dL/dw``, one tensor per parameter.  Cost: one gradient, nothing if cached.
 
-        With ``products_follow`` it is taken from the graph that the next :meth:`hvp` needs, which
-        then has it for nothing.
+        With ``products_follow`` the gradient is computed with the graph that the next :meth:`hvp`
+        needs, which then need not be built.
         """
         self._begin()
         if self._gradient is None and products_follow and self.engine_used == "double_backward":
@@ -173,9 +173,8 @@ class Objective(FlatHessian):
     def hvp(self, vector: Vector) -> dict[str, Tensor]:
         """``H v`` with the Hessian ``H`` at ``w``.
 
-        Cost: about 2 gradients on the kept graph, which the first call builds (2 gradients more),
-        as does every call for batches whose graph there is no room to keep; 2 gradients by finite
-        differences.
+        Cost: about 2 gradients, plus 2 to build the graph in the first call, and in every call for
+        batches whose graph is not kept; by finite differences 2 gradients.
         """
         self._begin()
         self.hvps += 1
@@ -186,14 +185,14 @@ class Objective(FlatHessian):
         """``L(w + displacement)``.  Cost: one forward."""
         return self.losses_at([displacement], [(1.0,)])[0]
 
-    # -- variations on them --------------------------------------------------------------------
+    # -- many points or vectors ----------------------------------------------------------------
 
     def losses_at(
         self, directions: Sequence[Vector], coefficients: Iterable[Sequence[float]]
     ) -> Tensor:
         """``L(w + sum_j c_j direction_j)`` for each tuple ``c``: a float64 tensor, one per tuple.
 
-        Cost: one forward each; the losses stay on the device until the last is there.
+        Cost: one forward each; the device is not synchronized between them.
         """
         self._begin()
         points = list(coefficients)
@@ -221,14 +220,14 @@ class Objective(FlatHessian):
 
     @contextlib.contextmanager
     def products(self) -> Iterator[Matvec]:
-        """Gives ``product(v) = H v`` of flat vectors, for many of them at the same weights.
+        """Yields ``product(v) = H v`` for flat vectors, for many products at the same weights.
 
-        ``v`` and ``H v`` hold the entries of all parameters, one after the other: ``(n,)``, float64
-        if any parameter is, else float32, on the device of the first.  What each :meth:`hvp` does
-        anew is done once: the weights are compared with those before, and the kernels exchanged.
+        ``v`` and ``H v`` are the concatenated entries of all parameters: ``(n,)``, float64 if any
+        parameter is, else float32, on the device of the first.  What each :meth:`hvp` repeats is
+        done once: comparing the weights, and replacing kernels.
         """
         layout = self._layout
-        if getattr(self.hvp, "__func__", None) is not Objective.hvp:  # a subclass knows better
+        if getattr(self.hvp, "__func__", None) is not Objective.hvp:  # overridden by a subclass
             yield lambda flat: layout.flatten(self.hvp(layout.unflatten(flat)))
             return
         self._begin()
@@ -247,10 +246,10 @@ class Objective(FlatHessian):
             yield product
 
     def batch_mean(self, quantity: Callable[[Objective], float]) -> float:
-        """The mean over batches, by weight, of ``quantity(objective)`` of each batch alone.
+        """The weighted mean over all batches, of all processes, of ``quantity(objective)``.
 
-        Over processes too.  Each ``objective`` belongs to one process: ``quantity`` may take
-        decisions that differ from batch to batch.
+        Each ``objective`` is a single batch of a single process, so the control flow of
+        ``quantity`` may differ between batches.
         """
         self._begin()
         self.release()  # quantity may move the weights
@@ -270,12 +269,12 @@ class Objective(FlatHessian):
         return float(self._mean(local, 1, self._local.sum_dtype)[0])
 
     def batch_losses(self) -> list[float]:
-        """``L_i(w)`` of each batch that this process holds; nothing is sent.  Cost: one forward."""
+        """``L_i(w)`` of each batch of this process, without communication.  Cost: one forward."""
         self._begin()
         return self._local.losses()
 
     def _batch(self, index: int) -> Objective:
-        """Batch ``index`` alone, of this process alone."""
+        """The objective of batch ``index`` of this process."""
         cut = self._cut
         alone = Objective(
             self._local.terms[index : index + 1],
@@ -290,17 +289,17 @@ class Objective(FlatHessian):
         return alone
 
     def has_room(self) -> bool:
-        """Whether free memory is known to hold the graphs of all batches, on all processes."""
-        return not self._reduction.any(lambda: not self._local.fits(products=True))
+        """Whether the graphs of all batches fit into free memory, on all processes."""
+        return not self._processes.any(lambda: not self._local.has_room(products=True))
 
     def release(self) -> None:
-        """Drop the kept graph, and with it the memory of one forward and backward per batch."""
+        """Drop the kept graphs, the memory of one forward and backward per batch."""
         self._local.release()
 
     # -- products ------------------------------------------------------------------------------
 
     def _exact_product(self, pieces: ParameterTensors) -> Tensor | None:
-        """By double backward; None, from now on, where the loss has none."""
+        """The product by double backward; None, from now on, if the loss does not support it."""
         if self.engine_used == "finite_difference":
             return None
         try:
@@ -324,8 +323,9 @@ class Objective(FlatHessian):
         try:
             return self._mean_vector(local, products=True)
         except NoDoubleBackward:
-            # cuDNN's recurrent layers have none.  Without cuDNN convolutions are slower, hence
-            # only now; tried whatever the message says, so that all processes do the same.
+            # cuDNN's recurrent layers have no double backward.  Convolutions are slower without
+            # cuDNN, so it is switched off only now; regardless of the message, so that all
+            # processes do the same.
             if not (self._local.cudnn and torch.cuda.is_available()):
                 raise
         self.release()
@@ -349,15 +349,15 @@ class Objective(FlatHessian):
 
     @contextlib.contextmanager
     def _displaceable(self) -> Iterator[Move]:
-        self.release()  # its saved tensors are the weights about to be overwritten
+        self.release()  # its saved tensors are the weights that will be overwritten
         with self._weights.displaceable() as move_to:
             yield move_to
 
     def _begin(self) -> None:
-        """Forget what belongs to other weights; check once that the loss is a function of them."""
+        """Drop results of other weights; check once that the loss is a function of the weights."""
         if self._weights.changed():
             self._loss = self._gradient = None
-            self._local.forget()
+            self._local.reset()
         if not self._unchecked:
             return
         first, again = self._mean_loss(), self._mean_loss()
@@ -390,20 +390,20 @@ class Objective(FlatHessian):
         return self._mean_vector(share)
 
     def _mean_vector(self, compute: Callable[[], Tensor], products: bool = False) -> Tensor:
-        """For what needs graphs: these have room first."""
+        """The mean of a computation that builds graphs: first makes room for them."""
 
         def with_room() -> Tensor:
-            return self._reduction.mean(compute, self._local.size, self._local.dtype)
+            return self._processes.mean(compute, self._local.size, self._local.dtype)
 
         return self._until_it_fits(with_room, graphs=True, products=products)
 
     def _mean(self, compute: Callable[[], Tensor], size: int, dtype: torch.dtype) -> Tensor:
-        return self._until_it_fits(lambda: self._reduction.mean(compute, size, dtype))
+        return self._until_it_fits(lambda: self._processes.mean(compute, size, dtype))
 
     def _until_it_fits(
         self, call: Callable[[], Tensor], graphs: bool = False, products: bool = False
     ) -> Tensor:
-        """``call()``, again with less at once after an out of memory; on all processes alike."""
+        """``call()``, repeated with fewer graphs after an out of memory, on all processes."""
         while True:
             try:
                 if graphs:
@@ -412,23 +412,23 @@ class Objective(FlatHessian):
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                clear_frames(error)  # what is kept goes, what its frames hold too
+                clear_frames(error)  # frees the graphs that its frames refer to
                 fault = error
             try:
                 changed = self._local.shrink(products=products)
                 if self._local.device.type == "cuda":
                     torch.cuda.empty_cache()
                 stuck = not changed and not isinstance(fault, OtherRankOutOfMemory)
-                if self._reduction.any(partial(bool, stuck)):
+                if self._processes.any(partial(bool, stuck)):
                     raise fault
             finally:
                 del fault
 
     def _make_room(self, products: bool) -> None:
-        """Let the graphs be no more than what memory is known to hold; once an objective."""
+        """Reduce the graphs to what fits into free memory; once per objective."""
         if self._room_for_products or (self._room_for_gradients and not products):
             return
-        while self._reduction.any(lambda: not self._local.fits(products=products)):
+        while self._processes.any(lambda: not self._local.has_room(products=products)):
             self._local.shrink(self._local.least)
         self._room_for_gradients, self._room_for_products = True, products
 
@@ -442,12 +442,12 @@ class Objective(FlatHessian):
         }
 
     def _split(self, flat: Tensor) -> list[Tensor]:
-        """A flat vector in the order of the parameters, as they are."""
+        """A flat vector as tensors in the order, dtype and device of the parameters."""
         vector = self._layout.unflatten(flat)
         return [vector[n].to(dtype=p.dtype, device=p.device) for n, p in self.params.items()]
 
     def _pieces(self, vector: Vector) -> list[Tensor | None]:
-        """``vector`` in the order of the parameters, ``None`` where it is zero."""
+        """``vector`` in the order of the parameters, ``None`` for missing names."""
         check_vector("vector", vector, self.params)
         return [
             vector[name].detach().to(dtype=p.dtype, device=p.device) if name in vector else None
@@ -472,7 +472,7 @@ def _weighted_terms(
         try:
             weight, fn = term
             good = callable(fn) and math.isfinite(weight) and weight > 0
-        except (TypeError, ValueError):  # no pair, or no number
+        except (TypeError, ValueError):  # not a pair, or not a number
             good = False
         if not good:
             raise ValueError(f"loss_fn holds {shown(term)}: expected (weight > 0, callable) pairs")

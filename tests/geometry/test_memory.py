@@ -261,7 +261,7 @@ def test_a_batch_whose_pieces_are_another_loss_is_not_cut(unknown):
     assert watched.built[0, 8] == 1
     assert watched.forwards[0, 8] == 1
     assert len(told) == 1
-    assert "not cut: the pieces give a loss of" in told[0]
+    assert "not split: the pieces give a loss of" in told[0]
 
 
 def test_a_piece_that_the_loss_does_not_take(unknown):
@@ -274,7 +274,7 @@ def test_a_piece_that_the_loss_does_not_take(unknown):
 
     watched = Watched([EXAMPLES], loss=picky)
     watched.check(watched.objective(2, cut=True, told=told))
-    assert [("not be counted" in text, "not cut" in text) for text in told] == [
+    assert [("not be measured" in text, "not split" in text) for text in told] == [
         (True, False),
         (False, True),
     ]

@@ -105,7 +105,7 @@ def test_batchnorm_is_not_cut_and_fails_in_words(tmp_path, recwarn):
     monitor = HessianMonitor(probe=probe(), every_n_train_steps=2, max_overhead=None)
     outcome = train(TightNorm, regression(60, 6), [monitor], tmp_path, max_epochs=1)
     said = " ".join(str(warning.message) for warning in recwarn)
-    assert said.count("not cut: the pieces give a loss of") == 1
+    assert said.count("not split: the pieces give a loss of") == 1
     assert re.search("OutOfMemoryError.*measures no more.*Less memory", said)
     assert monitor.history == []
     assert monitor.failed == 3
