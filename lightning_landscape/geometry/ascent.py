@@ -18,21 +18,21 @@ from lightning_landscape.geometry.vectors import Layout, Vector, random_vector
 
 Norm = Literal["l2", "linf"]
 
-# In units of the radius: the ascent ends at shorter moves, and no step is made longer before it is
-# cut to the ball.
+# In units of the radius: the ascent stops at shorter moves, and no step is longer before it is
+# projected onto the ball.
 _SMALLEST_MOVE, _LONGEST_STEP = 1e-6, 1e6
 
-# With fewer steps than this there is one start, the gradient.
+# With fewer steps than this the ascent starts from the gradient only.
 _FEWEST_STEPS = 5
-# A step: gradients in all, and products with the Hessian, which count as two of them.
+# Per step: gradients in total, and Hessian-vector products, each of which counts as two gradients.
 _GRADIENTS, _PRODUCTS = 4, 0.4
-# Gradients from each start, before the best one goes on.
+# Gradients spent on each start before the best one is continued.
 _WALK = 6
-# After so many starts that led to the best place no further one is tried.
+# No further start is tried once this many led to the best point.
 _ENOUGH = 3
-# Two starts led to one place: their rises agree, and so do their directions (a cosine).
+# Two starts led to the same point if their rises and their directions (cosine) agree.
 _SAME_RISE, _SAME_PLACE = 0.02, 0.8
-# When a rise is settled, see Rise.
+# Tolerances of a settled rise, see Rise.
 _AT_REST, _OFF_PARABOLA, _OF_SECOND_ORDER = 0.02, 1 / 3, 2.0
 
 
@@ -43,13 +43,13 @@ class Rise:
     Attributes:
         height: ``L(w + d) - L(w)``, never below 0.
         move: ``d``, of shape ``(size,)``.
-        settled: a longer search is not expected to find 3 % more.  All of this holds:
+        settled: a longer search is not expected to find 3 % more, because
 
-            - the gradient at ``d`` promises at most 2 % more within the ball;
+            - a linear model at ``d`` gains at most 2 % within the ball;
             - two starts led here;
-            - what is known of the loss at ``w`` says something about ``d``: along ``d`` the slope
-              there is that of the parabola through the gradient at ``w`` and this rise, to within a
-              third, and the rise is at most twice ``g'd + lambda ||d||^2 / 2``, with the top
+            - the loss is close to its second-order model at ``w``: along ``d`` its slope at ``d``
+              is, to within a third, that of the parabola given by the gradient at ``w`` and this
+              rise, and the rise is at most twice ``g'd + lambda ||d||^2 / 2`` with the top
               eigenvalue ``lambda`` of the Hessian at ``w``.
     """
 
@@ -60,7 +60,7 @@ class Rise:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the way from a start led."""
+    """The point that the ascent from a start reached, and its rise."""
 
     height: float
     u: Tensor
@@ -71,27 +71,27 @@ def largest_rise(
 ) -> Rise:
     r"""The largest ``L(w + d) - L(w)`` found with ``||d / scale|| <= radius``.
 
-    Starts are the corners or the points of the sphere along the gradient at ``w`` (what one step of
-    SAM reaches), along the two top eigenvectors of the Hessian, both ways, and along random
-    vectors.  From the best place that they lead to the ascent goes on, always higher; from ``w``
-    too where SAM's step is no rise.
+    The ascent starts from the points of the sphere, or the corners of the box, along the gradient
+    at ``w`` (where a step of SAM ends), along the two top eigenvectors of the Hessian with both
+    signs, and along random vectors.  It continues monotonically from the best point reached, and
+    also from ``w`` if SAM's step does not raise the loss.
 
     Args:
         objective: the loss.
         scale: ``(size,)``, at least 0: the unit of each entry of ``d``.
         radius: of the ball, in that unit.
         norm: ``"l2"`` a ball, ``"linf"`` a box.
-        steps: points of the last ascent at most.  Below 5 it starts from the gradient alone, and is
-            not settled.
+        steps: maximum number of points of the last ascent.  Below 5 it starts from the gradient
+            only, and the result is not settled.
 
     Returns:
-        A :class:`Rise`; NaN and 0 where the loss or its gradient at ``w`` is not finite.
+        A :class:`Rise`; height NaN and move 0 if the loss or its gradient at ``w`` is not finite.
     """
     ascent = Ascent(objective, scale, radius, norm)
     origin = Endpoint(0.0, torch.zeros_like(scale))
     if not math.isfinite(ascent.base) or not bool(ascent.gradient.isfinite().all()):
         return Rise(math.nan, origin.u, False)
-    # The products first: moving the weights drops the graph that they are made on.
+    # Products first, because moving the weights drops the graph that they use.
     top = ascent.top(int(_PRODUCTS * steps)) if steps >= _FEWEST_STEPS else None
     stationary = not bool(ascent.gradient.any())
     first = ascent.ball_maximizer(ascent.random(0) if stationary else ascent.gradient)
@@ -105,7 +105,7 @@ def largest_rise(
         ends = [*ends, ascent.climb(origin, radius / 2, tries)]
     if ends:
         if top is not None:
-            tries = min(tries, most - ascent.gradients - 1)  # one to see whether it is at rest
+            tries = min(tries, most - ascent.gradients - 1)  # one to test for settled
         ends = [ascent.climb(_highest(ends), 2 * radius, tries)]
     best = _highest([*ends, origin])
     settled = (
@@ -121,7 +121,7 @@ def _highest(ends: Sequence[Endpoint]) -> Endpoint:
 
 
 def _at_best(ends: list[Endpoint]) -> list[Endpoint]:
-    """Those that led to the place of the largest rise."""
+    """The ends at the point of the largest rise."""
     if not ends:
         return []
     best = _highest(ends)
@@ -153,7 +153,7 @@ class Ascent:
     Attributes:
         base: the loss at the weights.
         gradient: at the weights, with respect to ``u``.
-        gradients: how many were taken, two for a product with the Hessian.
+        gradients: number of gradients so far; a Hessian-vector product counts as two.
     """
 
     def __init__(self, objective: Objective, scale: Tensor, radius: float, norm: Norm) -> None:
@@ -187,16 +187,16 @@ class Ascent:
         return found
 
     def nearest(self, u: Tensor) -> Tensor:
-        """The point of the ball next to ``u``."""
+        """The projection of ``u`` onto the ball."""
         if self._norm == "linf":
             return u.clamp(-self._radius, self._radius)
         length = float(torch.linalg.vector_norm(u))
         return u * (self._radius / length) if length > self._radius else u
 
     def ball_maximizer(self, slope: Tensor, sharpness: float = math.inf) -> Tensor:
-        """The point of the ball where a linear function of this slope is largest.
+        """The point of the ball that maximizes the linear function with gradient ``slope``.
 
-        In a box it is a corner; with a finite ``sharpness`` the entries of small slope stay inside.
+        In a box it is a corner; with a finite ``sharpness`` entries of small slope stay inside.
         """
         if self._norm == "l2":
             return slope * (self._radius / float(torch.linalg.vector_norm(slope) or 1.0))
@@ -206,12 +206,12 @@ class Ascent:
         return self._radius * torch.tanh(sharpness / size * slope)
 
     def linear_gain(self, u: Tensor, slope: Tensor) -> float:
-        """How much more there would be in the ball if the loss were linear from ``u`` on."""
+        """The further gain within the ball if the loss were linear around ``u``."""
         dual = slope.abs().sum() if self._norm == "linf" else torch.linalg.vector_norm(slope)
         return self._radius * float(dual) - float(slope @ u)
 
     def settled(self, end: Endpoint, top: float) -> bool:
-        """Whether nothing is left to gain here, and the loss is near to its second-order model."""
+        """Whether ``end`` is a maximum, and the loss is close to its second-order model."""
         if not 0.0 < end.height < math.inf:
             return end.height == math.inf
         slope = self.slope(end.u)
@@ -225,7 +225,7 @@ class Ascent:
         )
 
     def explore(self, first: Tensor, top: EigenResult, most: int) -> list[Endpoint]:
-        """Where the starts lead, until enough led to the best place or ``most`` gradients."""
+        """The ends of all starts, until enough led to the best point or ``most`` gradients."""
         ends: list[Endpoint] = []
         for index, start in enumerate(self._starts(first, top)):
             if index > 0 and self.gradients + _WALK > most:
@@ -253,10 +253,10 @@ class Ascent:
             yield self.ball_maximizer(self.random(seed))
 
     def _walk(self, u: Tensor) -> Tensor:
-        """From ``u`` again and again to the point that the gradient points to.
+        """Repeatedly move to the maximizer of the linear model at the current point.
 
-        In a ball this is power iteration on the gradient.  In a box nearly all corners would hold
-        it: entries of small slope are let go to the sides bit by bit (annealing).
+        In a ball this is power iteration on the gradient.  In a box almost every corner would be a
+        fixed point, so entries of small slope move to the sides gradually (annealing).
         """
         last = self.gradients + _WALK
         slope, turned = self.slope(u), False
@@ -270,7 +270,7 @@ class Ascent:
             ahead = self.slope(target)
             before, after = float(slope @ (target - u)), float(ahead @ (target - u))
             if after < -1e-3 * before < 0.0 and self.gradients < last:
-                # Beyond the top of a line that bends down.
+                # The target is beyond the maximum along a concave line.
                 turned = True
                 target = u + (target - u) * (before / (before - after))
                 ahead = self.slope(target)
@@ -278,11 +278,11 @@ class Ascent:
         return u if turned else self.ball_maximizer(slope)
 
     def climb(self, start: Endpoint, reach: float, tries: int) -> Endpoint:
-        """Uphill from ``start``, always higher, with a first step of length ``reach``.
+        """Monotone projected ascent from ``start``, with a first step of length ``reach``.
 
-        Where the loss bends up along the last move the steps grow: on the sphere long ones are
-        power iteration on the gradient, the fastest way round a bowl.  Where it bends down they
-        have the length of Barzilai & Borwein (1988), which keeps clear of zigzagging.
+        If the loss is convex along the last move the step grows: on the sphere long steps are
+        power iteration on the gradient.  If it is concave the step is that of Barzilai & Borwein
+        (1988), which avoids zigzagging.
         """
         u, height = start.u, start.height
         gradient: Tensor | None = None
@@ -308,6 +308,6 @@ class Ascent:
 
     @staticmethod
     def _next(step: float, move: Tensor, change: Tensor) -> float:
-        """The step after one that went ``move`` and changed the gradient by ``change``."""
+        """The step size after ``move``, which changed the gradient by ``change``."""
         bend = float(move @ change)
         return float(move @ move) / -bend if bend < 0.0 else 4 * step

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm that belong to the weights as they are."""
+"""Re-estimate the running statistics of BatchNorm for the current weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def tracking_batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def reestimate_batch_norm(module: nn.Module, forward: Callable[[], object]) -> None:
-    """Replace running statistics by those of what ``forward`` sends through ``module``.
+    """Replace running statistics by those of the data that ``forward`` sends through ``module``.
 
-    Running statistics are an average over the weights that training passed through.  Anywhere else,
-    between two networks say, they are wrong, and a loss in eval mode says nothing.
+    Running statistics are an average along the training trajectory.  For other weights, e.g.
+    between two networks, they are wrong, and a loss in eval mode is meaningless.
 
     Args:
-        module: evaluated in train mode, into which it is put for that if it is not, whole.  In a
-            module that is in train mode already, layers in eval mode are frozen and keep what they
-            have.  Each other BatchNorm layer gets the cumulative mean over all its calls, each
-            call with the same weight.  Modes and ``momentum`` are as before afterwards.
+        module: evaluated in train mode; a module in eval mode is switched for that as a whole.  If
+            it is in train mode already, layers in eval mode count as frozen and keep their
+            statistics.  Every other BatchNorm layer gets the cumulative mean over all its calls,
+            with equal weight per call.  Modes and ``momentum`` are restored.
         forward: evaluates the module on some batches; no gradients are recorded.
 
     Source: Izmailov et al., Averaging weights leads to wider optima and better generalization,

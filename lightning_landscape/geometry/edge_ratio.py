@@ -1,4 +1,4 @@
-"""How far the curvature is from what the optimizer can bear."""
+"""The ratio of the curvature to the optimizer's edge of stability."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lightning_landscape.geometry.vectors import Layout, Vector
 
 @dataclass(frozen=True)
 class EdgeRatio:
-    """The ratio, and the eigenvalue problem that gave it where one had to be solved.
+    """The ratio, and the solution of its eigenvalue problem if one had to be solved.
 
     Attributes:
         ratio: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``; 1 is the edge.
-        solved: the eigenvalues of that matrix; ``None`` where the plain ones were enough.
-        residual: of the ratio: half an eigenvalue of that matrix lies within this distance of it.
+        solved: the eigenvalues of that matrix; ``None`` if those of ``H`` were sufficient.
+        residual: half an eigenvalue of that matrix lies within this distance of the ratio.
     """
 
     ratio: float
@@ -52,12 +52,12 @@ def edge_ratio(
 
     Args:
         objective: the loss, or anything with ``params`` and ``hvp``.
-        edge: what :func:`stability_edge` found for these parameters; others do not matter.
-        plain: the top eigenvalues of ``H``: one step size for all parameters needs no more.
-        init: the last ``solved``, for a warm start; or a vector.
+        edge: the result of :func:`stability_edge` for these parameters, and possibly others.
+        plain: the top eigenvalues of ``H``, sufficient if all parameters share one step size.
+        init: the previous ``solved``, for a warm start; or a vector.
         method: as in :func:`top_eigenvalues`, like ``tol``, ``max_hvps``, ``rtol`` and ``hint``.
 
-    Cost: nothing for SGD and its kin with one group; else one eigenvalue problem.
+    Cost: nothing for SGD and variants with one group; otherwise one eigenvalue problem.
 
     Raises:
         ValueError: no edge is known, or not for all of the objective's parameters.
@@ -81,7 +81,7 @@ def edge_ratio(
         ratio = step * (float(plain.eigenvalues[0]) + decay) / 2
         return EdgeRatio(ratio, None, step * float(plain.residuals[0]) / 2)
     solved = top_eigenvalues(
-        _Descended(objective, edge),
+        _DescentHessian(objective, edge),
         method=method,
         tol=tol,
         max_hvps=max_hvps,
@@ -94,14 +94,14 @@ def edge_ratio(
 
 
 def shared_step(objective: HessianLike, edge: StabilityEdge) -> tuple[float, float] | None:
-    """Effective step and weight decay where one pair serves all parameters: no other problem."""
+    """Effective step and weight decay if all parameters share them, else None."""
     step = _common_number({name: edge.scale[name] for name in objective.params})
     decay = _common_number({name: edge.weight_decay[name] for name in objective.params})
     return None if step is None or decay is None or edge.maximize else (step, decay)
 
 
-class _Descended(FlatHessian):
-    """The Hessian of what the optimizer descends: with weight decay, of -L when it climbs."""
+class _DescentHessian(FlatHessian):
+    """The Hessian of what the optimizer minimizes: includes weight decay, and -L if it maximizes."""
 
     def __init__(self, objective: HessianLike, edge: StabilityEdge) -> None:
         self.params = objective.params

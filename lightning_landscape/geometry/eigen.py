@@ -1,7 +1,7 @@
-"""Extreme eigenvalues of a symmetric operator that is seen only through its products.
+"""Extreme eigenvalues of a symmetric operator from matrix-vector products.
 
-``top_eigenvalues`` lays the problem out flat; lanczos.py and power.py solve it as functions of a
-``matvec``.
+``top_eigenvalues`` converts the problem to flat vectors; lanczos.py and power.py solve it with a
+``matvec`` function.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lightning_landscape.geometry.matvec import HessianLike, Matvec, flat_produc
 from lightning_landscape.geometry.power import power
 from lightning_landscape.geometry.vectors import Layout, Vector, random_vector, seed_from
 
-# The basis and its images hold at most this many entries, unless that is too few.
+# Limits of the basis: vectors, and entries of the basis and its images together.
 _MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
 
-# Random vectors that one solution may draw; the next one, started from it, draws others.
+# Seeds reserved for one solution, so that a warm-started one draws other random vectors.
 _DRAWS = 1000
 
 
@@ -44,22 +44,22 @@ class EigenResult:
             ``P^-1/2 H P^-1/2``.
         residuals: ``(k,)`` float64, ``||H v - theta v||``: some eigenvalue lies within this
             distance of theta.  (It does not say that it is the largest one.)
-        hvps: products with ``H`` that were made.
+        hvps: number of products with ``H``.
         converged: every residual is at most ``tol`` times its own ``|theta|``, or every estimated
-            error at most ``rtol`` times that; or they are below a floor, see ``at_floor``.  Not
-            from a random start before 8 products: the top one may not have come up yet.
-        asymmetry: the largest ``|u'Hv - v'Hu|`` seen over pairs of unit vectors, relative to the
-            largest ``|Ritz value|``.  Beyond rounding the second derivative is wrong somewhere:
-            some kernels have one that is silently incomplete.  Not seen by ``"power"``: 0.
+            error at most ``rtol`` times that; or they are below a floor, see ``at_floor``.  From a
+            random start at least 8 products are required, because a smaller eigenvalue may
+            converge first.
+        asymmetry: the largest ``|u'Hv - v'Hu|`` over pairs of unit vectors, relative to the largest
+            ``|Ritz value|``.  A value beyond rounding means that a second derivative is wrong:
+            those of some kernels are silently incomplete.  0 for ``"power"``, which cannot tell.
         checked: a search outside the kept vectors ended below the last of the eigenvalues: no
-            other Ritz value comes above it, nor with three times its residual added.  ``False``
-            where the products did not suffice: there may be a larger eigenvalue that this solution
-            did not look for.
+            other Ritz value plus three times its residual is above it.  ``False`` if ``max_hvps``
+            did not suffice for the search: there may be a larger eigenvalue.
         at_floor: a pair counts as converged because its residual (or error) is below the floor of
-            1e-3 times the largest ``|Ritz value|`` (``tol`` times that, if ``tol`` is smaller): it
-            is known to that, and not to ``tol`` times its own size.
-        outside: where the search outside ended; the next solution goes on from there.
-        warm_starts: solutions in a row of which each was started from the one before.
+            1e-3 times the largest ``|Ritz value|`` (``tol`` times that, if ``tol`` is smaller); its
+            accuracy is that floor, not ``tol`` times its own size.
+        outside: the last vector of the search outside; the next solution continues from it.
+        warm_starts: number of consecutive solutions that were started from the one before.
     """
 
     eigenvalues: Tensor
@@ -74,7 +74,7 @@ class EigenResult:
     warm_starts: int = 0
 
     def fits(self, params: Mapping[str, Tensor]) -> bool:
-        """Whether it can start a solution over ``params``: same names, same shapes."""
+        """Whether it can warm-start a solution over ``params``: same names, same shapes."""
         known = {name: v.shape for name, v in self.eigenvectors[0].items()}
         return known == {name: p.shape for name, p in params.items()}
 
@@ -102,15 +102,15 @@ def top_eigenvalues(
         k: how many, counted with multiplicity.
         which: ``"LA"`` the largest, ``"SA"`` the smallest.
         method: ``"lanczos"``: Rayleigh-Ritz on a Krylov space with full reorthogonalisation,
-            started from ``k`` vectors so that multiple eigenvalues are found; it keeps two vectors
+            started from ``k`` vectors so that multiple eigenvalues are found; it stores two vectors
             per product, up to ``2 max_basis``.  ``"power"``: power iteration, one vector after the
-            other, on a shifted operator where a negative eigenvalue has the largest magnitude; it
-            keeps ``k + 3`` vectors in all and needs several times the products.
+            other, on a shifted operator if a negative eigenvalue has the largest magnitude; it
+            stores ``k + 3`` vectors in total and needs several times as many products.
         tol: stop when ``||H v - theta v|| <= tol * |theta|`` for each pair, or below 1e-3 times the
             largest ``|Ritz value|``.  The error of theta itself is about ``residual^2 / gap``, so
             1e-2 usually gives four digits.
         max_hvps: hard cap on products, at least ``k``.
-        init: where to start: a vector (its length does not matter) or the previous result.
+        init: the start: a vector of any length, or the previous result.
         preconditioner: ``P > 0``, name -> tensor or number: eigenvalues of
             ``P^-1/2 H P^-1/2``.  A missing name means 1.
         generator: seeds the random start; the same start every time without one.
@@ -118,29 +118,29 @@ def top_eigenvalues(
             its own ``|theta|`` (or the floor).  The estimate is ``residual^2 / gap``, with the gap
             to the next eigenvalue taken as small as that one's own residual allows.  0: the
             residual alone decides, as it always does for ``"power"``.
-        max_basis: basis vectors kept at a time; when there are as many they are condensed to the
-            leading Ritz vectors, which costs no product.  ``None``: 16, fewer where the basis and
-            its images would exceed 2^30 numbers, and at least ``2k + 4``.
+        max_basis: maximum number of basis vectors; when it is reached the basis is restarted with
+            the leading Ritz vectors, which costs no product.  ``None``: 16, fewer if the basis and
+            its images would exceed 2^30 numbers, but at least ``2k + 4``.
+        hint: a vector that may contain a direction that is new since ``init``, e.g. the gradient:
+            a part of the search outside.  Its length does not matter; with a preconditioner it is
+            multiplied by ``P^-1/2``.
 
-        hint: a vector that may hold what is new since ``init``, the gradient for instance: a part
-            of the search outside.  Its length does not matter; with a preconditioner it is taken
-            times ``P^-1/2``.
-
-    Each solution looks outside the vectors that it was started from: along where the last search
-    ended, a random vector and the hint, and then along every Ritz vector whose value plus three
-    residuals exceeds the wanted one, for up to 6 products.  What remains possible: an eigenvalue
-    that has risen since the last solution in a part of the network that is decoupled from
-    everything kept may be seen one solution late; benchmarks/blindness.py measures how often.
+    Each solution also searches outside the vectors that it was started from: along the last vector
+    of the previous search, a random vector and the hint, and then along every Ritz vector whose
+    value plus three residuals exceeds the wanted one, for up to 6 products.  Limitation: an
+    eigenvalue that has grown since the last solution, in a part of the network that is decoupled
+    from all kept vectors, may be found one solution late; benchmarks/blindness.py measures how
+    often.
 
     Returns:
-        An :class:`EigenResult`.  Not converging is not an error: ``converged`` is then False.  An
-        operator that returns NaN or infinity gives NaN.
+        An :class:`EigenResult`.  ``converged`` is False if it did not converge; that is no error.
+        The values are NaN if a product contains NaN or infinity.
 
     Raises:
-        ValueError: an argument out of its range, or vectors that do not match the parameters.
+        ValueError: an argument is out of range, or vectors do not match the parameters.
 
-    Cost: one HVP, about 2 gradients, per product; warm-started during training some 5 products, 4
-    with ``rtol=5e-3``, of which one or two go into the search outside.
+    Cost: one HVP, about 2 gradients, per product; warm-started during training about 5 products, 4
+    with ``rtol=5e-3``, of which one or two are for the search outside.
 
     Source: Lanczos 1950; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6; the bound
     residual^2 / gap, Temple 1928; restarts that keep Ritz vectors, Wu and Simon 2000.
@@ -203,13 +203,13 @@ def top_eigenvalues(
 
 
 def check_hint(hint: Vector | None) -> None:
-    """Raise unless it is a vector or None."""
+    """Raise unless ``hint`` is a vector or None."""
     if hint is not None:
         check_mapping("", "hint", hint, "a vector (name -> tensor), or None")
 
 
 def _flat(layout: Layout, vector: Vector | None, scale: Tensor | None = None) -> Tensor | None:
-    """``vector`` laid out flat, times ``scale``; None if it has no direction."""
+    """``vector`` as a flat tensor, times ``scale``; None if it is zero or not finite."""
     if vector is None:
         return None
     flat = layout.flatten(vector) if scale is None else layout.flatten(vector) * scale

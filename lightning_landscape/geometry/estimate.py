@@ -1,4 +1,4 @@
-"""Means of random samples, with standard errors that hold for few samples too."""
+"""Means of random samples, with standard errors that are valid for few samples too."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Estimate:
     Attributes:
         value: the estimate.
         stderr: its standard error, widened by Student's t: ``value +- 2 stderr`` covers the truth
-            about 95 % of the time however few the samples, where these are roughly normal.
-        samples: how many it is the mean of.
-        hvps: products with the Hessian that were made, for this and whatever shares them.
+            about 95 % of the time for any number of samples, if they are roughly normal.
+        samples: number of samples.
+        hvps: number of products with the Hessian, including those shared with other estimates.
     """
 
     value: float
@@ -41,7 +41,7 @@ def mean_and_stderr(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def student_factor(samples: int) -> float:
-    r"""What widens a standard error from ``samples`` samples so that two of it cover 95.45 %.
+    r"""The factor by which a standard error is widened so that 2 stderr cover 95.45 %.
 
     Half the quantile of Student's t: 6.98 for 2 samples, 1.43 for 5, 1.16 for 10, 1.05 for 30.
 
@@ -59,7 +59,7 @@ def student_factor(samples: int) -> float:
 
 
 def _student_share(angle: float, freedom: int) -> float:
-    """The share of Student's t within ``+- sqrt(freedom) tan(angle)``."""
+    """The probability of Student's t within ``+- sqrt(freedom) tan(angle)``."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = cosine if odd else 1.0, 0.0
@@ -70,5 +70,5 @@ def _student_share(angle: float, freedom: int) -> float:
 
 
 def check_samples(samples: int) -> None:
-    """Refuse what gives no standard error."""
+    """Raise unless ``samples`` is at least 2, as a standard error needs."""
     check_count("", "samples", samples, 2, ", as one sample has no standard error")

@@ -1,9 +1,9 @@
-"""The largest eigenvalues by Rayleigh-Ritz on a growing space, and a search outside what it knows.
+"""The largest eigenvalues by Rayleigh-Ritz on a growing space, and a search outside that space.
 
-A warm start stays in the Krylov space of the vectors that it kept.  Where parts of a network are
-decoupled, an eigenvalue that rises in another part is never seen there, however small the residual
-is.  So each solution also looks outside: from a vector that was not kept, and on from every Ritz
-pair that may hide something larger.
+A warm start stays in the Krylov space of the vectors that it starts from.  If parts of a network
+are decoupled, it never finds an eigenvalue that grows in another part, however small the residuals
+are.  Therefore each solution also searches outside: from a vector orthogonal to the kept ones, and
+from every Ritz pair that may hide a larger eigenvalue.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from torch import Tensor
 from lightning_landscape.geometry.matvec import Matvec
 from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, RitzSpace, orthonormalized
 
-# A random start may hold next to nothing of the top eigenvector, and a smaller eigenvalue then
-# passes the residual test first.  A few products more, on a cold start only, bring the top one up.
+# A random start may be almost orthogonal to the top eigenvector, and a smaller eigenvalue then
+# converges first.  On a cold start a minimum of products makes that unlikely.
 COLD_PRODUCTS = 8
 
-# Tolerances are relative to each eigenvalue itself, but no smaller than this times the largest
-# |Ritz value|: an eigenvalue near zero has no digits of its own.
+# Tolerances are relative to each eigenvalue, but at least this times the largest |Ritz value|,
+# because an eigenvalue near zero has no accurate digits.
 FLOOR = 1e-3
 
-# The search outside: shares of a random vector and of the hint in its start, products after that.
+# The search outside: weights of a random vector and of the hint in its start, and the maximum
+# number of products after the first.
 _RANDOM, _HINT = 0.6, 1.0
 _MOST_SEARCHES = 6
 
-# Largest residual, relative to its own value, of a pair whose estimated error is believed.
+# Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How close is close enough: ``tol`` for residuals, ``rtol`` for estimated errors."""
+    """Relative to each eigenvalue: ``tol`` of residuals, ``rtol`` of estimated errors."""
 
     tol: float
     rtol: float
@@ -55,13 +56,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a solution begins.
+    """The start vectors of a solver.
 
     Attributes:
-        kept: the vectors of the last solution, or one that was given; empty for a cold start.
-        outside: where the last search outside them ended.
-        hint: a vector that may hold what is new: the gradient.
-        random: a random vector for each number.
+        kept: the vectors of the previous solution, or one passed by the user; empty for a cold
+            start.
+        outside: the last vector of the previous search outside them.
+        hint: a vector that may contain a new direction, e.g. the gradient.
+        random: index -> random vector.
     """
 
     kept: Sequence[Tensor]
@@ -76,14 +78,14 @@ class Start:
         for vector, share in parts:
             direction = None if vector is None else orthonormalized(vector, known)
             if direction is not None:
-                known = torch.cat([known, direction[None]])  # no part takes from another
+                known = torch.cat([known, direction[None]])  # so that the parts are orthogonal
                 total.add_(direction, alpha=share)
         return total
 
 
 @dataclass(frozen=True)
 class EigenPairs:
-    """What a solver found, in the order and with the meanings of ``EigenResult``."""
+    """The result of a solver; see ``EigenResult`` for the attributes."""
 
     values: Tensor  # (k,) float64, largest first
     vectors: Sequence[Tensor]  # k
@@ -97,7 +99,7 @@ class EigenPairs:
 
 
 def not_finite(k: int, like: Tensor, products: int) -> EigenPairs:
-    """After a product that was not finite."""
+    """The result after a product that is not finite."""
     nan = torch.full((k,), float("nan"), dtype=torch.float64, device="cpu")
     return EigenPairs(nan, [torch.zeros_like(like)] * k, nan.clone(), products, False)
 
@@ -110,16 +112,16 @@ def lanczos(
     max_products: int,
     max_basis: int,
 ) -> EigenPairs:
-    """Rayleigh-Ritz on a growing orthonormalized basis ``Q`` whose images ``A Q`` are kept.
+    """Rayleigh-Ritz on a growing orthonormal basis ``Q`` whose images ``A Q`` are kept.
 
-    From one start vector, growing by the residual of the wanted Ritz pair spans the Krylov space:
-    this is Lanczos.  Keeping the images costs memory and gives true residuals from any number of
-    start vectors, where the three-term recurrence would need restarts to see multiplicities.
+    From one start vector, adding the residual of the wanted Ritz pair spans the Krylov space, as in
+    Lanczos.  Keeping the images takes memory, but gives true residuals from any number of start
+    vectors; the three-term recurrence would need restarts to find multiple eigenvalues.
     """
-    space = RitzSpace(matvec, start.random(0), max_basis)  # random(0) itself is the search's
+    space = RitzSpace(matvec, start.random(0), max_basis)  # a template only
     pending = list(start.kept[:k])
     cold = not pending
-    searching = start.outside is not None  # from the beginning, not when all else has converged
+    searching = start.outside is not None  # from the beginning, not only after convergence
     searches, attempts = 0, 0
     while True:
         room = space.products < max_products
@@ -145,7 +147,7 @@ def lanczos(
                 searches, grown = searches + 1, space.grow(state.residual(state.hidden))
             else:
                 break
-            if not grown:  # the space is invariant, and something may lie outside it
+            if not grown:  # the space is invariant, but need not contain all
                 attempts += 1
                 grown = space.grow(start.random(attempts))
         if grown and not space.finite:
@@ -167,7 +169,7 @@ def lanczos(
 
 
 class _State:
-    """What the Ritz pairs of a space say of the ``k`` largest eigenvalues."""
+    """Convergence of the ``k`` largest Ritz pairs of a space, and pairs that may hide more."""
 
     def __init__(self, space: RitzSpace, k: int, tolerance: Tolerance) -> None:
         space.solve(k + 1)
@@ -180,16 +182,15 @@ class _State:
         self._goals = tolerance.residual(wanted, self.scale)
         errors = estimated_errors(values, lengths, k)
         by_residual = bool((self.lengths <= self._goals).all())
-        # The estimate knows nothing of what is not in the space: not where a residual says that
-        # much of the vector is.
+        # The estimate ignores what is outside the space, so it is not used for large residuals.
         known = bool((self.lengths <= (_KNOWN * wanted.abs()).clamp(min=self._goals)).all())
         by_error = known and bool((errors <= tolerance.error(wanted, self.scale)).all())
         self.converged = by_residual or (tolerance.rtol > 0.0 and by_error)
         own_residual, own_error = tolerance.tol * wanted.abs(), tolerance.rtol * wanted.abs()
         self.at_floor = bool(((self.lengths > own_residual) & (errors > own_error)).any())
-        # Products that went into eigenvalues of larger magnitude at the other end of the spectrum.
+        # Products spent on eigenvalues of larger magnitude at the other end of the spectrum.
         self.at_the_other_end = 2 * int((values < -abs(values[k - 1])).sum())
-        # Pairs that may hide an eigenvalue above the last wanted one, beyond its tolerance twice.
+        # Pairs that may hide an eigenvalue above the last wanted one by twice its tolerance.
         level = values[k - 1] + 2.0 * self._goals[-1]
         reach = values + RESIDUAL_MARGIN * space.lengths
         reach[:k] = -torch.inf
@@ -203,15 +204,15 @@ class _State:
         return self._space.residuals([index])[0]
 
     def residual_of_worst(self) -> Tensor:
-        """That of the wanted pair that is furthest from its tolerance."""
+        """The residual vector of the wanted pair that is farthest from its tolerance."""
         tiny = torch.finfo(torch.float64).tiny
         return self._defects[int((self.lengths / self._goals.clamp(min=tiny)).argmax())]
 
 
 def estimated_errors(values: Tensor, residuals: Tensor, k: int) -> Tensor:
-    """``residual^2 / gap`` of the first ``k`` pairs; infinite where the next may be as large.
+    """``residual^2 / gap`` of the first ``k`` pairs; infinite if the next may be as large.
 
-    The next one is known to within its own residual only, and is taken at the upper end.
+    The next eigenvalue is taken to be its Ritz value plus its residual.
     """
     if len(residuals) <= k:
         return torch.full((k,), float("inf"), dtype=torch.float64, device="cpu")

@@ -24,12 +24,12 @@ from lightning_landscape.geometry.subspace import (
     without,
 )
 
-# Products of one search outside the vectors found.
+# Maximum number of products of a search outside the vectors found.
 _MOST_SEARCHES = 20
 
 
 class _NotFinite(Exception):
-    """A product was not finite."""
+    """A product is not finite."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Pair:
     value: float
     vector: Tensor
     residual: float
-    wrong_end: bool = False  # of the spectrum: the budget ended before it turned round
+    wrong_end: bool = False  # of the spectrum: stopped before the shift took effect
 
 
 def power(
@@ -45,9 +45,9 @@ def power(
 ) -> EigenPairs:
     """Power iteration on ``A + shift``, deflated by the vectors found before.
 
-    The shift is 0 until a negative eigenvalue is seen to dominate, or two of opposite sign tie.
-    When all pairs have converged one vector more looks outside them; where it finds something
-    larger, all are iterated again with it among them.
+    The shift is 0 until a negative eigenvalue dominates, or two of opposite sign have equal
+    magnitude.  After all pairs have converged, one more vector searches outside them; if it finds a
+    larger eigenvalue, the iteration is repeated with that vector included.
     """
     solution = _Power(matvec, start, k, tolerance, max_products)
     try:
@@ -77,16 +77,16 @@ class _Power:
             wrong = any(pair.wrong_end for pair in pairs)
             converged = excess <= 1.0 and not wrong
             starts, cold = [pair.vector for pair in pairs], False
-            if self.products > self._max_products - self._k:  # not one for each
+            if self.products > self._max_products - self._k:  # less than one per pair
                 break
-            if not converged:  # a pair's residual holds those of the pairs before it
+            if not converged:  # a pair's residual contains those of the pairs before it
                 tighter /= 2.0 * max(excess, 1.0)
                 continue
             known = torch.stack(starts)
             level = pairs[-1].value + 2.0 * goals[-1]
             other = self._search(known, level)
             if other is None:
-                checked = True  # nothing is left outside
+                checked = True  # the vectors span the whole space
                 break
             outside = other.vector
             if other.value <= level:
@@ -116,24 +116,24 @@ class _Power:
         return goals
 
     def _wanted(self, starts: Sequence[Tensor], fewest: int, tighter: float) -> list[_Pair]:
-        """The wanted pairs, from ``starts`` and, for those that are missing, random ones."""
+        """The wanted pairs, from ``starts`` and random vectors for the rest."""
         pairs: list[_Pair] = []
         for index in range(self._k):
             known = _rows([pair.vector for pair in pairs], self._start.random(0))
             given = index < len(starts)
             vector = orthonormalized(starts[index], known) if given else None
             attempt = index
-            while vector is None:  # missing, or inside the span of what was found
+            while vector is None:  # missing, or in the span of the pairs found
                 vector = orthonormalized(self._start.random(attempt), known)
                 attempt += self._k
-            # One product at least is left for each pair that follows.
+            # At least one product is left for each following pair.
             budget = self._max_products - (self._k - 1 - index)
             least = self.products + (0 if given else fewest or COLD_PRODUCTS)
             pairs.append(self._climb(vector, known, least, budget, tighter))
         return sorted(pairs, key=lambda pair: -pair.value)
 
     def _search(self, known: Tensor, level: float) -> _Pair | None:
-        """A pair outside ``known``, until it is seen to be below ``level`` or has converged."""
+        """A pair outside ``known``, iterated until it is below ``level`` or has converged."""
         start = orthonormalized(self._start.search(known), known)
         for attempt in range(1, 4):
             if start is None:
@@ -154,11 +154,11 @@ class _Power:
     ) -> _Pair:
         """Power iteration from ``vector``, orthogonal to the rows of ``known``.
 
-        Ends after ``fewest`` products (of all) at the earliest and ``budget`` at the latest: when
-        the residual is below the tolerance, or all that may be hidden in it below ``level``.
+        Stops when the residual is below the tolerance, or the largest eigenvalue that it may hide
+        below ``level``: between ``fewest`` and ``budget`` products in total.
         """
-        # Deflated residuals of tol/sqrt(k) bound each pair's own by tol: it has in addition the
-        # products with the residuals of the vectors found before.
+        # Deflated residuals of tol/sqrt(k) bound each residual by tol, which also contains the
+        # inner products with the residuals of the vectors found before.
         share = tighter / math.sqrt(self._k)
         defect, stalled, last_length = math.inf, 0, 0.0
         pair = _Pair(0.0, vector, math.inf)
@@ -177,13 +177,13 @@ class _Power:
             self._magnitude = max(self._magnitude, abs(value))
             values = torch.tensor([value], dtype=torch.float64, device="cpu")
             goal = share * float(self._tolerance.residual(values, self._magnitude))
-            # A residual that grows again is a larger eigenvalue on its way up.
+            # A residual that grows again means that a larger eigenvalue is emerging.
             near = defect <= goal and defect <= last_defect
             stalled = stalled + 1 if abs(length - last_length) <= 1e-3 * length else 0
             last_length = length
             if value < 0.0 and (near or stalled >= 5) and self._shift < self._magnitude:
-                # A negative eigenvalue has the largest magnitude: lift all above zero.  This vector
-                # has next to nothing left of the wanted one.
+                # A negative eigenvalue has the largest magnitude: shift all above zero.  This
+                # vector has almost no component of the wanted one left.
                 self._shift, fewest = self._magnitude, self.products + COLD_PRODUCTS
                 fresh = orthonormalized(self._start.random(self._k + self.products), known)
                 vector, defect = (vector if fresh is None else fresh), math.inf

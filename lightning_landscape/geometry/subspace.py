@@ -1,4 +1,4 @@
-"""A growing orthonormalized basis with its images: what Rayleigh-Ritz is done on."""
+"""A growing orthonormal basis with its images, for Rayleigh-Ritz."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from lightning_landscape.geometry.kernels import full_float32
 from lightning_landscape.geometry.matvec import Matvec
 
-_COLUMNS = 2**20  # turned at a time, so that no second basis is needed
+_COLUMNS = 2**20  # rotated at a time, so that no second basis is needed
 
-# A Ritz vector that holds little of an eigenvector shows its eigenvalue in the residual only: what
-# may be hidden in a pair is taken to be as large as its value and so many residuals.
+# A Ritz vector with a small component of an eigenvector shows that eigenvalue in its residual only:
+# an eigenvalue hidden in a pair is assumed to be at most its value plus this many residuals.
 RESIDUAL_MARGIN = 3.0
 
 
 class RitzSpace:
-    """An orthonormalized basis, its images, and the matrix between them: ``basis A basis^T``.
+    """An orthonormal basis, its images, and the matrix between them: ``basis A basis^T``.
 
-    All values are in units of ``unit``, a power of two near the largest entry of the first image:
-    squares of very small or very large entries would leave float32.
+    All values are in units of ``unit``, a power of two near the largest entry of the first image,
+    because squares of very small or very large entries would leave the range of float32.
     """
 
     def __init__(self, matvec: Matvec, like: Tensor, most: int) -> None:
@@ -31,18 +31,18 @@ class RitzSpace:
         self.images = _Rows(self.size, like)
         self.products = 0
         self.asymmetry = 0.0  # the largest |u'Av - v'Au|
-        self.keep_uncertain = False  # at a restart: pairs that may hide a large eigenvalue too
+        self.keep_uncertain = False  # at a restart, keep pairs that may hide a large one
         self.values = torch.zeros(
             0, dtype=torch.float64, device="cpu"
         )  # Ritz values, largest first
-        self.lengths = self.values  # the norms of their residuals, to the root of the precision
+        self.lengths = self.values  # residual norms, accurate to the square root of the precision
         self._matvec = ScaledMatvec(matvec)
         self._most = most
         # On the CPU whatever the default device, as all small matrices are.
         self._matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         self._gram = self._matrix  # of the images
         self._coefficients = torch.zeros(0, 0, device="cpu")
-        # The coefficients of the leading Ritz vectors one step ago.
+        # Coefficients of the leading Ritz vectors of the previous step.
         self._before = torch.zeros(0, 0, device="cpu")
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class RitzSpace:
         return bool(self._matrix.isfinite().all())
 
     def grow(self, candidate: Tensor) -> bool:
-        """One product, with what ``candidate`` adds to the basis; False if that is nothing."""
+        """Extend the basis by ``candidate``, with one product; False if it lies in the span."""
         direction = orthonormalized(candidate, self.basis.rows)
         if direction is None:
             return False
@@ -73,7 +73,7 @@ class RitzSpace:
         self.basis.append(direction)
         self.images.append(image)
         basis, images = self.basis.rows, self.images.rows
-        # One transfer, because a device is waited for at each.
+        # One transfer, because each one synchronizes the device.
         three = torch.stack([basis @ image, images @ direction, images @ image])
         column, row, inner = three.cpu().double()
         self.asymmetry = max(self.asymmetry, float((column - row).abs().max()))
@@ -82,7 +82,7 @@ class RitzSpace:
         )
 
     def solve(self, count: int) -> None:
-        """Find the Ritz pairs; the next restart keeps the first ``count`` of the last call."""
+        """Compute the Ritz pairs; a restart keeps the first ``count`` of the previous ones too."""
         self._before = self._coefficients[:, :count]
         values, coefficients = torch.linalg.eigh(self._matrix)
         self.values, self._coefficients = values.flip(0), coefficients.flip(1)
@@ -104,10 +104,10 @@ class RitzSpace:
 
     @full_float32()
     def beyond(self, count: int) -> Tensor:
-        """A step of power iteration on all that lies beyond the first ``count`` Ritz vectors.
+        """A power iteration step outside the span of the first ``count`` Ritz vectors.
 
-        ``sum_j (theta_j - min(theta_min, 0)) y_j`` over the further pairs, and twice the sum of all
-        residuals, which lead out of the space.
+        ``sum_j (theta_j - min(theta_min, 0)) y_j`` over the other pairs, plus twice the sum of all
+        residuals, which are orthogonal to the space.
         """
         further = self._coefficients[:, count:] @ (
             self.values[count:] - self.values[-1].clamp(max=0.0)
@@ -118,10 +118,10 @@ class RitzSpace:
         return combined[0] @ self.basis.rows + combined[1] @ self.images.rows
 
     def _condense(self) -> None:
-        """Keep half of the Ritz vectors, and the leading ones of the step before.
+        """Restart with half of the Ritz vectors, and the leading ones of the previous step.
 
-        With those of the step before, what Lanczos knew of the way here is kept (as the third
-        vector of LOBPCG does), and a restart costs hardly a product.
+        Those of the previous step keep the history of Lanczos, as the third vector of LOBPCG does:
+        a restart then costs almost no extra product.
         """
         reach = self.values + (RESIDUAL_MARGIN * self.lengths if self.keep_uncertain else 0.0)
         order = reach.argsort(descending=True)[: self._most // 2]
@@ -162,14 +162,14 @@ class ScaledMatvec:
 
 
 def _bordered(matrix: Tensor, edge: Tensor) -> Tensor:
-    """A symmetric matrix with one row and column more."""
+    """A symmetric matrix with one more row and column."""
     grown = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
     grown[-1, :] = grown[:, -1] = edge
     return grown
 
 
 class _Rows:
-    """A matrix that grows by rows, a few at a time, without copying at each one."""
+    """A matrix to which rows are appended, with storage that grows a few rows at a time."""
 
     def __init__(self, width: int, like: Tensor) -> None:
         self._store = like.new_empty(4, width)
@@ -192,7 +192,7 @@ class _Rows:
 
     @full_float32()
     def rotate(self, rotation: Tensor) -> None:
-        """``rotation.T @ rows`` in their place: ``rotation`` is ``(rows, fewer rows)``."""
+        """Replace the rows by ``rotation.T @ rows``; ``rotation`` is ``(rows, fewer rows)``."""
         used, turn = rotation.shape[1], rotation.T.to(self._store)
         for part in torch.split(self._store[: self._used], _COLUMNS, dim=1):
             part[:used] = turn @ part
@@ -201,23 +201,23 @@ class _Rows:
 
 @full_float32()
 def without(vector: Tensor, basis: Tensor) -> Tensor:
-    """``vector`` less its projection on the orthonormalized rows of ``basis``."""
+    """``vector`` minus its projection on the orthonormal rows of ``basis``."""
     return vector - basis.T @ (basis @ vector)
 
 
 @full_float32()
 def orthonormalized(vector: Tensor, basis: Tensor) -> Tensor | None:
-    """``vector`` orthogonalised against the rows of ``basis``, or None if it lies in their span."""
+    """``vector`` orthonormalized against the rows of ``basis``, or None if it is in their span."""
     length = torch.linalg.vector_norm(vector)
-    # In place from here on: with fresh memory for each result this took as long as a product.
+    # In place from here on: allocating each result took as long as a product.
     direction: Tensor = vector / length
-    for _ in range(3):  # twice is enough (Kahan, Parlett), unless next to nothing remains
+    for _ in range(3):  # twice is enough (Kahan, Parlett), unless almost nothing remains
         direction.addmv_(basis.T, basis @ direction, alpha=-1.0)
         norms = torch.stack([length, torch.linalg.vector_norm(direction)])
         given, remaining = norms.tolist()
         if not (0.0 < given < math.inf and remaining > 100 * torch.finfo(vector.dtype).eps):
             return None
         direction.div_(remaining)
-        if remaining > 0.7:  # little was taken off, and little rounding with it
+        if remaining > 0.7:  # little cancellation, so little rounding error
             break
     return direction
