@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_landscape.geometry.blocks import block_eigenvalues, members
+from lightning_landscape.geometry.blocks import block_eigenvalues, names_by_block
 from lightning_landscape.geometry.checks import (
     check_block_names,
     check_blocks,
@@ -322,7 +322,7 @@ class HessianMonitor(Monitor):
             edge = self._edge(this_round, objective)
             own = edge is not None and shared_step(objective, edge) is None
         named = self.blocks if isinstance(self.blocks, Mapping) else None
-        blocks = len(members(objective.params, named)) if self.blocks else 0
+        blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
         problems = (1 + own) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
         others = self.trace_samples + _DENSITY_PRODUCTS * self.density_samples
         most = (this_round.affordable(price) - others) / problems

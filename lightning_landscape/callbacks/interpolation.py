@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_landscape.callbacks.between import Weights
 from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
 from lightning_landscape.geometry.batch_norm import tracking_batch_norms
-from lightning_landscape.geometry.blocks import members
+from lightning_landscape.geometry.blocks import names_by_block
 from lightning_landscape.geometry.checks import (
     check_block_names,
     check_blocks,
@@ -444,7 +444,7 @@ class InterpolationMonitor(Monitor):
     def _add_distances(self, measured: Measured, objective: Objective) -> None:
         moves = displacement_to(objective, self._from.weights, "reference")
         named = self.blocks if isinstance(self.blocks, Mapping) else None
-        for block, names in members(objective.params, named).items():
+        for block, names in names_by_block(objective.params, named).items():
             length = norm({name: moves[name] for name in names})
             measured.values[self.key(f"distance/{block}")] = length
 

@@ -22,7 +22,7 @@ class AverageSharpness(Sharpness):
         stderr: standard error of ``value``, widened by Student's t: ``value +- 2 stderr`` covered
             the truth 94 to 95 % of the time at 5 to 30 samples of a spread-out spectrum; where one
             direction carries the Hessian 82 % at 5, 93 % at 30.
-        samples: pairs of displacements it is the mean of.
+        samples: number of pairs of displacements.
     """
 
     stderr: float
@@ -42,10 +42,10 @@ def average_sharpness(
     .. math:: E[L(w + d) - L(w)], \quad d \sim N(0, \sigma^2 diag(c^2)), \quad c = 1
        \quad\text{or, adaptive,}\quad c = |w|
 
-    Near ``sigma^2 tr(H) / 2`` where the loss is smooth at the scale of the noise.  A ReLU network
-    is not: its kinks, which the Hessian does not see, add to the rise (a factor of 1.5 to 3 at
-    ``sigma=0.01`` on the digits).  Every draw is used as ``d`` and ``-d``: the gradient, which adds
-    nothing to the mean but most of the noise while training goes on, cancels.
+    Close to ``sigma^2 tr(H) / 2`` if the loss is smooth at the scale of the noise.  That of a ReLU
+    network is not: its kinks, which the Hessian does not contain, add to the rise (a factor of 1.5
+    to 3 at ``sigma=0.01`` on the digits).  Every draw is used as ``d`` and ``-d``, which cancels
+    the gradient: it adds nothing to the mean, but most of the variance during training.
 
     Args:
         objective: the loss.
@@ -58,13 +58,13 @@ def average_sharpness(
             one call to the next is a change of the loss.
 
     Returns:
-        An :class:`AverageSharpness`, without a displacement.  Where a loss is not finite the value
-        is NaN, and ``note`` says how many of the draws (pairs) that are.
+        An :class:`AverageSharpness`, without a displacement.  If a loss is not finite the value is
+        NaN, and ``note`` gives the number of such draws (pairs).
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
 
-    Cost: 2 forwards a sample, one more for ``L(w)`` unless the objective knows it.
+    Cost: 2 forwards per sample, and one for ``L(w)`` unless it is cached.
 
     Source: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, ICML 2023, eq. 1.

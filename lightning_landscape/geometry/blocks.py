@@ -1,4 +1,4 @@
-"""The blocks of the Hessian: which parameters belong together, and what each block's top is."""
+"""Diagonal blocks of the Hessian: grouping of parameters, and the top eigenvalues of each block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def module_blocks(names: Iterable[str]) -> dict[str, str]:
     """Name -> block, one block per module that holds parameters itself.
 
     ``"encoder.0.weight"`` and ``"encoder.0.bias"`` belong to ``"encoder.0"``.  A parameter without
-    a module in its name is a block of its own; a parametrized one belongs to the module it is of.
+    a module in its name is a block of its own; a parametrized one belongs to its module.
 
     Example:
         >>> module_blocks(["fc.weight", "fc.bias", "scale"])
@@ -38,11 +38,11 @@ def _module_of(name: str) -> str:
     return module if parametrized else name.rpartition(".")[0] or name
 
 
-def members(params: Vector, blocks: Mapping[str, str] | None) -> dict[str, list[str]]:
-    """Block -> names, in the order of ``params``; one block per module where none are given.
+def names_by_block(params: Vector, blocks: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """Block -> parameter names, in the order of ``params``; default: one block per module.
 
     Raises:
-        ValueError: no block at all, or names that are no trainable parameter.
+        ValueError: there is no block, or a name is not a trainable parameter.
     """
     chosen = module_blocks(params) if blocks is None else blocks
     check_mapping("", "blocks", chosen, "a mapping from parameter name to block, or None")
@@ -75,8 +75,8 @@ def block_eigenvalues(
 ) -> dict[str, EigenResult]:
     r"""The top eigenvalues of each diagonal block ``H_bb`` of the Hessian.
 
-    ``H_bb`` is the Hessian over the parameters of block ``b`` while the others stand still.  Its
-    top eigenvalue is at most the top one of ``H``, which may be larger than all of them.
+    ``H_bb`` is the Hessian over the parameters of block ``b``, with the others fixed.  Its top
+    eigenvalue is at most that of ``H``, which may exceed those of all blocks.
 
     Args:
         objective: the loss, or anything with ``params`` and ``hvp``.
@@ -86,17 +86,17 @@ def block_eigenvalues(
         which: as in :func:`top_eigenvalues`, like ``method``, ``tol``, ``rtol`` and
             ``hint``, a vector over all parameters.
         max_hvps: hard cap on products per block.
-        init: the last result, for a warm start; blocks that it lacks start cold.
+        init: the previous result, for a warm start; missing blocks start cold.
         generator: seeds the random starts.
 
     Returns:
         Block -> :class:`EigenResult`, whose vectors hold the block's names only.
 
     Raises:
-        ValueError: an argument out of its range, or a name that is no trainable parameter.
+        ValueError: an argument is out of range, or a name is not a trainable parameter.
 
-    Cost: one eigenvalue problem per block, each product one HVP of the whole network: some 8
-    products a block from a cold start, 5 from a warm one.
+    Cost: one eigenvalue problem per block; each product is one HVP of the whole network: about 8
+    products per block from a cold start, 5 from a warm one.
 
     Example:
         >>> from lightning_landscape.geometry.objective import Objective
@@ -112,7 +112,7 @@ def block_eigenvalues(
         check_mapping("", "init", init, "a mapping from block to EigenResult, or None")
     check_hint(hint)
     results = {}
-    for block, names in members(objective.params, blocks).items():
+    for block, names in names_by_block(objective.params, blocks).items():
         part = _Block(objective, names)
         results[block] = top_eigenvalues(
             part,
@@ -130,7 +130,7 @@ def block_eigenvalues(
 
 
 class _Block:
-    """``H_bb``: the Hessian of the whole, seen through one block's parameters."""
+    """``H_bb``: the Hessian restricted to the parameters of one block."""
 
     def __init__(self, objective: HessianLike, names: Iterable[str]) -> None:
         self.params = {name: objective.params[name] for name in names}

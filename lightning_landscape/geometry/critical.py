@@ -1,4 +1,4 @@
-"""How far the loss still falls along the optimizer's update."""
+"""Critical sharpness: the step size along the optimizer's update that raises the loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sam import Sharpness
 from lightning_landscape.geometry.vectors import Vector, check_vector, norm, working_dtype
 
-# Without a start: steps of this share of ||w||.
+# Default first step, as a fraction of ||w||.
 _FIRST_SHARE = 1e-2
-# Doublings or halvings before the search gives up: twelve orders of magnitude.
+# Maximum number of doublings or halvings: twelve orders of magnitude.
 _MAX_TRIES = 40
-# Halvings of the last step that falls, to see whether the loss has risen before.
+# Halvings of the last step with a lower loss that are checked for an earlier rise.
 _SCANNED = 3
-# Changes of the loss below this many units of its precision are rounding.
+# Changes of the loss below this many machine epsilons count as rounding.
 _ROUNDING = 8
 
 
@@ -29,7 +29,7 @@ class CriticalSharpness(Sharpness):
 
     Attributes:
         eta: the critical step size ``eta_c``, in units of the direction; NaN as ``value``.
-        forwards: evaluations of the loss that were made.
+        forwards: number of evaluations of the loss.
     """
 
     eta: float
@@ -43,19 +43,18 @@ def critical_sharpness(
     *,
     start: float | None = None,
 ) -> CriticalSharpness:
-    r"""``2 / eta_c``, with the smallest step that takes the loss above where it started.
+    r"""``2 / eta_c`` with the smallest step size that raises the loss above its value at ``w``.
 
     .. math:: \eta_c = \min \{\eta > 0 : L(w + \eta u) > L(w)\}
 
-    On a quadratic, for ``u = -g``, it is ``g'Hg / ||g||^2``, at most the top eigenvalue: it tells
-    that a run has arrived at the stability edge ``2 / lr``, not how far from it a run is.  Pass
-    the update that a step made, divided by the learning rate, at the weights *before* that step:
-    after it the update has already been taken.
+    On a quadratic, for ``u = -g``, it is ``g'Hg / ||g||^2``, at most the top eigenvalue: it shows
+    that a run has reached the stability edge ``2 / lr``, not how far it is from it.  Pass the
+    update of a step, divided by the learning rate, at the weights *before* that step.
 
-    Steps are doubled or halved from ``start`` until one falls and the double of it rises.  Then an
-    eighth, a quarter and a half of the one that falls are tried: where one of them rises, the
-    search goes on below it.  Bisection ends it.  So ``eta_c`` is the first crossing among steps a
-    factor 2 apart, from an eighth of it on; a rise that is over within less is not seen.
+    The step is doubled or halved from ``start`` until it lowers the loss and its double raises it.
+    Then an eighth, a quarter and a half of it are tried; if one of them raises the loss, the search
+    continues below it.  Bisection follows.  So ``eta_c`` is the first crossing among steps a factor
+    2 apart, from an eighth of it on; a narrower rise is not detected.
 
     Args:
         objective: the loss.
@@ -65,12 +64,12 @@ def critical_sharpness(
             step of 1 % of the weights' norm.
 
     Returns:
-        A :class:`CriticalSharpness`, without a displacement.  NaN, with the reason in ``note``,
-        where the loss falls nowhere along ``u``, never rises, or cannot be evaluated at ``w``.
-        ``note`` also names a step beyond ``eta_c`` at which the loss was seen below ``L(w)`` again.
+        A :class:`CriticalSharpness`, without a displacement.  NaN, with the reason in ``note``, if
+        the loss does not fall along ``u``, never rises, or is not finite at ``w``.  ``note`` also
+        names a step beyond ``eta_c`` at which the loss was below ``L(w)`` again.
 
     Raises:
-        ValueError: an argument out of its range, or a direction that does not match.
+        ValueError: an argument is out of range, or the direction does not match.
 
     Cost: 8 to 10 forwards at the default ``rtol`` from a start within a factor 2, about one more
     per further factor 2 or crossing.
@@ -146,9 +145,10 @@ def critical_sharpness(
 def _first_crossing(
     changes: Mapping[float, float], noise: float
 ) -> tuple[float | None, float | None]:
-    """The smallest step that rises, and the largest one below it that falls; None: there is none.
+    """``(low, high)``: the smallest step that rises, and the largest one below it that falls.
 
-    NaN and infinity are above the start as well.  Where no step rises: the largest one that falls.
+    NaN and infinity count as a rise.  None where there is no such step; if no step rises, ``low``
+    is the largest one that falls.
     """
     high = min((step for step, change in changes.items() if not change <= noise), default=None)
     falls = (step for step, change in changes.items() if change < -noise)
@@ -157,12 +157,12 @@ def _first_crossing(
 
 
 def _next_step(changes: Mapping[float, float], noise: float) -> float | None:
-    """The step to try after these; None where the first crossing is bracketed, or there is none."""
+    """The next step to try; None if the first crossing is bracketed, or there is none."""
     low, high = _first_crossing(changes, noise)
     if high is None:
-        return 2 * max(changes)  # also from steps that are too short to see
+        return 2 * max(changes)  # also if the change is below rounding
     if low is None:
-        # Right at the crossing the change is not seen either: then half of it shows the fall.
+        # At the crossing itself the change is below rounding too: then half of it shows the fall.
         shortest = sorted(changes)[:2]
         lost = len(shortest) == 2 and all(abs(changes[step]) <= noise for step in shortest)
         return None if lost else shortest[0] / 2

@@ -1,4 +1,4 @@
-"""Directions in weight space along which a loss is worth looking at."""
+"""Directions in weight space for slices of the loss."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from lightning_landscape.geometry.vectors import (
     seed_from,
 )
 
-# A dimension; (dimension, groups) where each group of dimension 0 has filters of its own; None: no
-# filters.
+# A dimension; (dimension, groups) if each group of dimension 0 has its own filters; None: none.
 FilterDim = int | tuple[int, int] | None
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,8 +34,8 @@ def random_direction(
 ) -> dict[str, Tensor]:
     """A standard normal direction, the same for the same generator state.
 
-    It depends neither on the order of ``params`` nor on their device, and leaves the global random
-    state alone.  Combine with :func:`filter_normalize` before drawing a slice along it.
+    It does not depend on the order of ``params`` or their device, and leaves the global random
+    state unchanged.  Apply :func:`filter_normalize` before taking a slice along it.
     """
     check_vector("params", params)
     return random_vector(params, seed_from(generator))
@@ -56,20 +55,20 @@ def filter_normalize(
     change when a layer of a ReLU network is scaled up and the next one down; 1.0 on their axis is
     one weight norm.
 
-    Norms are those of the parameters as they are stored: with parametrizations those of the
-    originals, with pruning including the entries behind the mask.
+    Norms are those of the stored parameters: with parametrizations those of the originals, with
+    pruning including the masked entries.
 
     Args:
-        direction: name -> tensor.  Names that are missing stay missing.
+        direction: name -> tensor.  Missing names stay missing.
         params: the weights, name -> tensor.
-        filter_dims: name -> where the filters lie if not along dimension 0, see
-            :func:`filter_dims_of`.  A dimension; ``(dimension, groups)``, where dimension 0
-            consists of that many equal groups, each with filters of its own; or ``None`` for a
-            parameter without filters, which gets 0.
+        filter_dims: name -> dimension of the filters if not 0, see :func:`filter_dims_of`.  A
+            dimension; ``(dimension, groups)``, where dimension 0 consists of that many equal
+            groups, each with its own filters; or ``None`` for a parameter without filters, which
+            gets 0.
 
     Raises:
-        ValueError: a direction that does not fit the parameters, or a dimension or a number of
-            groups that does not fit the tensor.
+        ValueError: the direction does not match the parameters, or a dimension or a number of
+            groups does not match the tensor.
 
     Source: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018, section 4.
 
@@ -95,16 +94,16 @@ def filter_normalize(
         split = _grouped(tensor, groups)
         length = _filter_norms(split, dim)
         wanted = _filter_norms(_grouped(params[name].detach().to(tensor), groups), dim)
-        # A filter in which the direction is zero stays zero: 0/0 would make the slice NaN.
+        # A zero filter of the direction stays zero: 0/0 would make the slice NaN.
         scaled = split * torch.where(length > 0, wanted / length, 0.0)
         normalized[name] = scaled.flatten(0, 1)
     return normalized
 
 
 def filter_dims_of(module: nn.Module) -> dict[str, FilterDim]:
-    """Where filters lie if not along dimension 0, by the names of ``module.named_parameters()``.
+    """The dimension of the filters where it is not 0, by names of ``module.named_parameters()``.
 
-    The weights of ``Conv2d`` and ``ConvTranspose2d`` look alike; only the module tells them apart.
+    The weights of ``Conv2d`` and ``ConvTranspose2d`` can only be distinguished by the module.
 
     - ``ConvTranspose``, whose weight is ``(in, out / groups, ...)``: 1, or ``(1, groups)``.  Output
       channel ``j`` of group ``g`` is ``weight[g * in / groups : (g + 1) * in / groups, j]``.
@@ -112,10 +111,10 @@ def filter_dims_of(module: nn.Module) -> dict[str, FilterDim]:
       number per slice, like the scale of a normalisation layer.
 
     Parametrizations (``weight_norm``, ``spectral_norm``, ``orthogonal``, your own), the older hooks
-    and pruning keep a weight under other names: a parameter there counts as the weight if it has
-    the weight's shape.  One of another shape has its filters along dimension 0, and so have
-    parameters of a parametrization itself.  A tied parameter is taken as in the layer under whose
-    name ``named_parameters`` lists it.  Nothing is computed: parametrizations are not run.
+    and pruning store a weight under other names: such a parameter counts as the weight if it has
+    the weight's shape.  One of another shape has its filters along dimension 0, as do the
+    parameters of a parametrization itself.  A tied parameter is treated as in the layer under whose
+    name ``named_parameters`` lists it.  Parametrizations are not evaluated.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{quoted('', 'module', module)}: expected a torch.nn.Module")
@@ -126,7 +125,7 @@ def filter_dims_of(module: nn.Module) -> dict[str, FilterDim]:
         if isinstance(child, _TRANSPOSED):
             shape = (child.in_channels, child.out_channels // child.groups, *child.kernel_size)
             for name, parameter in _stored(child, "weight", start):
-                # The weight itself may be lazy, or resized: torch has its outputs there regardless.
+                # The weight itself may be lazy or resized: its outputs are in dimension 1 anyway.
                 if name == f"{start}weight" or (
                     not is_lazy(parameter) and parameter.shape == shape
                 ):
@@ -141,7 +140,7 @@ def filter_dims_of(module: nn.Module) -> dict[str, FilterDim]:
 
 def _stored(owner: nn.Module, tensor: str, start: str) -> Iterator[tuple[str, Tensor]]:
     """The parameters that ``owner.tensor`` is made of, with names that begin with ``start``."""
-    # Weight norm's and spectral norm's hooks and pruning add these, also one after another.
+    # Suffixes of weight norm's and spectral norm's hooks and of pruning, possibly combined.
     known = re.compile(rf"{re.escape(tensor)}(_orig|_v)*")
     for name, parameter in owner.named_parameters(recurse=False):
         if known.fullmatch(name):
@@ -154,7 +153,7 @@ def _stored(owner: nn.Module, tensor: str, start: str) -> Iterator[tuple[str, Te
 
 def _magnitudes(owner: nn.Module) -> list[str]:
     """The names of the tensors in ``owner`` that are a weight norm's magnitude ``g``."""
-    # By class, not by shape: a rank-one LoRA matrix, too, is (out, 1).
+    # By class, not by shape: a rank-one LoRA matrix is (out, 1) too.
     hooks = owner._forward_pre_hooks.values()
     of_hooks = [f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)]
     normed = isinstance(owner, ParametrizationList) and isinstance(owner[0], _WeightNorm)
@@ -177,7 +176,7 @@ def _dim_and_groups(name: str, filter_dim: object, tensor: Tensor) -> tuple[int,
     """``filter_dim`` as a pair.
 
     Raises:
-        ValueError: it does not fit the tensor.
+        ValueError: it does not match the tensor.
     """
     pair = filter_dim if isinstance(filter_dim, tuple) else (filter_dim, 1)
     size = tensor.shape[0]
@@ -197,17 +196,17 @@ def _grouped(tensor: Tensor, groups: int) -> Tensor:
 
 
 def _filter_norms(split: Tensor, dim: int) -> Tensor:
-    """Of each index of dimension ``dim`` in each group; dimension 0 of ``split`` are the groups."""
+    """Norm of each index of dimension ``dim`` per group; dimension 0 of ``split`` is the group."""
     rest = [d for d in range(1, split.ndim) if d != dim + 1]
     norms: Tensor = torch.linalg.vector_norm(split, dim=rest, keepdim=True)
     return norms
 
 
 def unit(direction: Vector) -> dict[str, Tensor]:
-    """``direction`` at Euclidean length 1.
+    """``direction`` scaled to Euclidean length 1.
 
     Raises:
-        ValueError: a direction that is zero or not finite.
+        ValueError: the direction is zero or not finite.
     """
     length = norm(direction)
     if not 0.0 < length < float("inf"):
@@ -216,14 +215,14 @@ def unit(direction: Vector) -> dict[str, Tensor]:
 
 
 def orthogonal_to(direction: Vector, other: Vector) -> dict[str, Tensor]:
-    """``direction`` less its component along ``other``, at its own length.
+    """``direction`` minus its component along ``other``, rescaled to its own length.
 
     Raises:
-        ValueError: the two are parallel, so that nothing is left, or one is zero.
+        ValueError: the two are parallel, or one is zero.
     """
     length, squared = norm(direction), inner(other, other)
     rest = {**{name: torch.zeros_like(tensor) for name, tensor in other.items()}, **direction}
-    for _ in range(2):  # rounding leaves some of it the first time when they are nearly parallel
+    for _ in range(2):  # twice, because of rounding if they are nearly parallel
         share = inner(rest, other) / squared if squared else 0.0
         rest = {n: t - share * other[n] if n in other else t for n, t in rest.items()}
     remaining = norm(rest)
@@ -233,9 +232,9 @@ def orthogonal_to(direction: Vector, other: Vector) -> dict[str, Tensor]:
 
 
 def aligned(direction: Vector, previous: Vector) -> dict[str, Tensor]:
-    """``direction`` or its opposite, whichever points along ``previous``.
+    """``direction`` or its negative, whichever has a positive inner product with ``previous``.
 
-    The sign of an eigenvector is arbitrary; without this a film of slices flips at random.
+    The sign of an eigenvector is arbitrary; without this a film of slices would flip at random.
     """
     sign = -1.0 if inner(direction, previous) < 0 else 1.0
     return {name: sign * tensor for name, tensor in direction.items()}

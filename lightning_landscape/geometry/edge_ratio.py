@@ -101,7 +101,7 @@ def shared_step(objective: HessianLike, edge: StabilityEdge) -> tuple[float, flo
 
 
 class _DescentHessian(FlatHessian):
-    """The Hessian of what the optimizer minimizes: includes weight decay, and -L if it maximizes."""
+    """The Hessian of what the optimizer minimizes: with weight decay, of -L if it maximizes."""
 
     def __init__(self, objective: HessianLike, edge: StabilityEdge) -> None:
         self.params = objective.params

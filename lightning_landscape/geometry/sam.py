@@ -1,4 +1,4 @@
-"""How much the loss rises near the weights, and how it curves along a direction."""
+"""SAM sharpness, curvature along a direction, and the result of all sharpness measures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Sharpness:
         value: the rise, in units of the loss.
         definition: what was measured, with its radius.
         displacement: where the loss was evaluated, name -> tensor; empty where there are many.
-        note: why ``value`` is NaN, or what else there is to know of it; else empty.
-        settled: whether a longer search is not expected to find a larger value (a lower bound is
-            near the largest one); ``None`` where none is searched for.
+        note: why ``value`` is NaN, or another remark; else empty.
+        settled: for a search, whether a longer one is not expected to find a larger value; else
+            ``None``.
     """
 
     value: float
@@ -48,24 +48,24 @@ def sam_sharpness(
     .. math:: S = L(w + e) - L(w), \quad e = \rho \frac{g}{\|g\|_2}
        \quad\text{or, adaptive,}\quad e = \rho \frac{T^2 g}{\|T g\|_2}, \; T = |w| + \eta
 
-    To second order the plain one is ``rho ||g|| + rho^2/2 g'Hg/||g||^2``: while training goes on
-    it is mostly the gradient's norm.  Log :func:`curvature_along` the gradient beside it.
+    To second order SAM's is ``rho ||g|| + rho^2/2 g'Hg/||g||^2``: during training it is mostly the
+    norm of the gradient.  Log :func:`curvature_along` the gradient next to it.
 
     Args:
         objective: the loss.
         rho: radius, in units of the weights; ``None`` is .05, adaptive .5 (a relative radius).
-        adaptive: scale the step to each weight.  With ``eta=0`` the value does not change when a
-            layer of a ReLU network is scaled up and the next one down.
+        adaptive: scale the step by the size of each weight.  With ``eta=0`` the value does not
+            change when a layer of a ReLU network is scaled up and the next one down.
         eta: added to ``|w|``, so that weights at zero move too.
 
     Returns:
-        A :class:`Sharpness`; 0 where the gradient is exactly 0; NaN where it is not finite.
+        A :class:`Sharpness`; 0 if the gradient is exactly 0, NaN if it is not finite.
 
     Raises:
-        ValueError: ``rho`` not above 0, ``eta`` below 0, one of them not finite.
-        TypeError: an argument of another kind.
+        ValueError: ``rho`` is not above 0, ``eta`` is below 0, or one of them is not finite.
+        TypeError: an argument has another type.
 
-    Cost: one gradient and two forwards, less what the objective knows already.
+    Cost: one gradient and two forwards, minus what the objective has cached.
 
     Source: Foret et al., ICLR 2021, eq. 2; Kwon et al., ICML 2021, eq. 9.
 
@@ -100,7 +100,7 @@ def sam_sharpness(
 def curvature_along(objective: Objective, direction: Vector) -> float:
     """``d'Hd / d'd``: the second derivative of the loss along ``direction`` at unit length.
 
-    It lies between the smallest and the largest eigenvalue.  NaN where the direction is zero.
+    It lies between the smallest and the largest eigenvalue.  NaN if the direction is zero.
     Cost: one HVP.
     """
     check_objective(objective, "params", "hvp")

@@ -37,11 +37,11 @@ class Slice:
 
     Attributes:
         coordinates: ``(x,)`` for a line, ``(x, y)`` for a plane; float64, in units of the
-            direction vectors.  0 is where the weights are.
-        losses: a line ``(len(x),)``; a plane ``(len(y), len(x))``, the row is y.
+            direction vectors.  The weights are at 0.
+        losses: ``(len(x),)`` for a line, ``(len(y), len(x))`` for a plane, with rows along y.
         center_loss: the loss at the weights.
-        metadata: where the slice came from, plain values only; ``norms`` holds the Euclidean
-            length of each direction, ``cosine`` the cosine between two.
+        metadata: origin of the slice, plain values only; ``norms`` holds the Euclidean length of
+            each direction, ``cosine`` the cosine between the two.
     """
 
     coordinates: tuple[NDArray[np.float64], ...]
@@ -73,7 +73,7 @@ class Slice:
         check_path("", "path", path, "the path of a file, e.g. 'line.npz'")
         axes = dict(zip("xy", self.coordinates, strict=False))
         metadata = np.array(json.dumps(self.metadata))
-        with open(path, "wb") as file:  # given a name, numpy would add ".npz" to it
+        with open(path, "wb") as file:  # numpy would append ".npz" to a name
             np.savez_compressed(
                 file,
                 allow_pickle=False,
@@ -85,7 +85,7 @@ class Slice:
 
     @classmethod
     def load(cls, path: str | Path) -> Slice:
-        """Read what :meth:`save` wrote.  Nothing is unpickled.
+        """Read a file written by :meth:`save`.  Nothing is unpickled.
 
         Raises:
             ValueError: the file is not a slice.
@@ -124,11 +124,12 @@ def line_slice(
         objective: the loss.
         direction: ``d``; its length sets the unit of the axis.
         span: the first and the last x.
-        resolution: points, at least 2; an odd number puts one at the weights of a symmetric span.
-        metadata: kept in the result.
-        progress: on a terminal show how far it is, with the time left, if it takes long.
+        resolution: number of points, at least 2; with an odd number and a symmetric span one of
+            them is at the weights.
+        metadata: stored in the result.
+        progress: show a progress bar on a terminal if the computation takes long.
 
-    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+    Cost: one forward per point.  The weights are restored bit for bit.
 
     Example:
         >>> import torch
@@ -148,10 +149,10 @@ def line_slice(
 
 
 def lowest_point(line: Slice) -> tuple[float, bool]:
-    """Where a line is lowest, and whether that is within it and not at an end.
+    """The coordinate of the minimum of a line, and whether it is inside and not at an end.
 
-    Between the points: the lowest point of the parabola through the lowest one and its neighbours.
-    NaN and ``False`` where no loss is finite.
+    That of the parabola through the lowest point and its neighbours.  NaN and ``False`` if no loss
+    is finite.
     """
     x = line.coordinates[0]
     losses = np.where(np.isfinite(line.losses), line.losses, np.inf)
@@ -164,7 +165,7 @@ def lowest_point(line: Slice) -> tuple[float, bool]:
     up, down = (float(losses[index + i] - losses[index]) for i in (-1, 1))
     # The parabola's slope at the point and half its curvature, times left * right * (left + right).
     slope, bend = down * left**2 - up * right**2, down * left + up * right
-    if not (np.isfinite(slope) and bend > 0):  # beside a point that is not finite, or on a plateau
+    if not (np.isfinite(slope) and bend > 0):  # next to a non-finite loss, or on a plateau
         return float(x[index]), True
     return float(x[index] - slope / (2 * bend)), True
 
@@ -187,10 +188,10 @@ def plane_slice(
         direction_y: ``d_y``, the vertical axis.
         span: ``(first, last)`` for both axes, or ``((x0, x1), (y0, y1))``.
         resolution: points along both axes, or ``(along x, along y)``.
-        metadata: kept in the result.
-        progress: on a terminal show how far it is, with the time left, if it takes long.
+        metadata: stored in the result.
+        progress: show a progress bar on a terminal if the computation takes long.
 
-    Cost: one forward a point.  The weights are back in place afterwards, bit for bit.
+    Cost: one forward per point.  The weights are restored bit for bit.
     """
     check_objective(objective, "params", "losses_at")
     check_vector("direction_x", direction_x, objective.params)
@@ -206,7 +207,7 @@ def plane_slice(
         )
     x, y = _axis(span_x, sizes[0]), _axis(span_y, sizes[1])
     center = float(objective.loss())
-    grid = [(float(a), float(b)) for a in x for b in y]  # the weights move along y alone
+    grid = [(float(a), float(b)) for a in x for b in y]  # y varies fastest
     losses = _losses(objective, [direction_x, direction_y], grid, center, progress)
     lengths = [norm(direction_x), norm(direction_y)]
     product = lengths[0] * lengths[1]
@@ -224,7 +225,7 @@ def _losses(
     center: float,
     progress: bool,
 ) -> NDArray[np.float64]:
-    """The losses at ``points``; the one at the weights themselves is known already."""
+    """The losses at ``points``; ``center`` is the one at the weights."""
     elsewhere = [point for point in points if any(point)]
     measured = iter(losses_with_progress(objective, directions, elsewhere, progress).tolist())
     return np.array([next(measured) if any(point) else center for point in points])
@@ -253,6 +254,6 @@ def _axis(span: Span, size: int) -> NDArray[np.float64]:
     check_span("", "span", span)
     check_count("", "resolution", size, 2)
     axis = np.linspace(float(span[0]), float(span[1]), size)
-    # A symmetric span with an odd resolution meets the weights exactly.
+    # With a symmetric span and an odd resolution one point is exactly at the weights.
     axis[np.abs(axis) < 1e-12 * (span[1] - span[0])] = 0.0
     return axis

@@ -22,32 +22,32 @@ from lightning_landscape.geometry.matvec import HessianLike, Matvec, flat_produc
 from lightning_landscape.geometry.subspace import without
 from lightning_landscape.geometry.vectors import Layout, random_signs, seed_from
 
-# How far the grid reaches beyond the outermost Ritz values, in units of sigma: what lies further
-# out is 1e-9 of a Gaussian.
+# Margin of the grid beyond the outermost Ritz values, in units of sigma: the tail of a Gaussian
+# beyond it is 1e-9.
 _MARGIN = 6.0
 
-# The Krylov space is exhausted where what is new is this power of the precision: rounding grows on
-# the way there, and the nodes move by no more than what is dropped.
+# The Krylov space is exhausted when the norm of the next vector, relative to the operator, is below
+# this power of the machine epsilon.  Dropping it moves the nodes by no more than that norm.
 _EXHAUSTED = 2 / 3
 
-# The default sigma, at least, and the least that is looked at for the resolution: shares of the
-# spectrum's width.
+# Smallest default sigma, and the smallest sigma tried for the resolution, as fractions of the width
+# of the spectrum.
 _NARROW = 1e-2
 _NARROWEST = 1e-3
 
-# A Gaussian is resolved where the last Lanczos step moves at most this share of the density.
+# A Gaussian is resolved if the last Lanczos step moves at most this fraction of the density.
 _MOVED = 1e-3
 
-# With these the spacing is below the least default sigma, the margins included.
+# With these points the spacing is below the smallest default sigma, including the margins.
 _FEWEST_POINTS = 128
 
 # Nodes and weights of a quadrature.
-_Rule = tuple[Tensor, Tensor]
+_Quadrature = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The share of the Hessian's eigenvalues per unit of their value, smoothed by a Gaussian.
+    """The density of the Hessian's eigenvalues, smoothed by a Gaussian.
 
     Attributes:
         grid: ``(points,)`` float64, evenly spaced eigenvalues.
@@ -59,14 +59,14 @@ class SpectralDensity:
             the time at single outliers.  With a third of ``resolution`` for ``sigma`` it covered
             as much, with a tenth three quarters.
         sigma: the Gaussian's standard deviation.
-        ritz_values: ``(samples, steps)`` float64, ascending: where each sample saw the spectrum.
-        ritz_weights: ``(samples, steps)`` float64, the share of the spectrum at each Ritz value;
-            every row sums to 1, with zeros at the end where the Krylov space was exhausted.
-        hvps: products with ``H`` that were made.
-        resolution: the least ``sigma`` that the steps resolve: there the last step moves one
-            thousandth of the density.  Sought from one thousandth of the spectrum's width, to 3 %;
-            0 where the rules are exact, infinite where none up to the width is resolved, NaN where
-            a product was not finite or a file of an older version did not hold it.
+        ritz_values: ``(samples, steps)`` float64, the quadrature nodes of each sample, ascending.
+        ritz_weights: ``(samples, steps)`` float64, the quadrature weights; every row sums to 1,
+            with zeros at the end if the Krylov space was exhausted.
+        hvps: number of products with ``H``.
+        resolution: the smallest ``sigma`` that the steps resolve: the last step moves one
+            thousandth of the density.  Searched from one thousandth of the spectrum's width, to
+            3 %; 0 if the quadrature is exact, infinite if no sigma up to the width is resolved, NaN
+            if a product was not finite or the file is from a version without it.
     """
 
     grid: Tensor
@@ -80,12 +80,12 @@ class SpectralDensity:
 
     @property
     def value(self) -> Tensor:
-        """The density, under the name that every estimate has."""
+        """The density, under the name that all estimates use."""
         return self.density
 
     @property
     def note(self) -> str:
-        """What is not resolved, in one sentence; else empty."""
+        """One sentence if ``sigma`` is below ``resolution``; else empty."""
         if not self.sigma < self.resolution:
             return ""
         steps, least = self.ritz_values.shape[1], self.resolution
@@ -154,20 +154,20 @@ def spectral_density(
         samples: random starts to average over, at least 2.
         steps: Lanczos steps from each; at most the number of parameters.
         sigma: width of the Gaussian, in units of the eigenvalues; ``None``: 1 % of the width of
-            the spectrum, or ``resolution`` where that is more: 3 % with 30 steps on a uniform
-            spectrum, 1 to 2.5 % on the Hessians of networks, about 1 % with 80 steps.  A finer one
-            gives peaks at single Ritz values; ``note`` then says what is resolved.  Compare with
-            an exact density under the same ``sigma``.
-        points: of the grid, at least 128, and so many that its spacing is at most ``sigma``.
+            the spectrum, or ``resolution`` if that is larger: 3 % with 30 steps on a uniform
+            spectrum, 1 to 2.5 % on the Hessians of networks, about 1 % with 80 steps.  A smaller
+            one gives peaks at single Ritz values; ``note`` then says what is resolved.  Compare
+            with an exact density at the same ``sigma``.
+        points: of the grid, at least 128, and enough for a spacing of at most ``sigma``.
         span: ends of the grid; ``None``: 6 sigma beyond the outermost Ritz values.  The density
-            sums to 1 over a grid that holds the whole spectrum.
-        generator: seeds the signs; the same signs every time without one.
+            sums to 1 over a grid that contains the whole spectrum.
+        generator: seeds the signs; without one they are the same in every call.
 
     Returns:
-        A :class:`SpectralDensity`; NaN where a product was not finite.
+        A :class:`SpectralDensity`; NaN if a product is not finite.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
 
     Cost: ``samples * steps`` HVPs, about 2 gradients each, and the memory of ``steps`` vectors.
 
@@ -192,10 +192,10 @@ def spectral_density(
     with flat_products(objective, layout) as product:
         for index in range(samples):
             start = layout.flatten(random_signs(objective.params, seed + index))
-            diagonal, beside, exact = _lanczos(product, start, steps)
+            diagonal, off_diagonal, exact = _lanczos(product, start, steps)
             hvps += len(diagonal)
-            rules.append(_gauss_rule(diagonal, beside))
-            shorter.append(rules[-1] if exact else _gauss_rule(diagonal[:-1], beside[:-1]))
+            rules.append(_gauss_rule(diagonal, off_diagonal))
+            shorter.append(rules[-1] if exact else _gauss_rule(diagonal[:-1], off_diagonal[:-1]))
     theta = torch.stack([_padded(values, steps, float(values[-1])) for values, _ in rules])
     omega = torch.stack([_padded(weights, steps, 0.0) for _, weights in rules])
     scale = _scale(theta)
@@ -220,50 +220,50 @@ def spectral_density(
 
 
 def _lanczos(matvec: Matvec, start: Tensor, steps: int) -> tuple[list[float], list[float], bool]:
-    """The diagonals of the Lanczos matrix, and whether the Krylov space was exhausted.
+    """Diagonal and off-diagonal of the Lanczos matrix, and whether the Krylov space was exhausted.
 
-    Full reorthogonalisation: without it converged Ritz values come back as ghosts.
+    With full reorthogonalization, as otherwise converged Ritz values reappear as ghosts.
     """
     basis = start.new_zeros(steps, start.numel())
     basis[0] = start / torch.linalg.vector_norm(start)
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     scale = 0.0
     for index in range(steps):
         image = matvec(basis[index])
         diagonal.append(float(basis[index] @ image))
         if not bool(image.isfinite().all()):
-            return [*diagonal[:-1], math.nan], beside, True
+            return [*diagonal[:-1], math.nan], off_diagonal, True
         scale = max(scale, float(torch.linalg.vector_norm(image)))
         known = basis[: index + 1]
         for _ in range(2):  # twice is enough (Kahan, Parlett)
             image = without(image, known)
         length = float(torch.linalg.vector_norm(image))
         if length <= torch.finfo(image.dtype).eps ** _EXHAUSTED * scale:
-            return diagonal, beside, True  # the space is invariant: the rule is exact
+            return diagonal, off_diagonal, True  # the space is invariant: the rule is exact
         if index + 1 < steps:
-            beside.append(length)
+            off_diagonal.append(length)
             basis[index + 1] = image / length
-    return diagonal, beside, False
+    return diagonal, off_diagonal, False
 
 
-def _gauss_rule(diagonal: list[float], beside: list[float]) -> _Rule:
+def _gauss_rule(diagonal: list[float], off_diagonal: list[float]) -> _Quadrature:
     """The quadrature of a Lanczos matrix; an empty matrix has no nodes."""
     if not all(map(math.isfinite, diagonal)):
         nan = torch.full((len(diagonal),), math.nan, dtype=torch.float64, device="cpu")
         return nan, nan
-    matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    matrix = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
     values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
     return values, vectors[:1].square().sum(0)
 
 
 def _padded(row: Tensor, length: int, value: float) -> Tensor:
-    """A row of ``length``, with ``value`` at its end."""
+    """``row`` padded to ``length`` with ``value``."""
     return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
 
 
-def _resolution(rules: list[_Rule], shorter: list[_Rule], scale: float) -> float:
-    """The least sigma at which the last step moves next to nothing; inf above ``scale``."""
+def _resolution(rules: list[_Quadrature], shorter: list[_Quadrature], scale: float) -> float:
+    """The smallest sigma that the last step leaves nearly unchanged; inf if above ``scale``."""
     if not math.isfinite(scale):
         return math.nan
     ends = [float(end) for values, _ in rules for end in (values[0], values[-1])]
@@ -281,14 +281,14 @@ def _resolution(rules: list[_Rule], shorter: list[_Rule], scale: float) -> float
     at_narrowest = moved(narrow)
     if at_narrowest <= _MOVED:
         return narrow if at_narrowest else 0.0
-    # What is moved falls as sigma grows: the wider is the narrower smoothed once more.
+    # The change decreases with sigma, because a wider Gaussian is a narrower one smoothed again.
     for _ in range(8):  # to 3 %
         middle = math.sqrt(narrow * wide)
         narrow, wide = (narrow, middle) if moved(middle) <= _MOVED else (middle, wide)
     return wide
 
 
-def _densities(grid: Tensor, rules: list[_Rule], sigma: float) -> Tensor:
+def _densities(grid: Tensor, rules: list[_Quadrature], sigma: float) -> Tensor:
     """``(rules, points)``."""
     return torch.stack([_smoothed(grid, *rule, sigma) for rule in rules])
 
@@ -300,7 +300,7 @@ def _smoothed(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Te
 
 
 def _scale(theta: Tensor) -> float:
-    """The spectrum's width, or its size where all eigenvalues are equal."""
+    """The spectrum's width, or its magnitude if all eigenvalues are equal."""
     width, size = float(theta.max() - theta.min()), float(theta.abs().max())
     return width if width > 1e-4 * size else size or 1.0
 

@@ -1,37 +1,37 @@
-"""The stability edge: how much curvature the optimizer, as it is set up now, can bear.
+"""The stability edge: the largest curvature at which the optimizer, as it is set now, is stable.
 
 Every optimizer treated here moves a parameter by a linear recurrence in its gradient g,
 
     w <- (1 - shrink) w - P^-1 (direct g + buffered m),    m <- momentum m + g,
 
-once everything that drifts slowly is held at its current value: P, the learning rate, NAdam's
-schedule, RAdam's rectification.  As H in g = H w grows, the first motion that fails to die out has
-period two, w <- -w: no other root can be first to the unit circle, because the imaginary part of
+if everything that changes slowly is frozen at its current value: P, the learning rate, NAdam's
+schedule, RAdam's rectification.  As H in g = H w grows, the first mode that stops decaying has
+period two, w <- -w: no other root can reach the unit circle first, because the imaginary part of
 the transfer function keeps one sign on each half of it.  That holds for any mixture of learning
-rates and momenta among the groups, so one symmetric eigenvalue problem covers them all.  Putting
-w <- -w into the recurrence gives the effective step
+rates and momenta among the groups, so a single symmetric eigenvalue problem covers them all.
+Substituting w <- -w into the recurrence gives the effective step
 
     S = 2 / (2 - shrink) * (direct + buffered / (1 + momentum)) P^-1
 
-and stability while lambda_max(S^1/2 (H + wd) S^1/2) / 2 < 1.  What vanishes on the momentum's own
-time scale (Adam's 1 - beta1^t, SGD's first buffer) is taken at its limit: a recurrence that changes
-as fast as it responds has no edge.  Adam's steps are larger than that limit by 1 / (1 - beta1^t):
-at beta1 = 0.9 tenfold at t = 1, 14 % at t = 20, 4 % at t = 30.
+and stability while lambda_max(S^1/2 (H + wd) S^1/2) / 2 < 1.  Terms that vanish on the time scale
+of the momentum (Adam's 1 - beta1^t, SGD's first buffer) are replaced by their limit, because a
+recurrence that changes as fast as it responds has no edge.  Adam's steps exceed that limit by the
+factor 1 / (1 - beta1^t): at beta1 = 0.9 tenfold at t = 1, 14 % at t = 20, 4 % at t = 30.
 
-P drifts slowly in one direction only.  A second moment nu falls by the factor beta2 a step at most,
-but one gradient g raises it at once to (1 - beta2) g^2 at least.  Where that doubles nu, P is taken
-as it will be after a step with g.  Where nu is 0, no step has had a gradient yet (a ReLU path that
-has just come alive, an unused row of an embedding), and 1 / eps is not the step: the first one is
-lr (1 - beta1) / sqrt(1 - beta2), 3.2 lr, whatever the size of the gradient.  That is not linear in
-g, so such a coordinate is left out.  It could not make a run unstable: if all such coordinates move
-by d, their first step, the gradient grows up to sum_j |H_ij| d and P to sqrt(1 - beta2) times that,
-and then, by Gershgorin's theorem, they have a ratio of 1 / (2 (1 + beta1)), 0.26, at most.
+P changes slowly only when it decreases.  A second moment nu falls at most by the factor beta2 per
+step, but a single gradient g raises it to at least (1 - beta2) g^2.  Where that doubles nu, P after
+a step with g is used.  Where nu is 0 no step has had a gradient yet (a ReLU path that has just
+become active, an unused row of an embedding), and the step is not lr / eps: the first one is
+lr (1 - beta1) / sqrt(1 - beta2), 3.2 lr, for a gradient of any size.  That is not linear in g, so
+such a coordinate is left out.  It cannot make a run unstable: if all such coordinates move by d,
+their first step, the gradient grows up to sum_j |H_ij| d and P to sqrt(1 - beta2) times that, and
+then, by Gershgorin's theorem, they have a ratio of at most 1 / (2 (1 + beta1)), 0.26.
 
 References:
     Cohen et al. 2021, "Gradient descent on neural networks typically occurs at the edge of
     stability": SGD, momentum, Nesterov.  Cohen et al. 2022, "Adaptive gradient methods at the edge
-    of stability": Adam and kin.  Long & Bartlett 2024, "Sharpness-aware minimization and the edge
-    of stability": SAM.
+    of stability": Adam and variants.  Long & Bartlett 2024, "Sharpness-aware minimization and the
+    edge of stability": SAM.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from lightning_landscape.geometry.checks import check_number
 from lightning_landscape.geometry.vectors import Vector, check_vector, norm, real, scaled
 
-# Thresholds that agree to this share count as one edge: AdamW with weight decay on some groups only
-# has thresholds some 1e-5 apart.  The exact edge lies between the smallest and the largest.
+# Thresholds within this relative difference count as one edge: those of AdamW with weight decay on
+# some groups only differ by 1e-5.  The exact edge lies between the smallest and the largest.
 _AGREE = 1e-3
 
-# Where one gradient makes P larger by this factor, nu doubled, P is not held at its current value.
+# If one gradient raises P by this factor, which doubles nu, P is not frozen at its current value.
 _JUMP = math.sqrt(2)
 
 _TINY = 1e-300  # for a step counter at 0
@@ -61,7 +61,7 @@ _TINY = 1e-300  # for a step counter at 0
 
 @dataclass(frozen=True)
 class StabilityEdge:
-    """What turns a Hessian into a distance from instability; see :func:`stability_edge`.
+    """The scaling that turns a Hessian into a stability ratio; see :func:`stability_edge`.
 
     The ratio is ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``; 1 is the edge, and a run at 1 is healthy.
 
@@ -70,18 +70,17 @@ class StabilityEdge:
             g.  0.0: the parameter does not move.  Empty when no edge is known.  Real: of a complex
             parameter's shape and a last dimension for its two parts.
         weight_decay: coupled weight decay per name, to be added to H *before* scaling.  0.0 where
-            there is none or where it is decoupled (``scale`` holds that).  Empty as ``scale``.
-        edge: the threshold as one number when all groups share it to 0.1 % (the smallest is given),
-            else None.  SGD and kin: on ``lambda_max(H)``, weight decay already subtracted.
-            Adaptive: on ``lambda_max(P^-1/2 (H + wd) P^-1/2)``, coupled weight decay inside.
+            there is none or it is decoupled (then it is part of ``scale``).  Empty if ``scale`` is.
+        edge: the threshold as one number if all groups agree on it to 0.1 % (the smallest), else
+            None.  SGD and variants: of ``lambda_max(H)``, with weight decay already subtracted.
+            Adaptive: of ``lambda_max(P^-1/2 (H + wd) P^-1/2)`` with coupled weight decay.
         note: one sentence: what the edge is, or why there is none.
         preconditioner: P per name for adaptive optimizers, without the learning rate; infinite
-            where a parameter or a coordinate of it is left out, so that ``P^-1/2`` is 0 there.
-            Empty for SGD and kin; beside SGD and kin only the adaptive names, and then ``edge`` is
-            None.
-        maximize: the optimizer climbs: use the Hessian of -L.
-        inactive_share: the share, from 0 to 1, of all coordinates that are left out because an
-            adaptive optimizer has seen no gradient there yet: its second moment is 0.
+            for parameters or coordinates that are left out, so that ``P^-1/2`` is 0 there.  Empty
+            for SGD and variants; in a mixture it has the adaptive names only, and ``edge`` is None.
+        maximize: the optimizer maximizes the loss: use the Hessian of -L.
+        inactive_share: the fraction of all coordinates that are left out because an adaptive
+            optimizer has had no gradient there yet: its second moment is 0.
     """
 
     scale: dict[str, Tensor | float]
@@ -99,7 +98,7 @@ def stability_edge(
     gradient_norm: float | Tensor | None = None,
     gradient: Vector | None = None,
 ) -> StabilityEdge:
-    r"""Reads from the optimizers how much curvature they can bear at this moment.
+    r"""The stability edge of the optimizers in their current state.
 
     With b the momentum (beta1), d the dampening and wd the weight decay:
 
@@ -117,36 +116,35 @@ def stability_edge(
     decoupled wd           any of these times 2 / (2 - lr wd)
     ====================== =================================== ===================================
 
-    so that 2 / (S P) is the familiar 2 / lr for SGD and 38 / lr for Adam at beta1 = 0.9.  NAdam's
+    so that 2 / (S P) is the well-known 2 / lr for SGD and 38 / lr for Adam at beta1 = 0.9.  NAdam's
     mu_t = b (1 - 0.96^(t momentum_decay) / 2) is taken at the current t: with the defaults it needs
     25,000 steps to reach b, while the threshold moves from 3.5 / lr to 13.6 / lr.  Adam's factor
-    1 / (1 - b^t) is not in S: it is 14 % at t = 20 and gone after some 30 steps.  SAM over SGD and
-    kin of edge e has the edge 2e / (1 + sqrt(1 + 4 rho e / ||g||)), which at e = 2 / lr is Long &
-    Bartlett's (||g|| / 2 rho)(sqrt(1 + 8 rho / (lr ||g||)) - 1).
+    1 / (1 - b^t) is not in S: it is 14 % at t = 20 and negligible after 30 steps.  SAM over SGD or
+    a variant with edge e has the edge 2e / (1 + sqrt(1 + 4 rho e / ||g||)), which at e = 2 / lr is
+    Long & Bartlett's (||g|| / 2 rho)(sqrt(1 + 8 rho / (lr ||g||)) - 1).
 
     Args:
         optimizers: a torch optimizer or a sequence of them, also as wrapped by Lightning.  Known
             are the classes above, their subclasses that keep ``step``, and two-step SAM (a
-            ``base_optimizer``, and ``rho`` in the groups).  One that holds none of ``params`` does
-            not matter.
-        params: name -> parameter, those that the Hessian is taken over, matched by identity.  One
-            that no optimizer holds does not move: scale 0.0.  Nor does one without state in an
-            adaptive optimizer that has stepped others (it never had a gradient), nor does a
-            coordinate whose second moment is 0: the entries of its scale are 0.
+            ``base_optimizer``, and ``rho`` in the groups).  An optimizer without any of ``params``
+            is ignored.
+        params: name -> parameter, those of the Hessian, matched by identity.  A parameter of no
+            optimizer does not move: scale 0.0.  The same holds for one without state in an adaptive
+            optimizer that has stepped others (it never had a gradient), and for coordinates whose
+            second moment is 0.
         gradient_norm: ||g||_2 of the loss, for SAM only.
-        gradient: g of the loss that the optimizer is given, name -> tensor, for adaptive optimizers
-            only.  Where a step with g would at least double nu, P is taken after it, with
+        gradient: g of the optimized loss, name -> tensor, for adaptive optimizers only.  Where a
+            step with g would at least double nu, P after that step is used, with
             beta2 nu + (1 - beta2) g^2 for nu.  A g longer than the gradients so far,
-            ||g||^2 > sum of nu / (1 - beta2^t), is shortened to that: in a run that blows up it
-            would hide the blow-up.  A missing name, or None: P as above.
+            ||g||^2 > sum of nu / (1 - beta2^t), is shortened to that: it would hide a divergence.
+            Missing names, or None: P as above.
 
     Returns:
-        The edge.  Where none is known ``scale`` is empty and ``note`` says why.
+        The edge.  If none is known ``scale`` is empty and ``note`` says why.
 
     Raises:
-        TypeError: for something that is not an optimizer, or a gradient that is not a mapping to
-            tensors.
-        ValueError: a gradient of another name or shape than ``params`` has.
+        TypeError: not an optimizer, or a gradient that is not a mapping to tensors.
+        ValueError: a gradient with names or shapes that do not match ``params``.
 
     Cost: no gradient; one pass over the second moments of adaptive optimizers, two with
     ``gradient``.
@@ -166,11 +164,11 @@ def stability_edge(
         owners = _owners(_unwrapped(optimizers), params)
         sam = next((owner for owner, _ in owners.values() if _is_sam(owner)), None)
         if sam is None:
-            return _fold(owners, params, gradient or {})
+            return _edge_of(owners, params, gradient or {})
         if any(owner is not sam for owner, _ in owners.values()):
             raise _NoEdge("SAM beside another optimizer has no known stability edge.")
         base = {name: (sam.base_optimizer, group) for name, (_, group) in owners.items()}
-        return _sharpness_aware(_fold(base, params, {}), list(owners.values()), gradient_norm)
+        return _sharpness_aware(_edge_of(base, params, {}), list(owners.values()), gradient_norm)
     except _NoEdge as reason:
         return StabilityEdge({}, {}, None, str(reason), {}, False)
 
@@ -180,7 +178,7 @@ class _NoEdge(Exception):
 
 
 class _Update(NamedTuple):
-    """One parameter's recurrence, in the letters of the module's docstring."""
+    """One parameter's recurrence, in the notation of the module's docstring."""
 
     direct: float
     buffered: float
@@ -240,24 +238,24 @@ def _rmsprop(group: _Group, state: _State) -> _Update:
     return _Update(0.0, float(group["lr"]), float(group["momentum"]), p)
 
 
-def _kept(group: _Group) -> float:
-    """beta2, or RMSprop's alpha: what a step leaves of the second moment."""
+def _moment_decay(group: _Group) -> float:
+    """beta2, or RMSprop's alpha: the decay of the second moment."""
     return float(group["alpha"] if "alpha" in group else group["betas"][1])
 
 
 def _next_state(group: _Group, state: _State, moment: str, g: Tensor) -> _State:
     """The second moments as they will be after a step with the gradient ``g``."""
-    kept, g = _kept(group), g.to(state[moment])
+    decay, g = _moment_decay(group), g.to(state[moment])
     following = {**state, "step": float(state["step"]) + 1}
-    following[moment] = kept * state[moment] + (1 - kept) * g.square()
+    following[moment] = decay * state[moment] + (1 - decay) * g.square()
     if group.get("amsgrad"):
         following["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], following[moment])
     if group.get("centered"):
-        following["grad_avg"] = kept * state["grad_avg"] + (1 - kept) * g
+        following["grad_avg"] = decay * state["grad_avg"] + (1 - decay) * g
     return following
 
 
-# With the state entry of the second moment, where the rule needs it; it is there after a step.
+# Class -> rule, and the state entry of the second moment that it needs, which exists after a step.
 _RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
     SGD: (_sgd, None),
     Adam: (_adam, "exp_avg_sq"),
@@ -271,9 +269,9 @@ _RULES: dict[type[Optimizer], tuple[_Rule, str | None]] = {
 def _next_gradients(
     owners: Mapping[str, _Owner], params: Mapping[str, Tensor], gradient: Vector
 ) -> dict[str, Tensor]:
-    """What adaptive optimizers would square: the gradient downhill, with coupled weight decay.
+    """The gradients that adaptive optimizers would square, including coupled weight decay.
 
-    As a whole it is no longer than the gradients so far, by their second moments.
+    Together they are no longer than the gradients so far, according to the second moments.
     """
     found: dict[str, Tensor] = {}
     past = 0.0
@@ -286,7 +284,7 @@ def _next_gradients(
         decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
         sign = -1.0 if group.get("maximize") else 1.0
         found[name] = sign * g + decay * real(params[name].detach()).to(g.device)
-        correction = 1 - _kept(group) ** float(state["step"])
+        correction = 1 - _moment_decay(group) ** float(state["step"])
         past += float(real(state[moment]).sum()) / max(correction, _TINY)
     length = norm(found)
     return scaled(found, min(1.0, math.sqrt(past) / length)) if length > 0 else {}
@@ -295,7 +293,7 @@ def _next_gradients(
 def _update(
     optimizer: Any, group: _Group, param: Tensor, gradient: Tensor | None
 ) -> _Update | None:
-    """The recurrence of ``param``; None when it is not being stepped."""
+    """The recurrence of ``param``; None if it is not being stepped."""
     rule, moment = _rule_of(optimizer)
     # `get`, because reading a missing entry of `state` would create it.
     state = optimizer.state.get(param, {})
@@ -325,10 +323,10 @@ def _rule_of(optimizer: Any) -> tuple[_Rule, str | None]:
     return _RULES[known]
 
 
-def _fold(
+def _edge_of(
     owners: Mapping[str, _Owner], params: Mapping[str, Tensor], gradient: Vector
 ) -> StabilityEdge:
-    """Every parameter's S and weight decay, and the threshold that they may share."""
+    """S and weight decay of every parameter, and their common threshold if there is one."""
     scale: dict[str, Tensor | float] = dict.fromkeys(params, 0.0)
     weight_decay = dict.fromkeys(params, 0.0)
     preconditioner: dict[str, Tensor] = {}
@@ -398,9 +396,12 @@ def _fold(
 def _sharpness_aware(
     base: StabilityEdge, owners: Sequence[_Owner], gradient_norm: float | Tensor | None
 ) -> StabilityEdge:
-    """SAM's edge.  On a quadratic it descends g + rho H g / ||g||, so that its base optimizer meets
-    the curvature h + rho h^2 / ||g||; h is the edge where that is the base's edge.  The square of H
-    does not fold into S unless all of H is scaled alike."""
+    """SAM's edge.
+
+    On a quadratic SAM descends along g + rho H g / ||g||, so the curvature for its base optimizer
+    is h + rho h^2 / ||g||; the edge is the h at which that equals the base's edge.  The square of H
+    can be part of S only if all of H is scaled alike.
+    """
     if base.edge is None or base.edge <= 0 or base.preconditioner or base.maximize:
         raise _NoEdge("SAM has a known stability edge over SGD only, downhill, with one edge.")
     settings = {(float(group["rho"]), bool(group.get("adaptive"))) for _, group in owners}
@@ -424,8 +425,8 @@ def _unwrapped(optimizers: object) -> Iterator[Any]:
     several = isinstance(optimizers, Sequence) and not isinstance(optimizers, str)
     for item in cast(Sequence[Any], optimizers) if several else (optimizers,):
         optimizer = item
-        # Lightning's wrapper only forwards, and passes for the class it wraps.  Any other Optimizer
-        # with an `optimizer` inside may step differently, as Lookahead does.
+        # Lightning's wrapper only forwards calls, and is an instance of the class it wraps.  Any
+        # other Optimizer with an attribute `optimizer` may step differently, as Lookahead does.
         while (inner := getattr(optimizer, "optimizer", None)) is not None and (
             not isinstance(optimizer, Optimizer) or getattr(optimizer, "_optimizer", None) is inner
         ):
@@ -440,7 +441,7 @@ def _unwrapped(optimizers: object) -> Iterator[Any]:
 
 
 def _owners(optimizers: Iterator[Any], params: Mapping[str, Tensor]) -> dict[str, _Owner]:
-    """Which optimizer and group step which name."""
+    """Name -> the optimizer and group that step it."""
     wanted = {id(param) for param in params.values()}
     held: dict[int, _Owner] = {}
     for optimizer in optimizers:

@@ -1,4 +1,4 @@
-"""Trace and Frobenius norm of the Hessian, of the whole and of its blocks, from random products."""
+"""Trace and Frobenius norm of the Hessian and traces of its blocks, by Hutchinson's method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_landscape.geometry.blocks import members
+from lightning_landscape.geometry.blocks import names_by_block
 from lightning_landscape.geometry.checks import check_objective
 from lightning_landscape.geometry.estimate import Estimate, check_samples, mean_and_stderr
 from lightning_landscape.geometry.matvec import HessianLike, flat_products
@@ -17,12 +17,12 @@ from lightning_landscape.geometry.vectors import Layout, inner, random_signs, se
 
 @dataclass(frozen=True)
 class TraceEstimate(Estimate):
-    """The trace, and what the same products tell besides.
+    """The trace, and other estimates from the same products.
 
     Attributes:
-        frobenius: ``||H||_F``, the root of the sum of the squared eigenvalues.
-        blocks: the trace of each diagonal block; they sum to ``value`` when every parameter is in
-            one.
+        frobenius: ``||H||_F``, the square root of the sum of squared eigenvalues.
+        blocks: the trace of each diagonal block; they add up to ``value`` if every parameter is in
+            a block.
     """
 
     frobenius: Estimate
@@ -41,16 +41,16 @@ def hessian_trace(
     .. math:: tr(H) = E[v'Hv], \quad tr(H_{bb}) = E[v_b'(Hv)_b], \quad \|H\|_F^2 = E[\|Hv\|^2],
        \quad v_i = \pm 1
 
-    With signs for ``v`` the diagonal of ``H`` adds no noise.
+    With random signs ``v`` the diagonal of ``H`` adds no variance.
 
     Args:
         objective: the loss, or anything with ``params`` and ``hvp``.
         samples: products to average over, at least 2.  30 give the trace of a small network to
-            3 to 4 %; the error falls as the square root.
+            3 to 4 %; the error decreases with their square root.
         blocks: parameter name -> block; names that are missing belong to none.  Default: one block
             per module, :func:`module_blocks`.
-        generator: seeds the signs; the same signs every time without one, so that a change from
-            one call to the next is a change of the Hessian.
+        generator: seeds the signs.  Without one they are the same in every call, so that a change
+            of the result is a change of the Hessian.
 
     Returns:
         A :class:`TraceEstimate`.  ``value +- 2 stderr`` covered the truth 92 to 94 % of the time
@@ -60,7 +60,7 @@ def hessian_trace(
     Raises:
         ValueError: fewer than 2 samples, or a block for a name that is no trainable parameter.
 
-    Cost: one HVP, about 2 gradients, per sample; the norm and the blocks are free.
+    Cost: one HVP, about 2 gradients, per sample; the norm and the blocks cost no more.
 
     Source: Hutchinson 1989; Yao et al., PyHessian, 2020, section 3.
 
@@ -75,7 +75,7 @@ def hessian_trace(
     check_objective(objective, "params", "hvp")
     check_samples(samples)
     params = objective.params
-    groups = members(params, blocks)
+    groups = names_by_block(params, blocks)
     seed = seed_from(generator)
     layout = Layout(params)
     rows = []
@@ -118,7 +118,7 @@ def hessian_frobenius(
     Raises:
         ValueError: fewer than 2 samples.
 
-    Cost: one HVP per sample; nothing beside :func:`hessian_trace`, whose ``frobenius`` it is.
+    Cost: one HVP per sample.  :func:`hessian_trace` returns the same as ``frobenius``.
 
     Example:
         >>> from lightning_landscape.geometry.objective import Objective

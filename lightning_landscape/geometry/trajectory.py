@@ -1,4 +1,4 @@
-"""The path that the weights took, and the plane in which most of it lies."""
+"""The trajectory of the weights, and the plane that explains most of it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lightning_landscape.geometry.vectors import (
     working_dtype,
 )
 
-# Entries of each vector that are in memory in double precision at a time.
+# Entries of each vector that are converted to double precision at a time.
 _CHUNK = 2**18
 
 
 class Trajectory:
-    """Copies of the weights along a run, at most ``capacity`` of them however long it is.
+    """Copies of the weights along a run, at most ``capacity`` for a run of any length.
 
-    When it is full every second one is dropped and from then on half as many are taken: the copies
-    are evenly spaced in steps, and a run of N steps takes about
+    When it is full every second copy is dropped, and from then on half as many are taken: the
+    copies are evenly spaced in steps, and a run of N steps takes about
     ``capacity * (1 + log2(N / capacity) / 2)`` of them.
 
     Args:
-        capacity: copies held, each the size of the weights, in main memory.
+        capacity: maximum number of copies, each the size of the weights, in main memory.
 
     Attributes:
-        steps: the step of each copy, in rising order.
+        steps: the step of each copy, in increasing order.
         weights: the copies, name -> tensor on the CPU.
 
     Example:
@@ -52,11 +52,11 @@ class Trajectory:
         self._stride = 1
 
     def due(self, step: int) -> bool:
-        """Whether :meth:`add` may keep the weights of this step."""
+        """Whether :meth:`add` would store the weights of this step."""
         return not self.steps or step >= self.steps[-1] + self._stride
 
     def add(self, step: int, params: Vector) -> None:
-        """Keep a copy of the weights at ``step``, if it is due."""
+        """Store a copy of the weights at ``step`` if it is due."""
         check_count("", "step", step, 0)
         check_vector("params", params)
         if not self.due(step):
@@ -73,13 +73,13 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Projection:
-    """A path as seen on the plane, or the line, of a slice.
+    """The projection of a path onto the plane, or the line, of a slice.
 
     Attributes:
         coordinates: ``points x directions``, in units of the direction vectors; 0 is the centre.
         residuals: per point, its distance from the plane, in units of the weights.
         distances: per point, its distance from the centre.
-        explained: per direction, the share of the path's variance along it, from 0 to 1; NaN where
+        explained: per direction, the explained fraction of the path's variance, from 0 to 1; NaN if
             the weights never moved.
     """
 
@@ -92,16 +92,15 @@ class Projection:
 def pca_directions(path: Sequence[Vector], center: Vector, k: int = 2) -> list[dict[str, Tensor]]:
     r"""The ``k`` orthonormal directions along which the points of a path vary most.
 
-    The eigenvectors of the largest eigenvalues of the covariance of the points, from their inner
-    products.  Drawn through ``center``, the weights now, they show the path from nearby.  They
-    point from where the path starts towards ``center``.
+    The leading principal components of the points, from their inner products, with signs such that
+    they point from the start of the path towards ``center``.
 
     Args:
         path: the weights at some steps, name -> tensor.  A name that is missing at one step has the
             value of the next step that has it.  Points that are not finite are left out.
-        center: the weights now; a point of the path too.
-        k: how many.  Fewer come back where the path does not span them by more than the rounding
-            of the weights: one for a straight line, none where the weights never moved.
+        center: the current weights; also a point of the path.
+        k: number of directions.  Fewer are returned if the path spans fewer, up to the rounding of
+            the weights: one for a straight line, none if the weights never moved.
 
     Returns:
         Directions on the CPU, most variance first.
@@ -138,17 +137,17 @@ def pca_directions(path: Sequence[Vector], center: Vector, k: int = 2) -> list[d
 
 
 def project(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]) -> Projection:
-    r"""Where the points of ``path`` lie on the plane through ``center``.
+    r"""Project the points of ``path`` onto the plane through ``center``.
 
-    The coordinates minimise the distance ``||w_i - center - sum_k c_ik d_k||``, which is the
-    residual.  ``explained[k]`` is the variance of ``c_k ||d_k||`` over the variance of the path, of
-    the points and the centre; the shares add up to at most 1 for orthogonal directions.
+    The coordinates minimize the distance ``||w_i - center - sum_k c_ik d_k||``, which is the
+    residual.  ``explained[k]`` is the variance of ``c_k ||d_k||`` over the variance of the path,
+    including the centre; for orthogonal directions they add up to at most 1.
 
     Args:
         path: the weights at some steps, see :func:`pca_directions`.  A point that is not finite has
-            NaN for its coordinates.
-        center: the weights now.
-        directions: linearly independent ones.
+            NaN coordinates.
+        center: the current weights.
+        directions: linearly independent directions.
 
     Cost: no gradient; a few inner products per point, in double precision.
 
@@ -200,7 +199,7 @@ def _check_path(path: object, center: object) -> None:
 
 
 def _products(path: Sequence[Vector], center: Vector, directions: Sequence[Vector]) -> Tensor:
-    """Inner products of the points less the centre, of the centre less itself, of directions."""
+    """Gram matrix of the points minus the centre, the centre minus itself, and the directions."""
     count = len(path) + 1 + len(directions)
     total = torch.zeros(count, count, dtype=torch.float64, device="cpu")
     for name, origin in center.items():
@@ -220,7 +219,7 @@ def _products(path: Sequence[Vector], center: Vector, directions: Sequence[Vecto
 
 
 def _along(path: Sequence[Vector], center: Vector, name: str) -> list[Tensor]:
-    """One parameter along the path, on the CPU; a step without it has what comes next."""
+    """One parameter along the path, on the CPU; a step without it has the value of the next."""
     found: list[Tensor] = []
     later = center[name]
     for point in reversed(path):

@@ -34,39 +34,38 @@ def worst_case_sharpness(
        \quad\text{or, adaptive,}\quad c = |w|
 
     The ascent starts along the gradient, along the two top eigenvectors of the Hessian (in units of
-    ``c``, both ways) and along random vectors, and goes on from the best place that they lead to.
-    It keeps the best point seen: never below 0 and, in the ball, never below
+    ``c``, with both signs) and along random vectors, and continues from the best point reached.
+    The result is the best point found: never below 0 and, in the ball, never below
     :func:`sam_sharpness`.  It is a lower bound of the true maximum.
 
-    ``settled`` says whether a longer search is not expected to find 3 % more.  It is True where the
-    ascent has come to rest, two starts led to the same place, and the loss is near to its
-    second-order model.  Of 846 balls and boxes on 91 trained networks 67 % were settled, none of
-    them more than 3 % below the best of 16 to 20 ascents of 200 steps; of those that were not, 88 %
-    were right too.
+    ``settled`` is True if a longer search is not expected to find 3 % more: the ascent has
+    converged, two starts led to the same point, and the loss is close to its second-order model.
+    Of 846 balls and boxes on 91 trained networks 67 % were settled, none of them more than 3 %
+    below the best of 16 to 20 ascents of 200 steps; of the others 88 % were that close too.
 
     Args:
         objective: the loss.
-        rho: radius: in units of the weights, a share of each weight when adaptive.
+        rho: radius, in units of the weights; if adaptive a fraction of each weight.
         norm: ``"l2"``: a ball; ``"linf"``: a box, every weight moves by up to ``rho``.
-        steps: points of the last ascent; more of them also mean more starts.  Below 5 there is one
-            start, the gradient, and the value is never settled; 1 is SAM's step.
-        per_batch: the mean, by weight, of each batch's own worst case (m-sharpness).  Larger than
-            that of the whole, the more so the smaller the batches: fix their size and say it.
-            Settled where that of every batch is.
-        adaptive: scale to each weight.  The value does not change when a layer of a ReLU network
-            is scaled up and the next one down; weights at 0 stay there.
+        steps: points of the last ascent; more of them also mean more starts.  Below 5 the only
+            start is the gradient, and the value is never settled; 1 is SAM's step.
+        per_batch: the weighted mean of each batch's own worst case (m-sharpness).  It is larger
+            than that of all batches together, the more the smaller the batches: report their size.
+            Settled if that of every batch is.
+        adaptive: scale by the size of each weight.  The value does not change when a layer
+            of a ReLU network is scaled up and the next one down; weights at 0 stay there.
 
     Returns:
         A :class:`Sharpness` with the displacement found (none with ``per_batch``); NaN, with the
-        reason in ``note``, where the loss or its gradient is not finite.
+        reason in ``note``, if the loss or its gradient is not finite.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
 
-    Cost: up to 3.5 gradients a step (of the 70 at the default, 16 are for 8 Hessian-vector
-    products) and about one forward; 58 gradients on average, fewer where all starts lead to one
-    place.  Below 5 steps: one gradient and one forward a step, up to twice that where the first
-    one does not raise the loss.
+    Cost: up to 3.5 gradients per step (of the 70 at the default, 16 are for 8 Hessian-vector
+    products) and about one forward; 58 gradients on average, fewer if all starts lead to the same
+    point.  Below 5 steps: one gradient and one forward per step, up to twice that if the first
+    step does not raise the loss.
 
     Source: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, ICML 2023, eq. 1; Foret et al., ICLR 2021, section 4.2 for m-sharpness.
@@ -111,14 +110,14 @@ def keskar_sharpness(objective: Objective, epsilon: float = 1e-3, steps: int = 2
     Args:
         objective: a loss above -1.
         epsilon: size of the box; Keskar et al. use 1e-3 and 5e-4.
-        steps: of the ascent, see :func:`worst_case_sharpness`.
+        steps: points of the ascent, see :func:`worst_case_sharpness`.
 
     Returns:
         A :class:`Sharpness` in per cent, with ``settled`` as there; NaN, with the reason in
-        ``note``, where the loss or its gradient is not finite, or the loss not above -1.
+        ``note``, if the loss or its gradient is not finite, or the loss is not above -1.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
 
     Cost: as :func:`worst_case_sharpness`.
 
