@@ -54,7 +54,7 @@ def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scaled):
 def test_a_line_names_its_ends_their_distance_and_the_barrier():
     words = words_of(line_figure(line(barrier=3.25)))
     assert "circle: the start, dot: now" in words
-    assert "barrier 3.25: the most above the grey line" in words
+    assert "barrier 3.25: maximum above the grey line" in words
     assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
     plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)
     assert "grey" not in words_of(line_figure(plain))

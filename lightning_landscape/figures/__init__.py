@@ -1,9 +1,8 @@
-"""Draws slices of the loss and the history of an eigenvalue as matplotlib figures.
+"""Matplotlib figures of loss slices, spectral densities and logged values.
 
-Every function whose name ends in ``_figure`` returns a ``matplotlib.figure.Figure`` that pyplot
-knows nothing about: no window, no global list of open figures, nothing to close. A figure is 4
-inches wide at 140 dots an inch, with letters that can still be read where TensorBoard shows it 350
-pixels wide.
+Every function whose name ends in ``_figure`` returns a ``matplotlib.figure.Figure`` that is not
+registered in pyplot: no window opens, and it need not be closed. Figures are 4 inches wide at 140
+dpi, with text that is legible where TensorBoard shows them 350 pixels wide.
 """
 
 from lightning_landscape.figures.canvas import figure_to_image

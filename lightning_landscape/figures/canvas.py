@@ -1,4 +1,4 @@
-"""What all figures share: an empty sheet that pyplot does not know, its header, its pixels."""
+"""Common parts of all figures: style, header, ticks, and conversion to an image."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ P = ParamSpec("P")
 WIDTH, DPI = 4.0, 140
 # Points. 9 points at 140 dots an inch are 11 pixels after the reduction from 560 to 350.
 TITLE, TEXT, SMALL = 12.0, 9.5, 9.0
-# Inches: the first small line of the header below the top, and the pitch of the lines.
+# Inches: from the top to the first small line of the header, and the line spacing.
 HEADER, PITCH = 0.34, 0.18
 INK, GREY, GRID = "#1a1a1a", "#6b6b6b", "#e2e2e2"
-# Okabe and Ito's colours, told apart by colour-blind readers; the dashes tell them apart in print.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#1a1a1a", "#56B4E9")
 
-# Over matplotlib's defaults, not the user's own style (dark background, LaTeX, grids), which would
-# make our pictures illegible.
+# On top of matplotlib's defaults, not the user's style (dark background, LaTeX, grids), which could
+# make the figures illegible.
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def in_house_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Lets a function draw under our style and puts the user's settings back."""
+    """Decorator: draw with the package's style; the user's settings are restored."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -64,14 +64,14 @@ def new_figure(height: float) -> Figure:
 
 
 def figure_to_image(figure: Figure) -> NDArray[np.uint8]:
-    """Draws a figure into an array.
+    """Renders a figure to an array.
 
     Args:
-        figure: any matplotlib figure, ours or another.
+        figure: any matplotlib figure.
 
     Returns:
-        uint8, shape (height, width, 3), row 0 on top: what ``add_image(..., dataformats="HWC")`` of
-        TensorBoard's ``SummaryWriter`` takes.
+        uint8, shape (height, width, 3), row 0 at the top, as TensorBoard's
+        ``SummaryWriter.add_image(..., dataformats="HWC")`` expects.
 
     Raises:
         TypeError: if ``figure`` is not a matplotlib figure.
@@ -94,9 +94,9 @@ def figure_to_image(figure: Figure) -> NDArray[np.uint8]:
 
 
 def write_header(figure: Figure, title: str, lines: Sequence[str]) -> None:
-    """Writes a title and smaller lines at fixed places, so that a film does not jump.
+    """Writes a title and smaller lines at fixed positions, the same in all frames of a film.
 
-    Empty lines are left out. All lines are shortened to the width of the figure.
+    Empty lines are skipped. All lines are shortened to the width of the figure.
     """
     height = figure.get_figheight()
     figure.suptitle(
@@ -111,7 +111,7 @@ def write_header(figure: Figure, title: str, lines: Sequence[str]) -> None:
 
 
 def write_across(axes: Axes, text: str) -> None:
-    """Writes words on an empty chart."""
+    """Writes a message across an empty chart."""
     axes.text(
         0.5, 0.7, text, transform=axes.transAxes, ha="center", va="center", fontsize=TEXT,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
@@ -119,9 +119,9 @@ def write_across(axes: Axes, text: str) -> None:
 
 
 def set_ticks(axes: Axes, *linear: Axis, bins: int = 5) -> None:
-    """Makes all ticks small and legible, and gives the linear axes few of them.
+    """Sets the size of all ticks, and the number of ticks of the linear axes.
 
-    Their labels are whole numbers: "2.3001", not "1e-4" with "+2.3" in a corner.
+    Labels have no offset: "2.3001", not "1e-4" with "+2.3" in a corner.
     """
     axes.tick_params(labelsize=SMALL, length=3, pad=2)
     for axis in linear:
@@ -139,5 +139,5 @@ def draw_grid(axes: Axes) -> None:
 
 
 def shortened(text: str, length: int) -> str:
-    """Returns the text, cut with an ellipsis if it has more letters than ``length``."""
+    """Returns the text, truncated with an ellipsis to at most ``length`` characters."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"

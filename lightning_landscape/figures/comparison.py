@@ -1,4 +1,4 @@
-"""Several networks against each other: pairwise numbers in a grid, value against value."""
+"""Comparisons of networks: a matrix of pairwise values, and a scatter plot of two values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-# Cells smaller than for so many columns do not hold a number that can be read.
+# With more columns the cells are too small for a legible number.
 _LARGEST = 9
 
 
@@ -54,27 +54,27 @@ def barrier_matrix_figure(
     limits: tuple[float, float] | None = None,
     title: str = "Loss barrier",
 ) -> Figure:
-    """Draws a small table of pairwise values as a heat map with the numbers in its cells.
+    """Draws a small matrix of pairwise values as a heat map with the numbers in its cells.
 
-    Row ``i`` and column ``j`` hold the value between ``names[i]`` and ``names[j]``, for example
-    the barrier on the line between two networks, or the share of examples on which they disagree.
-    All numbers have the same decimals, and one power of ten if need be, which the header tells. A
-    cell without a finite value is hatched.
+    The cell of row ``i`` and column ``j`` is the value of ``names[i]`` and ``names[j]``, e.g. the
+    barrier on the line between two networks, or the fraction of examples on which they disagree.
+    All numbers have the same number of decimals, and a common power of ten if necessary, which is
+    in the header. Cells without a finite value are hatched.
 
     Args:
         matrix: n x n numbers, n from 1 to 9; need not be symmetric.
         names: n names, for the rows and the columns.
-        limits: the ends of the colour scale, the same for pictures that are to be compared; what
-            lies beyond has the colour of the end. None: from 0, or the lowest value if that is
-            lower, to the highest.
-        title: what the numbers are.
+        limits: the ends of the colour scale, e.g. a common one for several figures; values beyond
+            get the colour of the end. None: from 0, or the lowest value if that is lower, to the
+            highest.
+        title: the title of the figure.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
-        ValueError: if the matrix is not square, of more than nine rows, or without a name a row;
-            or if the limits are not finite and rising.
+        ValueError: if the matrix is not square or has more than nine rows, the number of names
+            differs, or the limits are not finite and increasing.
     """
     call = "barrier_matrix_figure"
     try:
@@ -113,7 +113,7 @@ def barrier_matrix_figure(
     letters = max(map(len, labels))
     left, right = 0.2 + 0.085 * letters, 0.62
     side = min((WIDTH - left - right) / count, 0.75)
-    # Names below the columns lie where they fit and stand where not.
+    # Names below the columns are horizontal if they fit, otherwise vertical.
     lie = 0.085 * letters < side
     bottom = 0.28 if lie else 0.16 + 0.085 * letters
     figure = new_figure(height=top + count * side + bottom)
@@ -149,7 +149,7 @@ def barrier_matrix_figure(
 def _draw_scale(
     figure: Figure, norm: Normalize, finite: NDArray[Any], area: tuple[float, float, float, float]
 ) -> None:
-    """Draws the colour bar, whose ends say so when a value lies beyond them."""
+    """Draws the colour bar; its end labels show if values lie beyond them."""
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
     bar = figure.colorbar(ScalarMappable(norm, GROUND), cax=figure.add_axes(area))
     ends = [number(low, 2), number(high, 2)]
@@ -163,9 +163,9 @@ def _draw_scale(
 
 
 def _digits(finite: NDArray[Any], letters: int = 5) -> tuple[int, int]:
-    """Returns the power of ten that the numbers are divided by, and their decimals.
+    """Returns the power of ten that the numbers are divided by, and the number of decimals.
 
-    There are two, or fewer where the longest number would have more than ``letters`` letters.
+    Two decimals, or fewer if the longest number would exceed ``letters`` characters.
 
     Example:
         >>> _digits(np.array([0.0, 0.5])), _digits(np.array([3e-4])), _digits(np.array([-42.0]))
@@ -189,19 +189,19 @@ def points_figure(
     y: str,
     groups: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draws one value against another, one marker a run: say, the gap against the sharpness.
+    """Draws one value against another, one marker per run: e.g. the gap against the sharpness.
 
-    An axis is logarithmic where its values are positive and span more than two decades. With
-    ``groups`` the runs (seeds) of a group share colour and marker, and a large marker is at the
-    median of both values over them. Runs in which one of the two is not finite are left out, and
-    counted.
+    An axis is logarithmic if its values are positive and span more than two decades. With
+    ``groups`` the runs (seeds) of a group share colour and marker, and a large marker shows the
+    median of both values. Runs in which one of the two is not finite are left out; the header
+    counts them.
 
     Args:
-        points: run -> ``(value along x, value along y)``.
-        x: what lies along the horizontal axis.
-        y: what lies along the vertical axis.
-        groups: run -> group, for all runs. Of more than ten groups the others are grey; without
-            groups each run has its name, and of more than ten runs none has.
+        points: run -> ``(x value, y value)``.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        groups: run -> group, for all runs. Groups after the first ten are grey; without groups up
+            to ten runs are labelled with their names.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
@@ -271,7 +271,7 @@ def points_figure(
 def _draw_group(
     axes: Axes, name: str, places: NDArray[Any], style: int | None, median: bool
 ) -> None:
-    """Draws the runs of a group, or a single run, and where there are several their median."""
+    """Draws the runs of a group and their median, or a single run."""
     color, marker, label = GREY, "o", None
     if style is not None:
         color = COLORS[style % len(COLORS)]
@@ -290,7 +290,7 @@ def _draw_group(
 
 
 def _set_value_axis(axes: Axes, axis: Axis, values: Sequence[float]) -> None:
-    """Makes one axis logarithmic where its values are positive and span decades."""
+    """Makes an axis logarithmic if its values are positive and span more than two decades."""
     if values and min(values) > 0 and max(values) > 100 * min(values):
         (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

@@ -1,4 +1,4 @@
-"""One scalar of several runs in one chart, or of several settings with several seeds each."""
+"""One scalar of several runs, or of groups of runs that differ in the seed, in one chart."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-# More curves cannot be told apart, nor more of their names be read.
+# More curves, or names in the legend, cannot be distinguished.
 MOST = 10
 MARKERS = "os^vDP"
-# A run that blew up may stretch the axis to this many times a typical value, not more; and values
-# that are next to nothing may stretch a logarithmic one downwards by this factor.
+# A diverged run extends the axis to at most this many times a typical value, and tiny values extend
+# a logarithmic axis downwards by at most this factor.
 _OUTLIER, _NOTHING = 1e4, 1e-12
-_NEAR = 4.0  # an edge no further than this above all curves is in the chart
-_STEPS = 1000  # at which the spread over seeds is drawn
+_NEAR = 4.0  # the chart includes an edge up to this factor above the curves
+_STEPS = 1000  # maximum number of steps of the spread over seeds
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """What is drawn of one run, or of one group: then with the lowest and the highest seed."""
+    """The curve of one run, or of one group with its lowest and highest seed."""
 
     name: str
     steps: NDArray[np.float64]
@@ -61,7 +61,7 @@ class _Curve:
 
     @property
     def shown(self) -> list[NDArray[np.float64]]:
-        """All values that are drawn."""
+        """All values to draw."""
         return [part for part in (self.values, self.low, self.high) if part is not None]
 
 
@@ -158,10 +158,10 @@ def curves_figure(
 
 
 def _draw(axes: Axes, curve: _Curve, index: int, low: float, high: float) -> None:
-    """Draws one curve with some markers, its band, and what lies outside of the chart."""
+    """Draws one curve with some markers, its band, and marks for values outside of the chart."""
     color = COLORS[index % len(COLORS)]
     marker = MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
-    # Some eight of them, and where a single value stands between two gaps.
+    # About eight of them, and at single values between two gaps.
     gap = np.isnan(np.concatenate([[np.nan], curve.values, [np.nan]]))
     every = max(1, len(curve.steps) // 8)
     marked = np.arange(len(curve.steps)) % every == index % every
@@ -180,10 +180,10 @@ def _draw(axes: Axes, curve: _Curve, index: int, low: float, high: float) -> Non
 def _limits(
     curves: Sequence[_Curve], dashed: Sequence[_Curve], key: str
 ) -> tuple[float, float, float | None]:
-    """Returns the lowest and the highest value that the chart shows, and how its axis is scaled.
+    """Returns the lowest and the highest value of the chart, and the scale of its axis.
 
-    That is ``None`` for a linear axis, 0 for a logarithmic one, and for a symmetric-logarithmic one
-    the end of its linear part.
+    The scale is ``None`` for a linear axis, 0 for a logarithmic one, and the end of the linear part
+    for a symmetric logarithmic one.
     """
     finite = [part[np.isfinite(part)] for curve in curves for part in curve.shown]
     values = np.concatenate([*finite, np.empty(0)])
@@ -204,14 +204,14 @@ def _limits(
     if low <= 0 and size.size and size.max() > 100 * float(np.median(size)):
         limit = max(-low, high)
         return low, high, float(np.clip(np.quantile(size, 0.1), limit / 5000, limit / 20))
-    # Down to zero, unless that would make lines of curves that are far from it.
+    # Include zero, unless that would flatten curves that are far from it.
     if high - low > 0.3 * max(abs(low), abs(high)):
         low, high = min(low, 0.0), max(high, 0.0)
     return low, high, None
 
 
 def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
-    """Sets the axes: what `_limits` returned, and a little room."""
+    """Sets the axes to the result of `_limits`, with a margin."""
     draw_grid(axes)
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
     set_ticks(axes, axes.xaxis, *([axes.yaxis] if scale is None else []), bins=6)
@@ -234,7 +234,7 @@ def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
 
 
 def _dashed_text(dashed: Sequence[_Curve], key: str, high: float) -> str:
-    """Says what the dashed lines are, and where an edge lies that the chart does not hold."""
+    """Returns what the dashed lines are, and the edge if it is above the chart."""
     if key.endswith("edge_ratio"):
         return "dashed: the edge, 1"
     edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
@@ -246,22 +246,10 @@ def _dashed_text(dashed: Sequence[_Curve], key: str, high: float) -> str:
     return "dashed: edge of stability"
 
 
-def _write_legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
-    """Writes which curve is which, below the three small lines of the header."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="upper left",
-            bbox_to_anchor=(0.03, 1 - (HEADER + 3 * PITCH) / height),
-            fontsize=SMALL, ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3,
-            handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
-        )  # fmt: skip
-
-
 def _checked(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], groups: Mapping[str, str] | None
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Returns the rows of each run that have a step, in their order."""
+    """Returns the rows of each run that have a step, sorted by step."""
     good = isinstance(histories, Mapping) and all(
         isinstance(rows, Sequence)
         and not isinstance(rows, str)
@@ -285,7 +273,7 @@ def _checked(
 
 
 def series_of(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Any, Any]:
-    """Returns steps and values of one key, nan where not finite; of one step the last value."""
+    """Returns steps and values of one key, the last per step, nan where not finite."""
     found = {
         float(row["step"]): math.nan if row[key] is None else float(row[key])
         for row in rows
@@ -329,7 +317,7 @@ def spread_over(series: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
     steps = np.unique(np.concatenate([np.asarray(at, dtype=np.float64) for at, _ in series]))
     steps = steps[evenly(len(steps), _STEPS)]
     table = np.stack([np.interp(steps, *run, left=np.nan, right=np.nan) for run in series])
-    known = np.isfinite(table).any(axis=0)  # of no numbers numpy warns
+    known = np.isfinite(table).any(axis=0)  # numpy warns where there are no numbers
     middle, low, high = np.full((3, len(steps)), np.nan)
     middle[known] = np.nanmedian(table[:, known], axis=0)
     low[known], high[known] = np.nanmin(table[:, known], 0), np.nanmax(table[:, known], 0)
@@ -339,7 +327,7 @@ def spread_over(series: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
 def _edges(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], key: str, groups: Mapping[str, str] | None
 ) -> list[_Curve]:
-    """Returns the edge of each run in which it bounds the key."""
+    """Returns the edge of each run in which it is a bound of the key."""
     prefix, _, last = key.rpartition("/")
     preconditioned = f"{prefix}/preconditioned_eigenvalue"
     kinds = ("top_eigenvalue", "preconditioned_eigenvalue")

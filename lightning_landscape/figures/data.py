@@ -1,4 +1,4 @@
-"""Reads a slice: is it one, and how far does each loss lie above the loss at the weights?"""
+"""Validation of slices, and losses relative to the loss at the weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from lightning_landscape.geometry.slices import Slice
 
-# Losses that differ by less than this share of the loss differ by float32 rounding.
+# Relative differences of losses below this are float32 rounding.
 ROUNDING = 1e-6
-# Far beyond float32, and matplotlib's arithmetic on axes overflows not far above.
+# Far beyond float32; matplotlib's axis arithmetic overflows not far above.
 HUGE = 1e100
 
 
 def check_slice(call: str, slice: Slice, axes: int | None = None) -> None:
-    """Refuses what is not a slice, with the given number of coordinate axes."""
+    """Raises unless ``slice`` is a slice with the given number of coordinate axes."""
     if not all(hasattr(slice, name) for name in ("coordinates", "losses", "center_loss")):
         maker = "line_slice" if axes == 1 else "plane_slice"
         raise TypeError(f"{call}: got {slice!r:.80}; expected a Slice, as {maker} returns")
@@ -49,7 +49,7 @@ def check_slice(call: str, slice: Slice, axes: int | None = None) -> None:
 
 
 def losses_of(slice: Slice) -> NDArray[Any]:
-    """Returns the losses as float64, nan where they are not finite or too large for a chart."""
+    """Returns the losses as float64, nan where not finite or too large for a chart."""
     losses = np.asarray(slice.losses, dtype=np.float64)
     return np.where(np.abs(losses) < HUGE, losses, np.nan)
 
@@ -61,10 +61,10 @@ def center_of(slice: Slice) -> float:
 
 
 def centred(slice: Slice) -> tuple[NDArray[Any], float]:
-    """Returns the losses minus the loss at the weights, and what was subtracted.
+    """Returns the losses minus the loss at the weights, and the subtracted value.
 
-    Where the loss at the weights is not finite the lowest finite loss stands in for it (0 if there
-    is none), so that the surroundings can still be seen.
+    If the loss at the weights is not finite, the lowest finite loss is subtracted instead (0 if
+    there is none), so that the surroundings can still be drawn.
     """
     losses, reference = losses_of(slice), center_of(slice)
     if math.isnan(reference):
@@ -74,10 +74,10 @@ def centred(slice: Slice) -> tuple[NDArray[Any], float]:
 
 
 def validation_of(slice: Slice) -> Slice | None:
-    """Returns the validation loss on the points of a slice, None where it was not measured.
+    """Returns the validation loss on the points of a slice, None if it was not measured.
 
     Raises:
-        ValueError: if there is not one loss a point.
+        ValueError: if there is not one loss per point.
     """
     known = slice.metadata.get("validation")
     if not known:
@@ -91,13 +91,13 @@ def validation_of(slice: Slice) -> Slice | None:
 
 
 def nonzero_magnitudes(difference: NDArray[Any]) -> NDArray[Any]:
-    """Returns how large the finite differences other than zero are, as a flat array."""
+    """Returns the absolute values of the finite nonzero differences, as a flat array."""
     size: NDArray[Any] = np.abs(difference[np.isfinite(difference)])
     return size[size > 0]
 
 
 def difference_range(film: Sequence[Slice]) -> tuple[float, float]:
-    """Returns the smallest and the largest finite difference in a film; 0 where there is none."""
+    """Returns the smallest and the largest finite difference in a film; 0 if there is none."""
     finite = [difference[np.isfinite(difference)] for difference, _ in map(centred, film)]
     return (
         min(float(part.min(initial=0.0)) for part in finite),
@@ -106,7 +106,7 @@ def difference_range(film: Sequence[Slice]) -> tuple[float, float]:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Returns at most ``most`` of ``range(count)``, evenly spread, the first and the last included.
+    """Returns at most ``most`` evenly spaced indices of ``range(count)``, including both ends.
 
     Example:
         >>> evenly(10, 4), evenly(3, 9), evenly(5, 1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lightning_landscape.geometry.spectrum import SpectralDensity
 
-# The bulk near zero holds nearly all eigenvalues, an outlier one in a million: decades shown.
+# Decades shown: the bulk near zero has almost all eigenvalues, an outlier may be one in a million.
 _DECADES = 7
 
 
@@ -35,13 +35,13 @@ _DECADES = 7
 def density_figure(
     density: SpectralDensity, *, metadata: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Draws the share of the Hessian's eigenvalues over their value, on a logarithmic axis.
+    """Draws the density of the Hessian's eigenvalues, on a logarithmic axis.
 
-    The band is two standard errors to either side. What lies more than seven decades below the
-    peak is cut off. A line says what is not resolved where ``sigma`` is below ``resolution``.
+    The band is +- 2 standard errors. Values more than seven decades below the peak are cut off. If
+    ``sigma`` is below ``resolution`` a line of the header says what is not resolved.
 
     Args:
-        density: what ``spectral_density`` returned.
+        density: the result of ``spectral_density``.
         metadata: ``step``, ``probe_samples``, ``probe_mode``, as far as known.
 
     Returns:

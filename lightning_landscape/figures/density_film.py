@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST = 60
 _COLUMNS = 300
-# The bulk holds nearly all eigenvalues, an outlier one in a million: decades shown.
+# Decades shown: the bulk has almost all eigenvalues, an outlier may be one in a million.
 _DECADES = 6
 INKS = LinearSegmentedColormap.from_list(
     "inks", ["#ffffff", "#c6d9ec", "#5b95c9", "#1d5596", "#0b2454"]
@@ -45,15 +45,15 @@ INKS = LinearSegmentedColormap.from_list(
 def density_film_figure(
     densities: Mapping[int, SpectralDensity], *, metadata: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Draws how the Hessian's eigenvalues are spread, a row a step.
+    """Draws the spectral density of the Hessian over training, one row per step.
 
-    Darker is more eigenvalues, on a logarithmic scale; the eigenvalue is on an axis that is linear
-    near zero and logarithmic beyond. The dots are the largest eigenvalue that was met at each step.
-    Rows without a finite density are hatched.
+    Darker means a higher density, on a logarithmic scale; the axis of the eigenvalues is linear
+    near zero and logarithmic beyond. The dots are the largest Ritz value of each step. Rows without
+    a finite density are hatched.
 
     Args:
-        densities: step -> what ``spectral_density`` returned. Of more than 60 so many are drawn,
-            evenly chosen, the first and the last included.
+        densities: step -> result of ``spectral_density``. Of more than 60 steps 60 are drawn,
+            evenly spaced and including both ends.
         metadata: ``probe_samples``, ``probe_mode``, as far as known.
 
     Returns:
@@ -109,10 +109,10 @@ def _draw_rows(
     figure: Figure, axes: Axes, steps: list[int], shown: list[SpectralDensity],
     finite: list[SpectralDensity],
 ) -> None:  # fmt: skip
-    """Draws the map, its axes and its bar."""
+    """Draws the map, its axes and its colour bar."""
     low = min(float(d.grid[0]) for d in finite)
     high = max(float(d.grid[-1]) for d in finite)
-    # Nothing narrower than the smoothing can be seen, at any step.
+    # Nothing narrower than the smoothing is visible at any step.
     linear = min(max(float(d.sigma) for d in finite) * 2, max(-low, high) / 3)
     axes.set_xscale("symlog", linthresh=linear, linscale=1.0, base=10)
     axes.set_xlim(low, high)
@@ -126,7 +126,7 @@ def _draw_rows(
     rows = np.ma.masked_invalid([_row(d, centers) for d in shown])
     top = float(rows.max())
     norm = LogNorm(vmin=top * 10.0**-_DECADES, vmax=top, clip=True)
-    mesh = axes.pcolormesh(edges, _between(steps), rows, cmap=INKS, norm=norm)
+    mesh = axes.pcolormesh(edges, _row_edges(steps), rows, cmap=INKS, norm=norm)
     largest = [float(np.max(np.asarray(d.ritz_values))) for d in shown]
     axes.plot(
         largest, steps, "o", color=COLORS[1], markersize=3.5 if len(steps) <= 30 else 2.5,
@@ -147,7 +147,7 @@ def _draw_rows(
 def _ticks(
     linear: float, low: float, high: float, place: Callable[[float], float], ends: NDArray[Any]
 ) -> list[float]:
-    """Returns zero and round numbers to either side, powers of ten first, with room between."""
+    """Returns zero and round numbers on both sides, powers of ten first, as far as labels fit."""
     first = int(np.floor(np.log10(linear)))
     last = int(np.ceil(np.log10(max(-low, high))))
     powers = [10.0**exponent for exponent in range(last, first - 1, -1)]
@@ -161,7 +161,7 @@ def _ticks(
 
 
 def _row(density: SpectralDensity, centers: NDArray[Any]) -> NDArray[Any]:
-    """Returns one density at the columns: 0 beyond its grid, nan where it is not finite."""
+    """Returns one density at the columns: 0 outside of its grid, nan if it is not finite."""
     values = np.asarray(density.density, dtype=np.float64)
     if not np.isfinite(values).all():
         return np.full(len(centers), np.nan)
@@ -169,8 +169,8 @@ def _row(density: SpectralDensity, centers: NDArray[Any]) -> NDArray[Any]:
     return row
 
 
-def _between(steps: list[int]) -> NDArray[Any]:
-    """Returns the borders of the rows: half way between two steps."""
+def _row_edges(steps: list[int]) -> NDArray[Any]:
+    """Returns the edges of the rows: midway between two steps."""
     at = np.asarray(steps, dtype=np.float64)
     if len(at) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CURVE, EDGE = COLORS[0], COLORS[1]
-# Of more rows the single one cannot be seen: they are drawn in groups.
+# More rows are not distinguishable: they are drawn in groups.
 _MOST, _GROUPS = 1000, 250
 
 
@@ -39,15 +39,15 @@ _MOST, _GROUPS = 1000, 250
 def eigenvalue_figure(
     history: Sequence[Mapping[str, Any]], *, edge: bool = True, name: str | None = None
 ) -> Figure:
-    """Draws the top eigenvalue over training steps beside the optimizer's edge of stability.
+    """Draws the top eigenvalue and the optimizer's edge of stability over training steps.
 
-    Where the rows hold a preconditioned eigenvalue (adaptive optimizers) that one is drawn, because
-    it is what the edge applies to. The band is the residual, as far as it is wide enough to be
-    seen. A row without a finite eigenvalue leaves a gap and a cross at the foot of the chart. The
-    axis is logarithmic if the values are positive and span more than two decades.
+    If the rows have a preconditioned eigenvalue (adaptive optimizers) it is drawn instead, because
+    the edge applies to it. The band is the residual, if it is wide enough to be visible. A row
+    without a finite eigenvalue leaves a gap, and a cross at the bottom of the chart. The axis is
+    logarithmic if the values are positive and span more than two decades.
 
-    More than 1000 rows are drawn in 250 groups: the median as a line, in a band from the lowest to
-    the highest.
+    More than 1000 rows are drawn in 250 groups: the median as a line, and a band from the lowest to
+    the highest value.
 
     Args:
         history: rows such as ``{"step": 120, "hessian/top_eigenvalue": 9.6, "hessian/edge": 10.0}``
@@ -94,7 +94,7 @@ def eigenvalue_figure(
     if np.isfinite(edges).any():
         _draw_curve(axes, steps, edges, "--", EDGE)
         label = _label_edge(axes, steps, values, edges)
-        if grouped:  # a broad band would hide it
+        if grouped:  # otherwise a broad band would hide it
             label.set_zorder(3)
     if absent.any():
         axes.plot(
@@ -129,13 +129,13 @@ def _as_rows(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[Any]:
-    """Returns one value a row, nan where there is none."""
+    """Returns one value per row, nan if it is missing."""
     found = (row.get(key) for row in rows)
     return np.array([math.nan if value is None else float(value) for value in found], dtype=float)
 
 
 def _set_axes(axes: Axes, shown: NDArray[Any]) -> None:
-    """Chooses the axes and leaves room for the words above the edge and the crosses at the foot."""
+    """Sets the axes, with room for the label above the edge and the crosses at the bottom."""
     shown = shown[np.isfinite(shown)]
     draw_grid(axes)
     if not shown.size:
@@ -157,12 +157,12 @@ def _set_axes(axes: Axes, shown: NDArray[Any]) -> None:
 
 
 def _groups(column: NDArray[Any]) -> list[NDArray[Any]]:
-    """Returns a long column in 250 parts, one after the other."""
+    """Splits a long column into 250 consecutive parts."""
     return np.array_split(column, _GROUPS)
 
 
 def _medians(column: NDArray[Any]) -> NDArray[Any]:
-    """Returns the median of the finite values of each group, nan where there is none."""
+    """Returns the median of the finite values of each group, nan if there is none."""
     finite = (part[np.isfinite(part)] for part in _groups(column))
     return np.array([np.median(part) if part.size else math.nan for part in finite])
 
@@ -180,7 +180,7 @@ def _draw_curve(
 ) -> None:
     """Draws a curve with gaps."""
     values = np.where(np.isfinite(values), values, np.nan)
-    # A line through one point between two gaps is nothing to see: such points get a dot.
+    # A single point between two gaps has no visible line, so it gets a dot.
     gap = np.isnan(np.concatenate([[np.nan], values, [np.nan]]))
     dots = np.flatnonzero((gap[:-2] & gap[2:]) | (dashes == "-" and len(steps) <= 40))
     axes.plot(steps, values, dashes, color=color, marker="o", markersize=4, markevery=dots.tolist())
@@ -189,14 +189,14 @@ def _draw_curve(
 def _draw_band(
     axes: Axes, steps: NDArray[Any], values: NDArray[Any], residuals: NDArray[Any]
 ) -> bool:
-    """Draws eigenvalue +- residual; says whether it is wide enough to be seen."""
+    """Draws eigenvalue +- residual if that is wide enough to be visible; returns whether."""
     usable = np.isfinite(values) & np.isfinite(residuals)
     low, high = values[usable] - residuals[usable], values[usable] + residuals[usable]
     to_points = axes.transData.transform
     zeros = np.zeros_like(low)
     with np.errstate(invalid="ignore"):
         width = to_points(np.stack([zeros, high], 1)) - to_points(np.stack([zeros, low], 1))
-    # The line itself is 1.8 points wide, which is 3.5 pixels; as much on either side is seen.
+    # The line is 1.8 points or 3.5 pixels wide; the same on either side is visible.
     if not (np.nan_to_num(width[:, 1], nan=np.inf) > 7).any():
         return False
     band = np.where(usable, residuals, np.nan)
@@ -205,16 +205,16 @@ def _draw_band(
 
 
 def _label_edge(axes: Axes, steps: NDArray[Any], values: NDArray[Any], edges: NDArray[Any]) -> Any:
-    """Writes the edge's value on its line, at the end and on the side where the curve is far.
+    """Labels the edge with its value, at the end and on the side that are far from the curve.
 
-    Where the curve is near everywhere it is written at the top of the chart, which is kept free.
+    If the curve is close everywhere, the label is at the top of the chart, which is kept free.
     """
     known = np.flatnonzero(np.isfinite(edges))
     both = np.isfinite(values)
-    axes.get_xlim()  # settles the limits, which transData does not
+    axes.get_xlim()  # applies autoscaling, which transData does not
     to_chart = axes.transData.transform
     curve = axes.transAxes.inverted().transform(to_chart(np.stack([steps, values], 1)[both]))
-    # What the words cover, as shares of the chart: some 22 letters in one line.
+    # Size of the label as a fraction of the chart: about 22 characters in one line.
     wide, high = 0.5, 0.11
     clear = []
     for index, side in ((known[0], "left"), (known[-1], "right")):
@@ -246,8 +246,8 @@ def _last_text(rows: Sequence[Mapping[str, Any]], values: NDArray[Any], prefix: 
     if not finite.size:
         return ""
     row = rows[finite[-1]]
-    words = f"step {row['step']}: {number(values[finite[-1]])}"
+    text = f"step {row['step']}: {number(values[finite[-1]])}"
     ratio = row.get(f"{prefix}edge_ratio")
     if ratio is not None and math.isfinite(ratio):
-        words += f", {ratio:.2f} of the edge"
-    return words
+        text += f", {ratio:.2f} of the edge"
+    return text

@@ -1,4 +1,4 @@
-"""Wrong arguments of what draws; those of a slice are checked in ``data``."""
+"""Argument checks of the figures; slices are checked in ``data``."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from lightning_landscape.geometry.checks import check_mapping, quoted, shown
 
 
 def check_scale(call: str, scale: object) -> None:
-    """Refuses what is neither a scale nor None."""
+    """Raises unless ``scale`` is a ColorScale or None."""
     if scale is not None and not all(hasattr(scale, name) for name in ("linthresh", "limit")):
         raise TypeError(f"{quoted(call, 'scale', scale)}: expected a ColorScale, or None")
 
 
 def check_names(call: str, names: object) -> None:
-    """Refuses what is not a list of texts."""
-    listed = isinstance(names, Sequence) and not isinstance(names, str)
-    if not listed or not all(isinstance(name, str) for name in names):  # type: ignore[attr-defined]
-        raise TypeError(f"{quoted(call, 'names', names)}: expected a list of names, texts")
+    """Raises unless ``names`` is a sequence of strings."""
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or not all(isinstance(name, str) for name in names):  # type: ignore[attr-defined]
+        raise TypeError(f"{quoted(call, 'names', names)}: expected a list of strings")
 
 
 def check_text(call: str, **texts: object) -> None:
-    """Refuses what is no text."""
+    """Raises unless all are strings."""
     for argument, text in texts.items():
         if not isinstance(text, str):
-            raise TypeError(f"{quoted(call, argument, text)}: expected a text")
+            raise TypeError(f"{quoted(call, argument, text)}: expected a string")
 
 
 def check_groups(call: str, groups: object, runs: Iterable[str]) -> None:
-    """Refuses groups that are no mapping, or that lack a run."""
+    """Raises unless ``groups`` is a mapping with every run, or None."""
     if groups is None:
         return
     check_mapping(call, "groups", groups, "a mapping from run to group, or None")
@@ -42,7 +42,7 @@ def check_groups(call: str, groups: object, runs: Iterable[str]) -> None:
 
 
 def check_numbers(call: str, rows: Iterable[Mapping[str, Any]], *keys: str) -> None:
-    """Refuses rows that have words where a chart needs numbers."""
+    """Raises unless the values that the figure needs are numbers."""
     for row in rows:
         for key, value in row.items():
             if value is not None and (key in ("step", *keys) or key.startswith("hessian/")):
@@ -56,7 +56,7 @@ def check_numbers(call: str, rows: Iterable[Mapping[str, Any]], *keys: str) -> N
 
 
 def check_density(call: str, density: object) -> None:
-    """Refuses what is not a density."""
+    """Raises unless ``density`` is a SpectralDensity."""
     if not all(hasattr(density, name) for name in ("grid", "density", "stderr", "sigma")):
         raise TypeError(
             f"{call}: got {shown(density)}; expected a SpectralDensity, as spectral_density returns"

@@ -1,4 +1,4 @@
-"""A film: pictures of one run, on one scale and one sheet, so that only the surface moves."""
+"""Films: animations of the slices of one run, on one scale and one layout."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 
 def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> list[Any]:
-    """Draws one picture a slice; in all of them only the title and the surface differ.
+    """Draws one frame per slice; only the title and the surface differ between frames.
 
     Args:
-        slices: lines, or planes, on the same coordinates; in the order in which they are shown.
-        scale: the scale of all frames. None: one that all frames fit on.
+        slices: lines, or planes, on the same coordinates, in the order in which they are shown.
+        scale: the scale of all frames. None: one that fits all frames.
 
     Returns:
-        uint8 images of one shape (height, width, 3), as ``figure_to_image`` makes them; 60 ms each.
+        uint8 images of the same shape (height, width, 3), as ``figure_to_image`` returns them;
+        60 ms each.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
-        ValueError: if it is empty, or not all of one kind and on the same coordinates.
+        ValueError: if it is empty, or the slices differ in their kind or coordinates.
     """
     check_scale("film_frames", scale)
     return list(_frames(as_film("film_frames", slices), scale))
@@ -48,18 +49,19 @@ def save_film(
     seconds: float = 0.3,
     most: int = 30,
 ) -> None:
-    """Writes an animation that begins anew after its last frame, which is held a while.
+    """Writes an animation that loops, and pauses at its last frame.
 
     Args:
         slices: as for ``film_frames``.
         path: ``.gif``, or ``.png`` for an animated PNG, whose colours are exact (a GIF has 256).
-        scale: the scale of all frames. None: one that all frames fit on.
-        seconds: how long a frame is shown; the last one five times as long.
-        most: frames; of more slices so many are chosen evenly, the first and the last included.
+        scale: the scale of all frames. None: one that fits all frames.
+        seconds: duration of a frame; the last one is shown five times as long.
+        most: maximum number of frames; of more slices as many are chosen, evenly spaced and
+            including both ends.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
-        ValueError: if they are not one film, or an argument is out of its range.
+        ValueError: if the slices differ in kind or coordinates, or an argument is out of range.
     """
     owner, ends = "save_film", "expected a name that ends in .gif or .png"
     if not isinstance(path, (str, os.PathLike)):
@@ -83,12 +85,12 @@ def write_film(
     kind: str = "GIF",
     seconds: float = 0.3,
 ) -> None:
-    """Writes an animation of the given kind, under whatever name."""
+    """Writes an animation of the given kind to ``path``, whatever its suffix."""
     from PIL import Image
 
     frames = [Image.fromarray(frame) for frame in _frames(film, scale)]
     if kind == "GIF":
-        # One palette for all frames, from the first, one amid and the last: colours keep still.
+        # One palette for all frames, from the first, middle and last, so that colours do not flicker.
         shown = [frames[index] for index in evenly(len(frames), 3)]
         sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
         palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)
@@ -100,7 +102,7 @@ def write_film(
 
 
 def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[Slice]:
-    """Returns the slices as a list, if they are one film, or at least all lines or all planes."""
+    """Returns the slices as a list; raises unless all are lines or all planes (on one grid)."""
     if not isinstance(slices, Sequence) or isinstance(slices, str):
         raise TypeError(f"{call}(slices={slices!r:.80}): expected a list of Slices")
     if not slices:
@@ -118,7 +120,7 @@ def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[S
 
 
 def shared_scale(film: Sequence[Slice]) -> ColorScale:
-    """Returns a scale that all frames fit on: the ends of the widest, the middle of the finest."""
+    """Returns a scale for all frames: the largest limit, and the smallest linear part."""
     known = [slice for slice in film if np.isfinite(center_of(slice))] or film
     scales = [ColorScale.for_one(slice) for slice in known]
     limit = max(scale.limit for scale in scales)
@@ -127,7 +129,7 @@ def shared_scale(film: Sequence[Slice]) -> ColorScale:
 
 
 def _frames(film: Sequence[Slice], scale: ColorScale | None) -> Iterator[NDArray[np.uint8]]:
-    """Yields the pictures, one after the other."""
+    """Yields the frames, one after the other."""
     chosen = shared_scale(film) if scale is None else scale
     for slice in film:
         if len(slice.coordinates) == 2:

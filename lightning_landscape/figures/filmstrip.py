@@ -1,4 +1,4 @@
-"""A film on one sheet: small pictures side by side."""
+"""Filmstrips: several slices as small pictures in one figure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
 
 MOST = 9
-# Inches: the words over each picture, the gap between columns, what is left free below.
+# Inches: the caption above each picture, the gap between columns, the margin below.
 _WORDS, _GAP, _FOOT = 0.34, 0.09, 0.42
 
 
@@ -69,28 +69,27 @@ def filmstrip_figure(
     of: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draws up to nine slices of a run side by side, in one scale, with step and loss over each.
+    """Draws up to nine slices side by side on one scale, with step and loss above each.
 
-    Of more than nine it shows nine, evenly chosen, the first and the last included. Planes are
+    Of more than nine slices nine are shown, evenly spaced and including both ends. Planes are
     coloured as in ``plane_figure``; lines are drawn as in ``line_figure``, with the first one in
     grey behind the others.
 
     Args:
         slices: lines, or planes, on the same coordinates, in the order of their steps. With
-            ``names`` the coordinates may differ: each is drawn on its own grid, all within one
-            frame that holds the widest.
-        scale: the scale of the run's pictures. None: one that all that is shown fits on.
-        of: how many pictures the run made, if ``slices`` are a choice already.
-        names: what to write over each picture instead of its step, where the slices are not those
-            of one run: several networks, say, on one scale.
+            ``names`` the coordinates may differ: each is drawn on its own grid, in axes that
+            contain the widest.
+        scale: the scale of the run's pictures. None: one that fits all pictures shown.
+        of: the number of pictures of the run, if ``slices`` are a selection.
+        names: captions instead of the step, for slices of several runs or networks.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
-        ValueError: if it is empty, or not all of one kind and on the same coordinates; or if there
-            are not as many names.
+        ValueError: if it is empty, if the slices differ in their kind or coordinates, or if the
+            number of names differs.
     """
     owner = "filmstrip_figure"
     film = as_film(owner, slices, one_grid=names is None)
@@ -114,14 +113,14 @@ def filmstrip_figure(
 def _draw(
     shown: list[Slice], scale: ColorScale, of: int, called: list[str] | None = None
 ) -> Figure:
-    """Draws the sheet."""
+    """Draws the figure."""
     planes = len(shown[0].coordinates) == 2
     shared = common_metadata([slice.metadata for slice in shown])
     ends = [_ends(shown, axis) for axis in range(len(shown[0].coordinates))]
     columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
     rows = -(-len(shown) // columns)
     marks = [number(value) for value in ends[-1] if planes]
-    # Letters are some 0.07 inches wide.
+    # A character is about 0.07 inches wide.
     left, right = (
         (0.27 + 0.07 * max(map(len, marks)), _bar(shown, scale)) if planes else (0.68, 0.1)
     )
@@ -178,7 +177,7 @@ def _draw(
 
 
 def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]) -> Any:
-    """Draws one small map; returns what the colour bar is made from."""
+    """Draws one small map; returns the mesh for the colour bar."""
     x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
     mesh = draw_map(axes, x, y, np.ma.masked_invalid(centred(slice)[0]), scale)
     if min(slice.losses.shape) > 1 and np.isfinite(slice.losses).any():
@@ -193,7 +192,7 @@ def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]
 
 
 def _set_frame(axes: Axes, shown: Sequence[Slice], ends: Sequence[list[float]]) -> None:
-    """Gives a small map the frame of all; what is not on its own grid is left white."""
+    """Gives a small map the axis limits of all; outside of its own grid it stays white."""
     edges = [[cell_edges(axis)[[0, -1]] for axis in slice.coordinates] for slice in shown]
     (left, right), (bottom, top) = (
         (min(low for low, _ in sides), max(high for _, high in sides))
@@ -214,7 +213,7 @@ def _set_frame(axes: Axes, shown: Sequence[Slice], ends: Sequence[list[float]]) 
 
 
 def _bar(shown: Sequence[Slice], scale: ColorScale) -> float:
-    """Returns the inches that the colour bar and its labels take."""
+    """Returns the width of the colour bar and its labels in inches."""
     low, high = difference_range(shown)
     beyond = low < -scale.limit or high > scale.limit
     letters = max(len(number(tick)) for tick in scale.ticks()) + 2 * beyond
@@ -222,7 +221,7 @@ def _bar(shown: Sequence[Slice], scale: ColorScale) -> float:
 
 
 def _levels(shown: Sequence[Slice], scale: ColorScale) -> list[float]:
-    """Returns the levels of the contour lines: round ones, at most three on either side of zero."""
+    """Returns round contour levels, at most three on either side of zero."""
     low, high = difference_range(shown)
     first, last = np.floor(np.log10(scale.linthresh)), np.ceil(np.log10(scale.limit))
     powers = 10.0 ** np.arange(first, last + 1)
@@ -233,7 +232,7 @@ def _levels(shown: Sequence[Slice], scale: ColorScale) -> list[float]:
 
 
 def _draw_line(axes: Axes, slice: Slice, first: Slice, scale: ColorScale) -> None:
-    """Draws one small curve before that of the first."""
+    """Draws one small curve in front of that of the first slice."""
     x = np.asarray(slice.coordinates[0], dtype=np.float64)
     axes.set_yscale("symlog", linthresh=scale.linthresh, linscale=0.5, base=10)
     axes.set_ylim(-scale.limit, scale.limit)
@@ -258,7 +257,7 @@ def _ends(shown: Sequence[Slice], axis: int) -> list[float]:
 
 
 def _mark_ends(axes: Axes, ends: list[float]) -> None:
-    """Labels the ends of the horizontal axis, inside its width: the next picture is near."""
+    """Labels the ends of the horizontal axis, within its width, as the next picture is close."""
     axes.tick_params(labelsize=SMALL, length=3, pad=2)
     axes.set_xticks(ends, labels=[number(value) for value in ends])
     labels = axes.get_xticklabels()
@@ -268,7 +267,7 @@ def _mark_ends(axes: Axes, ends: list[float]) -> None:
 
 
 def _apart(scale: ColorScale, least: float) -> list[float]:
-    """Returns the ticks of a scale that are not nearer than this share of it to a chosen one."""
+    """Returns ticks of a scale that are at least ``least`` apart, as a fraction of its length."""
     norm = scale.norm()
     chosen = [-scale.limit, 0.0, scale.limit]
     for tick in sorted(scale.ticks(), key=abs, reverse=True):
@@ -278,7 +277,7 @@ def _apart(scale: ColorScale, least: float) -> list[float]:
 
 
 def _caption(slice: Slice, name: str | None) -> str:
-    """Returns the name, or else the step, and the loss below it."""
+    """Returns the name, or the step, and the loss below it."""
     step = slice.metadata.get("step")
     loss = f"loss {number(float(slice.center_loss))}"
     if name is not None:

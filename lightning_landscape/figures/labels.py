@@ -1,4 +1,4 @@
-"""The words of a picture, from whatever the metadata of a slice knows."""
+"""Texts of the figures, from the metadata of slices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Returns a short number with a real minus sign, which is not lost when the picture shrinks.
+    """Returns a short number with a minus sign (not a hyphen), legible at small sizes.
 
     Example:
         >>> number(0.00012), number(-2.0), number(1234567.0), number(float("nan"))
@@ -36,34 +36,34 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def step_and_loss(metadata: Mapping[str, Any], center_loss: float) -> str:
-    """Returns 'step 120, loss 0.53', as far as known, and whether the slice is a coarser one."""
+    """Returns 'step 120, loss 0.53', as far as known, and 'fewer points' for a coarse slice."""
     step, loss = metadata.get("step"), f"loss {number(center_loss)}"
-    told = loss if step is None else f"step {step}, {loss}"
-    return f"{told}, fewer points" if metadata.get("coarse") else told
+    text = loss if step is None else f"step {step}, {loss}"
+    return f"{text}, fewer points" if metadata.get("coarse") else text
 
 
 def direction_names(metadata: Mapping[str, Any], count: int) -> list[str]:
-    """Returns the names of the directions, 'direction 1' where unknown."""
+    """Returns the names of the directions, 'direction 1' if unknown."""
     known = [str(name) for name in metadata.get("directions") or ()][:count]
     return known + [f"direction {index + 1}" for index in range(len(known), count)]
 
 
 def direction_norms(metadata: Mapping[str, Any], count: int) -> list[float | None]:
-    """Returns the length of each direction in weight space, None where unknown or not a length."""
+    """Returns the norm of each direction in weight space, None if unknown or not positive."""
     norms = [None if norm is None else float(norm) for norm in metadata.get("norms") or ()][:count]
     norms += [None] * (count - len(norms))
     return [norm if norm is not None and 0 < norm < math.inf else None for norm in norms]
 
 
 def norm_ranges(film: Sequence[Slice], count: int) -> list[tuple[float, float] | None]:
-    """Returns the shortest and the longest each direction is in a film, None where unknown."""
+    """Returns the smallest and the largest norm of each direction in a film, None if unknown."""
     columns = zip(*(direction_norms(slice.metadata, count) for slice in film), strict=True)
     known = [[norm for norm in column if norm is not None] for column in columns]
     return [(min(norms), max(norms)) if len(norms) == len(film) else None for norms in known]
 
 
 def axis_label(name: str, norms: tuple[float, float] | None) -> str:
-    """Returns 'random (1 = norm 3.2)', or 'random (1 = norm 3.2 to 4)' in a film."""
+    """Returns 'random (1 = norm 3.2)', or 'random (1 = norm 3.2 to 4)' for a film."""
     label = shortened(name, 28)
     if norms is None:
         return label
@@ -72,7 +72,7 @@ def axis_label(name: str, norms: tuple[float, float] | None) -> str:
 
 
 def difference_text(film: Sequence[Slice], mark: str) -> str:
-    """Returns 'loss minus loss at the cross': what was subtracted in the frames of a film."""
+    """Returns 'loss minus loss at the cross', or what else was subtracted in a film."""
     known = [math.isfinite(center_of(slice)) for slice in film]
     if all(known):
         return f"loss minus loss at the {mark}"
@@ -81,7 +81,7 @@ def difference_text(film: Sequence[Slice], mark: str) -> str:
 
 
 def directions_line(metadata: Mapping[str, Any], count: int) -> str:
-    """Returns 'random (fixed) × gradient (taken anew)': may this be laid on the last picture?"""
+    """Returns 'random (fixed) × gradient (taken anew)': which axes are the same over training."""
     if not metadata.get("directions"):
         return ""
     names = [shortened(name, 18) for name in direction_names(metadata, count)]
@@ -103,14 +103,14 @@ def normalization_text(metadata: Mapping[str, Any]) -> str:
 def probe_text(metadata: Mapping[str, Any]) -> str:
     """Returns '512 examples in train mode'."""
     samples, mode = metadata.get("probe_samples"), metadata.get("probe_mode")
-    words = [] if samples is None else [f"{samples} examples"]
+    parts = [] if samples is None else [f"{samples} examples"]
     if mode is not None:
-        words.append(f"in {mode} mode" if words else f"{mode} mode")
-    return " ".join(words)
+        parts.append(f"in {mode} mode" if parts else f"{mode} mode")
+    return " ".join(parts)
 
 
 def comma_joined(*parts: str) -> str:
-    """Returns the parts that are not empty, with commas."""
+    """Returns the non-empty parts, separated by commas."""
     return ", ".join(filter(None, parts))
 
 
@@ -135,5 +135,5 @@ def count_title(count: int, kind: str) -> str:
 
 
 def legend_name(name: str, length: int) -> str:
-    """Returns a name for a legend, from which matplotlib drops what begins with '_'."""
+    """Returns a name for a legend; matplotlib would drop one that begins with '_'."""
     return shortened(f" {name}" if name.startswith("_") else name, length)

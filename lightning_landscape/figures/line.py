@@ -1,4 +1,4 @@
-"""Lines of losses as curves."""
+"""1-D slices as curves."""
 
 from __future__ import annotations
 
@@ -66,31 +66,31 @@ def line_figure(
     band: bool = False,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draws one or several 1-D slices in one chart; the dot is where the weights are.
+    """Draws one or several 1-D slices in one chart; the dot marks the weights.
 
-    Without ``scale`` the chart shows the loss itself on a linear axis, the shape that a reader
-    knows. With ``scale`` it shows the loss minus the loss at the weights on the symmetric
-    logarithmic axis of that scale: the same axis in every frame of a film, though the differences
-    grow by orders of magnitude. Points beyond the axis are marked by a triangle at its end with the
-    words "> limit", points without a finite loss by a cross. Dashes show the validation loss, and
-    along the optimizer's last step a circle is where it began, a star the lowest point, as far as
-    the metadata has them. On a line from a reference the circle is the reference and a grey line
-    joins the losses at both ends: the barrier is what rises above it.
+    Without ``scale`` the chart shows the loss on a linear axis. With ``scale`` it shows the loss
+    minus the loss at the weights on the symmetric logarithmic axis of that scale, which is the same
+    in every frame of a film even if the differences grow by orders of magnitude. Points beyond the
+    axis are marked by a triangle at its end and "> limit", points without a finite loss by a cross.
+    Where the metadata have them, dashes show the validation loss; along the optimizer's last step a
+    circle marks its start and a star the lowest point. On a line from a reference the circle is the
+    reference, and a grey line joins the losses at both ends: the barrier is the height above it.
 
     Args:
         slices: one slice with one coordinate axis, or several (directions, or steps).
         scale: the scale of all frames of a film. None: from these slices alone.
-        band: draw the median of the slices and a band from their lowest to their highest loss, as
-            for directions drawn from several seeds.
-        names: what to call each slice, where they are not those of one run.
+        band: draw the median of the slices and a band from their lowest to their highest loss, e.g.
+            for random directions of several seeds.
+        names: a name for each slice, if they are not of one run.
 
     Returns:
         A figure 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is neither a slice nor a sequence of slices.
-        ValueError: if there is none, one is not a line, its coordinates and losses do not fit, or
-            the slices of a band have other coordinates; or if there are not as many names.
+        ValueError: if there is no slice, one is not a line, the shapes of its coordinates and
+            losses do not match, the slices of a band differ in their coordinates, or the number of
+            names differs.
     """
     lines = _as_lines(slices)
     check_scale("line_figure", scale)
@@ -113,7 +113,7 @@ def draw_lines(
     band: bool = False,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draws one frame of a film; all but the title and the curves is the same in each of them."""
+    """Draws one frame of a film; only the title and the curves differ between frames."""
     shaded = lines if band else []
     if band:
         lines = [_median(lines)]
@@ -135,7 +135,7 @@ def draw_lines(
             title = f"step {steps.pop()}"
     small += [*_validation_text(dashed), *_update_text(lines), *_reference_text(lines)]
     entries = len(lines) if len(lines) > 1 or names is not None else 0
-    # Inches. A line is kept free for the remark, so that no frame of a film is taller than another.
+    # Inches. Space for the remark is always reserved, so that all frames have the same height.
     legend = HEADER + PITCH * (len(small) + 1)
     top = legend + PITCH * entries + 0.08
     figure = new_figure(height=top + 2.5)
@@ -144,7 +144,7 @@ def draw_lines(
     axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
     _set_loss_axis(axes, scale, low, high)
     if not all(np.isfinite(center_of(line)) for line in film):
-        # There the lowest loss has been subtracted.
+        # Then the lowest loss has been subtracted.
         axes.set_ylabel("loss" if scale is None else "loss difference")
     if not any(np.isfinite(losses_of(line)).any() for line in film):
         axes.set_yticks([])
@@ -196,7 +196,7 @@ def _as_lines(slices: Slice | Sequence[Slice]) -> list[Slice]:
 
 
 def _median(lines: Sequence[Slice]) -> Slice:
-    """Returns the median of the slices, which says how many there are; NaN where one has none."""
+    """Returns the median slice, with their number in its metadata; NaN where any loss is."""
     first = lines[0]
     x = first.coordinates[0]
     for index, line in enumerate(lines):
@@ -227,7 +227,7 @@ def _median(lines: Sequence[Slice]) -> Slice:
 
 
 def _draw_band(axes: Axes, lines: Sequence[Slice], scale: ColorScale | None) -> None:
-    """Shades what lies between the lowest and the highest of the slices."""
+    """Shades the range from the lowest to the highest of the slices."""
     curves = [losses_of(line) if scale is None else centred(line)[0] for line in lines]
     axes.fill_between(
         lines[0].coordinates[0], np.min(curves, axis=0), np.max(curves, axis=0),
@@ -236,7 +236,7 @@ def _draw_band(axes: Axes, lines: Sequence[Slice], scale: ColorScale | None) -> 
 
 
 def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
-    """Marks where the last step began and where the line along it is lowest."""
+    """Marks the start of the last step, and the lowest point along it."""
     known = line.metadata.get("update")
     if not known:
         return
@@ -257,7 +257,7 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
     if "reference" not in line.metadata:
         return
     x = line.coordinates[0]
-    between = np.linspace(x[0], x[-1], 200)  # bent, on a logarithmic axis
+    between = np.linspace(x[0], x[-1], 200)  # because it is curved on a logarithmic axis
     chord = np.interp(between, x[[0, -1]], curve[[0, -1]])
     axes.plot(between, chord, "-", color=GREY, linewidth=1.0, zorder=1.5)
     axes.plot(
@@ -267,13 +267,13 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
 
 
 def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
-    """Returns the range of the losses, less an end that blew up."""
+    """Returns the range of the losses without outliers."""
     lows, highs = [], []
     for line in lines:
         difference, reference = centred(line)
         finite = difference[np.isfinite(difference)]
         size = nonzero_magnitudes(difference)
-        # Rounding alone must not fill the chart.
+        # So that rounding errors alone do not fill the chart.
         least = 1e-4 * abs(reference) or 1e-4
         bound = max(OUTLIER * float(np.median(size)) if size.size else 0.0, least)
         lows.append(reference + max(float(finite.min(initial=0.0)), -bound))
@@ -302,7 +302,7 @@ def _set_loss_axis(axes: Axes, scale: ColorScale | None, low: float, high: float
 def mark_outside(
     axes: Axes, x: NDArray[Any], curve: NDArray[Any], low: float, high: float, color: Any
 ) -> None:
-    """Marks at the border the points that the chart cannot show."""
+    """Marks points outside of the chart at its border."""
     above, below, absent = curve > high, curve < low, np.isnan(curve)
     for where, border, marker in ((above, 0.97, "^"), (below, 0.03, "v"), (absent, 0.97, "x")):
         if where.any():
@@ -321,7 +321,7 @@ def _span(lines: Sequence[Slice]) -> tuple[float, float]:
 
 
 def _name(index: int, lines: Sequence[Slice]) -> str:
-    """Returns what tells a line from the others: step, direction, probe, length of a unit."""
+    """Returns what distinguishes a line: step, direction, probe, norm of the direction."""
     line = lines[index]
     name = comma_joined(
         f"step {_step(line)}" if _differ(lines, _step) else "",
@@ -335,7 +335,7 @@ def _name(index: int, lines: Sequence[Slice]) -> str:
 
 
 def _shared_axis_label(lines: Sequence[Slice], film: Sequence[Slice]) -> str:
-    """Returns the name of the coordinate as far as all lines agree on it."""
+    """Returns the label of the coordinate axis, with what all lines have in common."""
     if _differ(lines, _direction):
         return "along the direction"
     norms = None if _differ(lines, _norm) else norm_ranges(film, 1)[0]
@@ -343,7 +343,7 @@ def _shared_axis_label(lines: Sequence[Slice], film: Sequence[Slice]) -> str:
 
 
 def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
-    """Returns title and small lines, without what differs between the slices."""
+    """Returns the title and the small lines of the header: what all slices have in common."""
     first = lines[0].metadata
     if _differ(lines, _step):
         title = "Loss along a line, by step"
@@ -351,13 +351,13 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
         title = "Loss along a line" if first.get("step") is None else f"step {first['step']}"
     else:
         title = step_and_loss(first, lines[0].center_loss)
-    words = {
+    texts = {
         (directions_line(line.metadata, 1), normalization_text(line.metadata), _probe(line))
         for line in lines
     }
-    # For each of the three: what all slices say, or nothing.
+    # For each of the three: the common text, or nothing.
     directions, kind, probe = (
-        told.pop() if len(told) == 1 else "" for told in map(set, zip(*words, strict=True))
+        shared.pop() if len(shared) == 1 else "" for shared in map(set, zip(*texts, strict=True))
     )
     if not directions:
         states = {_state(line) for line in lines}
@@ -368,7 +368,7 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
 
 
 def _validation_text(dashed: Sequence[Slice | None]) -> list[str]:
-    """Says what the dashed curves are."""
+    """Describes the dashed curves."""
     known = [line for line in dashed if line is not None]
     if not known:
         return []
@@ -377,32 +377,32 @@ def _validation_text(dashed: Sequence[Slice | None]) -> list[str]:
 
 
 def _update_text(lines: Sequence[Slice]) -> list[str]:
-    """Says how long the optimizer's last step was, and how much too long."""
+    """Describes the optimizer's last step: its length, and its overshoot."""
     for line in lines:
         known = line.metadata.get("update")
         if known:
             over = float(known["overshoot"])
-            told = "lowest point not in the picture"
+            remark = "lowest point not in the picture"
             if np.isfinite(over):
-                told = f"{number(over, 2)}{TIMES} the step to the lowest point"
+                remark = f"{number(over, 2)}{TIMES} the step to the lowest point"
             elif line.coordinates[0][0] < float(known["lowest_along_update"]) <= -1.0:
-                told = "uphill from the start"
+                remark = "uphill from the start"
             return [
-                f"step of length {number(known['update_norm'], 2)}, {told}",
+                f"step of length {number(known['update_norm'], 2)}, {remark}",
                 "circle: before the step, dot: now, star: lowest",
             ]
     return []
 
 
 def _reference_text(lines: Sequence[Slice]) -> list[str]:
-    """Says what the ends are, and the barrier above the grey line."""
+    """Describes the ends of the line and the barrier."""
     for line in lines:
         if "reference" in line.metadata:
             barrier = line.metadata.get("barrier") if len(lines) == 1 else None
-            told = "" if barrier is None else f" {number(float(barrier))}"
+            height = "" if barrier is None else f" {number(float(barrier))}"
             return [
                 f"circle: {shortened(str(line.metadata['reference']), 30)}, dot: now",
-                f"barrier{told}: the most above the grey line",
+                f"barrier{height}: maximum above the grey line",
             ]
     return []
 
@@ -412,7 +412,7 @@ def _center(line: Slice) -> str:
 
 
 def _differ(lines: Sequence[Slice], what: Callable[[Slice], Any]) -> bool:
-    """Says whether the lines disagree on something."""
+    """Returns whether ``what`` differs between the lines."""
     return len({what(line) for line in lines}) > 1
 
 
@@ -438,7 +438,7 @@ def _step(line: Slice) -> Any:
 
 
 def line_remark(losses: NDArray[Any], low: float, high: float) -> str:
-    """Says what the triangles and crosses of the chart mean."""
+    """Explains the triangles and crosses of the chart."""
     finite = losses[np.isfinite(losses)]
     remarks = []
     if finite.size and finite.max() > high:

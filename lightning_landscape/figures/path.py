@@ -1,4 +1,4 @@
-"""The path of the weights on a plane."""
+"""The trajectory of the weights on a plane."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Path:
-    """What the metadata of a plane hold of the path: points, and how far off the plane each is."""
+    """The path in the metadata of a plane: its points, and their distance from the plane."""
 
     first: Any  # its step
-    points: NDArray[np.float64]  # n x 2, finite or not
-    off: NDArray[np.float64]  # 0: in the plane, 1: as far off it as from the weights
+    points: NDArray[np.float64]  # n x 2, possibly not finite
+    off: NDArray[np.float64]  # distance from the plane over distance from the weights
     explained: list[float]
 
     @property
     def drawn(self) -> NDArray[np.float64]:
-        """The points and, last, the weights now."""
+        """The points, followed by the current weights."""
         return np.append(self.points, [[0.0, 0.0]], axis=0)
 
 
 def path_of(slice: Slice) -> Path | None:
-    """Returns the path in the metadata of a plane, None where there is none."""
+    """Returns the path in the metadata of a plane, None if there is none."""
     known = slice.metadata.get("path")
     if not known or not known.get("steps"):
         return None
@@ -48,7 +48,7 @@ def path_of(slice: Slice) -> Path | None:
 
 
 def draw_path(axes: Axes, path: Path) -> None:
-    """Draws the path to the weights, its start as a square, without moving the limits."""
+    """Draws the path to the weights, with a square at its start, without changing the limits."""
     x, y = path.drawn.T
     for color, width in (("white", 3.6), (INK, 1.4)):
         axes.plot(x, y, "-", color=color, linewidth=width, zorder=4, scalex=False, scaley=False)
@@ -63,7 +63,7 @@ def draw_path(axes: Axes, path: Path) -> None:
 def path_text(
     path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]
 ) -> list[str]:
-    """Says where the path starts, how much of it is seen, and what lies outside."""
+    """Describes the start of the path, the variance explained, and the points not shown."""
     x, y = path.points.T
     finite = np.isfinite(path.points).all(axis=1)
     inside = (x >= x_limits[0]) & (x <= x_limits[1]) & (y >= y_limits[0]) & (y <= y_limits[1])

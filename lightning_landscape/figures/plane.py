@@ -1,4 +1,4 @@
-"""A plane of losses as a coloured map."""
+"""A 2-D slice as a colour map."""
 
 from __future__ import annotations
 
@@ -54,29 +54,28 @@ if TYPE_CHECKING:
 
     from lightning_landscape.geometry.slices import Slice
 
-# Lightness rises evenly from end to end (CIELAB 15 to 96), so lower ground is darker in grey and
-# for every kind of colour blindness; the hue turns from blue to orange where the loss is that of
-# the weights. A diverging map with a light middle would show a pit and a peak as the same grey.
+# Lightness increases uniformly from end to end (CIELAB 15 to 96), so lower losses are darker in
+# greyscale and for all kinds of colour blindness; the hue changes from blue to orange at the loss
+# of the weights. A diverging map with a light middle would show minima and maxima as the same grey.
 GROUND = LinearSegmentedColormap.from_list(
     "ground", ["#0b2454", "#2a5599", "#7f8290", "#e0a15a", "#fff4cf"]
 )
-# Beyond this ratio of the sides a map true to scale is a strip that shows nothing.
+# Beyond this aspect ratio a map to scale would be too narrow a strip.
 MAX_ASPECT = 2.0
 
 
 def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
     """Draws a 2-D slice: colour is the loss minus the loss at the weights.
 
-    Dark blue lies below the weights, light orange above, contour lines carry the difference, the
-    cross is where the weights are; diamonds are the other weights that the metadata name
-    (``points``). Cells without a finite loss are hatched. A unit of length is the
-    same along both axes in weight space where the norms of the directions are known and the map
-    would not become a narrow strip; otherwise the picture says "not to scale".
+    Dark blue is below the loss at the weights, light orange above; contour lines are labelled with
+    the difference; the cross marks the weights, diamonds mark the other weights in the metadata
+    (``points``). Cells without a finite loss are hatched. Both axes have the same unit in weight
+    space if the norms of the directions are known and the map would not be a narrow strip;
+    otherwise the header says "not to scale".
 
-    With a validation loss in the metadata the contour lines are those of it, minus the validation
-    loss at the cross. With a path there, the path that the weights took is drawn from a square,
-    its dots dark where it runs in the plane and pale where it is far off; how many lie outside the
-    picture is said.
+    If the metadata have a validation loss, the contour lines show it, minus the validation loss at
+    the cross. If they have a path, the trajectory of the weights is drawn from a square, with dots
+    that are dark in the plane and pale far from it; the header counts those outside the picture.
 
     Args:
         slice: a slice with two coordinate axes; ``losses[j, i]`` belongs to ``(x[i], y[j])``.
@@ -88,7 +87,7 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
 
     Raises:
         TypeError: if ``slice`` is not a slice.
-        ValueError: if it is not a plane, or its coordinates and losses do not fit together.
+        ValueError: if it is not a plane, or the shapes of coordinates and losses do not match.
     """
     check_slice("plane_figure(slice=...)", slice, axes=2)
     check_scale("plane_figure", scale)
@@ -97,13 +96,13 @@ def plane_figure(slice: Slice, *, scale: ColorScale | None = None) -> Figure:
 
 @in_house_style
 def draw_plane(slice: Slice, scale: ColorScale, film: Sequence[Slice]) -> Figure:
-    """Draws one frame of a film; all but the title and the map is the same in each of them."""
+    """Draws one frame of a film; only the title and the map differ between frames."""
     first = film[0].metadata
     x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
     ground = np.ma.masked_invalid(centred(slice)[0])
 
     validation, path = validation_of(slice), path_of(slice)
-    # Inches: what more there is to say, in one of the frames at least.
+    # Inches: further lines of the header, if any frame needs them.
     more = PITCH * (
         any(validation_of(s) is not None for s in film)
         + 2 * any(path_of(s) is not None for s in film)
@@ -148,7 +147,7 @@ def draw_map(
     axes: Axes, x: NDArray[Any], y: NDArray[Any], ground: np.ma.MaskedArray[Any, Any],
     scale: ColorScale,
 ) -> Any:  # fmt: skip
-    """Draws the coloured cells, on a hatched sheet that shows through where there is no loss."""
+    """Draws the coloured cells on a hatched background, visible where there is no loss."""
     axes.patch.set(hatch="////", edgecolor=GREY)
     mesh = axes.pcolormesh(cell_edges(x), cell_edges(y), ground, cmap=GROUND, norm=scale.norm())
     axes.set_xlim(*cell_edges(x)[[0, -1]])
@@ -157,7 +156,7 @@ def draw_map(
 
 
 def remarks(film: Sequence[Slice]) -> str:
-    """Returns what else is to be known of the planes of a film."""
+    """Returns further remarks on the planes of a film, for the header."""
     found = []
     cosine = max((s.metadata.get("cosine") or 0.0 for s in film), key=abs)
     if abs(cosine) > 0.1:
@@ -174,7 +173,7 @@ def remarks(film: Sequence[Slice]) -> str:
 
 
 def cell_edges(centers: NDArray[Any]) -> NDArray[Any]:
-    """Returns the borders of cells with these centres, one more than there are centres."""
+    """Returns the edges of cells with these centres, one more than there are centres."""
     if len(centers) == 1:
         return np.array([centers[0] - 0.5, centers[0] + 0.5])
     middle = (centers[1:] + centers[:-1]) / 2
@@ -186,16 +185,16 @@ def _draw_contours(
     axes: Axes, x: NDArray[Any], y: NDArray[Any], ground: np.ma.MaskedArray[Any, Any],
     scale: ColorScale, keep_clear: NDArray[Any] | None = None,
 ) -> None:  # fmt: skip
-    """Draws labelled lines of equal loss at round numbers, at most seven.
+    """Draws at most seven labelled contour lines at round numbers.
 
-    The labels stay away from the points ``keep_clear``, if there are any.
+    The labels avoid the points ``keep_clear``, if there are any.
     """
     if min(ground.shape) < 2 or not ground.count():
         return
     low, high = float(ground.min()), float(ground.max())
     powers = 10.0 ** np.arange(np.floor(np.log10(scale.linthresh)), np.log10(scale.limit) + 1)
     steps = np.sort(np.concatenate([powers, 3 * powers]))
-    # Nearer to zero the lines would crowd around the cross.
+    # Levels closer to zero would crowd around the cross.
     steps = steps[steps >= scale.linthresh]
     levels = [level for level in [*-steps[::-1], *steps] if low < level < high]
     levels = levels[:: max(1, -(-len(levels) // 7))]
@@ -214,7 +213,7 @@ def _draw_contours(
 def _clear_places(
     lines: Any, x: NDArray[Any], y: NDArray[Any], points: NDArray[Any]
 ) -> list[tuple[float, float]]:
-    """Returns one place on each line, as far as can be from the points and the labels before."""
+    """Returns a position on each line, as far as possible from the points and earlier labels."""
     low, size = np.array([x[0], y[0]]), np.array([x[-1] - x[0], y[-1] - y[0]])
     taken = [*(points[np.isfinite(points).all(axis=1)] - low) / size]
     places = []
@@ -232,7 +231,7 @@ def _clear_places(
 
 
 def _validation_text(validation: Slice) -> str:
-    """Says what the contour lines are."""
+    """Returns the line of the header that describes the contour lines."""
     known = validation.metadata
     probe = comma_joined(
         "" if known.get("probe_samples") is None else f"{known['probe_samples']} examples",
@@ -242,7 +241,7 @@ def _validation_text(validation: Slice) -> str:
 
 
 def mark_center(axes: Axes, size: float = 11.0) -> None:
-    """Marks the weights with a cross that shows on dark and on light ground."""
+    """Marks the weights with a cross that is visible on dark and on light colours."""
     for color, width in (("white", 0.41 * size), (INK, 0.18 * size)):
         axes.plot(
             [0.0], [0.0], "+", color=color, markersize=size, markeredgewidth=width, zorder=5,
@@ -251,10 +250,10 @@ def mark_center(axes: Axes, size: float = 11.0) -> None:
 
 
 def _mark_points(axes: Axes, slice: Slice) -> None:
-    """Marks and names the points in the metadata: other weights that lie in the plane."""
+    """Marks and labels the points in the metadata: other weights in the plane."""
     middle = float(np.mean(axes.get_xlim()))
     for point, (x, y) in zip(slice.metadata.get("points") or (), _points(slice), strict=True):
-        # The weights' own name is below, so that a point close by can be told from them.
+        # The label of the weights is below, to keep it apart from that of a point nearby.
         at_center = not (x or y)
         if not at_center:
             axes.plot(
@@ -270,13 +269,13 @@ def _mark_points(axes: Axes, slice: Slice) -> None:
 
 
 def _points(slice: Slice) -> NDArray[Any]:
-    """Returns where the named points are, one a row."""
+    """Returns the coordinates of the points in the metadata, one per row."""
     known = slice.metadata.get("points") or ()
     return np.array([[float(p["x"]), float(p["y"])] for p in known]).reshape(-1, 2)
 
 
 def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:
-    """Gives both axes the same unit in weight space if that leaves a picture; says whether."""
+    """Gives both axes the same unit in weight space if the map stays legible; returns whether."""
     width, height = (abs(np.subtract(*limits)) for limits in (axes.get_xlim(), axes.get_ylim()))
     units = []
     for slice in film:
@@ -286,7 +285,7 @@ def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:
         units.append(up / across)
     unit = float(np.median(units))
     if max(units) > 1.1 * unit or min(units) < unit / 1.1:
-        return False  # one shape for all frames cannot be true to all
+        return False  # no single aspect ratio is right for all frames
     if not 1 / MAX_ASPECT <= height * unit / width <= MAX_ASPECT:
         return False
     axes.set_aspect(unit)
@@ -296,7 +295,7 @@ def set_aspect(axes: Axes, film: Sequence[Slice]) -> bool:
 def draw_colorbar(
     axes: Axes, mesh: Any, film: Sequence[Slice], scale: ColorScale, ticks: list[float]
 ) -> None:
-    """Draws the colour bar, whose ends say so when something in the film lies beyond them."""
+    """Draws the colour bar; its end labels show if values in the film lie beyond them."""
     bar = axes.figure.colorbar(mesh, cax=axes)
     labels = [number(tick) for tick in ticks]
     low, high = difference_range(film)

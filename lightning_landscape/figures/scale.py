@@ -21,7 +21,7 @@ from lightning_landscape.figures.data import (
 if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
 
-# A corner that blew up may stretch the scale to this many times the typical difference, not more.
+# Outliers extend the scale to at most this many times the median difference.
 OUTLIER = 30.0
 
 
@@ -29,13 +29,13 @@ OUTLIER = 30.0
 class ColorScale:
     """A symmetric scale for ``loss - loss at the weights``: linear near zero, logarithmic beyond.
 
-    Made from the first frame and passed to every later one, it keeps a colour (or a height) at one
-    meaning through the run, so that a film of pictures does not flicker.
+    Made from the first frame and used for all later ones, it gives a colour (or a height) the same
+    meaning throughout a run, so that films do not flicker.
 
     Args:
         linthresh: the scale is linear between -linthresh and linthresh. Positive.
-        limit: the scale ends at -limit and limit; what lies beyond is drawn at the end and the end
-            is labelled ``"> limit"``. At least linthresh.
+        limit: the scale ends at -limit and limit; values beyond are drawn at the end, which is then
+            labelled ``"> limit"``. At least linthresh.
 
     Raises:
         ValueError: if not 0 < linthresh <= limit < inf.
@@ -62,15 +62,15 @@ class ColorScale:
     def from_slice(cls, slice: Slice) -> ColorScale:
         """Chooses the scale of a film from its first frame.
 
-        The limit is 4 times the largest difference in the frame, for surfaces steepen while a
-        network trains, or the loss at the weights if that is larger (up to 100 times the largest
-        difference): away from a trained network the loss climbs back to about where it began. It is
-        rounded up to 1, 2 or 5 times a power of ten.
+        The limit is 4 times the largest difference in the frame, because surfaces become steeper
+        during training, or the loss at the weights if that is larger (up to 100 times the largest
+        difference), because far from a trained network the loss returns to about its initial value.
+        It is rounded up to 1, 2 or 5 times a power of ten.
 
         Args:
-            slice: the first frame, a line or a plane. Non-finite losses are ignored, and a region
-                that blew up (over 30 times the median difference) does not stretch the scale. On a
-                flat surface the loss itself sets the scale; where there is none it is 1.
+            slice: the first frame, a line or a plane. Non-finite losses are ignored, and outliers
+                (over 30 times the median difference) do not extend the scale. On a flat surface the
+                scale is that of the loss itself, or 1 if there is none.
         """
         return cls._chosen(slice, film=True)
 
@@ -90,16 +90,16 @@ class ColorScale:
 
     @classmethod
     def for_one(cls, slice: Slice) -> ColorScale:
-        """Chooses the scale of a picture that stands alone, without room for later frames."""
+        """Chooses the scale of a single picture, without room for later frames."""
         return cls._chosen(slice, film=False)
 
     def to_dict(self) -> dict[str, float]:
-        """Returns plain floats, for a checkpoint."""
+        """Returns a dict of plain floats, for a checkpoint."""
         return {"linthresh": float(self.linthresh), "limit": float(self.limit)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> ColorScale:
-        """Returns the scale that ``to_dict`` described.
+        """Returns the scale of a dict made by ``to_dict``.
 
         Raises:
             ValueError: if a key is missing or the numbers are not a scale.
@@ -112,13 +112,13 @@ class ColorScale:
         return cls(linthresh=float(values["linthresh"]), limit=float(values["limit"]))
 
     def norm(self) -> SymLogNorm:
-        """Returns the colour norm of this scale; the same for every frame."""
+        """Returns the matplotlib norm of this scale."""
         return SymLogNorm(
             self.linthresh, linscale=0.5, vmin=-self.limit, vmax=self.limit, base=10, clip=False
         )
 
     def ticks(self) -> list[float]:
-        """Returns both ends, zero, and the powers of ten between that leave room for a label."""
+        """Returns both ends, zero, and powers of ten between them, as far as labels fit."""
         first = math.ceil(math.log10(self.linthresh) - 1e-9)
         last = math.ceil(math.log10(self.limit / 3) - 1e-9)
         powers = [float(f"1e{exponent}") for exponent in range(first, last)]

@@ -1,4 +1,4 @@
-"""A plane of losses as a surface in space, for TensorBoard's mesh plugin."""
+"""2-D slices as surfaces in 3-D, for TensorBoard's mesh plugin."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # The width is 2.
 _HEIGHT = 1.5
-# Side 2: seen from below too. The plugin's own lamps are so dim that colours cannot be told, so
-# the material takes no light and the colours carry the shading.
+# Side 2: visible from below too. The plugin's lights are too dim to distinguish colours, so the
+# material ignores them and the colours include the shading.
 VIEW: dict[str, Any] = {
     "camera": {"cls": "PerspectiveCamera", "fov": 40, "position": [1.7, 2.5, 2.9]},
     "material": {"cls": "MeshBasicMaterial", "color": "#ffffff", "side": 2},
@@ -30,12 +30,12 @@ _LAMP = np.array([-0.6, 0.7, 0.4])
 
 
 class Surface(NamedTuple):
-    """Points, their colours, and triangles: what ``SummaryWriter.add_mesh`` takes, less one axis.
+    """Arguments of ``SummaryWriter.add_mesh``, without the batch axis.
 
     Attributes:
-        vertices: ``(points, 3)`` float32: across, up, towards the camera. The last two belong to no
-            triangle: the corners of the box that all surfaces of a scale lie in, on which the
-            plugin centres its view.
+        vertices: ``(points, 3)`` float32: right, up, towards the camera. The last two belong to no
+            triangle: they are the corners of the box that contains all surfaces of a scale, on
+            which the plugin centres its view.
         colors: ``(points, 3)`` uint8.
         faces: ``(triangles, 3)`` int32, indices of points, counter-clockwise from above.
     """
@@ -46,13 +46,13 @@ class Surface(NamedTuple):
 
 
 def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
-    """Makes a surface from a plane: height and colour are the loss minus the loss at the weights.
+    """Returns a surface whose height and colour are the loss minus the loss at the weights.
 
     Both are on the symmetric logarithmic scale of the pictures: height 0 is the loss at the
-    weights, 0.75 and -0.75 are the ends of the scale, beyond which nothing rises. The first axis
-    runs from -1 to 1 across, the second away from the camera. Points without a finite loss are left
-    out, and so are the triangles at them: a hole. Of a plane of more than 60,000 points only every
-    second one along both axes is taken, or every third, and so on.
+    weights; heights are clipped to the ends of the scale, -0.75 and 0.75. The first axis runs from
+    -1 to 1 from left to right, the second away from the camera. Points without a finite loss and
+    their triangles are left out. Of a plane of more than 60,000 points only every second one along
+    both axes is used, or every third, and so on.
 
     Args:
         slice: a slice with two coordinate axes.
@@ -60,7 +60,7 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
 
     Raises:
         TypeError: if ``slice`` is not a slice.
-        ValueError: if it is not a plane, or its coordinates and losses do not fit together.
+        ValueError: if it is not a plane, or the shapes of its coordinates and losses do not match.
     """
     check_slice("surface_mesh(slice=...)", slice, axes=2)
     check_scale("surface_mesh", scale)
@@ -73,7 +73,7 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
     across, away = np.meshgrid(*(_unit(axis)[::every] for axis in slice.coordinates))
     points = np.stack([across, _HEIGHT * (share - 0.5), -away], axis=-1)
 
-    # New numbers for the points that are left; -1 for the others.
+    # Indices of the finite points; -1 for the others.
     numbers = np.where(known, np.cumsum(known).reshape(known.shape) - 1, -1)
     corner, right = numbers[:-1, :-1], numbers[:-1, 1:]
     behind, opposite = numbers[1:, :-1], numbers[1:, 1:]
@@ -93,19 +93,19 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
 
 
 def _shade(points: NDArray[Any]) -> NDArray[Any]:
-    """Returns how bright each point is under a lamp from the upper left, from 0.6 to 1."""
+    """Returns the brightness of each point, from 0.6 to 1, with light from the upper left."""
     if min(points.shape[:2]) < 2:
         return np.ones(points.shape[:2])
     away, across = np.gradient(points, axis=(0, 1))
     normals = np.cross(across, away)
     lengths = np.linalg.norm(normals, axis=-1).clip(1e-12) * np.linalg.norm(_LAMP)
     bright = 0.6 + 0.4 * (normals @ _LAMP / lengths).clip(0.0, 1.0)
-    # Beside a hole there is no slope to be had: as level ground.
+    # Next to a hole the slope is unknown: as a level surface.
     return np.where(np.isfinite(bright), bright, 0.88)
 
 
 def _unit(coordinates: NDArray[Any]) -> NDArray[Any]:
-    """Returns the coordinates, moved and stretched to [-1, 1]; 0 for a single one."""
+    """Returns the coordinates, rescaled to [-1, 1]; 0 for a single one."""
     axis = np.asarray(coordinates, dtype=np.float64)
     width = axis[-1] - axis[0]
     return (2 * axis - axis[0] - axis[-1]) / width if width else 0 * axis
