@@ -1007,8 +1007,8 @@ GUARDS = [
     Guard(
         "facts are escaped",
         PAGE,
-        "{escape(_told(values))}",
-        "{_told(values)}",
+        "{escape(_joined(values))}",
+        "{_joined(values)}",
         f"{REPORT} -k escaped",
     ),
     Guard(
@@ -1018,8 +1018,8 @@ GUARDS = [
     Guard(
         "names of curves are escaped",
         CHARTS,
-        'words = escape(f"{curve.name}, step {step}: {number(value, 4)}")',
-        'words = f"{curve.name}, step {step}: {number(value, 4)}"',
+        'text = escape(f"{curve.name}, step {step}: {number(value, 4)}")',
+        'text = f"{curve.name}, step {step}: {number(value, 4)}"',
         f"{REPORT} -k escaped",
     ),
     Guard(

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import CSVLogger
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, compare
 from lightning_landscape import spectral_density as density
 from lightning_landscape.compare.__main__ import main
-from lightning_landscape.compare.table_text import beside_last
+from lightning_landscape.compare.table_text import second_column
 from tests.browser import chromium
 from tests.runs import train
 from tests.small import Linear, regression
@@ -134,7 +134,7 @@ def test_runs_that_only_blew_up_are_shown_as_such(tmp_path):
     ],
 )
 def test_what_is_told_beside_the_last_value(key, what):
-    assert beside_last(key) == what
+    assert second_column(key) == what
 
 
 def test_keys_are_chosen_by_name_or_pattern(tmp_path):

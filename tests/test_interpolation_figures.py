@@ -65,7 +65,7 @@ def test_each_probe_has_its_barrier_in_the_legend():
     words = words_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
     assert words.startswith("step 7\n")
     assert "probe, barrier 3.25\nold, barrier 0.5" in words
-    assert "barrier: the most above" in words
+    assert "barrier: maximum above" in words
 
 
 def test_an_end_without_a_finite_loss_draws_no_grey_line():

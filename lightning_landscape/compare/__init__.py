@@ -1,4 +1,4 @@
-"""Several runs side by side: one table, one axis, one colour scale.
+"""Compare several runs: in one table, on common axes, on one colour scale.
 
 As a function, :func:`compare`; as a command, ``python -m lightning_landscape.compare RUN RUN ...``.
 """
@@ -22,21 +22,21 @@ def compare(
     group_by: str | None = None,
     points: Sequence[tuple[str, str]] = (),
 ) -> Comparison:
-    """Compare runs by what our callbacks left in their log directories.
+    """Compare runs by the files of their log directories.
 
-    Values that are not finite count as such and enter no extreme, mean or median.  Where the seeds
-    of a group were measured at different steps, its curve takes the straight line between a seed's
-    measurements (see ``figures.curves_figure``).  Slices are the last of each run.
+    Values that are not finite are counted, and left out of extremes, means and medians.  If the
+    seeds of a group were measured at different steps, their curves are interpolated linearly (see
+    ``figures.curves_figure``).  Slices are the last of each run.
 
     Args:
         runs: name -> log directory, or log directories, which are then named by the parts of their
-            paths that differ.  A log directory holds ``history.jsonl`` and ``landscape/``; one
-            above it will do where it is the only one there.
-        out: an HTML page to write, one file that asks for nothing from the network.
+            paths that differ.  A log directory contains ``history.jsonl`` and ``landscape/``; a
+            parent directory is accepted if it contains a single run.
+        out: an HTML page to write, one file that loads nothing from the network.
         keys: the scalars to compare, e.g. ``"hessian/top_eigenvalue"``, or patterns such as
-            ``"sharpness/*"``.  ``None``: all that are found.
+            ``"sharpness/*"``.  ``None``: all scalars.
         groups: run -> group, for all runs; the runs of a group count as its seeds.
-        group_by: instead of ``groups``: the group is what stands in the name before the last
+        group_by: instead of ``groups``: the group is the part of the name before the last
             ``group_by``, e.g. ``"adam"`` of ``"adam/seed1"`` with ``"/"``.
         points: pairs of keys ``(x, y)`` whose last values are drawn against each other.
 
@@ -44,12 +44,12 @@ def compare(
         Table, figures, notes.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no measurement in it.
-        ValueError: no run, two of one name, several runs in one directory, groups that do not fit,
-            or a key that no run has; the message says which and what to pass.
+        FileNotFoundError: a directory does not exist, or contains no measurement.
+        ValueError: there is no run, two have the same name, a directory contains several runs, the
+            groups do not match, or no run has a key; the message says what to pass.
         TypeError: ``runs`` is a single path.
 
-    Cost: reading the files, and some 60 ms a picture.
+    Cost: reading the files, and about 60 ms per picture.
 
     Example::
 

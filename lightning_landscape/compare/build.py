@@ -1,4 +1,4 @@
-"""Puts a comparison together: reads, sums up, draws, writes the page."""
+"""Build a comparison: read the runs, summarize, draw, write the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.report.frame import check_page, write_page
 from lightning_landscape.report.report_page import rank
 
-_NAMED = 3  # runs and keys of which a note tells the names
+_NAMED = 3  # runs or keys listed by name in a note
 
 
 def comparison(
@@ -27,7 +27,7 @@ def comparison(
     group_by: str | None,
     points: Sequence[tuple[str, str]],
 ) -> Comparison:
-    """What :func:`lightning_landscape.compare` returns."""
+    """See :func:`lightning_landscape.compare`."""
     if out is not None:
         check_page("compare", "out", out)
     if not isinstance(points, (list, tuple)) or not all(_is_pair(pair) for pair in points):
@@ -49,13 +49,13 @@ def comparison(
     for x, y in points:
         for key in (x, y):
             if key not in found:
-                chosen_keys(found, [key], "points")  # says which there are
+                chosen_keys(found, [key], "points")  # raises, and lists the keys
         last = {
             name: (_last(known.get(x, {})), _last(known.get(y, {})))
             for name, known in series.items()
         }
         pictures.points(last, x, y, grouped)
-    pictures.slices({name: run.films for name, run in read.items()})
+    pictures.slices({name: run.pictures for name, run in read.items()})
     result = Comparison(
         runs={name: run.folder for name, run in read.items()},
         keys=chosen,
@@ -65,7 +65,7 @@ def comparison(
         figures=pictures.figures,
         captions=pictures.captions,
         notes=[
-            *_lacking(chosen, table),
+            *_missing_notes(chosen, table),
             *(f"{name}: {problem}" for name, run in read.items() for problem in run.problems),
             *pictures.notes,
         ],
@@ -86,7 +86,7 @@ def _grouped(
     return cells
 
 
-def _lacking(keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell]]) -> list[str]:
+def _missing_notes(keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell]]) -> list[str]:
     """A note for each set of runs that lack the same keys."""
     lacking: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
@@ -97,8 +97,8 @@ def _lacking(keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell]]) ->
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    told = ", ".join(names[:_NAMED] if more > 1 else names)
-    return f"{told} and {more} more" if more > 1 else told
+    text = ", ".join(names[:_NAMED] if more > 1 else names)
+    return f"{text} and {more} more" if more > 1 else text
 
 
 def _is_pair(pair: object) -> bool:

@@ -1,4 +1,4 @@
-"""The page of a comparison; every word from outside is escaped."""
+"""The HTML page of a comparison; all external text is escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from lightning_landscape.compare.table_text import Cell, beside_last, group_words, run_words
+from lightning_landscape.compare.table_text import (
+    Cell,
+    group_cell_text,
+    run_cell_text,
+    second_column,
+)
 from lightning_landscape.report.frame import document, embedded, section
 
 if TYPE_CHECKING:
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def render(comparison: Comparison) -> str:
-    """The whole page."""
+    """The complete page."""
     curves = [name for name in comparison.figures if name in comparison.keys]
     others = [name for name in comparison.figures if name not in comparison.keys]
     count = len(comparison.runs)
@@ -32,10 +37,10 @@ def render(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
-    told = f'<div class="problems"><h3>Not complete</h3><ul>{notes}</ul></div>' if notes else ""
+    problems = f'<div class="problems"><h3>Not complete</h3><ul>{notes}</ul></div>' if notes else ""
     if not comparison.keys:
-        return f"<p>No numbers were found.</p>{told}"
-    columns = [(key, what) for key in comparison.keys for what in ("last", beside_last(key))]
+        return f"<p>No numbers were found.</p>{problems}"
+    columns = [(key, what) for key in comparison.keys for what in ("last", second_column(key))]
     keys = "".join(
         f'<th scope="colgroup" colspan="2">{escape(key)}</th>' for key in comparison.keys
     )
@@ -45,7 +50,7 @@ def _table(comparison: Comparison) -> str:
         bodies += _body(
             "median (low to high)",
             {
-                name: [group_words(known.get(key), what) for key, what in columns]
+                name: [group_cell_text(known.get(key), what) for key, what in columns]
                 for name, known in comparison.group_table.items()
             },
             len(columns),
@@ -53,7 +58,7 @@ def _table(comparison: Comparison) -> str:
     bodies += _body(
         "runs",
         {
-            name: [run_words(known.get(key), what) for key, what in columns]
+            name: [run_cell_text(known.get(key), what) for key, what in columns]
             for name, known in comparison.table.items()
         },
         len(columns),
@@ -61,7 +66,7 @@ def _table(comparison: Comparison) -> str:
     head = f'<tr><td rowspan="2"></td>{keys}</tr><tr>{kinds}</tr>'
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="The numbers">'
-        f'<table class="numbers"><thead>{head}</thead>{bodies}</table></div>{told}'
+        f'<table class="numbers"><thead>{head}</thead>{bodies}</table></div>{problems}'
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: all runs on one axis, or side by side on one colour scale."""
+"""The figures of a comparison: all runs on common axes, or side by side on one colour scale."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lightning_landscape.report.chart_texts import scalar_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_landscape.report.run import Film
+    from lightning_landscape.report.run import PictureSeries
 
-_KEYS = 40  # of more scalars no curves are drawn
-_LINES = 2  # of more lines through the weights of one run the others are not drawn
-# A run that blew up may stretch the colour scale to this many times a typical limit.
+_KEYS = 40  # maximum number of scalars with curves
+_LINES = 2  # maximum number of lines through the weights of each run
+# A diverged run extends the colour scale to at most this many times a typical limit.
 _OUTLIER = 1000.0
 
 Series = Mapping[str, Mapping[int, float]]
 
 
 class Pictures:
-    """Figures by name, with a sentence for each, and what could not be drawn."""
+    """Figures by name, with captions, and notes on what could not be drawn."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Figure] = {}
@@ -42,12 +42,12 @@ class Pictures:
     def curves(
         self, keys: Sequence[str], series: Mapping[str, Series], groups: Mapping[str, str]
     ) -> None:
-        """One chart a key, of all runs or of all groups."""
+        """One chart per key, of all runs or of all groups."""
         if len(keys) > _KEYS:
             self.notes.append(f"curves of {_KEYS} of {len(keys)} keys are drawn: choose with keys")
         for key in keys[:_KEYS]:
             prefix = key.rpartition("/")[0]
-            # What the figure needs to know of the edge.
+            # The figure also needs the edge.
             needed = (key, f"{prefix}/edge", f"{prefix}/preconditioned_eigenvalue")
             histories = {
                 name: [
@@ -74,14 +74,14 @@ class Pictures:
             "The last values of each run.",
         )
 
-    def slices(self, films: Mapping[str, Sequence[Film]]) -> None:
-        """The last slices of all runs, kind by kind."""
+    def slices(self, pictures: Mapping[str, Sequence[PictureSeries]]) -> None:
+        """The last slices of all runs, by kind."""
         kinds: dict[str, dict[str, tuple[int, list[Slice]]]] = {}
-        for name, known in films.items():
-            for film in known:
-                ((step, frame),) = film.frames.items()
+        for name, known in pictures.items():
+            for series in known:
+                ((step, frame),) = series.frames.items()
                 if isinstance(frame, list):  # and not a spectral density
-                    kinds.setdefault(film.kind, {})[name] = (step, frame)
+                    kinds.setdefault(series.kind, {})[name] = (step, frame)
         for kind, frames in kinds.items():
             most = max(len(frame) for _, frame in frames.values())
             if most > _LINES:
@@ -136,14 +136,14 @@ class Pictures:
     def _draw(self, name: str, draw: Callable[[], Figure], caption: str) -> None:
         try:
             self.figures[name] = draw()
-        except Exception as error:  # values that no picture can be made of
+        except Exception as error:  # values that cannot be drawn
             self.notes.append(f"{name} could not be drawn ({error})")
         else:
             self.captions[name] = caption
 
 
 def common_scale(slices: Sequence[Slice]) -> ColorScale:
-    """The scale on which slices of different runs can be compared, whatever one of them did."""
+    """A common scale for slices of different runs, robust against one that diverged."""
     known = [slice for slice in slices if math.isfinite(slice.center_loss)] or list(slices)
     scales = [ColorScale.for_one(slice) for slice in known]
     limits = sorted(scale.limit for scale in scales)

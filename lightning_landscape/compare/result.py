@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found.  Printed, it is the table.
+    """The result of :func:`compare`.  Its string is the table.
 
     Attributes:
         runs: name -> the run's log directory.
-        keys: what is compared, in the order of the table.
-        table: run -> key -> last, lowest, highest and mean value with their steps; a run that
-            lacks a key has no entry for it.
-        groups: run -> group; empty where none were asked for.
+        keys: the scalars that are compared, in the order of the table.
+        table: run -> key -> last, lowest, highest and mean value with their steps; without entries
+            for keys that a run does not have.
+        groups: run -> group; empty without groups.
         group_table: group -> key -> median, lowest and highest of those over the runs (seeds).
-        figures: what was drawn: a key -> its curves, ``"landscape-plane"`` and the like -> the last
+        figures: key -> curves of all runs, kind of slice such as ``"landscape-plane"`` -> the last
             slices of all runs, ``"y against x"`` -> points.
-        captions: what a figure shows, in a sentence.
-        notes: what is missing, damaged or not shown, a sentence each.
-        path: the page, where one was written.
+        captions: name of a figure -> a sentence that describes it.
+        notes: one sentence on each thing that is missing, damaged or not shown.
+        path: the page, if one was written.
     """
 
     runs: dict[str, Path]
@@ -41,11 +41,11 @@ class Comparison:
     path: Path | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain dict a run and key, ready for pandas.
+        """One dict per run and key, e.g. for pandas.
 
-        Each holds ``run``, ``group``, ``key``, ``last``, ``last_step``, ``lowest``,
+        Each has the keys ``run``, ``group``, ``key``, ``last``, ``last_step``, ``lowest``,
         ``lowest_step``, ``highest``, ``highest_step``, ``mean``, ``measured`` and ``not_finite``;
-        NaN and ``None`` where there is no finite value.
+        NaN and ``None`` if there is no finite value.
         """
         return [
             {"run": run, "group": self.groups.get(run), "key": key, **cell.to_dict()}

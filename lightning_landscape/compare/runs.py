@@ -1,4 +1,4 @@
-"""Which runs are compared: their directories, short and distinct names, groups."""
+"""The runs of a comparison: their directories, short distinct names, and groups."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_landscape.training.records import HISTORY_FILE
 
 
 def read_runs(runs: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Run]:
-    """Name -> run, in the order given, with the last picture of each kind.
+    """Name -> run, in the given order, with the last picture of each kind.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: as :func:`lightning_landscape.compare` says.
+        FileNotFoundError, ValueError, TypeError: see :func:`lightning_landscape.compare`.
     """
     if isinstance(runs, (str, Path)):
         raise TypeError(
@@ -61,7 +61,7 @@ def _read(folder: str | Path) -> Run:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The parts of different paths that tell them apart.
+    """The parts by which the paths differ.
 
     Example:
         >>> short_names([Path("/logs/adam/version_0"), Path("/logs/sgd/version_0")])
@@ -82,10 +82,10 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def groups_of(
     names: Sequence[str], groups: Mapping[str, str] | None, group_by: str | None
 ) -> dict[str, str]:
-    """Run -> group; empty where none are asked for.
+    """Run -> group; empty without groups.
 
     Raises:
-        ValueError: both ways are, or ``groups`` and the runs do not fit.
+        ValueError: both arguments are given, or ``groups`` and the runs do not match.
     """
     if groups is not None and group_by is not None:
         raise ValueError(
@@ -93,7 +93,7 @@ def groups_of(
         )
     if group_by is not None:
         expected = (
-            f"{quoted('compare', 'group_by', group_by)}: expected what stands behind the group"
+            f"{quoted('compare', 'group_by', group_by)}: expected the separator behind the group"
         )
         if not isinstance(group_by, str):
             raise TypeError(f"{expected}, e.g. '/'")
@@ -119,10 +119,10 @@ def groups_of(
 def chosen_keys(
     found: Sequence[str], keys: str | Sequence[str] | None, argument: str = "keys"
 ) -> list[str]:
-    """The keys asked for, as names or patterns, among those that were found.
+    """The keys that match the requested names or patterns.
 
     Raises:
-        ValueError: one that no run has; the message names those there are.
+        ValueError: no run has a requested key; the message lists those there are.
     """
     if keys is None:
         return list(found)

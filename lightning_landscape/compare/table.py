@@ -1,4 +1,4 @@
-"""The numbers of a comparison: of a run, and of the seeds of a group."""
+"""The table of a comparison: summaries of each run, and of the seeds of each group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Reading(NamedTuple):
-    """A value and the step that it was taken at; NaN and ``None`` where there is none."""
+    """A value and its step; NaN and ``None`` if there is none."""
 
     value: float
     step: int | None
@@ -21,12 +21,12 @@ class RunCell:
     """One key of one run.
 
     Attributes:
-        last: at the last step, NaN where it was not finite there.
+        last: the value at the last step, NaN if it is not finite.
         lowest: the lowest finite value, the first of equal ones.
         highest: the highest finite value, the first of equal ones.
-        mean: over the finite values.
-        measured: how many values there are.
-        not_finite: how many of them are not finite.
+        mean: the mean of the finite values.
+        measured: number of values.
+        not_finite: number of values that are not finite.
     """
 
     last: Reading
@@ -37,7 +37,7 @@ class RunCell:
     not_finite: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, flat."""
+        """A flat dict of plain values."""
         flat: dict[str, Any] = {}
         for name in ("last", "lowest", "highest"):
             flat[name], flat[f"{name}_step"] = getattr(self, name)
@@ -51,13 +51,13 @@ class Spread(NamedTuple):
     """One value of several seeds.
 
     Attributes:
-        median: over the seeds with a finite value; NaN where no seed has one, as the next two.
+        median: over the seeds with a finite value; NaN if there is none, as the next two.
         low: the lowest of them.
         high: the highest of them.
-        seeds: how many have a finite value.
-        not_finite: how many have one that is not.
-        first_step: the earliest step that a finite value was taken at, ``None`` for a mean.
-        last_step: the latest.
+        seeds: number of seeds with a finite value.
+        not_finite: number of seeds with a value that is not finite.
+        first_step: the earliest step of these values, ``None`` for a mean.
+        last_step: the latest step.
     """
 
     median: float
@@ -71,7 +71,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupCell:
-    """One key of one group: the same values as of a run, over ``seeds`` of its ``of`` runs."""
+    """One key of one group: the values of :class:`RunCell` over ``seeds`` of its ``of`` runs."""
 
     last: Spread
     lowest: Spread
@@ -82,7 +82,7 @@ class GroupCell:
 
 
 def run_cell(series: Mapping[int, float]) -> RunCell:
-    """Sum up one key of a run: step -> value, at least one.
+    """Summarize one key of a run: step -> value, at least one.
 
     Example:
         >>> run_cell({10: 3.0, 20: 5.0, 30: 4.0}).highest
@@ -103,7 +103,7 @@ def run_cell(series: Mapping[int, float]) -> RunCell:
 
 
 def group_cell(cells: Sequence[RunCell], of: int) -> GroupCell:
-    """Sum up one key over the runs of a group that have it, of ``of`` runs in all."""
+    """Summarize one key over the runs of a group that have it; the group has ``of`` runs."""
     last, lowest, highest, mean = (
         _spread([getattr(cell, name) for cell in cells])
         for name in ("last", "lowest", "highest", "mean")

@@ -1,4 +1,4 @@
-"""A comparison in words: the cells of the table, and the table on a terminal."""
+"""The table of a comparison as text: its cells, and its form for a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Cell(NamedTuple):
-    """What stands in a cell: the value, and smaller where it is from."""
+    """The text of a cell: the value, and in smaller print its step or seeds."""
 
     value: str
     source: str
 
 
-def beside_last(key: str) -> str:
-    """What is told of a key beside its last value: its best or worst, or a mean.
+def second_column(key: str) -> str:
+    """The second column of a key, next to its last value: lowest, highest or mean.
 
     Example:
-        >>> beside_last("hessian/edge_ratio"), beside_last("generalization/val_loss")
+        >>> second_column("hessian/edge_ratio"), second_column("generalization/val_loss")
         ('highest', 'lowest')
     """
     name = key.rpartition("/")[2]
@@ -32,8 +32,8 @@ def beside_last(key: str) -> str:
     return "lowest" if name.endswith("loss") or name.startswith("min_") else "highest"
 
 
-def run_words(cell: RunCell | None, what: str) -> Cell:
-    """``Cell("9.6", "step 120")``; empty where the run lacks the key."""
+def run_cell_text(cell: RunCell | None, what: str) -> Cell:
+    """``Cell("9.6", "step 120")``; empty if the run does not have the key."""
     if cell is None:
         return Cell("", "")
     reading: Reading = getattr(cell, what)
@@ -42,10 +42,10 @@ def run_words(cell: RunCell | None, what: str) -> Cell:
     if what == "last":
         return Cell(value, f"step {reading.step}")
     step = f"step {reading.step}" if reading.step is not None else ""
-    return Cell(value, _listed(step, lost))
+    return Cell(value, _comma_joined(step, lost))
 
 
-def group_words(cell: GroupCell | None, what: str) -> Cell:
+def group_cell_text(cell: GroupCell | None, what: str) -> Cell:
     """``Cell("9.6 (9.1 to 12)", "3 seeds, step 120")``."""
     if cell is None:
         return Cell("", "")
@@ -58,7 +58,7 @@ def group_words(cell: GroupCell | None, what: str) -> Cell:
     value = number(spread.median, 4)
     if spread.seeds > 1:
         value += f" ({number(spread.low, 4)} to {number(spread.high, 4)})"
-    return Cell(value, _listed(seeds, lost, _steps(spread)))
+    return Cell(value, _comma_joined(seeds, lost, _steps(spread)))
 
 
 def _steps(spread: Spread) -> str:
@@ -78,16 +78,16 @@ def as_text(
     """The table for a terminal: one block per key, then the notes."""
     blocks = []
     for key in keys:
-        second = beside_last(key)
+        second = second_column(key)
         rows = [
-            [f"{name} (median, low to high)", *(_one(words) for words in cells)]
+            [f"{name} (median, low to high)", *(_one(cell) for cell in cells)]
             for name, cells in (
-                (name, [group_words(known.get(key), what) for what in ("last", second)])
+                (name, [group_cell_text(known.get(key), what) for what in ("last", second)])
                 for name, known in group_table.items()
             )
         ]
         rows += [
-            [name, *(_one(run_words(known.get(key), what)) for what in ("last", second))]
+            [name, *(_one(run_cell_text(known.get(key), what)) for what in ("last", second))]
             for name, known in table.items()
         ]
         blocks.append("\n".join([key, *_aligned([["", "last", second], *rows])]))
@@ -110,5 +110,5 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _listed(*parts: str) -> str:
+def _comma_joined(*parts: str) -> str:
     return ", ".join(filter(None, parts))

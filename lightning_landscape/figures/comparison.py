@@ -96,7 +96,7 @@ def barrier_matrix_figure(
     if isinstance(names, str) or len(names) != len(table):
         raise ValueError(
             f"{call}(names={names!r:.80}): got {len(names)} names for {len(table)} rows; pass one "
-            f"a row"
+            f"name per row"
         )
     table = np.where(np.abs(table) < HUGE, table, np.nan)
     finite = table[np.isfinite(table)]

@@ -90,7 +90,7 @@ def write_film(
 
     frames = [Image.fromarray(frame) for frame in _frames(film, scale)]
     if kind == "GIF":
-        # One palette for all frames, from the first, middle and last, so that colours do not flicker.
+        # One palette for all frames, from the first, middle and last: colours do not flicker.
         shown = [frames[index] for index in evenly(len(frames), 3)]
         sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
         palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)

@@ -101,7 +101,7 @@ def filmstrip_figure(
         if len(names) != len(film):
             raise ValueError(
                 f"{owner}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; "
-                f"expected one name per slice"
+                f"pass one name per slice"
             )
     chosen = evenly(len(film), MOST)
     shown = [film[index] for index in chosen]

@@ -100,7 +100,7 @@ def line_figure(
     if names is not None and (band or len(names) != len(lines)):
         raise ValueError(
             f"line_figure(names={names!r:.80}): got {len(names)} names for "
-            f"{'one band' if band else f'{len(lines)} slices'}; pass one a slice and no band"
+            f"{'one band' if band else f'{len(lines)} slices'}; pass one name per slice, and no band"
         )
     return draw_lines(lines, scale, lines, band, names)
 

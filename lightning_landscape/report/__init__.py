@@ -1,7 +1,7 @@
-"""One HTML page from what a run left behind: ``python -m lightning_landscape.report LOGDIR``.
+"""An HTML report of a run from its log directory: ``python -m lightning_landscape.report LOGDIR``.
 
-The page is a single file that asks for nothing from the network: charts are SVG, pictures are
-embedded, style and script are inline and pinned by their hashes in the Content-Security-Policy.
+The page is a single file that loads nothing from the network: charts are SVG, pictures are
+embedded, style and script are inline, with their hashes in the Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
     """Write the report of the run in ``log_dir``.
 
     Args:
-        log_dir: the directory that holds ``history.jsonl`` and ``landscape/``, or one above it
-            with no other run in it.
+        log_dir: the directory that contains ``history.jsonl`` and ``landscape/``, or a parent that
+            contains no other run.
         path: the page to write; ``None``: ``report.html`` in the run's directory.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no measurement in it.
-        ValueError: it holds several runs, the message names them; ``path`` is a directory.
-        TypeError: an argument is no path.
+        FileNotFoundError: the directory does not exist, or contains no measurement.
+        ValueError: it contains several runs (the message lists them), or ``path`` is a directory.
+        TypeError: an argument is not a path.
     """
     owner = "write_report"
     check_path(owner, "log_dir", log_dir, "the log directory of a run")

@@ -1,8 +1,8 @@
-"""What each chart shows and how to read it, in a sentence."""
+"""Titles of the charts, and a sentence on how to read each."""
 
 from __future__ import annotations
 
-# By the part of a key after the callback's prefix.
+# Last part of a key -> title, and how to read the chart.
 SCALARS = {
     "top_eigenvalue": (
         "Largest eigenvalue of the Hessian",
@@ -11,7 +11,7 @@ SCALARS = {
     ),
     "preconditioned_eigenvalue": (
         "Largest preconditioned eigenvalue",
-        "For Adam and kin the curvature as the optimizer sees it; this is what the edge bounds.",
+        "With adaptive optimizers such as Adam the edge is a bound of this eigenvalue.",
     ),
     "edge_ratio": (
         "Ratio to the edge of stability",
@@ -33,7 +33,7 @@ SCALARS = {
     ),
     "inactive_share": (
         "Share of inactive coordinates",
-        "Without a gradient in any step so far: the edge of Adam and kin leaves them out.",
+        "Without a gradient in any step so far: the edge of adaptive optimizers leaves them out.",
     ),
     "min_eigenvalue": (
         "Smallest eigenvalue of the Hessian",
@@ -101,8 +101,8 @@ SCALARS = {
     ),
     "center_loss": ("Loss at the weights", "The probe's loss where each picture has its centre."),
 }
-# By the end of a key of interpolation, after the name of what is measured on the way.
-_ON_THE_WAY = {
+# The same for keys ``interpolation/<name>_<suffix>``, by the suffix.
+_INTERPOLATION = {
     "loss": ("Loss on other examples", "Of the weights now, on the probe of that name."),
     "rise": (
         "Rise since the reference",
@@ -115,7 +115,7 @@ OTHER = "A value that was logged at these steps."
 
 
 def scalar_text(key: str) -> tuple[str, str]:
-    """A title and how to read the values of a key; of one that is not known the key itself.
+    """The title of the chart of a key, and how to read it; unknown keys are their own title.
 
     Example:
         >>> scalar_text("interpolation/init_barrier")[0], scalar_text("mine/x")[0]
@@ -124,15 +124,15 @@ def scalar_text(key: str) -> tuple[str, str]:
     prefix, _, name = key.rpartition("/")
     if name in SCALARS:
         return SCALARS[name]
-    of, _, what = name.rpartition("_")
-    if of and what in _ON_THE_WAY and prefix.partition("/")[0] == "interpolation":
-        title, reading = _ON_THE_WAY[what]
+    of, _, suffix = name.rpartition("_")
+    if of and suffix in _INTERPOLATION and prefix.partition("/")[0] == "interpolation":
+        title, reading = _INTERPOLATION[suffix]
         return f"{title} ({of})", reading
     return key, OTHER
 
 
 def slices_text(kind: str, planes: bool) -> str:
-    """How to read the lines or planes of a kind, such as ``landscape-line``."""
+    """How to read lines or planes of a kind such as ``landscape-line``."""
     if kind.startswith("interpolation-"):
         return INTERPOLATED_PLANE if planes else INTERPOLATED_LINE
     return PLANE if planes else LINE

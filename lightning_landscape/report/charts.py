@@ -1,4 +1,4 @@
-"""Small line charts as SVG, drawn without a library: a curve or several over steps."""
+"""Small line charts as SVG: one or several curves over steps."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Point = tuple[int, float]
 
 _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
-_POINTS = 300  # more than these are thinned: of each stretch the lowest and the highest stay
+_POINTS = 300  # longer curves are thinned, see thinned()
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A name and its values by step, NaN where a measurement was not finite."""
+    """A name and its values by step, NaN if not finite."""
 
     name: str
     points: Sequence[Point]
 
 
 def chart(title: str, curves: Sequence[Curve], reference: float | None = None) -> str:
-    """An ``<svg>``: axes, curves with gaps where a value is not finite, values on hovering."""
+    """An ``<svg>``: axes, curves with gaps at non-finite values, and values on hover."""
     steps = [step for curve in curves for step, _ in curve.points]
     finite = [value for curve in curves for _, value in curve.points if math.isfinite(value)]
     shown = finite + ([reference] if reference is not None else [])
-    # Counted, not said by letters that a reader of the screen would spell.
-    told = f"{title}: {len(steps)} values"
+    # A summary for screen readers.
+    summary = f"{title}: {len(steps)} values"
     if finite:
-        told += f" between {number(min(finite))} and {number(max(finite))}"
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(told)}">']
+        summary += f" between {number(min(finite))} and {number(max(finite))}"
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(summary)}">']
     if not finite:
         parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" class="mid">nothing finite</text>')
         return "".join([*parts, "</svg>"])
@@ -50,7 +50,7 @@ def chart(title: str, curves: Sequence[Curve], reference: float | None = None) -
 
 
 class _Axes:
-    """Steps along x, values along y; logarithmic where they are positive and span decades."""
+    """Steps along x, values along y; logarithmic if positive over more than two decades."""
 
     def __init__(self, steps: Sequence[int], values: Sequence[float]) -> None:
         self.first, self.last = min(steps), max(steps)
@@ -72,7 +72,7 @@ class _Axes:
         low, high, at = self.low, self.high, value
         if self.log:
             low, high, at = math.log10(low), math.log10(high), math.log10(value)
-        # Halves, or the difference of two huge numbers overflows.
+        # Halved, because the difference of two huge numbers could overflow.
         share = (at / 2 - low / 2) / (high / 2 - low / 2)
         return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
 
@@ -119,22 +119,22 @@ def _curve(axes: _Axes, curve: Curve, style: int) -> str:
         line = " ".join(f"{axes.x(step)},{axes.y(value)}" for step, value in stretch)
         parts.append(f'<polyline class="c{style}" points="{line}"/>')
     for step, value in (point for stretch in stretches for point in stretch):
-        words = escape(f"{curve.name}, step {step}: {number(value, 4)}")
+        text = escape(f"{curve.name}, step {step}: {number(value, 4)}")
         parts.append(
             f'<circle class="p{style}" cx="{axes.x(step)}" cy="{axes.y(value)}" r="4">'
-            f"<title>{words}</title></circle>"
+            f"<title>{text}</title></circle>"
         )
     for step in lost:
-        words = escape(f"{curve.name}, step {step}: not finite")
+        text = escape(f"{curve.name}, step {step}: not finite")
         parts.append(
             f'<text class="lost c{style}" x="{axes.x(step)}" y="{_HEIGHT - _BOTTOM - 4}">{TIMES}'
-            f"<title>{words}</title></text>"
+            f"<title>{text}</title></text>"
         )
     return "".join(parts)
 
 
 def thinned(points: Sequence[Point], most: int = _POINTS) -> list[Point]:
-    """At most about ``most`` points; of each stretch the lowest, the highest, and a gap if any.
+    """About ``most`` points at most: per interval the lowest, the highest, and a gap if any.
 
     Example:
         >>> thinned([(1, 5.0), (2, 9.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 3.0)], most=4)

@@ -1,4 +1,4 @@
-"""What a page of ours has around its sections: head, style, script, nothing from outside."""
+"""The frame of all HTML pages: head, style, script, sections; nothing is loaded from outside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def document(title: str, where: str, sections: Sequence[str], script: str = "") -> str:
-    """A whole page; ``title`` and ``where`` are escaped here, the sections are HTML already."""
+    """A complete page; ``title`` and ``where`` are escaped here, sections are HTML."""
     style = asset("style.css")
     allowed = f"script-src {_hash(script)}; " if script else ""
     policy = (
@@ -41,7 +41,7 @@ def document(title: str, where: str, sections: Sequence[str], script: str = "") 
 
 
 def check_page(owner: str, argument: str, path: object) -> None:
-    """Raise unless a page can have this name."""
+    """Raise unless a page can be written to ``path``."""
     check_path(owner, argument, path, "a name for the page, or None")
     if Path(str(path)).is_dir():
         raise ValueError(
@@ -50,7 +50,7 @@ def check_page(owner: str, argument: str, path: object) -> None:
 
 
 def write_page(page: str, path: Path) -> Path:
-    """Writes the page whole or not at all; returns where it is."""
+    """Write the page atomically; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     try:
@@ -62,14 +62,14 @@ def write_page(page: str, path: Path) -> Path:
 
 
 def section(name: str, title: str, content: str) -> str:
-    """A section with a heading; nothing where it has no content."""
+    """A section with a heading; empty if there is no content."""
     if not content:
         return ""
     return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
 
 
 def embedded(figure: Figure) -> str:
-    """A figure as the address of an image that is part of the page."""
+    """A figure as a ``data:`` URL."""
     from PIL import Image
 
     data = io.BytesIO()
@@ -78,7 +78,7 @@ def embedded(figure: Figure) -> str:
 
 
 def asset(name: str) -> str:
-    """A file of this package."""
+    """The text of a file in this package."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The page: sections in HTML, every word from outside escaped."""
+"""The report: sections in HTML; all external text is escaped."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.report.chart_texts import DENSITY, scalar_text, slices_text
 from lightning_landscape.report.charts import Curve, Point, chart
 from lightning_landscape.report.frame import asset, document, embedded, section
-from lightning_landscape.report.run import FRAMES, Film, Run, is_number
+from lightning_landscape.report.run import FRAMES, PictureSeries, Run, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Drawn with another curve, not alone.
-_BESIDE = {
+# Keys that are drawn in the chart of another key.
+_DRAWN_WITH = {
     "edge": ("top_eigenvalue", "preconditioned_eigenvalue"),
     "val_loss": ("train_loss",),
 }
-# In the metadata of a slice: these differ from frame to frame, and each picture tells them.
-_OF_ONE_FRAME = ("step", "epoch", "norms", "cosine")
+# Metadata of a slice that differ between frames; they are in each picture.
+_FRAME_METADATA = ("step", "epoch", "norms", "cosine")
 _FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
 
 
 def render(run: Run) -> str:
-    """The whole page."""
-    # Films first: drawing them may add to the problems.
-    films = "".join(_film(run, film) for film in run.films)
-    # "watch/version_0": the last name alone is often the same for all runs.
+    """The complete page."""
+    # Pictures first, because drawing them may add problems to the summary.
+    pictures = "".join(_pictures(run, series) for series in run.pictures)
+    # "watch/version_0": the last part alone is often the same for all runs.
     name = "/".join(run.folder.resolve().parts[-2:])
     sections = [
         section("summary", "In short", _summary(run)),
         section("charts", "Over the steps", _charts(run)),
-        section("pictures", "The surface", films),
+        section("pictures", "The surface", pictures),
         section("settings", "What was measured, and how", _settings(run)),
     ]
     return document(f"Loss landscape of {name}", str(run.folder), sections, asset("script.js"))
@@ -53,7 +53,7 @@ def render(run: Run) -> str:
 
 
 def _summary(run: Run) -> str:
-    told = []
+    lines = []
     counts: dict[str, int] = {}
     for row in run.rows:
         name = str(row.get("monitor", "unnamed"))
@@ -61,23 +61,23 @@ def _summary(run: Run) -> str:
     if run.rows:
         first, last = run.rows[0]["step"], run.rows[-1]["step"]
         named = ", ".join(f"{name} {count} times" for name, count in counts.items())
-        told.append(f"Measured between step {first} and step {last}: {named}.")
+        lines.append(f"Measured between step {first} and step {last}: {named}.")
     else:
-        told.append("No numbers were found.")
+        lines.append("No numbers were found.")
     for key, points in _series(run).items():
         if key.endswith("/edge_ratio"):
-            told.append(_verdict(key, points))
-    told += _sureness(run)
-    steps = {step for film in run.films for step in film.frames}
+            lines.append(_verdict(key, points))
+    lines += _reliability(run)
+    steps = {step for series in run.pictures for step in series.frames}
     if steps:
-        told.append(f"Pictures are from step {min(steps)} to step {max(steps)}.")
+        lines.append(f"Pictures are from step {min(steps)} to step {max(steps)}.")
     if run.rows:
-        told.append("Whether training was stopped early is not recorded in these files.")
-    lines = "".join(f"<p>{escape(line)}</p>" for line in told)
+        lines.append("Whether training was stopped early is not recorded in these files.")
+    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
     if run.problems:
         shown = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
-        lines += f'<div class="problems"><h3>Not complete</h3><ul>{shown}</ul></div>'
-    return f"{lines}{_tiles(run)}"
+        text += f'<div class="problems"><h3>Not complete</h3><ul>{shown}</ul></div>'
+    return f"{text}{_tiles(run)}"
 
 
 def _verdict(key: str, points: list[Point]) -> str:
@@ -96,14 +96,14 @@ def _verdict(key: str, points: list[Point]) -> str:
     )
 
 
-def _sureness(run: Run) -> list[str]:
-    """How many of the values may be relied on, by what was noted beside them."""
-    told = []
+def _reliability(run: Run) -> list[str]:
+    """How many of the values are reliable, according to the flags in the rows."""
+    lines = []
     solved = [row for row in run.rows if isinstance(row.get("converged"), bool)]
     if solved:
         converged = sum(row["converged"] for row in solved)
         looked = sum(row["converged"] and row.get("checked") == row["step"] for row in solved)
-        told.append(
+        lines.append(
             f"The largest eigenvalue converged at {converged} of {len(solved)} measurements; at "
             f"{looked} a search outside the vectors kept from the last one found no larger one."
         )
@@ -111,8 +111,8 @@ def _sureness(run: Run) -> list[str]:
         notes = [row.get(f"{tag}_settled") for row in run.rows]
         found = [note for note in notes if isinstance(note, bool)]
         if found:
-            told.append(f"The {name} was settled at {sum(found)} of {len(found)} measurements.")
-    return told
+            lines.append(f"The {name} was settled at {sum(found)} of {len(found)} measurements.")
+    return lines
 
 
 def _tiles(run: Run) -> str:
@@ -141,19 +141,19 @@ def _charts(run: Run) -> str:
 
 
 def rank(key: str) -> tuple[int, str]:
-    """In which order keys are told: what says most about a run first, then by name."""
+    """Sort key of the scalars: the most informative first, then by name."""
     last = key.rpartition("/")[2]
     return (_FIRST.index(last) if last in _FIRST else len(_FIRST)), key
 
 
 def _drawn_with_another(key: str, series: Mapping[str, Any]) -> bool:
     prefix, _, last = key.rpartition("/")
-    return any(f"{prefix}/{other}" in series for other in _BESIDE.get(last, ()))
+    return any(f"{prefix}/{other}" in series for other in _DRAWN_WITH.get(last, ()))
 
 
 def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
     prefix, _, last = key.rpartition("/")
-    # Of Adam and kin the edge bounds the preconditioned eigenvalue, not the plain one.
+    # With adaptive optimizers the edge is a bound of the preconditioned eigenvalue.
     bounded = "preconditioned_eigenvalue" if f"{prefix}/{_FIRST[2]}" in series else "top_eigenvalue"
     curves = [Curve(key, series[key])]
     if last == bounded and f"{prefix}/edge" in series:
@@ -175,17 +175,17 @@ def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
 # -- pictures ---------------------------------------------------------------------------------
 
 
-def _film(run: Run, film: Film) -> str:
+def _pictures(run: Run, series: PictureSeries) -> str:
     pictures: list[tuple[int, str]] = []
-    draw, reading = _drawing(film)
-    for step, frame in film.frames.items():
+    draw, reading = _drawing(series)
+    for step, frame in series.frames.items():
         try:
             pictures.append((step, embedded(draw(frame, step))))
-        except Exception as error:  # values that no picture can be made of
-            run.problems.append(f"{film.kind} at step {step} could not be drawn ({error})")
+        except Exception as error:  # values that cannot be drawn
+            run.problems.append(f"{series.kind} at step {step} could not be drawn ({error})")
     if not pictures:
         return ""
-    name = escape(film.kind)
+    name = escape(series.kind)
     last, shown = pictures[-1], len(pictures)
     strip = "".join(
         f'<button type="button" aria-label="Show step {step}"><img src="{data}" alt="">'
@@ -193,8 +193,8 @@ def _film(run: Run, film: Film) -> str:
         for step, data in pictures
     )
     count = f"{shown} picture{'s' if shown > 1 else ''}"
-    if film.found > shown:
-        count += f" of {film.found}, evenly chosen: at most {FRAMES} are shown"
+    if series.found > shown:
+        count += f" of {series.found}, evenly chosen: at most {FRAMES} are shown"
     return (
         f'<figure class="film" data-kind="{name}"><figcaption><h3>{name}</h3>'
         f"<p>{escape(reading)}</p></figcaption>"
@@ -205,21 +205,21 @@ def _film(run: Run, film: Film) -> str:
     )
 
 
-def _drawing(film: Film) -> tuple[Callable[[Any, int], Figure], str]:
-    first = next(iter(film.frames.values()))
+def _drawing(series: PictureSeries) -> tuple[Callable[[Any, int], Figure], str]:
+    first = next(iter(series.frames.values()))
     if isinstance(first, SpectralDensity):
         return lambda frame, step: density_figure(frame, metadata={"step": step}), DENSITY
-    scale = _scale(film)
+    scale = _scale(series)
     planes = len(first[0].coordinates) == 2
-    reading = slices_text(film.kind, planes)
+    reading = slices_text(series.kind, planes)
     if planes:
         return lambda frame, step: plane_figure(frame[0], scale=scale), reading
     return lambda frame, step: line_figure(frame, scale=scale), reading
 
 
-def _scale(film: Film) -> ColorScale | None:
-    """The run's: that of the first picture with a loss, as the callback chose it."""
-    for frame in film.frames.values():
+def _scale(series: PictureSeries) -> ColorScale | None:
+    """The scale of the first picture with a finite loss, as the callback chose it."""
+    for frame in series.frames.values():
         if isinstance(frame, list) and all(math.isfinite(s.center_loss) for s in frame):
             return max((ColorScale.from_slice(s) for s in frame), key=lambda scale: scale.limit)
     return None
@@ -237,16 +237,16 @@ def _settings(run: Run) -> str:
             name = key if "/" in key or not monitor else f"{monitor}/{key}"
             if key in ("step", "monitor") or (is_number(value) and name in drawn):
                 continue
-            if isinstance(value, dict):  # one more number for each value, not a setting
+            if isinstance(value, dict):  # values, not a setting
                 continue
             facts.setdefault(monitor, {}).setdefault(key, []).append(value)
-    for film in run.films:
-        frame = next(iter(film.frames.values()))
+    for series in run.pictures:
+        frame = next(iter(series.frames.values()))
         if isinstance(frame, list) and isinstance(frame[0], Slice):
             known = frame[0].metadata
-            facts[film.kind] = {k: [v] for k, v in known.items() if k not in _OF_ONE_FRAME}
+            facts[series.kind] = {k: [v] for k, v in known.items() if k not in _FRAME_METADATA}
     rows = "".join(
-        f"<tr><td>{escape(owner)}</td><td>{escape(str(key))}</td><td>{escape(_told(values))}</td></tr>"
+        f"<tr><td>{escape(owner)}</td><td>{escape(str(key))}</td><td>{escape(_joined(values))}</td></tr>"
         for owner, known in facts.items()
         for key, values in known.items()
     )
@@ -256,13 +256,13 @@ def _settings(run: Run) -> str:
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
-def _told(values: list[Any]) -> str:
+def _joined(values: list[Any]) -> str:
     distinct = list(dict.fromkeys(_one(value) for value in values))
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(distinct) > 1 and len(numbers) == len(values):
         return f"{_one(min(numbers))} to {_one(max(numbers))}"
-    told = "; ".join(distinct[:5])
-    return told if len(distinct) <= 5 else f"{told}; and {len(distinct) - 5} more"
+    text = "; ".join(distinct[:5])
+    return text if len(distinct) <= 5 else f"{text}; and {len(distinct) - 5} more"
 
 
 def _one(value: Any) -> str:

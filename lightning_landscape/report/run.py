@@ -1,4 +1,4 @@
-"""Reads a log directory: rows of numbers, slices, densities, and what of it cannot be read."""
+"""Read a log directory: rows of numbers, slices, densities, and a list of problems."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.training.history import read_rows
 from lightning_landscape.training.records import FOLDER, HISTORY_FILE
 
-FRAMES = 24  # most of one kind on a page
-_LABELS = ("step", "epoch", "monitor")  # of a row; they are no values
+FRAMES = 24  # maximum number of pictures of one kind
+_LABELS = ("step", "epoch", "monitor")  # keys of a row that are not values
 _NAME = re.compile(r"(?P<kind>.+?)(?:(?<=-line)-(?P<number>\d+))?-step(?P<step>\d+)\.npz")
 
 
 @dataclass
-class Film:
-    """Pictures of one kind, e.g. of ``landscape-plane``: what to draw at each step."""
+class PictureSeries:
+    """Pictures of one kind, e.g. ``landscape-plane``: the data to draw at each step."""
 
     kind: str
     frames: dict[int, list[Slice] | SpectralDensity]
-    found: int  # steps on the disk, of which at most ``FRAMES`` are here
+    found: int  # number of steps on disk, of which at most ``FRAMES`` are in ``frames``
 
 
 @dataclass
 class Run:
-    """What a run left behind."""
+    """The contents of a log directory."""
 
     folder: Path
     rows: list[dict[str, Any]]
-    films: list[Film] = field(default_factory=list)
+    pictures: list[PictureSeries] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def series(self) -> dict[str, dict[int, float]]:
-        """Every scalar of the rows: key -> step -> value, NaN where it was not finite.
+        """Every scalar of the rows: key -> step -> value, NaN if not finite.
 
-        That is what is logged, whose key has a ``/``, and of what a callback notes beside it, which
-        appears as ``monitor/key``, the losses and other decimal numbers that change.
+        These are the logged values, whose keys contain a ``/``, and of the other entries of the
+        rows, under ``monitor/key``, the losses and all floats that change.
         """
         found: dict[str, dict[int, float]] = {}
         noted: dict[str, dict[int, float]] = {}
@@ -65,12 +65,12 @@ class Run:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number and not a truth value."""
+    """Whether ``value`` is a number, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def as_float(value: float) -> float:
-    """A float; infinite where an integer has more digits than floats hold."""
+    """``value`` as a float; infinite if an integer is out of range."""
     try:
         return float(value)
     except OverflowError:
@@ -81,8 +81,8 @@ def read_run(folder: Path, most: int = FRAMES) -> Run:
     """Read the run in ``folder``, or the only one below it, and ``most`` pictures of each kind.
 
     Raises:
-        FileNotFoundError: no such directory, or no measurement in it.
-        ValueError: several runs.
+        FileNotFoundError: the directory does not exist, or contains no measurement.
+        ValueError: it contains several runs.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -107,9 +107,9 @@ def read_run(folder: Path, most: int = FRAMES) -> Run:
             steps = files.setdefault(match["kind"], {})
             steps.setdefault(int(match["step"]), []).append(path)
         else:
-            run.problems.append(f"{path.name} is not a name of ours and is left out")
+            run.problems.append(f"{path.name} is not the name of a measurement and is left out")
     for kind, steps in files.items():
-        _add_film(run, kind, steps, most)
+        _add_series(run, kind, steps, most)
     return run
 
 
@@ -133,10 +133,10 @@ def _is_run(folder: Path) -> bool:
     return (folder / HISTORY_FILE).is_file() or any(folder.glob(f"{FOLDER}/*.npz"))
 
 
-def _add_film(run: Run, kind: str, steps: dict[int, list[Path]], most: int) -> None:
+def _add_series(run: Run, kind: str, steps: dict[int, list[Path]], most: int) -> None:
     frames: dict[int, list[Slice] | SpectralDensity] = {}
     left = sorted(steps)
-    if most == 1:  # of the last step that can be read
+    if most == 1:  # the last step that can be read
         for step in reversed(left):
             if _add_frame(run, frames, step, steps[step]):
                 break
@@ -144,18 +144,18 @@ def _add_film(run: Run, kind: str, steps: dict[int, list[Path]], most: int) -> N
         for index in evenly(len(left), most):
             _add_frame(run, frames, left[index], steps[left[index]])
     if frames:
-        run.films.append(Film(kind, frames, len(steps)))
+        run.pictures.append(PictureSeries(kind, frames, len(steps)))
 
 
 def _add_frame(
     run: Run, frames: dict[int, list[Slice] | SpectralDensity], step: int, paths: Sequence[Path]
 ) -> bool:
-    """Read what belongs to one step; whether there is something to draw."""
+    """Read the files of one step; returns whether there is something to draw."""
     read = []
     for path in paths:
         try:
             read.append(_load(path))
-        except Exception as error:  # a damaged archive raises any of a dozen types
+        except Exception as error:  # damaged archives raise many types of errors
             run.problems.append(f"{path.name} cannot be read and is left out ({error})")
     if read and isinstance(read[0], SpectralDensity):
         frames[step] = read[0]
