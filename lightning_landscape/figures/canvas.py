@@ -132,6 +132,15 @@ def set_ticks(axes: Axes, *linear: Axis, bins: int = 5) -> None:
         axis.get_offset_text().set_fontsize(SMALL)
 
 
+def draw_legend(figure: Figure, top: float, columns: int = 1, **options: Any) -> None:
+    """Draws the legend of all axes, ``top`` inches below the upper edge of the figure."""
+    figure.legend(
+        loc="upper left", bbox_to_anchor=(0.03, 1 - top / figure.get_figheight()), fontsize=SMALL,
+        ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3, handletextpad=0.5,
+        columnspacing=1.0, **options,
+    )  # fmt: skip
+
+
 def draw_grid(axes: Axes) -> None:
     """Draws a faint grid below everything."""
     axes.grid(color=GRID, linewidth=0.7)

@@ -22,6 +22,7 @@ from lightning_landscape.figures.canvas import (
     TEXT,
     WIDTH,
     draw_grid,
+    draw_legend,
     in_house_style,
     new_figure,
     set_ticks,
@@ -258,13 +259,8 @@ def points_figure(
         write_across(axes, "nothing finite")
     title = " against ".join(what.rpartition("/")[2] for what in (y, x))
     write_header(figure, title, small)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=(0.03, 1 - legend / height),
-            fontsize=SMALL, ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3,
-            markerscale=0.65, handlelength=1.2, handletextpad=0.5, columnspacing=1.0,
-        )  # fmt: skip
+    if named:
+        draw_legend(figure, legend, columns, markerscale=0.65, handlelength=1.2)
     return figure
 
 

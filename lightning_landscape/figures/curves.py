@@ -17,9 +17,9 @@ from lightning_landscape.figures.canvas import (
     HEADER,
     INK,
     PITCH,
-    SMALL,
     TEXT,
     draw_grid,
+    draw_legend,
     in_house_style,
     new_figure,
     set_ticks,
@@ -149,11 +149,7 @@ def curves_figure(
         write_across(axes, "nothing finite" if chosen else "not measured")
     write_header(figure, key, small)
     if chosen:
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="upper left", fontsize=SMALL, ncols=columns,
-            bbox_to_anchor=(0.03, 1 - legend / height), borderpad=0, borderaxespad=0,
-            labelspacing=0.3, handlelength=2.0, handletextpad=0.5, columnspacing=1.0,
-        )  # fmt: skip
+        draw_legend(figure, legend, columns, handlelength=2.0)
     return figure
 
 

@@ -13,9 +13,9 @@ from lightning_landscape.figures.canvas import (
     GREY,
     HEADER,
     PITCH,
-    SMALL,
     TEXT,
     draw_grid,
+    draw_legend,
     in_house_style,
     new_figure,
     set_ticks,
@@ -100,7 +100,7 @@ def line_figure(
     if names is not None and (band or len(names) != len(lines)):
         raise ValueError(
             f"line_figure(names={names!r:.80}): got {len(names)} names for "
-            f"{'one band' if band else f'{len(lines)} slices'}; pass one name per slice, and no band"
+            f"{'one band' if band else f'{len(lines)} slices'}; pass one name per slice and no band"
         )
     return draw_lines(lines, scale, lines, band, names)
 
@@ -169,10 +169,7 @@ def draw_lines(
     shown = [losses_of(line) if scale is None else centred(line)[0] for line in every]
     write_header(figure, title, [*small, line_remark(np.concatenate(shown), low, high)])
     if entries:
-        figure.legend(
-            loc="upper left", bbox_to_anchor=(0.03, 1 - legend / height), fontsize=SMALL,
-            borderpad=0, borderaxespad=0, labelspacing=0.3, handlelength=2.8, handletextpad=0.5,
-        )  # fmt: skip
+        draw_legend(figure, legend, handlelength=2.8)
     return figure
 
 
