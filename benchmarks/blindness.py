@@ -85,9 +85,7 @@ def _no_search() -> Iterator[None]:
 SAFEGUARDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "warm-start": _cold,
     "search": _no_search,
-    "reach": partial(
-        _set, RESIDUAL_MARGIN=0.0
-    ),  # of the residuals of pairs that may hide something
+    "reach": partial(_set, RESIDUAL_MARGIN=0.0),  # no search from pairs that may hide something
     "random": partial(_set, _RANDOM=1e-9),
     "gradient": partial(_set, _HINT=0.0),
 }

@@ -75,24 +75,24 @@ def curves_figure(
 ) -> Figure:
     """Draws one scalar over the training steps of several runs in one chart.
 
-    The axis is logarithmic where all values are positive and span more than two decades, and
-    symmetric-logarithmic where some are not and they span as much. Values that are not finite, and
-    those of a run that blew up to more than 10,000 times what is typical of the runs, are marked at
-    the border of the chart and leave the axis to the others.
+    The axis is logarithmic if all values are positive and span more than two decades, and symmetric
+    logarithmic if some are not positive and they span as much. Values that are not finite, or more
+    than 10,000 times the typical value of the runs, are marked at the border of the chart and do
+    not affect the axis.
 
-    The optimizer's edge of stability is dashed, in the colour of its run, where ``key`` is the
-    eigenvalue that it bounds: the preconditioned one in the rows of adaptive optimizers, the top
-    eigenvalue in others. For ``.../edge_ratio`` a dashed line marks 1.
+    The optimizer's edge of stability is dashed, in the colour of its run, if ``key`` is the
+    eigenvalue that it bounds: the preconditioned one for adaptive optimizers, the top eigenvalue
+    for others. For ``.../edge_ratio`` a dashed line marks 1.
 
-    With ``groups`` each group is one curve: the median over its runs (seeds), in a band from the
-    lowest to the highest. A run that was not measured at a step where another one was counts with
-    the straight line between its neighbouring measurements; before its first and after its last
-    one, and where it is not finite, it does not count.
+    With ``groups`` each group is one curve: the median over its runs (seeds), with a band from the
+    lowest to the highest. If only some runs were measured at a step, the others are interpolated
+    linearly; before its first and after its last measurement, and where it is not finite, a run is
+    ignored.
 
     Args:
-        histories: run -> its rows, such as ``read_history`` returns, in any order. A run without
-            ``key`` has no curve, which the figure says. Of more than ten curves it shows ten,
-            evenly chosen, and says so.
+        histories: run -> its rows, as ``read_history`` returns them, in any order. Runs without
+            ``key`` have no curve; the header counts them. Of more than ten curves ten are shown,
+            evenly spaced, as the header then says.
         key: the scalar, e.g. ``"hessian/top_eigenvalue"``.
         groups: run -> group, for all runs. None: a curve for each run.
         edge: draw the edge.
@@ -102,7 +102,7 @@ def curves_figure(
 
     Raises:
         TypeError: if ``histories`` is not a mapping from names to sequences of mappings.
-        ValueError: if ``histories`` is empty, or ``groups`` lacks a run.
+        ValueError: if ``histories`` is empty, or a run is missing in ``groups``.
     """
     check_flags("curves_figure", edge=edge)
     if not isinstance(key, str):

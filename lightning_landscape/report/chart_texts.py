@@ -40,7 +40,7 @@ SCALARS = {
         "Below zero there is a direction in which the loss curves downwards.",
     ),
     "trace": ("Trace of the Hessian", "The sum of all curvatures, estimated from random signs."),
-    "trace_stderr": ("Standard error of the trace", "How sure the trace is: small is good."),
+    "trace_stderr": ("Standard error of the trace", "How accurate the trace is: small is good."),
     "frobenius": ("Frobenius norm of the Hessian", "The overall size of the curvature."),
     "update_curvature": (
         "Curvature along the last step",
@@ -63,7 +63,7 @@ SCALARS = {
         "Average sharpness",
         "The mean rise of the loss under random noise on the weights.",
     ),
-    "average_stderr": ("Standard error of the average", "How sure it is: small is good."),
+    "average_stderr": ("Standard error of the average", "How accurate it is: small is good."),
     "keskar": ("Keskar sharpness", "The largest rise in a small box, in per cent of 1 + loss."),
     "critical": (
         "Critical sharpness",
@@ -71,8 +71,8 @@ SCALARS = {
     ),
     "barrier": (
         "Loss barrier",
-        "How far the loss on the way to the reference rises above the straight line between both "
-        "ends: 0 means that no hill lies between.",
+        "How far the loss on the line to the reference rises above the straight line between both "
+        "ends: 0 means that there is no barrier between them.",
     ),
     "distance": (
         "Distance to the reference",
@@ -80,7 +80,7 @@ SCALARS = {
     ),
     "reference_loss": (
         "Loss at the reference",
-        "Of the reference's weights, on the probe: the other end of the line.",
+        "The probe's loss at the reference's weights, the other end of the line.",
     ),
     "train_loss": (
         "Loss on training data",
@@ -89,15 +89,15 @@ SCALARS = {
     ),
     "val_loss": (
         "Loss on validation data",
-        "The same loss on as many examples that were not trained on.",
+        "The same loss on as many examples that are not in the training data.",
     ),
     "gap": (
         "Generalization gap",
-        "Validation loss less training loss: how much better the model does on what it has seen.",
+        "Validation loss minus training loss: how much better the model is on its training data.",
     ),
     "gap_stderr": (
         "Standard error of the gap",
-        "From the spread over the probes' batches: a gap within two of these is not seen.",
+        "From the spread over the probes' batches: a gap below two of these is not significant.",
     ),
     "center_loss": ("Loss at the weights", "The probe's loss where each picture has its centre."),
 }
