@@ -1,4 +1,4 @@
-"""The optimizer's stability edge during a run, and when clipping leaves none."""
+"""The optimizer's stability edge during a run; none while gradients are clipped."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning_landscape.training.round import Round
 def edge_of(
     this_round: Round, objective: Objective, share: float, warn: Callable[[str], None]
 ) -> StabilityEdge | None:
-    """The edge of the optimizers as they are; None, with a warning, where none is known.
+    """The edge of the optimizers in their current state; None, with a warning, if unknown.
 
-    ``share``: the gradient of one batch in units of the objective's.
+    ``share``: the gradient of one batch relative to that of the objective.
     """
     gradient = objective.gradient()
     gradient_norm = norm(gradient)
@@ -35,13 +35,13 @@ def edge_of(
     if is_overridden("configure_gradient_clipping", module, parent=parent):
         warn(
             "configure_gradient_clipping is overridden; the stability edge is that of gradients "
-            "that are not clipped, so leave it out of account while they are"
+            "that are not clipped, so ignore it at steps with clipping"
         )
     return edge
 
 
 def _clipping(trainer: Trainer, objective: Objective, gradient_norm: float) -> str:
-    """Why there is no edge while gradients are clipped, or an empty string."""
+    """Why clipping leaves no edge at these weights, or an empty string."""
     limit = trainer.gradient_clip_val
     if not limit:
         return ""

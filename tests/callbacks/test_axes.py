@@ -30,14 +30,14 @@ F64 = {"precision": "64-true"}
 def taken(monkeypatch):
     """The axes of every picture, with its step and the loss there."""
     found = []
-    take = Axes.take
+    take = Axes.make
 
     def keep(self, this_round, objective, path):
         axes = take(self, this_round, objective, path)
         found.append((this_round.step, axes))
         return axes
 
-    monkeypatch.setattr(Axes, "take", keep)
+    monkeypatch.setattr(Axes, "make", keep)
     return found
 
 
@@ -295,7 +295,7 @@ def test_no_room_for_copies_ends_the_path_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trajectory, "add", full)
     monitor = LandscapeMonitor(directions="pca", resolution=3, **SETTINGS)
-    with pytest.warns(UserWarning, match="could not be kept: no room"):
+    with pytest.warns(UserWarning, match="could not be copied: no room"):
         train(Linear, regression, [monitor], tmp_path)
     assert (monitor.failed, monitor.measured) == (0, 3)
 
@@ -339,8 +339,8 @@ def test_between(tmp_path, how, taken):
     [
         (lambda s: s.clear(), r"between\[1\]=...\): it holds no parameter 'layer.weight'"),
         (lambda s: s.update({"layer.weight": torch.ones(2)}), r"has shape \(2,\), expected \(1, 5"),
-        (lambda s: s["layer.weight"].zero_(), r"the two lie 0.0 apart"),
-        (lambda s: s["layer.weight"].fill_(math.nan), r"the two lie nan apart"),
+        (lambda s: s["layer.weight"].zero_(), r"the distance of the two is 0.0"),
+        (lambda s: s["layer.weight"].fill_(math.nan), r"the distance of the two is nan"),
     ],
 )
 def test_checkpoints_that_do_not_fit_end_the_run_at_its_start(tmp_path, change, message):

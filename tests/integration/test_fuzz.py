@@ -27,18 +27,18 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     r"critical is not available here": ("critical",),
     r"batch_edge_ratio is not available here": ("batch_edge_ratio",),
     r"the eigenvalue solver stopped at max_hvps": (),
-    r"is small beside the largest eigenvalue seen": (),
+    r"is small compared with the largest eigenvalue seen": (),
     r"Hessian-vector products are central differences": (),
     r"the path of the weights is a straight line so far": (),
-    r"are parallel; [xy] is a random direction": (),
-    r"is zero or not finite; it is a random direction": (),
-    r"training ended where no end was foreseen": (),
+    r"are parallel; [xy] is a random direction instead": (),
+    r"is zero or not finite, and is replaced by a random direction": (),
+    r"training ended earlier than the Trainer's limits": (),
     r"nothing is measured: this fit has no validation loop": (),
 }
 _OWN_CLASSES = ("dataclass", "named tuple")
 _NOT_KEPT = re.compile(
     r"^(validation-)?probe-\d+-rank0.pt could not be written \(ValueError: the probe's batches "
-    r"hold what cannot be read back safely "
+    r"hold objects that cannot be loaded safely "
     r"\(Unsupported global: GLOBAL tests.fuzz.(Named|Record) [^.]*"
 )
 _ADAPTIVE = ("adam", "adamw", "rmsprop")

@@ -119,7 +119,7 @@ BAD = {
     RefusesSlashes: "RefusesSlashes could not be written (ValueError: 'hessian/",
     OtherImages: "OtherImages could not be written (TypeError: ",
     LosesItsClient: "LosesItsClient could not be written (RuntimeError: timed out); training",
-    Nameless: "Nameless does not tell the folder of its run (NotImplementedError: a cloud); ",
+    Nameless: "Nameless gives no directory for its run (NotImplementedError: a cloud); ",
     Plain: "",
     Meddles: "",
 }

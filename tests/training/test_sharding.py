@@ -142,7 +142,7 @@ def test_mixed_precision():
         x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             theirs = float(net(x))
-            with unsharded(net) as whole, whole.precision():
+            with unsharded(net) as parameters, parameters.autocast():
                 assert net.a.weight.dtype == torch.float32
                 assert net.a(x).dtype == torch.bfloat16
                 assert float(net(x)) == pytest.approx(theirs, rel=2e-2)
