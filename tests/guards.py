@@ -1316,8 +1316,8 @@ GUARDS = [
     Guard(
         "as many training as validation examples",
         GENERALIZATION,
-        "wanted = min(map(sum, sizes))",
-        "wanted = max(map(sum, sizes))",
+        "count = min(map(sum, sizes))",
+        "count = max(map(sum, sizes))",
         f"{GAP} -k test_values",
     ),
     Guard(

@@ -89,7 +89,7 @@ class Axes:
 
     @property
     def filtered(self) -> bool:
-        """Whether the axes are filter-normalized."""
+        """Whether the axes are filter-normalised."""
         return set(self.pair) == {"random"}
 
     def make(
@@ -108,7 +108,7 @@ class Axes:
         return x, y
 
     def random(self, this_round: Round, objective: Objective, repeat: int) -> Axis:
-        """A random direction with the seed ``seed + repeat``, filter-normalized."""
+        """A random direction with the seed ``seed + repeat``, filter-normalised."""
         filters = filter_dims_of(this_round.pl_module)
         vector = random_vector(objective.params, self._seed + repeat)
         normalized = filter_normalize(vector, objective.params, filter_dims=filters)
@@ -117,7 +117,7 @@ class Axes:
             return Axis(f"random {repeat + 1}", normalized, True, "random")
         if length == 0.0:
             self._monitor.warn_once(
-                "all parameters are vectors or zero, which filter normalization excludes; random "
+                "all parameters are vectors or zero, which filter normalisation excludes; random "
                 "directions have length 1 instead"
             )
         return replace(self._random_unit(objective, repeat), name=f"random {repeat + 1}")

@@ -52,7 +52,7 @@ class GeneralizationMonitor(Monitor):
         probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: fixed dropout masks and
             BatchNorm on batch statistics.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            required with manual optimization, and if validation batches have another structure.
+            required with manual optimisation, and if validation batches have another structure.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: not used, because there are no derivatives.
         engine: not used.
@@ -78,7 +78,7 @@ class GeneralizationMonitor(Monitor):
 
     Raises:
         ValueError: an argument out of its range.
-        MisconfigurationException: two monitors of one name; manual optimization without a
+        MisconfigurationException: two monitors of one name; manual optimisation without a
             ``loss_fn``.
 
     Cost: one forward of each probe, two with ``metric_fn``.
@@ -268,9 +268,9 @@ class GeneralizationMonitor(Monitor):
         processes = this_round.processes
         local = torch.tensor([probe.size for probe in probes], device=processes.device)
         sizes = [[int(row[which]) for row in processes.gathered(local)] for which in range(2)]
-        wanted = min(map(sum, sizes))
+        count = min(map(sum, sizes))
         train, val = (
-            first_examples(probe.batches, split_in_proportion(per_process, wanted)[processes.rank])
+            first_examples(probe.batches, split_in_proportion(per_process, count)[processes.rank])
             for probe, per_process in zip(probes, sizes, strict=True)
         )
         return train, val
@@ -320,8 +320,8 @@ class GeneralizationMonitor(Monitor):
             self._bookkeeping.stored[VALIDATION].entry = state_dict.get("validation_probe")
 
 
-def split_in_proportion(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Split ``wanted`` examples in proportion to the ``sizes`` of processes; at least 1 each.
+def split_in_proportion(sizes: Sequence[int], count: int) -> list[int]:
+    """Split ``count`` examples in proportion to the ``sizes`` of processes; at least 1 each.
 
     Example:
         >>> split_in_proportion([256, 256], 390)
@@ -331,9 +331,9 @@ def split_in_proportion(sizes: Sequence[int], wanted: int) -> list[int]:
     """
     total, before, taken = sum(sizes), 0, []
     for size in sizes:
-        taken.append((before + size) * wanted // total - before * wanted // total)
+        taken.append((before + size) * count // total - before * count // total)
         before += size
-    return [max(count, 1) for count in taken]
+    return [max(part, 1) for part in taken]
 
 
 def _sizes(batches: Sequence[ProbeBatch]) -> list[int]:

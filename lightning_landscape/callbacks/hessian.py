@@ -43,7 +43,7 @@ class HessianMonitor(HessianMeasurement):
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            required with manual optimization.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
         engine: how Hessian-vector products are computed, see ``Objective``.
@@ -95,7 +95,7 @@ class HessianMonitor(HessianMeasurement):
 
     Raises:
         ValueError: an argument out of its range.
-        MisconfigurationException: two monitors of one name; manual optimization without a
+        MisconfigurationException: two monitors of one name; manual optimisation without a
             ``loss_fn``.
 
     Cost: about 3 Hessian-vector products (8 gradients of the probe) per measurement, twice that for

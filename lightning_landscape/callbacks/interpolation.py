@@ -51,7 +51,7 @@ class InterpolationMonitor(InterpolationMeasurement):
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            required with manual optimization.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
             All others keep their current values on the whole line.
@@ -92,7 +92,7 @@ class InterpolationMonitor(InterpolationMeasurement):
         ValueError: an argument out of its range; weights that lack a measured parameter, or of
             another shape.
         FileNotFoundError: a checkpoint is missing.
-        MisconfigurationException: manual optimization without a ``loss_fn``.
+        MisconfigurationException: manual optimisation without a ``loss_fn``.
 
     Cost: ``resolution`` forwards of each probe, twice as many with re-estimated statistics, and
     ``plane_resolution^2`` for a plane.  A copy of the selected parameters in main memory, including

@@ -34,7 +34,7 @@ from lightning_landscape.training.parameters import measured_parameters
 class LandscapeMonitor(LandscapeMeasurement):
     """Draw the loss on a line and on a plane through the weights during training.
 
-    Every picture has the weights at its center and shows the loss minus the loss there, on one
+    Every picture has the weights at its centre and shows the loss minus the loss there, on one
     scale for the whole run (from the first picture).  The curvature along a random direction is
     about 1/100 of the largest: random slices look flat.  ``"eigenvectors"`` and ``"gradient"`` show
     the steep directions.
@@ -52,7 +52,7 @@ class LandscapeMonitor(LandscapeMeasurement):
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            required with manual optimization.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
         engine: how Hessian-vector products are computed, see ``Objective``.
@@ -61,7 +61,7 @@ class LandscapeMonitor(LandscapeMeasurement):
         verbose: not used.
         directions: one of these words, or two of them for x and y.
 
-            - ``"random"``: drawn from ``seed``, the same in the whole run, filter-normalized to the
+            - ``"random"``: drawn from ``seed``, the same in the whole run, filter-normalised to the
               current weights.
             - ``"eigenvectors"``: of the two largest eigenvalues, of length 1.
             - ``"gradient"``: of length 1.
@@ -82,7 +82,7 @@ class LandscapeMonitor(LandscapeMeasurement):
         line_resolution: points along the lines; 0: no lines.
         seed: seed of the random directions.
         surface: log the plane as a 3D surface too, for TensorBoard's mesh plugin; other loggers do
-            not support it.  The height is the color of the plane.
+            not support it.  The height is the colour of the plane.
         seeds: with ``directions="random"``, number of directions in the line picture: above 2 as
             their median with a band from the lowest to the highest.
         trajectory: draw the path of the weights on the plane, always with ``"pca"``.  Up to 16

@@ -246,7 +246,7 @@ class LandscapeMeasurement(Monitor):
                 measured.surfaces[self.key("surface")] = partial(surface_mesh, slices[0], scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """The common state, and the color scale of the run."""
+        """The common state, and the colour scale of the run."""
         scales = {tag: dict(limits) for tag, limits in self._scales.items()}
         return {**super().state_dict(), "scales": scales}
 

@@ -102,7 +102,7 @@ def measure(
             (``save_weights_only=True``) learning rates are those of ``configure_optimizers``.
         callbacks: the measuring callbacks; ``None``: ``landscape_callbacks(max_overhead=None)``.
             Their schedules and limits are ignored.  Callbacks with a state in the checkpoint use
-            the probes and color scales of the training run.
+            the probes and colour scales of the training run.
         logdir: a new ``version_<n>`` in it has the same files as the log directory of a training.
         probe_samples: number of examples in the probe of the default callbacks.
         loss_fn: for the default callbacks, see ``HessianMonitor``.

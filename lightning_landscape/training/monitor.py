@@ -72,7 +72,7 @@ class Monitor(Quantity, Callback):
         if self.loss_fn is None and not pl_module.automatic_optimization:
             raise misconfiguration(
                 trainer,
-                f"{type(self).__name__}: {type(pl_module).__name__} uses manual optimization, so "
+                f"{type(self).__name__}: {type(pl_module).__name__} uses manual optimisation, so "
                 f"its training_step cannot be called to measure a loss (it would step the "
                 f"optimizer). Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)",
             )

@@ -162,7 +162,7 @@ REFUSED = [
         Run(
             f"{kind.__name__}(loss_fn=None) with manual optimisation",
             lambda _, kind=kind: [kind()],
-            ("Manual uses manual optimization", rf"Pass {kind.__name__}\(loss_fn=lambda pl_module"),
+            ("Manual uses manual optimisation", rf"Pass {kind.__name__}\(loss_fn=lambda pl_module"),
             MisconfigurationException,
             Manual,
         )
