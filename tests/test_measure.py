@@ -492,7 +492,7 @@ def test_nothing_could_be_measured(tmp_path):
 
 def test_eval_mode_is_said(tmp_path):
     module = Net().eval()
-    with pytest.warns(match="Net is in eval mode, and so it is measured"):
+    with pytest.warns(match="Net is in eval mode and is measured in that mode"):
         measure(module, regression, callbacks=[SharpnessMonitor()], logdir=tmp_path, **CPU)
 
 

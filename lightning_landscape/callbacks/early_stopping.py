@@ -104,7 +104,7 @@ class SharpnessEarlyStopping(Callback):
                 + (
                     f"available: {available}; pass one of these"
                     if available
-                    else "add one that does, e.g. HessianMonitor()"
+                    else "add a HessianMonitor, for example"
                 ),
             )
         listeners = source._bookkeeping.listeners

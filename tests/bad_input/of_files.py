@@ -150,7 +150,7 @@ ROWS = [
     wrong(MEASURE, "checkpoint", _at("torn.ckpt", "text.ckpt", "pickle.ckpt", "boom.ckpt"),
           ValueError, "cannot be read safely .* pass", tells=str(HERE)),
     wrong(MEASURE, "checkpoint", _at("weights.ckpt", "list.ckpt"), ValueError,
-          "no checkpoint of a Trainer, .* pass the module", tells=str(HERE)),
+          "not a checkpoint of a Trainer, .* pass the module", tells=str(HERE)),
     wrong(MEASURE, "checkpoint", (3, ["a"], {"state_dict": {}}), TypeError, "expected the path of"),
     wrong(MEASURE, "callbacks", ([], [3], [SharpnessEarlyStopping("a", 1.0)], 3, "all"), TypeError,
           "expected measuring callbacks, e.g"),

@@ -256,7 +256,7 @@ TOLD = [
     Run(
         "HessianMonitor(probe=[x, y]), one batch as a list",
         lambda _: [HessianMonitor(probe=list(BATCH), **ALWAYS)],
-        ("probe is a list, so each of its items was taken as a", r"pass probe=tuple\(batch\)"),
+        ("probe is a list, so each of its items was used as a", r"pass probe=tuple\(batch\)"),
     ),
     Run(
         "HessianMonitor(probe=(text, text)), which hold no tensor",

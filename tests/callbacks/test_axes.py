@@ -113,7 +113,7 @@ def test_an_end_that_nobody_foresaw(tmp_path, taken):
     monitor = LandscapeMonitor(
         directions="update", resolution=3, every_n_train_steps=100, max_overhead=None
     )
-    with pytest.warns(UserWarning, match="no end was foreseen"):
+    with pytest.warns(UserWarning, match="earlier than the Trainer's limits"):
         train(Linear, regression, [monitor, Stop()], tmp_path, max_epochs=50, min_epochs=0)
     assert monitor.failed == 0
     assert [axes[0].name for _, axes in taken] == ["update", "random"]

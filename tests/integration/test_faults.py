@@ -491,7 +491,7 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
     def undrawable(*_, **__):
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(recorder, "_ends_torn", full)
+    monkeypatch.setattr(recorder, "_ends_in_incomplete_line", full)
     monkeypatch.setattr(Slice, "save", full)
     monkeypatch.setattr(Probe, "fingerprint", undrawable)
     monkeypatch.setattr(lightning_landscape.figures, "plane_figure", undrawable)
