@@ -274,7 +274,7 @@ def test_resumed(tmp_path, directions):
         train(Linear, regression, [resumed], tmp_path / "b", max_epochs=6, ckpt_path=checkpoint)
     assert resumed.failed == 0
     assert len(resumed.history) >= 4
-    anew = [w for w in caught if "starts anew" in str(w.message)]
+    anew = [w for w in caught if "starts again" in str(w.message)]
     assert len(anew) == ("pca" in directions)
     if anew:
         assert slices(tmp_path / "b", "plane")[0].metadata["path"]["steps"][0] == 9
@@ -337,7 +337,7 @@ def test_between(tmp_path, how, taken):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.clear(), r"between\[1\]=...\): it holds no parameter 'layer.weight'"),
+        (lambda s: s.clear(), r"between\[1\]=...\): it has no parameter 'layer.weight'"),
         (lambda s: s.update({"layer.weight": torch.ones(2)}), r"has shape \(2,\), expected \(1, 5"),
         (lambda s: s["layer.weight"].zero_(), r"the distance of the two is 0.0"),
         (lambda s: s["layer.weight"].fill_(math.nan), r"the distance of the two is nan"),

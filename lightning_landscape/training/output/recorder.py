@@ -205,7 +205,7 @@ class Recorder:
 
 
 def _is_disk_error(error: Exception) -> bool:
-    """Whether it is an OSError of the disk; those of a network have these types or no errno."""
+    """Whether it is an OSError of the disk.  Network errors are OSErrors too."""
     network = isinstance(error, (ConnectionError, TimeoutError))
     return isinstance(error, OSError) and not network and (error.errno or 0) > 0
 
