@@ -29,8 +29,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many types
         raise ValueError(
-            f"{owner}: it cannot be read safely ({why_unreadable(error)}); allow classes "
-            f"in it that you trust with torch.serialization.add_safe_globals([...])"
+            f"{owner}: it cannot be read safely ({why_unreadable(error)}); pass classes "
+            f"in it that you trust to torch.serialization.add_safe_globals([...])"
         ) from error
     required = {"state_dict", "loops", "epoch", "global_step"}
     if not isinstance(content, dict) or not required <= content.keys():

@@ -33,7 +33,7 @@ class LastStep:
         self.batches: list[ProbeBatch] = []
         self._before = WeightsBefore()
         self._copied_at = -1  # trainer.global_step
-        self._fault: Exception | None = None
+        self._error: Exception | None = None
 
     def check(self) -> None:
         """Raise if copying failed.
@@ -41,10 +41,10 @@ class LastStep:
         Raises:
             RuntimeError: with the reason.
         """
-        if self._fault is not None:
+        if self._error is not None:
             raise RuntimeError(
-                f"the batch and the weights before the step could not be copied ({self._fault})"
-            ) from self._fault
+                f"the batch and the weights before the step could not be copied ({self._error})"
+            ) from self._error
 
     @property
     def before(self) -> WeightsBefore:
@@ -54,7 +54,7 @@ class LastStep:
 
     def begin_batch(self) -> None:
         """Clear an error of the batch before."""
-        if self._fault is not None:
+        if self._error is not None:
             self.clear_weights()
 
     def needs_weights_at(self, step: int) -> bool:
@@ -67,7 +67,7 @@ class LastStep:
         self.attempt(lambda: self._copy_weights(trainer))
 
     def _copy_weights(self, trainer: Trainer) -> None:
-        if self._fault is not None:
+        if self._error is not None:
             return
         pairs = [(p, g) for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
         weights = {id(p): p for p, _ in pairs}
@@ -86,8 +86,8 @@ class LastStep:
         try:
             copy()
         except Exception as error:
-            self.batches, self._before, self._fault = [], WeightsBefore(), error
+            self.batches, self._before, self._error = [], WeightsBefore(), error
 
     def clear_weights(self) -> None:
         """Drop the copy of the weights."""
-        self._before, self._copied_at, self._fault = WeightsBefore(), -1, None
+        self._before, self._copied_at, self._error = WeightsBefore(), -1, None

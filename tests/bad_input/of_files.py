@@ -145,7 +145,7 @@ ROWS = [
           "expected a DataLoader, a list of batches, a LightningDataModule"),
     wrong(MEASURE, "data", (regression().dataset,), TypeError, "expected a DataLoader"),
     wrong(MEASURE, "data", ([],), ValueError, "holds no batch; pass", tells="measure(data=[]"),
-    wrong(MEASURE, "checkpoint", _at("gone.ckpt",), FileNotFoundError, "expected one that a Traine",
+    wrong(MEASURE, "checkpoint", _at("gone.ckpt",), FileNotFoundError, "expected a checkpoint saved",
           tells="gone.ckpt"),
     wrong(MEASURE, "checkpoint", _at("torn.ckpt", "text.ckpt", "pickle.ckpt", "boom.ckpt"),
           ValueError, "cannot be read safely .* pass", tells=str(HERE)),
@@ -163,7 +163,7 @@ ROWS = [
     wrong(MEASURE, "init", (3, "width=3", [1]), TypeError, "expected a mapping from argument to v"),
     wrong(MEASURE, "report", (1, "yes", None), TypeError, "expected True or False"),
     wrong(MEASURE, "progress", (1, "no", None), TypeError, "expected True or False"),
-    wrong(MEASURE, "max_epochs", (3,), TypeError, "not to be set, no training is done; leave it ou",
+    wrong(MEASURE, "max_epochs", (3,), TypeError, "nothing is trained; leave it ou",
           tells="max_epochs="),
     wrong(MEASURE, "precison", ("16-mixed",), TypeError, "expected an argument of the Trainer"),
 ]  # fmt: skip
