@@ -145,7 +145,7 @@ ROWS = [
           "expected a DataLoader, a list of batches, a LightningDataModule"),
     wrong(MEASURE, "data", (regression().dataset,), TypeError, "expected a DataLoader"),
     wrong(MEASURE, "data", ([],), ValueError, "holds no batch; pass", tells="measure(data=[]"),
-    wrong(MEASURE, "checkpoint", _at("gone.ckpt",), FileNotFoundError, "expected a checkpoint saved",
+    wrong(MEASURE, "checkpoint", _at("gone.ckpt",), FileNotFoundError, "expected a checkpoint",
           tells="gone.ckpt"),
     wrong(MEASURE, "checkpoint", _at("torn.ckpt", "text.ckpt", "pickle.ckpt", "boom.ckpt"),
           ValueError, "cannot be read safely .* pass", tells=str(HERE)),
