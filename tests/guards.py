@@ -168,7 +168,7 @@ GUARDS = [
     Guard(
         "teachers that the loss moves",
         STATE,
-        "for parameter, content in self._moved:\n            _overwrite(parameter, content)",
+        "for parameter, content in self._changed:\n            _overwrite(parameter, content)",
         "pass",
         f"{ZOO} -k teacher",
         within="ModuleState.end_evaluation",
@@ -191,14 +191,14 @@ GUARDS = [
     Guard(
         "NumPy generators",
         STATE,
-        'lambda: setattr(value.bit_generator, "state", bits)',
+        'lambda: setattr(value.bit_generator, "state", bit_state)',
         "lambda: None",
         EQUAL,
     ),
     Guard(
         "Python generators",
         STATE,
-        "lambda: value.setstate(words)",
+        "lambda: value.setstate(python_state)",
         "lambda: None",
         f"{ZOO} -k noise",
     ),
@@ -216,7 +216,7 @@ GUARDS = [
         "loop._results = type(results)(training=results.training)",
         "pass",
         EQUAL,
-        within="_silenced",
+        within="_without_logging",
     ),
     Guard(
         "loggers",
@@ -236,8 +236,8 @@ GUARDS = [
     Guard(
         "a fresh batch for each evaluation",
         LOSSES,
-        "fresh = partial(clone_batch, held.batch)",
-        "fresh = lambda: held.batch",
+        "make_batch = partial(clone_batch, batch.batch)",
+        "make_batch = lambda: batch.batch",
         f"{ISOLATION} -k values_repeat",
     ),
     Guard(
@@ -265,7 +265,7 @@ GUARDS = [
     Guard(
         "batches that did not step",
         SESSION,
-        "if trainer.global_step == self._stepped:",
+        "if trainer.global_step == self._last_global_step:",
         "if False:",
         MEASURING,
         within="Session.on_train_batch_end",
@@ -479,15 +479,15 @@ GUARDS = [
     Guard(
         "values borrow no more than the run will earn",
         "callbacks/hessian_measurement.py",
-        "self._solver.allow(max(most, self.k + 1))",
-        "self._solver.allow(self.max_hvps)",
+        "self._solver.limit_products(max(most, self.k + 1))",
+        "self._solver.limit_products(self.max_hvps)",
         f"{SCHEDULE} -k what_the_run_can_pay_for",
     ),
     Guard(
         "what the run pays for is for all eigenvalue problems together",
         "callbacks/hessian_measurement.py",
-        "(this_round.affordable(seconds) - others) / problems",
-        "this_round.affordable(seconds)",
+        "(this_round.operations_within_budget(seconds) - others) / problems",
+        "this_round.operations_within_budget(seconds)",
         f"{SCHEDULE} -k shared_by_all",
     ),
     Guard(
@@ -521,21 +521,21 @@ GUARDS = [
     Guard(
         "a picture beside values waits until it is affordable",
         PUBLISHER,
-        "if final or self._budget.affords_drawing(output.drawings, beside_last=True):",
+        "if final or self._budget.allows_drawing(output.drawings, beside_last=True):",
         "if True:",
         f"{SCHEDULE} -k beside_values_waits",
     ),
     Guard(
         "what was put off comes out of what the last pictures may take",
         SESSION,
-        "if quantity.draws:  # before the rest is divided among these",
+        "if quantity.draws:  # before the remaining budget is divided",
         "if False:",
         f"{SCHEDULE} -k leaves_what",
     ),
     Guard(
         "dear pictures of the whole run are left out",
         "training/measuring.py",
-        "self._budget.affords_drawing(output.drawings)",
+        "self._budget.allows_drawing(output.drawings)",
         "True",
         f"{SCHEDULE} -k is_left_out",
     ),
@@ -556,7 +556,7 @@ GUARDS = [
     Guard(
         "three faults in a row end it",
         FAULTY,
-        "noted.disabled = noted.failed_in_a_row >= _FAILURES_ALLOWED",
+        "bookkeeping.disabled = bookkeeping.failed_in_a_row >= _FAILURES_ALLOWED",
         "disabled = False",
         FAULTS,
     ),
@@ -889,8 +889,8 @@ GUARDS = [
     Guard(
         "batches that know themselves how they belong together",
         BATCH,
-        "_map_tensors(held.batch, partial(piece, s), _refuse)",
-        "_map_tensors(held.batch, partial(piece, s))",
+        "_map_tensors(batch.batch, partial(piece, s), _refuse)",
+        "_map_tensors(batch.batch, partial(piece, s))",
         "tests/training/test_probe.py",
     ),
     # -- several processes
@@ -950,8 +950,8 @@ GUARDS = [
     Guard(
         "a logger that only pretends to take images",
         LOGGERS,
-        '_NOTHING = ("DummyLogger",)',
-        "_NOTHING = ()",
+        '_DUMMIES = ("DummyLogger",)',
+        "_DUMMIES = ()",
         f"{CLIENTS} -k dummy",
     ),
     Guard(
@@ -973,14 +973,14 @@ GUARDS = [
         "a save directory of another machine",
         LOGGERS,
         'Path(path) if scheme in ("file", "local") else None',
-        "Path(place)",
+        "Path(location)",
         f"{BAD_LOGGERS} -k this_machine",
     ),
     Guard(
         "each failing logger is told of once",
         RECORDS,
-        'whose=f"logger {index}"',
-        'whose=f"{action} {index}"',
+        'source=f"logger {index}"',
+        'source=f"{action} {index}"',
         f"{BAD_LOGGERS} -k two_good",
     ),
     Guard(
@@ -1206,15 +1206,15 @@ GUARDS = [
     Guard(
         "batches are one only where that is the same loss",
         ROUND,
-        "whole.loss(), objective.loss()",
-        "whole.loss(), whole.loss()",
+        "combined.loss(), objective.loss()",
+        "combined.loss(), combined.loss()",
         f"{JOINING} -k another_loss",
-        within="Round._as_one",
+        within="Round._concatenated",
     ),
     Guard(
         "batches are one only where there is room",
         ROUND,
-        "same = whole.has_room() and torch",
+        "same = combined.has_room() and torch",
         "same = torch",
         f"{JOINING} -k without_known_room",
     ),
@@ -1228,7 +1228,7 @@ GUARDS = [
     Guard(
         "statistics of BatchNorm belong to the weights on the way",
         LOSSES,
-        "reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])",
+        "reestimate_batch_norm(pl_module, lambda: [value(b) for b in statistics.batches])",
         "pass",
         f"{INTERPOLATION} -k statistics_on_the_way",
     ),
@@ -1242,21 +1242,21 @@ GUARDS = [
     Guard(
         "a resumed run goes on from the old reference",
         "callbacks/interpolation.py",
-        'elif self.reference == "initial" and self._goes_on(trainer, params):',
+        'elif self.reference == "initial" and self._restore_reference(trainer, params):',
         "elif False:",
         f"{INTERPOLATION} -k same_reference",
     ),
     Guard(
         "a reference that holds other weights is refused",
         "training/data/stored.py",
-        'thing.fingerprint() != self.entry["hash"]',
+        'item.fingerprint() != self.entry["hash"]',
         "False",
         f"{INTERPOLATION} -k without_its_file",
     ),
     Guard(
         "a given state dict is not that of the live module",
         "callbacks/reference.py",
-        "{name: _copied(t) for name, t in",
+        "{name: _copy_to_cpu(t) for name, t in",
         "{name: t for name, t in",
         f"{INTERPOLATION} -k live_module",
     ),
@@ -1316,8 +1316,8 @@ GUARDS = [
     Guard(
         "as many training as validation examples",
         GENERALIZATION,
-        "wanted = min(map(sum, sizes))",
-        "wanted = max(map(sum, sizes))",
+        "count = min(map(sum, sizes))",
+        "count = max(map(sum, sizes))",
         f"{GAP} -k test_values",
     ),
     Guard(
@@ -1496,8 +1496,8 @@ GUARDS = [
     Guard(
         "a file that cannot be written is told once, not at each step",
         RECORDS,
-        'whose or re.sub(r"\\d+", "#", what)',
-        "whose or what",
+        'source or re.sub(r"\\d+", "#", what)',
+        "source or what",
         f"{BAD_RUNS} -k cannot_be_written",
     ),
     Guard(
@@ -1517,7 +1517,7 @@ GUARDS = [
     Guard(
         "where a kept probe was found is told on",
         "training/data/stored.py",
-        'self.entry is not None and self.entry["file"] == thing.file',
+        'self.entry is not None and self.entry["file"] == item.file',
         "self.entry is not None",
         f"{RESUME} -k moved",
     ),

@@ -332,7 +332,7 @@ def test_classes_are_built_as_they_were(tmp_path):
 def test_weights_alone(tmp_path):
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_weights_only=True)
     train(Net, regression, [saver], tmp_path, max_epochs=3, enable_checkpointing=True)
-    with pytest.warns(match="the checkpoint holds no optimizer state: edges are those of the"):
+    with pytest.warns(match="the checkpoint has no optimizer state: edges are those of the"):
         found = measure(
             Net, regression, checkpoint=tmp_path / "saved.ckpt", callbacks=given(),
             logdir=tmp_path, **CPU,
@@ -433,7 +433,7 @@ def test_a_class_that_cannot_be_built(tmp_path):
         measure(Needs, regression, logdir=tmp_path)
     with pytest.raises(TypeError, match=r"init=\{'shape': 3\}: .*'shape'"):
         measure(Net, regression, init={"shape": 3}, logdir=tmp_path)
-    with pytest.raises(TypeError, match=r"init=\{'width': 3\}\): expected a class as module"):
+    with pytest.raises(TypeError, match=r"init=\{'width': 3\}\): only used if module is a class"):
         measure(Net(), regression, init={"width": 3}, logdir=tmp_path)
 
 
@@ -450,9 +450,9 @@ def test_a_class_that_cannot_be_built(tmp_path):
         (
             {"callbacks": [HessianMonitor()], "loss_fn": print},
             TypeError,
-            r"callbacks=..., loss_fn=...\): give it to the callbacks",
+            r"callbacks=..., loss_fn=...\): pass loss_fn to the callbacks",
         ),
-        ({"max_epochs": 3}, TypeError, r"measure\(max_epochs=...\): this is not to be set"),
+        ({"max_epochs": 3}, TypeError, r"measure\(max_epochs=...\): it cannot be set"),
     ],
 )
 def test_wrong_arguments(tmp_path, arguments, error, message):
@@ -471,8 +471,8 @@ class Boom:
     ("content", "message"),
     [
         ({"state_dict": Boom()}, "it cannot be read safely .*add_safe_globals"),
-        (Net().state_dict(), r"it is no checkpoint of a Trainer, .*measure\(module, data\)"),
-        ([1], "it is no checkpoint of a Trainer"),
+        (Net().state_dict(), r"it is not a checkpoint of a Trainer, .*measure\(module, data\)"),
+        ([1], "it is not a checkpoint of a Trainer"),
     ],
 )
 def test_files_are_read_safely(tmp_path, content, message):
@@ -492,7 +492,7 @@ def test_nothing_could_be_measured(tmp_path):
 
 def test_eval_mode_is_said(tmp_path):
     module = Net().eval()
-    with pytest.warns(match="Net is in eval mode, and so it is measured"):
+    with pytest.warns(match="Net is in eval mode and is measured in that mode"):
         measure(module, regression, callbacks=[SharpnessMonitor()], logdir=tmp_path, **CPU)
 
 
@@ -544,9 +544,9 @@ NOT_CALLBACKS = 3
         ({"--init": "width"}, "--init 'width': expected NAME=VALUE, e.g. width=64"),
         ({"--init": "size=3"}, "it cannot be built from"),
         ({"--trainer": "x"}, "--trainer 'x': expected NAME=VALUE"),
-        ({"--trainer": "max_epochs=3"}, "measure(max_epochs=...): this is not to be set"),
+        ({"--trainer": "max_epochs=3"}, "measure(max_epochs=...): it cannot be set"),
         ({"--callbacks": "tests.test_measure:NOT_CALLBACKS"}, "expected a callback, a list or a"),
-        ({"--checkpoint": "none.ckpt"}, "no such file; expected one that a Trainer has saved"),
+        ({"--checkpoint": "none.ckpt"}, "no such file; expected a checkpoint saved by a Trainer"),
     ],
 )
 def test_errors_of_the_command(tmp_path, capsys, changed, message):

@@ -1,1 +1,1 @@
-"""The callbacks: thin, one file each.  What is measured is in geometry/, when in training/."""
+"""The callbacks, one file each.  The mathematics is in geometry/, the schedule in training/."""

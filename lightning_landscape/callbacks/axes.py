@@ -1,4 +1,4 @@
-"""The two directions of a picture: where they come from, how long they are, what is shown."""
+"""The two axes of a picture: their directions, lengths and spans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["random", "eigenvectors", "gradient", "update", "pca", "between"]
 DIRECTIONS = ("random", "eigenvectors", "gradient", "update", "pca", "between")
-# The two axes that a single word stands for.
+# The two axes for a single word.
 PAIRS = {
     "random": ("random", "random"),
     "eigenvectors": ("eigenvectors", "eigenvectors"),
@@ -39,12 +39,12 @@ PAIRS = {
     "between": ("between", "random"),
 }
 
-# In steps: from before the step to well past the lowest point of a step that falls short.
-_UPDATE_SPAN, _BESIDE_UPDATE = (-2.0, 3.0), (-2.5, 2.5)
-# Of the path's extent, left free on either side.
+# In steps, from before the step to beyond the lowest point of a step that is too short.
+_UPDATE_SPAN, _SPAN_BESIDE_UPDATE = (-2.0, 3.0), (-2.5, 2.5)
+# Fraction of the path's extent that is added on either side.
 _MARGIN = 0.2
-# Their length means something: the direction beside them gets the same one.
-_WITH_LENGTH = ("update", "between")
+# Directions with a meaningful length; the other axis gets the same length.
+_HAVE_LENGTH = ("update", "between")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Axis:
 
     name: str
     vector: dict[str, Tensor]
-    fixed: bool  # the same direction in every picture of the run
+    fixed: bool  # whether it is the same in every picture of the run
     kind: str
     span: Span = (-1.0, 1.0)
 
@@ -62,10 +62,10 @@ class Axes:
     """Makes the axes of every picture of a run.
 
     Args:
-        monitor: whose pictures.
-        pair: what x and y are, each one of ``DIRECTIONS``.
-        seed: of random directions.
-        span: for both axes; ``None``: what suits each.
+        monitor: the callback, for its warnings and its loss.
+        pair: the directions of x and y, each one of ``DIRECTIONS``.
+        seed: the seed of random directions.
+        span: the span of both axes; ``None``: by direction.
 
     Attributes:
         between: ``b - a``, for ``"between"``, on the CPU.
@@ -83,32 +83,32 @@ class Axes:
         self._last_vectors: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def reset_warm_start(self) -> None:
-        """Start afresh: after a fault processes may hold different results."""
+        """Drop warm starts: after a failure they may differ between processes."""
         self._last_eigen = None
         self._last_vectors.clear()
 
     @property
     def filtered(self) -> bool:
-        """Whether the axes are filter-normalised, not of a stated length."""
+        """Whether the axes are filter-normalised."""
         return set(self.pair) == {"random"}
 
-    def take(
+    def make(
         self, this_round: Round, objective: Objective, path: Trajectory | None
     ) -> tuple[Axis, Axis]:
-        """The axes at the weights of this round; ``path`` on rank zero only."""
+        """The axes at the current weights; ``path`` is given on rank zero only."""
         if self.filtered:
             x, y = (self.random(this_round, objective, repeat) for repeat in (0, 1))
         else:
             principal = self._principal(this_round, objective, path)
-            x, y = (self._one(position, this_round, objective, principal) for position in range(2))
-            x, y = _of_like_length(x, y)
+            x, y = (self._axis(position, this_round, objective, principal) for position in range(2))
+            x, y = _match_lengths(x, y)
             x, y = self._orthogonal(x, y, objective)
         if self._span is not None:
             x, y = replace(x, span=self._span), replace(y, span=self._span)
         return x, y
 
     def random(self, this_round: Round, objective: Objective, repeat: int) -> Axis:
-        """The direction drawn from ``seed + repeat``, filter-normalised."""
+        """A random direction with the seed ``seed + repeat``, filter-normalised."""
         filters = filter_dims_of(this_round.pl_module)
         vector = random_vector(objective.params, self._seed + repeat)
         normalized = filter_normalize(vector, objective.params, filter_dims=filters)
@@ -117,40 +117,40 @@ class Axes:
             return Axis(f"random {repeat + 1}", normalized, True, "random")
         if length == 0.0:
             self._monitor.warn_once(
-                "the parameters are all vectors or all zero, which filter normalisation leaves "
-                "out; random directions have length 1 instead"
+                "all parameters are vectors or zero, which filter normalisation excludes; random "
+                "directions have length 1 instead"
             )
-        return replace(self._drawn(objective, repeat), name=f"random {repeat + 1}")
+        return replace(self._random_unit(objective, repeat), name=f"random {repeat + 1}")
 
-    def _drawn(self, objective: Objective, repeat: int) -> Axis:
+    def _random_unit(self, objective: Objective, repeat: int) -> Axis:
         vector = random_vector(objective.params, self._seed + repeat)
         return Axis("random", unit(vector), True, "random")
 
-    def _one(
+    def _axis(
         self, position: int, this_round: Round, objective: Objective, principal: Sequence[Axis]
     ) -> Axis:
-        """One axis before the two are fitted to one another."""
+        """One axis, before lengths are matched and the two are made orthogonal."""
         kind, repeat = self.pair[position], self.pair[:position].count(self.pair[position])
         if kind == "random":
-            return self._drawn(objective, repeat)
+            return self._random_unit(objective, repeat)
         if kind == "pca" and repeat < len(principal):
             return principal[repeat]
         if kind == "pca":
             self._monitor.warn_once(
-                "the path of the weights is a straight line so far, or a point; where there is no "
-                "second (or no first) principal direction it is a random one"
+                "the path of the weights is a straight line so far, or a point; its missing "
+                "principal directions are replaced by random ones"
             )
-            return self._drawn(objective, 2 + position)
+            return self._random_unit(objective, 2 + position)
         if kind == "update" and not this_round.has_step(
-            self._monitor, "the direction 'update' (a random one takes its place)"
+            self._monitor, "the direction 'update' (replaced by a random one)"
         ):
-            return self._drawn(objective, 2 + position)
-        if kind == "update" and not this_round.knows_update:
+            return self._random_unit(objective, 2 + position)
+        if kind == "update" and not this_round.has_update:
             self._monitor.warn_once(
-                "training ended where no end was foreseen, so that the last step was not kept; "
-                "the last picture has a random direction in its place"
+                "training ended earlier than the Trainer's limits, so that there is no copy of the "
+                "last step; the last picture has a random direction instead"
             )
-            return self._drawn(objective, 2 + position)
+            return self._random_unit(objective, 2 + position)
         if kind == "eigenvectors":
             axis = self._eigenvector(this_round, objective, repeat)
         elif kind == "gradient":
@@ -161,42 +161,42 @@ class Axes:
             vector = {n: self.between[n].to(p.device) for n, p in objective.params.items()}
             axis = Axis("from a to b", vector, True, kind)
         try:
-            shortened = unit(axis.vector)
-        except ValueError:  # where the loss is NaN, or flat, or the optimizer did not step
+            normalized = unit(axis.vector)
+        except ValueError:  # the loss is NaN or flat, or the optimizer did not step
             self._monitor.warn_once(
-                f"{axis.name} is zero or not finite; it is a random direction where it is"
+                f"{axis.name} is zero or not finite, and is replaced by a random direction"
             )
-            return self._drawn(objective, 2 + position)
-        return axis if kind in _WITH_LENGTH else replace(axis, vector=shortened)
+            return self._random_unit(objective, 2 + position)
+        return axis if kind in _HAVE_LENGTH else replace(axis, vector=normalized)
 
     def _orthogonal(self, x: Axis, y: Axis, objective: Objective) -> tuple[Axis, Axis]:
-        """``y`` less its part along ``x``; the other way round where only ``y`` has a length."""
-        swapped = y.kind in _WITH_LENGTH and x.kind not in _WITH_LENGTH
-        kept, moved = (y, x) if swapped else (x, y)
+        """``y`` without its part along ``x``; vice versa if only ``y`` has a meaningful length."""
+        swapped = y.kind in _HAVE_LENGTH and x.kind not in _HAVE_LENGTH
+        base, other = (y, x) if swapped else (x, y)
         try:
-            vector = orthogonal_to(moved.vector, kept.vector)
-            across = moved.kind in _WITH_LENGTH
-            name = f"{moved.name}, across x" if across else moved.name
-            moved = replace(moved, vector=vector, name=name, kind="" if across else moved.kind)
+            vector = orthogonal_to(other.vector, base.vector)
+            across = other.kind in _HAVE_LENGTH
+            name = f"{other.name}, across x" if across else other.name
+            other = replace(other, vector=vector, name=name, kind="" if across else other.kind)
         except ValueError:
             self._monitor.warn_once(
-                f"{moved.name} and {kept.name} are parallel; {'x' if swapped else 'y'} is a random "
-                f"direction"
+                f"{other.name} and {base.name} are parallel; {'x' if swapped else 'y'} is a random "
+                f"direction instead"
             )
-            spare = self._drawn(objective, 1)
-            vector = orthogonal_to(spare.vector, kept.vector)
-            vector = scaled(vector, norm(moved.vector))
-            moved = replace(spare, vector=vector, span=moved.span, fixed=False)
-        return (moved, kept) if swapped else (kept, moved)
+            random = self._random_unit(objective, 1)
+            vector = orthogonal_to(random.vector, base.vector)
+            vector = scaled(vector, norm(other.vector))
+            other = replace(random, vector=vector, span=other.span, fixed=False)
+        return (other, base) if swapped else (base, other)
 
     def _eigenvector(self, this_round: Round, objective: Objective, repeat: int) -> Axis:
-        wanted = self.pair.count("eigenvectors")
+        count = self.pair.count("eigenvectors")
         last = self._last_eigen
         start = last if last is not None and last.fits(objective.params) else None
-        found = self._last_eigen = this_round.top_eigenvalues(self._monitor, wanted, init=start)
+        found = self._last_eigen = this_round.top_eigenvalues(self._monitor, count, init=start)
         vector = found.eigenvectors[repeat]
-        # The sign of an eigenvector is arbitrary: keep to the last picture's, and for the first
-        # picture, here or after a resume, to the same fixed vector.
+        # The sign of an eigenvector is arbitrary: align it with the last picture; in the first one,
+        # also after a resume, with a fixed vector.
         if start is None:
             self._last_vectors.clear()
         key = ("eigenvectors", repeat)
@@ -212,27 +212,27 @@ class Axes:
     def _principal(
         self, this_round: Round, objective: Objective, path: Trajectory | None
     ) -> list[Axis]:
-        """As many as the pair names, or as the path has; found on rank zero, for all."""
-        wanted = self.pair.count("pca")
-        if not wanted:
+        """The principal directions for the pair, as far as they exist; computed on rank zero."""
+        most = self.pair.count("pca")
+        if not most:
             return []
         layout = Layout(objective.params)
-        told = torch.zeros(5, dtype=layout.dtype, device=layout.device)  # how many, their spans
-        flat = torch.zeros(wanted, layout.size, dtype=layout.dtype, device=layout.device)
+        header = torch.zeros(5, dtype=layout.dtype, device=layout.device)  # count, spans
+        flat = torch.zeros(most, layout.size, dtype=layout.dtype, device=layout.device)
         if path is not None:
-            found = pca_directions(path.weights, objective.params, wanted)
-            found = [self._kept_sign(index, vector) for index, vector in enumerate(found)]
-            seen = project(path.weights, objective.params, found) if found else None
+            found = pca_directions(path.weights, objective.params, most)
+            found = [self._with_last_sign(index, vector) for index, vector in enumerate(found)]
+            projection = project(path.weights, objective.params, found) if found else None
             for index, vector in enumerate(found):
-                assert seen is not None
-                ends = [0.0, *seen.coordinates[:, index].tolist()]
+                assert projection is not None
+                ends = [0.0, *projection.coordinates[:, index].tolist()]
                 ends = [end for end in ends if math.isfinite(end)]
                 margin = _MARGIN * (max(ends) - min(ends))
-                told[0] += 1
-                told[1 + 2 * index] = min(ends) - margin
-                told[2 + 2 * index] = max(ends) + margin
+                header[0] += 1
+                header[1 + 2 * index] = min(ends) - margin
+                header[2 + 2 * index] = max(ends) + margin
                 flat[index] = layout.flatten(vector)
-        count, *ends = this_round.from_rank_zero(told).tolist()
+        count, *ends = this_round.from_rank_zero(header).tolist()
         flat = this_round.from_rank_zero(flat.flatten()).view_as(flat)
         return [
             Axis(
@@ -245,19 +245,19 @@ class Axes:
             for index in range(int(count))
         ]
 
-    def _kept_sign(self, index: int, vector: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _with_last_sign(self, index: int, vector: dict[str, Tensor]) -> dict[str, Tensor]:
         vector = aligned(vector, self._last_vectors.get(("pca", index), {}))
         self._last_vectors["pca", index] = vector
         return vector
 
 
-def _of_like_length(x: Axis, y: Axis) -> tuple[Axis, Axis]:
-    """One unit is as long on both axes beside an update or two checkpoints."""
+def _match_lengths(x: Axis, y: Axis) -> tuple[Axis, Axis]:
+    """Give the axis beside an update or two checkpoints the same length."""
     axes = [x, y]
     for own, other in ((0, 1), (1, 0)):
         length, kind = norm(axes[own].vector), axes[other].kind
-        if axes[own].kind in _WITH_LENGTH and kind not in (*_WITH_LENGTH, "pca"):
-            span = _BESIDE_UPDATE if axes[own].kind == "update" else axes[own].span
+        if axes[own].kind in _HAVE_LENGTH and kind not in (*_HAVE_LENGTH, "pca"):
+            span = _SPAN_BESIDE_UPDATE if axes[own].kind == "update" else axes[own].span
             vector = scaled(unit(axes[other].vector), length)
             axes[other] = replace(axes[other], vector=vector, span=span)
         elif axes[own].kind == "pca" and kind == "random":

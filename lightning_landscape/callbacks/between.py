@@ -13,58 +13,60 @@ from torch import Tensor
 from lightning_landscape.geometry.vectors import norm, to_double, working_dtype
 from lightning_landscape.training.data.probe import why_unreadable
 
-Weights = str | Path | Mapping[str, Any]
+WeightsSource = str | Path | Mapping[str, Any]
 
 
-def difference(owner: str, between: Sequence[Weights], params: Mapping[str, Tensor], names: set[str]
-               ) -> dict[str, Tensor]:  # fmt: skip
+def difference(
+    owner: str, between: Sequence[WeightsSource], params: Mapping[str, Tensor], names: set[str]
+) -> dict[str, Tensor]:
     """``b - a`` on the CPU, over the parameters that both have.
 
     Args:
-        owner: the class that the messages name.
+        owner: the class, for messages.
         between: a and b: state dicts, or files that hold one or a Lightning checkpoint.
         params: all parameters of the module.
-        names: those that are measured; both must have them.
+        names: the measured parameters, which both must have.
 
     Raises:
-        ValueError: a file that cannot be read, a parameter that is missing or of another shape,
-            weights that are the same.
+        ValueError: a file that cannot be read, a parameter that is missing or has another shape,
+            equal weights.
     """
     a, b = (
         read_weights(f"{owner}(between[{i}]=...)", weights) for i, weights in enumerate(between)
     )
     for number, state in enumerate((a, b)):
         for name in sorted(names):
-            found = state.get(name)
-            if not isinstance(found, Tensor):
+            weight = state.get(name)
+            if not isinstance(weight, Tensor):
                 raise ValueError(
-                    f"{owner}(between[{number}]=...): it holds no parameter {name!r}; expected the "
-                    f"state dict of the module that is trained, it has {list(state)[:4]}"
+                    f"{owner}(between[{number}]=...): it has no parameter {name!r}, only "
+                    f"{list(state)[:4]}; expected the state dict of the module that is trained"
                 )
-            if found.shape != params[name].shape:
+            if weight.shape != params[name].shape:
                 raise ValueError(
-                    f"{owner}(between[{number}]=...): {name!r} has shape {tuple(found.shape)}, "
+                    f"{owner}(between[{number}]=...): {name!r} has shape {tuple(weight.shape)}, "
                     f"expected {tuple(params[name].shape)}"
                 )
-    moved = {}
+    direction = {}
     for name, parameter in params.items():
         pair = [state.get(name) for state in (a, b)]
         if all(isinstance(t, Tensor) and t.shape == parameter.shape for t in pair):
             low, high = (to_double(t.detach().cpu()) for t in pair if t is not None)
-            moved[name] = (high - low).to(working_dtype(parameter.dtype))
-    length = norm({name: moved[name] for name in names})
+            direction[name] = (high - low).to(working_dtype(parameter.dtype))
+    length = norm({name: direction[name] for name in names})
     if not 0.0 < length < math.inf:
         raise ValueError(
-            f"{owner}(between=...): the two lie {length} apart; expected different finite weights"
+            f"{owner}(between=...): the distance of the two is {length}; expected different finite "
+            f"weights"
         )
-    return moved
+    return direction
 
 
-def check_between(owner: str, between: object) -> tuple[Weights, Weights]:
+def check_between(owner: str, between: object) -> tuple[WeightsSource, WeightsSource]:
     """``between`` as a pair of state dicts or files that exist.
 
     Raises:
-        ValueError: it is no such pair.
+        ValueError: not such a pair.
         FileNotFoundError: a file is missing.
     """
     pair = tuple(between) if isinstance(between, Sequence) and not isinstance(between, str) else ()
@@ -81,13 +83,13 @@ def check_between(owner: str, between: object) -> tuple[Weights, Weights]:
     return pair
 
 
-def read_weights(owner: str, weights: Weights) -> Mapping[str, Any]:
+def read_weights(owner: str, weights: WeightsSource) -> Mapping[str, Any]:
     """A state dict, from a file that holds one or a Lightning checkpoint; nothing is unpickled."""
     content: Any = weights
     if not isinstance(weights, Mapping):
         try:
             content = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch raise many kinds
+        except Exception as error:  # pickle, zip and torch raise many types
             raise ValueError(
                 f"{owner}: {str(weights)!r} cannot be read safely ({why_unreadable(error)}); "
                 f"expected a checkpoint or a state dict that torch.load(..., weights_only=True) "

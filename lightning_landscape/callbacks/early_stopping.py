@@ -19,28 +19,26 @@ from lightning_landscape.training.monitor import Monitor
 class SharpnessEarlyStopping(Callback):
     """Stop training when a quantity measured by another callback crosses a threshold.
 
-    It decides inside the measurement, once for each new value: where it stands in the list of
-    callbacks does not matter, and a value is never counted twice.  A value that is NaN or infinite
-    stops at once.
+    It decides during the measurement, once for each new value, so its position in the list of
+    callbacks does not matter.  A value that is NaN or infinite stops training at once.
 
     Args:
         monitor: a key that a monitor in the same Trainer logs, e.g. ``"hessian/edge_ratio"``.
         threshold: the value to compare with, in units of that key.
-        stop_when: ``"above"``: too sharp.  ``"below"``: flat enough; needs ``min_steps``, because
-            many runs begin flat.
-        patience: how many measurements in a row must be beyond the threshold; measurements, not
-            steps.
+        stop_when: ``"above"``: too sharp.  ``"below"``: flat enough; requires ``min_steps``,
+            because many runs begin flat.
+        patience: number of measurements (not steps) in a row that must be beyond the threshold.
         min_steps: measurements before this step are not counted.
-        action: ``"stop"`` the run, or only ``"warn"``, once for each crossing.
+        action: ``"stop"`` the run, or only ``"warn"``, once per crossing.
 
     Attributes:
-        stopped_step: the step of the measurement that stopped the run (or was warned of), else
-            ``None``.
+        stopped_step: the step of the measurement that stopped the run (or of the last warning),
+            else ``None``.
         stopping_reason: why, in one sentence, else ``""``.
         wait_count: measurements in a row beyond the threshold so far.
 
-    The Trainer's ``min_epochs`` and ``min_steps`` come first: until they are met nothing is
-    stopped, and then the latest measurement counts.  Under ``fast_dev_run`` nothing is stopped.
+    The Trainer's ``min_epochs`` and ``min_steps`` take precedence: training does not stop before
+    they are reached, and then the latest measurement decides.  ``fast_dev_run`` is never stopped.
 
     Raises:
         ValueError: an argument out of its range.
@@ -87,17 +85,17 @@ class SharpnessEarlyStopping(Callback):
         self.wait_count = 0
         self.stopped_step: int | None = None
         self.stopping_reason = ""
-        self._pending: tuple[int, str] | None = None  # decided, but the Trainer must go on yet
-        self._warned = False  # of the crossing that is going on
-        self._missing_warned = False
+        self._pending: tuple[int, str] | None = None  # decided before the Trainer's minimum
+        self._warned = False  # of the present crossing
+        self._warned_of_missing = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the callback that logs the key."""
         if stage != "fit":
             return
         monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
-        logging = next((m for m in monitors if m.owns(self.monitor)), None)
-        if logging is None:
+        source = next((m for m in monitors if m.owns(self.monitor)), None)
+        if source is None:
             available = sorted(key for m in monitors for key in m.keys)
             raise misconfiguration(
                 trainer,
@@ -106,40 +104,40 @@ class SharpnessEarlyStopping(Callback):
                 + (
                     f"available: {available}; pass one of these"
                     if available
-                    else "add a HessianMonitor, say"
+                    else "add a HessianMonitor, for example"
                 ),
             )
-        listeners = logging._bookkeeping.listeners
+        listeners = source._bookkeeping.listeners
         if self not in listeners:
             listeners.append(self)
         enable_hooks(self)  # an exception may have ended another fit
         disable_hooks(self, EVERY_BATCH, Callback)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """As it was before the fit."""
+        """Enable the hooks again."""
         if stage == "fit":
             enable_hooks(self)
 
     def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
-        """A new measurement, on every process: count it, and act."""
+        """Count a new measurement and act; called on every process."""
         if self.monitor not in row:
-            if not self._missing_warned:
-                self._missing_warned = True
+            if not self._warned_of_missing:
+                self._warned_of_missing = True
                 rank_zero_warn(
-                    f"SharpnessEarlyStopping: a measurement came without {self.monitor!r}; such "
-                    f"measurements are not counted; use a key that every measurement has"
+                    f"SharpnessEarlyStopping: a measurement has no {self.monitor!r} and is not "
+                    f"counted; pass a key that every measurement has"
                 )
             return
         step, value = int(row["step"]), float(row[self.monitor])
-        reason = self._judge(step, value)
-        # All processes measured the same; should one differ, any acts for all and none waits.
+        reason = self._count(step, value)
+        # Values are the same on all processes; if one differs, all follow a process that acts.
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             self._act(trainer, step, reason or f"{self.monitor} crossed on another process")
         else:
             self._pending, self._warned = None, False
 
-    def _judge(self, step: int, value: float) -> str | None:
-        """Count one value; the reason to act, or None."""
+    def _count(self, step: int, value: float) -> str | None:
+        """Count one value; returns the reason to act, or None."""
         if not math.isfinite(value):
             return f"{self.monitor} is {value} at step {step}"
         beyond = value > self.threshold if self.stop_when == "above" else value < self.threshold
@@ -165,7 +163,7 @@ class SharpnessEarlyStopping(Callback):
         self._stop_if_allowed(trainer)
 
     def _stop_if_allowed(self, trainer: Trainer) -> None:
-        """Lightning remembers a stop for ever, so it is asked for only when it may be granted."""
+        """Stop, unless the Trainer must continue: Lightning would not forget an early request."""
         if self._pending is None or getattr(trainer, "fast_dev_run", False):
             return
         if not trainer.fit_loop._can_stop_early:
@@ -176,18 +174,18 @@ class SharpnessEarlyStopping(Callback):
         rank_zero_info(f"SharpnessEarlyStopping: training stops, {self.stopping_reason}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Here a Trainer's minimum may just have been met."""
+        """Stop if the Trainer's minimum has been reached now."""
         self._stop_if_allowed(trainer)
 
     @property
     def state_key(self) -> str:
-        """Distinguishes several of these by what they watch."""
+        """Distinguishes several of these by their monitor and threshold."""
         return self._generate_state_key(
             monitor=self.monitor, threshold=self.threshold, stop_when=self.stop_when
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The counts, as plain values."""
         return {
             "wait_count": self.wait_count,
             "stopped_step": self.stopped_step,
@@ -195,7 +193,7 @@ class SharpnessEarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue counting."""
         expected = {
             "wait_count": (int,),
             "stopped_step": (int, type(None)),

@@ -1,4 +1,4 @@
-"""Train loss, validation loss and the gap between them, on two probes of equal standing."""
+"""Training loss, validation loss and the gap between them, on two fixed probes."""
 
 from __future__ import annotations
 
@@ -18,62 +18,61 @@ from lightning_landscape.training.data.batch import ProbeBatch, first_examples
 from lightning_landscape.training.data.probe import Probe, Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredProbe, is_entry
 from lightning_landscape.training.hooks import VALIDATION_BATCH_START, disable_hooks, enable_hooks
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.round import Round
 
-MetricFn = Callable[[Any, Any], Any]  # a mapping from name to tensor, see UserLoss
+MetricFn = Callable[[Any, Any], Any]  # returns a mapping from name to tensor; see UserLoss
 
 
 class GeneralizationMonitor(Monitor):
     r"""Log the loss on training and on validation examples, and the gap between the two.
 
     ``gap = L_val - L_train``.  Both are the same loss, in the same mode, on the same number of
-    examples, which stay the same all through the run: unlike Lightning's own ``train_loss`` and
-    ``val_loss``, of which one is taken in train mode while the weights move and the other is not.
+    examples, which are fixed for the whole run.  In contrast, a ``train_loss`` that is logged in
+    ``training_step`` is computed in train mode while the weights change, and ``val_loss`` is not.
 
-    The loss is the mean over examples, also with ``loss_reduction="sum"``: of batches ``b`` with
+    The loss is the mean over examples, also with ``loss_reduction="sum"``: for batches ``b`` with
     ``n_b`` examples and mean loss ``l_b``, ``L = sum_b n_b l_b / N``.  Its standard error, from the
     spread of the ``B`` batches, is ``se = sqrt(B / (B - 1) sum_b (n_b / N)^2 (l_b - L)^2)``, and
-    that of the gap ``sqrt(se_train^2 + se_val^2)``: how far another draw of batches might have
-    moved it, not what training on other examples would have given.
+    that of the gap ``sqrt(se_train^2 + se_val^2)``.  It covers the choice of the probes' batches,
+    but not that of the training set.
 
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may
-            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: largest share of the training time that all these callbacks together may
+            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
         probe: the training examples: a ``DataLoader``, a list of batches, one batch (a tuple, a
             dict), or a shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep of each kind, over all processes; fewer where
-            ``max_overhead`` of the whole run does not allow more, with a warning.
-        probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: dropout masks fixed,
+        probe_samples: number of examples to keep of each kind, over all processes; fewer, with a
+            warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: fixed dropout masks and
             BatchNorm on batch statistics.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            needed with manual optimisation, and where validation batches are of another kind.
+            required with manual optimisation, and if validation batches have another structure.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
-        parameters: not used here, no derivative is taken.
-        engine: not used here either.
+        parameters: not used, because there are no derivatives.
+        engine: not used.
         name: for a second monitor; keys become ``generalization/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
         validation_probe: the validation examples (the same kinds of value as ``probe``).  ``None``:
-            the first batches of the first validation loader are kept as they pass by, those of the
-            sanity check if it sees enough; each process keeps its share.  The first measurement is
-            then: after a sanity check that saw enough, else after the first validation, at the end
-            of the fit if that is later.
+            the first batches of the first validation loader are kept, of the sanity check if it has
+            enough examples; each process keeps its own.  The first measurement then follows that
+            sanity check, or else the first validation, which may be at the end of the fit.
         metric_fn: ``metric_fn(pl_module, batch) -> {"accuracy": tensor}``: means over the batch of
-            whatever else is to be compared, evaluated as the loss is.
+            other quantities to compare, evaluated as the loss is.
 
-    Of two probes of unlike size the larger one is cut to the size of the smaller.  Where its
-    batches cannot be cut (graphs, packed sequences) the sizes differ, which is said once.
+    If the probes differ in size, the larger one is cut to the size of the smaller.  If its batches
+    cannot be cut (graphs, packed sequences), the sizes differ, with one warning.
 
     Logged Metrics:
         - ``generalization/train_loss``, ``generalization/val_loss``: in units of the loss.
-        - ``generalization/gap``: the second less the first.
-        - ``generalization/gap_stderr``: where both probes have two batches or more.
+        - ``generalization/gap``: validation loss minus training loss.
+        - ``generalization/gap_stderr``: if both probes have at least two batches.
         - ``generalization/train_<name>``, ``generalization/val_<name>``,
           ``generalization/gap_<name>``: for each value of ``metric_fn``.
 
@@ -102,7 +101,7 @@ class GeneralizationMonitor(Monitor):
         probe_samples: int = 512,
         probe_mode: ProbeMode = "eval",
         loss_fn: UserLoss | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         name: str | None = None,
@@ -131,22 +130,22 @@ class GeneralizationMonitor(Monitor):
             expected = "a function (pl_module, batch) -> mapping from name to value, or None"
             check_callable(owner, "metric_fn", metric_fn, expected, arguments=2)
         check_source(owner, "validation_probe", validation_probe)
-        further = probe_of(validation_probe, probe_samples)
-        if further is validation_probe and further.captured:
+        validation = probe_of(validation_probe, probe_samples)
+        if validation is validation_probe and validation.captured:
             raise ValueError(
                 f"{owner}(validation_probe=Probe()): expected one with a source, or None for the "
                 f"first validation batches"
             )
         self.validation_probe = validation_probe
         self.metric_fn = metric_fn
-        self._bookkeeping.probes[VALIDATION] = further
+        self._bookkeeping.probes[VALIDATION] = validation
         self._bookkeeping.stored[VALIDATION] = StoredProbe("validation")
         self.tags = ("train_loss", "val_loss", "gap", "gap_stderr")
-        self._share = probe_samples  # of the captured probe, for each process
+        self._process_samples = probe_samples  # validation examples per process
         self._without_validation = False
 
     def owns(self, key: str) -> bool:
-        """Whether this callback may log ``key``; what ``metric_fn`` names is known only later."""
+        """Whether this callback may log ``key``; names of ``metric_fn`` are known only later."""
         parts = tuple(self.key(part) for part in ("train_", "val_", "gap_"))
         return key in self.keys or (self.metric_fn is not None and key.startswith(parts))
 
@@ -163,7 +162,7 @@ class GeneralizationMonitor(Monitor):
 
     @property
     def forwards(self) -> int:
-        """Forwards of the probe that one measurement costs."""
+        """Approximate forwards of the probe per measurement."""
         return 2 if self.metric_fn is None else 4
 
     @property
@@ -172,24 +171,24 @@ class GeneralizationMonitor(Monitor):
 
     @property
     def measures_at_end(self) -> bool:
-        """The first values, in a fit that ends with its first validation."""
+        """True until the first measurement: a fit may end with its first validation."""
         return not self.measured
 
     # -- the validation probe ------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._share = math.ceil(self._validation.samples / trainer.world_size)
+        self._process_samples = math.ceil(self._validation.samples / trainer.world_size)
         if stage == "fit" and (self._validation.complete or not self._validation.captured):
-            self._close()
+            self._end_capture()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Say so where no validation probe will ever be had."""
-        if self._without_validation:  # that was another fit
+        """Start the capture of validation batches, or warn if there will be none."""
+        if self._without_validation:  # by another fit
             self._bookkeeping.disabled = self._without_validation = False
         probe = self._validation
         if not probe.captured or probe.complete:
-            self._close()
+            self._end_capture()
         elif not trainer.enable_validation:
             self._bookkeeping.disabled = self._without_validation = True
             self.warn_once(
@@ -202,7 +201,7 @@ class GeneralizationMonitor(Monitor):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._captures(trainer) and not trainer.sanity_checking:
-            self._validation.clear()  # the same examples come again, from the first on
+            self._validation.clear()  # the same examples follow again, from the first on
 
     def on_validation_batch_start(
         self,
@@ -212,36 +211,36 @@ class GeneralizationMonitor(Monitor):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the batch.  Nothing is sent: processes may have different numbers of batches."""
+        """Copy the batch.  No communication: processes may have different numbers of batches."""
         probe = self._validation
         if dataloader_idx > 0 or not self._captures(trainer):
             return
         try:
             probe.offer(batch, batch_idx, lambda _: 0)
         except Exception as error:  # a batch that cannot be copied
-            self.warn_once(f"a validation batch could not be kept ({error})")
-            self._close()
-        if probe.size >= self._share:
-            self._close()
+            self.warn_once(f"a validation batch could not be copied ({error})")
+            self._end_capture()
+        if probe.size >= self._process_samples:
+            self._end_capture()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if self._captures(trainer) and not trainer.sanity_checking:
-            self._close()
+            self._end_capture()
 
     def _captures(self, trainer: Trainer) -> bool:
         probe = self._validation
-        fits = trainer.state.fn == "fit"  # not validate()
-        return fits and probe.captured and not probe.closed and not probe.complete
+        in_fit = trainer.state.fn == "fit"  # not validate()
+        return in_fit and probe.captured and not probe.closed and not probe.complete
 
-    def _close(self) -> None:
+    def _end_capture(self) -> None:
         self._validation.closed = True
         disable_hooks(self, [VALIDATION_BATCH_START], GeneralizationMonitor)
 
     # -- a measurement -------------------------------------------------------------------------
 
     def measure(self, this_round: Round) -> Measured:
-        train, val = self._equal(this_round)
+        train, val = self._batches_of_equal_size(this_round)
         values: dict[str, float] = {}
         losses = []
         for part, batches in (("train", train), ("val", val)):
@@ -252,7 +251,7 @@ class GeneralizationMonitor(Monitor):
         if all(loss.batches > 1 for loss in losses):
             values[self.key("gap_stderr")] = math.hypot(*(loss.stderr for loss in losses))
         if self.metric_fn is not None:
-            values |= self._metrics(this_round, train, val)
+            values |= self._metric_values(this_round, train, val)
         sizes = [loss.examples for loss in losses]
         if sizes[0] != sizes[1]:
             self.warn_once(
@@ -261,29 +260,33 @@ class GeneralizationMonitor(Monitor):
             )
         return Measured(values, {"probe_samples": sizes[0], "validation_samples": sizes[1]})
 
-    def _equal(self, this_round: Round) -> tuple[list[ProbeBatch], list[ProbeBatch]]:
-        """This process's batches of both probes, with as many examples over all processes."""
+    def _batches_of_equal_size(
+        self, this_round: Round
+    ) -> tuple[list[ProbeBatch], list[ProbeBatch]]:
+        """This process's batches of both probes, cut to the same size over all processes."""
         probes = (self.loss.probe, self._validation)
         processes = this_round.processes
-        own = torch.tensor([probe.size for probe in probes], device=processes.device)
-        sizes = [[int(row[which]) for row in processes.gathered(own)] for which in range(2)]
-        wanted = min(map(sum, sizes))
+        local = torch.tensor([probe.size for probe in probes], device=processes.device)
+        sizes = [[int(row[which]) for row in processes.gathered(local)] for which in range(2)]
+        count = min(map(sum, sizes))
         train, val = (
-            first_examples(probe.batches, shares(of_each, wanted)[processes.rank])
-            for probe, of_each in zip(probes, sizes, strict=True)
+            first_examples(probe.batches, split_in_proportion(per_process, count)[processes.rank])
+            for probe, per_process in zip(probes, sizes, strict=True)
         )
         return train, val
 
-    def _metrics(
+    def _metric_values(
         self, this_round: Round, train: Sequence[ProbeBatch], val: Sequence[ProbeBatch]
     ) -> dict[str, float]:
         assert self.metric_fn is not None
         parts = {"train": train, "val": val}
         found = {
-            part: [_checked(row) for row in this_round.batch_values(self, batches, self.metric_fn)]
+            part: [
+                _as_numbers(row) for row in this_round.batch_values(self, batches, self.metric_fn)
+            ]
             for part, batches in parts.items()
         }
-        # Every process has training batches; it may be without validation batches.
+        # Every process has training batches, but not necessarily validation batches.
         names = list(found["train"][0])
         for row in (row for rows in found.values() for row in rows):
             if list(row) != names:
@@ -317,26 +320,28 @@ class GeneralizationMonitor(Monitor):
             self._bookkeeping.stored[VALIDATION].entry = state_dict.get("validation_probe")
 
 
-def shares(sizes: Sequence[int], wanted: int) -> list[int]:
-    """How many examples each process takes of its ``sizes``, ``wanted`` in all; 1 at least.
+def split_in_proportion(sizes: Sequence[int], count: int) -> list[int]:
+    """Split ``count`` examples in proportion to the ``sizes`` of processes; at least 1 each.
 
     Example:
-        >>> shares([256, 256], 390), shares([8, 5], 13), shares([0, 40], 20)
-        ([195, 195], [8, 5], [1, 20])
+        >>> split_in_proportion([256, 256], 390)
+        [195, 195]
+        >>> split_in_proportion([8, 5], 13), split_in_proportion([0, 40], 20)
+        ([8, 5], [1, 20])
     """
     total, before, taken = sum(sizes), 0, []
     for size in sizes:
-        taken.append((before + size) * wanted // total - before * wanted // total)
+        taken.append((before + size) * count // total - before * count // total)
         before += size
-    return [max(count, 1) for count in taken]
+    return [max(part, 1) for part in taken]
 
 
 def _sizes(batches: Sequence[ProbeBatch]) -> list[int]:
     return [batch.size for batch in batches]
 
 
-def _checked(row: Any) -> dict[str, float]:
-    """What ``metric_fn`` gave for one batch, as numbers."""
+def _as_numbers(row: Any) -> dict[str, float]:
+    """The return value of ``metric_fn`` for one batch, as numbers."""
     if not isinstance(row, Mapping) or not row:
         raise TypeError(
             f"metric_fn returned {type(row).__name__}: expected a mapping such as "

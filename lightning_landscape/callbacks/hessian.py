@@ -1,4 +1,4 @@
-"""The top of the Hessian's spectrum, and the optimizer's stability edge."""
+"""The largest eigenvalues of the Hessian, and the optimizer's stability edge."""
 
 from __future__ import annotations
 
@@ -18,89 +18,90 @@ from lightning_landscape.geometry.checks import (
 )
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.data.probe import Source
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 
 
 class HessianMonitor(HessianMeasurement):
-    r"""Log the largest eigenvalues of the Hessian, and how near the optimizer is to its edge.
+    r"""Log the largest eigenvalues of the Hessian, and the distance to the stability edge.
 
     The largest *algebraic* eigenvalue of the Hessian of the probe's loss over the trained
     parameters, by Lanczos (or power iteration) on Hessian-vector products, warm-started from the
-    measurement before.  Beside it the stability edge of the optimizer as it is set up now: 2/lr for
-    plain SGD, (2 + 2b)/lr with momentum b, 38/lr on the preconditioned Hessian for Adam.  A run at
-    ``edge_ratio`` 1 is healthy: full-batch training goes there by itself and stays.
+    previous measurement.  With it the stability edge of the optimizer with its current settings:
+    2/lr for plain SGD, (2 + 2b)/lr with momentum b, 38/lr on the preconditioned Hessian for Adam.
+    ``edge_ratio`` 1 is normal: full-batch training reaches it by itself and stays there.
 
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may
-            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: largest share of the training time that all these callbacks together may
+            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run does not allow more, with a warning.
-        probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
-            BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
+        probe_samples: number of examples to keep, over all processes; fewer training examples, with
+            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
+            batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            needed with manual optimisation.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
-        engine: how Hessian-vector products are made, see ``Objective``.
+        engine: how Hessian-vector products are computed, see ``Objective``.
         name: for a second monitor; keys become ``hessian/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
         k: how many eigenvalues.
         method: ``"lanczos"`` or ``"power"``.
         tol: relative residual at which the solver stops.
-        rtol: estimated relative error of the eigenvalue at which it stops before that; ``None``:
-            half of ``tol``; 0: the residual alone decides.
-        max_hvps: most products one eigenvalue problem may take.
-        min_eigenvalue: log the smallest eigenvalue too.  Here too ``tol`` and ``rtol`` are relative
-            to the largest one in magnitude: a hundredth of that needs smaller ones.
+        rtol: estimated relative error of the eigenvalue at which it stops earlier; ``None``: half
+            of ``tol``; 0: only the residual decides.
+        max_hvps: maximum number of products per eigenvalue problem.
+        min_eigenvalue: log the smallest eigenvalue too.  ``tol`` and ``rtol`` are relative to the
+            largest one in magnitude: if it is a hundredth of that, pass smaller ones.
         trace_samples: log the trace, its standard error and the Frobenius norm from this many
             products (30 give a few per cent); 0: none.
-        density_samples: draw the spectral density from this many start vectors (10 is usual, each
-            some 30 products); 0: none.
+        density_samples: draw the spectral density from this many start vectors (usually 10, with
+            about 30 products each); 0: none.
         blocks: log the top eigenvalue of each block (one per module) too, and with
             ``trace_samples`` its trace; a mapping parameter name -> block names other blocks.
-        batch_edge_ratio: log the ratio to the edge on the training batch just used too: above 1 at
-            several measurements in a row it is the best warning of a blow-up we know.
+        batch_edge_ratio: log the ratio to the edge on the last training batch too: above 1 at
+            several measurements in a row it is the best warning of divergence we know.
         update_curvature: log the curvature along the optimizer's last step too.
 
     Logged Metrics:
         - ``hessian/top_eigenvalue``: units of the loss per squared unit of the weights.
         - ``hessian/eigenvalue_2`` ... ``hessian/eigenvalue_k``.
-        - ``hessian/residual``: ``||Hv - lambda v||`` of the top one (an eigenvalue lies within it).
+        - ``hessian/residual``: ``||Hv - lambda v||`` of the top one, which bounds the distance to
+          the nearest eigenvalue.
         - ``hessian/hvps``: Hessian-vector products used, about 2 gradients of the probe each.
-        - ``hessian/edge``: the threshold, when all parameter groups share one.
+        - ``hessian/edge``: the threshold, if all parameter groups share one.
         - ``hessian/edge_ratio``: ``lambda_max(S^1/2 (H + wd) S^1/2) / 2``, S the effective step.
-        - ``hessian/preconditioned_eigenvalue``: for Adam and kin, what ``hessian/edge`` bounds.
-        - ``hessian/inactive_share``: for Adam and kin, the share of the coordinates that have had
-          no gradient in any step yet, from 0 to 1; the edge leaves them out.
+        - ``hessian/preconditioned_eigenvalue``: for Adam and similar optimizers, the eigenvalue to
+          compare with ``hessian/edge``.
+        - ``hessian/inactive_share``: for these optimizers, the share of the coordinates without a
+          gradient in any step so far, from 0 to 1; the edge excludes them.
         - ``hessian/min_eigenvalue``; ``hessian/trace``, ``hessian/trace_stderr``,
           ``hessian/frobenius``; ``hessian/block/<block>``, ``hessian/block_trace/<block>``;
           ``hessian/batch_edge_ratio``; ``hessian/update_curvature``: ``u'Hu / u'u``.
         - ``hessian/eigenvalue``: an image of the eigenvalue and its edge, at the end of the fit
-          and now and then before.
+          and a few times before.
         - ``hessian/density``: an image, and an ``.npz`` beside the logs; at the end of the fit
-          ``hessian/density_film``, an image of all of them.
-        - ``hessian/engine``: as text, once: how the products were made, and why.
+          ``hessian/density_film``, one image of all densities.
+        - ``hessian/engine``: as text, once: how the products were computed, and why.
 
-        In ``history`` each row has ``"residuals"`` too: key -> residual, for all eigenvalues and
-        ratios.  Some eigenvalue lies within it.  ``"converged"`` is that of the top eigenvalue, and
-        ``"checked"`` the last step at which a search outside the vectors kept from one measurement
-        to the next ended below it: see :class:`EigenResult`.
+        Each row of ``history`` also has ``"residuals"``: key -> residual, for all eigenvalues and
+        ratios; ``"converged"``: of the top eigenvalue; and ``"checked"``: the last step at which a
+        search outside the warm-started vectors found no larger one, see :class:`EigenResult`.
 
     Raises:
         ValueError: an argument out of its range.
         MisconfigurationException: two monitors of one name; manual optimisation without a
             ``loss_fn``.
 
-    Cost: some 3 Hessian-vector products, 8 gradients of the probe, a measurement; for Adam and
-    kin twice that; 5 products while the eigenvalue jumps, 8 or more the first time.  Fewer where
-    half of what the whole run lends (``max_overhead`` times its length, a minute at least) does not
-    pay for them: the residual is larger then, which is said.
+    Cost: about 3 Hessian-vector products (8 gradients of the probe) per measurement, twice that for
+    Adam and similar optimizers; 5 products while the eigenvalue changes much, 8 or more at first.
+    Fewer, with a larger residual and a warning, if they exceed half of the whole run's budget
+    (``max_overhead`` times its length, at least one minute).
 
     Source: Cohen et al., Gradient descent on neural networks typically occurs at the edge of
     stability, ICLR 2021; Adaptive gradient methods at the edge of stability, 2022.
@@ -123,7 +124,7 @@ class HessianMonitor(HessianMeasurement):
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         name: str | None = None,
@@ -200,7 +201,7 @@ class HessianMonitor(HessianMeasurement):
         )
         self._solver = Solver(method, tol, rtol, max_hvps)
         self._product_seconds: float | None = None  # at the last measurement
-        self._checked_at: int | None = None  # the last step whose eigenvalue was checked
+        self._checked_at: int | None = None  # the last step with a checked eigenvalue
 
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; the names of blocks are known only later."""
@@ -208,15 +209,15 @@ class HessianMonitor(HessianMeasurement):
         return key in self.keys or (bool(self.blocks) and of_block)
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Raise where an argument names none of the module's parameters."""
+        """Raise if an argument matches none of the module's parameters."""
         super().check_parameters(names)
         check_block_names("HessianMonitor", self.blocks, names)
 
     @property
     def charts(self) -> dict[str, list[Any]]:
         """The eigenvalue and the edge on one chart."""
-        # Tags are matched as regular expressions from the start: without "$", hessian/edge would
-        # draw hessian/edge_ratio too.
+        # Tags are regular expressions that match at the start: without "$", hessian/edge would
+        # match hessian/edge_ratio too.
         return {
             f"{self.prefix}: eigenvalue and the optimizer's edge": [
                 "Multiline",
@@ -234,7 +235,7 @@ class HessianMonitor(HessianMeasurement):
 
     @property
     def forwards(self) -> int:
-        """Forwards of the probe that one measurement costs, about: 10 products an eigenvalue."""
+        """Approximate forwards of the probe per measurement, with 10 products per eigenvalue."""
         problems = self.k + self.min_eigenvalue + self.batch_edge_ratio
-        probes = DENSITY_PRODUCTS * self.density_samples + self.trace_samples
-        return 3 + 6 * (min(10 * problems, problems * self.max_hvps) + probes)
+        samples = DENSITY_PRODUCTS * self.density_samples + self.trace_samples
+        return 3 + 6 * (min(10 * problems, problems * self.max_hvps) + samples)

@@ -1,4 +1,4 @@
-"""The pictures of ``HessianMonitor``; the plotting library is imported when one is drawn."""
+"""The pictures of ``HessianMonitor``; the plotting library is imported when drawing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def draw_history(
     rows: Callable[[Path], list[dict[str, Any]]], folder: Path, name: str | None
 ) -> Figure:
-    """The eigenvalue beside the edge, of all rows."""
+    """The eigenvalue and the edge at all steps."""
     from lightning_landscape.figures import eigenvalue_figure
 
     return eigenvalue_figure(rows(folder), name=name)
 
 
 def draw_density_film(files: dict[int, Path], label: dict[str, Any]) -> Figure:
-    """The densities of a run over its steps."""
+    """The densities of a run at all steps."""
     from lightning_landscape.figures import density_film_figure
 
     steps = {path: step for step, path in files.items()}

@@ -25,15 +25,15 @@ from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.round import Round
 
-# Above what bfloat16 products show.
-_ASYMMETRY = 0.02
+# More than rounding in bfloat16 causes.
+_MAX_ASYMMETRY = 0.02
 
-# Gradients that a product takes, until one was timed; products for one start vector of a density.
-_PRODUCT, DENSITY_PRODUCTS = 2.5, 30
+# Cost of a product in gradients, until one is timed; products per start vector of a density.
+_GRADIENTS_PER_PRODUCT, DENSITY_PRODUCTS = 2.5, 30
 
 
 class HessianMeasurement(Monitor):
-    """One measurement of the spectrum and of the ratio to the edge; arguments as the monitor's."""
+    """Measures the spectrum and the ratio to the edge, with the arguments of ``HessianMonitor``."""
 
     k: int
     max_hvps: int
@@ -55,7 +55,7 @@ class HessianMeasurement(Monitor):
         solver = self._solver
         start = solver.start("top", objective) or solver.gradient(objective)
         result = this_round.top_eigenvalues(self, self.k, init=start, **solver.settings)
-        solver.keep("top", result)
+        solver.store("top", result)
         measured = Measured()
         values = measured.values
         self._add(measured, "top_eigenvalue", result)
@@ -73,7 +73,7 @@ class HessianMeasurement(Monitor):
             self._product_seconds = (this_round.clock() - started) / products
         if self.batch_edge_ratio and this_round.has_batch(self, self.key("batch_edge_ratio")):
             self._add_batch(measured, this_round)
-        if result.asymmetry > _ASYMMETRY:
+        if result.asymmetry > _MAX_ASYMMETRY:
             self.warn_once(
                 f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
                 f"in this module has a wrong second derivative; pass engine='finite_difference'"
@@ -86,26 +86,27 @@ class HessianMeasurement(Monitor):
         return measured
 
     def _stay_within_budget(self, this_round: Round, objective: Objective) -> None:
-        """Fewer products for each eigenvalue problem, where the budget does not allow more."""
-        self._solver.allow(self.max_hvps)
+        """Limit the products of each eigenvalue problem if the budget requires it."""
+        self._solver.limit_products(self.max_hvps)
         if not this_round.is_limited(self):
             return
-        own, seconds = self._solver.knows("preconditioned"), self._product_seconds
+        preconditioned = self._solver.has_result("preconditioned")
+        seconds = self._product_seconds
         if seconds is None:
             started = this_round.clock()
             objective.gradient()
-            seconds = _PRODUCT * (this_round.clock() - started)
+            seconds = _GRADIENTS_PER_PRODUCT * (this_round.clock() - started)
             edge = edge_of(this_round, objective, 1.0, self.warn_once)
-            own = edge is not None and shared_step(objective, edge) is None
+            preconditioned = edge is not None and shared_step(objective, edge) is None
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
-        problems = (1 + own) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
+        problems = (1 + preconditioned) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
         others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
-        most = (this_round.affordable(seconds) - others) / problems
-        self._solver.allow(max(most, self.k + 1))
+        most = (this_round.operations_within_budget(seconds) - others) / problems
+        self._solver.limit_products(max(most, self.k + 1))
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
-        """The eigenvalue beside the edge; at the end the densities too."""
+        """The eigenvalue and the edge; at the end of the fit also the densities."""
         drawn = {self.key("eigenvalue"): partial(draw_history, self.run_rows, folder, self.name)}
         densities = self.run_files(folder, "density")
         if final and len(densities) > 1:
@@ -120,13 +121,13 @@ class HessianMeasurement(Monitor):
     def _add_value(
         self, measured: Measured, name: str, value: float, residual: float, converged: bool
     ) -> None:
-        """An eigenvalue or a ratio, and its residual."""
+        """Add an eigenvalue or a ratio, and its residual."""
         key = self.key(name)
         measured.values[key] = value
         measured.facts.setdefault("residuals", {})[key] = residual
         limit = self.max_overhead if self._solver.is_limited else None
-        if doubt := self._solver.doubt(key, value, residual, converged, limit):
-            self.warn_once(doubt)
+        if warning := self._solver.warning_for(key, value, residual, converged, limit):
+            self.warn_once(warning)
 
     # -- the edge ------------------------------------------------------------------------------
 
@@ -134,13 +135,13 @@ class HessianMeasurement(Monitor):
         self, measured: Measured, this_round: Round, objective: Objective, result: EigenResult
     ) -> None:
         values = measured.values
-        # With a summed loss the optimizer sees the curvature of one batch, not of the probe.
+        # With a summed loss the curvature of the optimizer's loss is that of one batch.
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
         edge = edge_of(this_round, objective, share, self.warn_once)
         if edge is None:
-            values |= _unknown(result, self.key("edge_ratio"))
+            values |= _nan_if_diverged(result, self.key("edge_ratio"))
             return
         if edge.preconditioner or edge.inactive_share:
             values[self.key("inactive_share")] = edge.inactive_share
@@ -161,10 +162,10 @@ class HessianMeasurement(Monitor):
         solver, gradient = self._solver, objective.gradient(products_follow=True)
         start = solver.start("batch", objective)
         result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings)
-        solver.keep("batch", result)
+        solver.store("batch", result)
         edge = edge_of(this_round, objective, 1.0, self.warn_once)
         if edge is None:
-            measured.values |= _unknown(result, self.key("batch_edge_ratio"))
+            measured.values |= _nan_if_diverged(result, self.key("batch_edge_ratio"))
             return
         found = solver.ratio("preconditioned batch", objective, edge, result)
         converged = (found.solved or result).converged
@@ -180,7 +181,7 @@ class HessianMeasurement(Monitor):
             smallest = top_eigenvalues(
                 objective, which="SA", init=start, hint=hint, **solver.settings
             )
-            solver.keep("min", smallest)
+            solver.store("min", smallest)
             self._add(measured, "min_eigenvalue", smallest)
         if self.blocks:
             tops = block_eigenvalues(
@@ -191,7 +192,7 @@ class HessianMeasurement(Monitor):
                 **solver.settings,
             )
             for block, found in tops.items():
-                solver.keep(f"block {block}", found)
+                solver.store(f"block {block}", found)
                 self._add(measured, f"block/{block}", found)
         if self.trace_samples:
             trace = hessian_trace(objective, self.trace_samples, blocks=named)
@@ -212,10 +213,10 @@ class HessianMeasurement(Monitor):
             measured.pictures[self.key("density")] = partial(draw_density, density, label)
 
     def reset_warm_start(self) -> None:
-        """Start the solvers afresh: after a fault processes may hold different results."""
+        """Drop warm starts: after a failure they may differ between processes."""
         self._solver.reset()
 
 
-def _unknown(result: EigenResult, key: str) -> dict[str, float]:
-    """No ratio is logged without an edge; after a blow-up NaN is, for those who wait for it."""
+def _nan_if_diverged(result: EigenResult, key: str) -> dict[str, float]:
+    """NaN for ``key`` if the eigenvalue is not finite, so that an early stop sees it; else {}."""
     return {} if math.isfinite(result.eigenvalues[0]) else {key: math.nan}

@@ -1,17 +1,17 @@
-"""The way from a reference to the weights now: what it costs to go straight."""
+"""The loss on the line from reference weights to the current weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_landscape.callbacks.between import Weights
+from lightning_landscape.callbacks.between import WeightsSource
 from lightning_landscape.callbacks.interpolation_measurement import InterpolationMeasurement
-from lightning_landscape.callbacks.reference import Reference, own_weights, weights_for
+from lightning_landscape.callbacks.reference import Reference, check_weights, weights_for
 from lightning_landscape.geometry.checks import (
     check_block_names,
     check_blocks,
@@ -22,73 +22,70 @@ from lightning_landscape.geometry.checks import (
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredFile
-from lightning_landscape.training.isolation.sharding import Whole, is_sharded
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.isolation.sharding import UnshardedParameters, is_sharded
+from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import session_of
 from lightning_landscape.training.parameters import measured_parameters
 
-if TYPE_CHECKING:
-    pass
-
-_LIVE = ("initial", "last_epoch")  # references that are taken from the run itself
-_OF_OTHERS = ("loss", "rise", "barrier")
+_FROM_RUN = ("initial", "last_epoch")  # references copied during the run
+_OTHER_PROBE_TAGS = ("loss", "rise", "barrier")
 
 
 class InterpolationMonitor(InterpolationMeasurement):
-    r"""Watch how far the weights have come from a reference, and whether a hill lies between.
+    r"""Log the distance of the weights from a reference, and the loss barrier between them.
 
-    The loss on the straight line from the reference to the weights now.  Without a barrier both lie
-    in one basin.  With ``other_probes`` the same line on other data: the old task while
-    fine-tuning, say.
+    The loss is evaluated on the line from the reference to the current weights.  Without a barrier
+    both lie in one basin.  With ``other_probes`` the same line is evaluated on other data, for
+    example on the old task during fine-tuning.
 
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may
-            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: largest share of the training time that all these callbacks together may
+            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run does not allow more, with a warning.
-        probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
-            BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
+        probe_samples: number of examples to keep, over all processes; fewer training examples, with
+            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
+            batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            needed with manual optimisation.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
-            What is not measured stays as it is now all along the line.
-        engine: unused, no derivative is taken.
+            All others keep their current values on the whole line.
+        engine: not used, because there are no derivatives.
         name: for a second monitor; keys become ``interpolation/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
-        reference: ``"initial"``: the weights that this fit starts with, the initial ones or those
-            to be fine-tuned.  ``"last_epoch"``: those that the epoch under way started with (after
-            a resume in its middle: those at the resume).  Or a checkpoint file or a state dict,
-            which is copied here and now.
-        resolution: points on the line, both ends among them.
+        reference: ``"initial"``: the weights at the start of this fit, e.g. those to be fine-tuned.
+            ``"last_epoch"``: those at the start of the current epoch (after a resume within an
+            epoch: those at the resume).  Or a checkpoint file, or a state dict, which is copied
+            immediately.
+        resolution: points on the line, including both ends.
         reestimate_batch_norm: in eval mode, estimate BatchNorm's running statistics from the probe
-            at every point, each process from its share.  Those of training are wrong on the way;
-            ``False`` keeps them.
+            at every point, on each process from its part.  The statistics of training are wrong
+            between the ends; ``False`` uses them.
         blocks: log the distance of each block (one per module) too; a mapping parameter name ->
             block names other blocks.
         other_probes: name -> data as ``probe`` takes it; the line is evaluated on each of them.
-        third: a checkpoint file or a state dict: draw the plane through the reference, this one and
-            the weights now.  The budget then treats this callback as one that draws: it measures
-            when there is time for all of it, and once at the end of the fit in any case, with
-            fewer points along the plane's axes, down to 5, where it must.
+        third: a checkpoint file or a state dict: draw the plane through the reference, these
+            weights and the current ones.  The budget then treats this callback as one that draws:
+            it measures if there is time for all of it, and always at the end of the fit, if
+            necessary with fewer points along the axes of the plane, at least 5.
         plane_resolution: points along each axis of that plane.
 
     Logged Metrics:
         - ``interpolation/barrier``: ``max_t L(w_t) - ((1-t) L(w_0) + t L(w_1))``, w_0 the reference
-          and w_1 the weights now; 0 or more, in units of the loss.
-        - ``interpolation/distance``: ``||w_1 - w_0||``, over what is measured.
+          and w_1 the current weights; at least 0, in units of the loss.
+        - ``interpolation/distance``: ``||w_1 - w_0||``, over the measured parameters.
         - ``interpolation/reference_loss``: ``L(w_0)``, on the probe.
         - ``interpolation/<probe>_loss``: ``L(w_1)`` on another probe; ``<probe>_rise``:
           ``L(w_1) - L(w_0)`` there; ``<probe>_barrier``.
         - ``interpolation/distance/<block>``.
         - ``interpolation/line``: an image, and an ``.npz`` beside the logs for each probe.  The
-          image where the budget has time left for it, and at the end of the fit.
+          image is drawn if the budget has time left, and always at the end of the fit.
         - ``interpolation/plane``: an image, with ``third``.
 
     Raises:
@@ -97,10 +94,9 @@ class InterpolationMonitor(InterpolationMeasurement):
         FileNotFoundError: a checkpoint is missing.
         MisconfigurationException: manual optimisation without a ``loss_fn``.
 
-    Cost: ``resolution`` forwards of each probe, with re-estimated statistics twice as many, and
-    ``plane_resolution^2`` for a plane.  A copy in main memory of the parameters that
-    ``parameters`` names, also of those that are frozen so far, and for ``"initial"`` a file of that
-    size beside the logs, from which a resumed run goes on.
+    Cost: ``resolution`` forwards of each probe, twice as many with re-estimated statistics, and
+    ``plane_resolution^2`` for a plane.  A copy of the selected parameters in main memory, including
+    frozen ones, and for ``"initial"`` a file of that size beside the logs, for resumed runs.
 
     Source: Goodfellow et al., Qualitatively characterizing neural network optimization problems,
     ICLR 2015; Entezari et al., The role of permutation invariance in linear mode connectivity of
@@ -126,18 +122,18 @@ class InterpolationMonitor(InterpolationMeasurement):
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         name: str | None = None,
         prog_bar: bool = False,
         verbose: bool = False,
-        reference: Weights = "initial",
+        reference: WeightsSource = "initial",
         resolution: int = 11,
         reestimate_batch_norm: bool = True,
         blocks: bool | Mapping[str, str] = False,
         other_probes: Mapping[str, Source] | None = None,
-        third: Weights | None = None,
+        third: WeightsSource | None = None,
         plane_resolution: int = 15,
     ) -> None:
         super().__init__(
@@ -170,11 +166,11 @@ class InterpolationMonitor(InterpolationMeasurement):
                     f"{owner}(other_probes={{{other!r}: ...}}): expected a word, no '/', and not "
                     f"'reference'"
                 )
-        if not isinstance(reference, str) or reference not in _LIVE:
+        if not isinstance(reference, str) or reference not in _FROM_RUN:
             expected = "'initial', 'last_epoch'"
-            reference = own_weights(owner, "reference", reference, expected)
+            reference = check_weights(owner, "reference", reference, expected)
         if third is not None:
-            third = own_weights(owner, "third", third)
+            third = check_weights(owner, "third", third)
         self.reference = reference
         self.resolution = resolution
         self.reestimate_batch_norm = reestimate_batch_norm
@@ -191,18 +187,18 @@ class InterpolationMonitor(InterpolationMeasurement):
                 )
         self._bookkeeping.probes |= {f"other/{n}": p for n, p in self.other_probes.items()}
         self.tracks_epochs = reference == "last_epoch"
-        self.draws = third is not None  # type: ignore[misc]  # no price for a scalar
+        self.draws = third is not None  # type: ignore[misc]  # a plane is scheduled as a picture
         self.tags = (
             "barrier",
             "distance",
             "reference_loss",
-            *(f"{other}_{what}" for other in self.other_probes for what in _OF_OTHERS),
+            *(f"{other}_{what}" for other in self.other_probes for what in _OTHER_PROBE_TAGS),
         )
-        self._from = Reference()
-        self._third: Mapping[str, Any] = {}
+        self._reference = Reference()
+        self._third_weights: Mapping[str, Any] = {}
         self._bookkeeping.stored["reference"] = StoredFile("reference")
         self._without_reference = False
-        self._plane_size = plane_resolution  # of the plane that is next
+        self._plane_size = plane_resolution  # of the next plane
 
     @property
     def _stored(self) -> StoredFile:
@@ -213,13 +209,13 @@ class InterpolationMonitor(InterpolationMeasurement):
         return key in self.keys or (bool(self.blocks) and key.startswith(self.key("distance/")))
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Raise where an argument names none of the module's parameters."""
+        """Raise if an argument matches none of the module's parameters."""
         super().check_parameters(names)
         check_block_names("InterpolationMonitor", self.blocks, names)
 
     @property
     def charts(self) -> dict[str, list[Any]]:
-        """The barriers of all probes on one chart, and what was lost on the others."""
+        """The barriers of all probes on one chart, the rises of the other probes on another."""
         others = list(self.other_probes)
         charts = {
             f"{self.prefix}: barrier": [
@@ -236,64 +232,64 @@ class InterpolationMonitor(InterpolationMeasurement):
 
     @property
     def forwards(self) -> int:
-        """Forwards of the probe that one measurement costs, about."""
-        return self._on_lines + (0 if self.third is None else self.plane_resolution**2)
+        """Approximate forwards of the probe per measurement."""
+        return self._line_forwards + (0 if self.third is None else self.plane_resolution**2)
 
     @property
-    def _on_lines(self) -> int:
+    def _line_forwards(self) -> int:
         return self.resolution * (1 + len(self.other_probes))
 
     @property
     def pictures(self) -> int:  # type: ignore[override]
-        """Pictures that are drawn at each measurement."""
+        """Pictures per measurement."""
         return 1 + (self.third is not None)
 
     @property
     def measures_at_end(self) -> bool:
-        """The line to where training has ended."""
+        """True, for the line to the final weights."""
         return True
 
     @property
     def reduced_resolution(self) -> str:
-        """How many points the last plane had, where they were fewer than asked for."""
+        """The number of points of the last plane, if it was reduced."""
         if self.third is None or self._plane_size == self.plane_resolution:
             return ""
         size, full = self._plane_size, self.plane_resolution
         return f"{size} x {size} of {full} x {full} points"
 
     def fit_to_budget(self, forwards: float | None) -> None:
-        """Take fewer points along the axes of the plane, down to 5."""
+        """Reduce the points along the axes of the plane, to 5 at least."""
         self._plane_size = self.plane_resolution
         if forwards is None or self.third is None:
             return
-        while self._plane_size > 5 and self._on_lines + self._plane_size**2 > forwards:
+        while self._plane_size > 5 and self._line_forwards + self._plane_size**2 > forwards:
             self._plane_size = max(self._plane_size - 2, 5)
 
     # -- the reference -------------------------------------------------------------------------
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Take the weights as they are, or read those that were given."""
-        if self._without_reference:  # that was another fit
+        """Copy the current weights as the reference, or read the given ones."""
+        if self._without_reference:  # by another fit
             self._bookkeeping.disabled = self._without_reference = False
-        measured = measured_parameters(trainer, pl_module, self.parameters, Whole())
+        measured = measured_parameters(trainer, pl_module, self.parameters, UnshardedParameters())
         params = self._params(pl_module)
         if self.third is not None:
             owner = "InterpolationMonitor(third=...)"
-            self._third = weights_for(owner, self.third, measured, params)
-        if self.reference not in _LIVE:
+            self._third_weights = weights_for(owner, self.third, measured, params)
+        if self.reference not in _FROM_RUN:
             owner = "InterpolationMonitor(reference=...)"
-            self._from.weights = weights_for(owner, self.reference, measured, params)
+            self._reference.weights = weights_for(owner, self.reference, measured, params)
         elif is_sharded(pl_module):
-            self._do_without("under FSDP2 no copy of the weights is kept")
-        elif self.reference == "initial" and self._goes_on(trainer, params):
+            self._disable_without_reference("under FSDP2 no copy of the weights is kept")
+        elif self.reference == "initial" and self._restore_reference(trainer, params):
             pass
         elif not session_of(trainer).run.trains:
-            self._do_without("no training has led to these weights")
+            self._disable_without_reference("no training has led to these weights")
         else:
-            self._take(trainer, params)
+            self._copy_reference(trainer, params)
 
     def _params(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        """All that may be measured in this fit: what is frozen so far, too."""
+        """All parameters that may be measured in this fit, including frozen ones."""
         patterns = ["*"] if self.parameters is None else self.parameters
         return {
             name: parameter
@@ -301,53 +297,53 @@ class InterpolationMonitor(InterpolationMeasurement):
             if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
 
-    def _do_without(self, reason: str) -> None:
+    def _disable_without_reference(self, reason: str) -> None:
         self._bookkeeping.disabled = self._without_reference = True
         self.warn_once(
             f"nothing is measured, there is no reference={self.reference!r}: {reason}; pass a "
             f"checkpoint file or a state dict"
         )
 
-    def _take(self, trainer: Trainer, params: Mapping[str, Tensor]) -> None:
-        self._from.take(params)
+    def _copy_reference(self, trainer: Trainer, params: Mapping[str, Tensor]) -> None:
+        self._reference.copy_from(params)
         if self.reference == "last_epoch":
             if trainer.fit_loop.restarted_mid_epoch:
                 self.warn_once(
-                    "this fit goes on in the middle of an epoch: until the next one begins the "
-                    "reference is what it goes on from"
+                    "this fit resumes in the middle of an epoch: until the next one begins, the "
+                    "reference is the weights at the resume"
                 )
             return
         self._stored.entry = None
-        # The same on all processes; rank zero writes.
+        # The weights are the same on all processes; rank zero writes them.
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             recorder = session_of(trainer).recorder
             name = f"{self.prefix.replace('/', '-')}-reference.pt"
-            self._stored.write_as(name, self._from, recorder)
+            self._stored.write_as(name, self._reference, recorder)
 
-    def _goes_on(self, trainer: Trainer, params: Mapping[str, Tensor]) -> bool:
-        """After a resume: whether the reference of the run before was found."""
+    def _restore_reference(self, trainer: Trainer, params: Mapping[str, Tensor]) -> bool:
+        """After a resume, read the reference of the run before; returns whether it was found."""
         if not (self._bookkeeping.resumed and trainer.ckpt_path) or trainer.global_step == 0:
             return False
         session = session_of(trainer)
-        problem = "the checkpoint names none"
+        problem = "the checkpoint has none"
         if self._stored.entry is not None:
-            problem = self._stored.read(self._from, session.recorder, trainer)
+            problem = self._stored.read(self._reference, session.recorder, trainer)
         if not problem and {n: p.shape for n, p in params.items()} != {
-            n: w.shape for n, w in self._from.weights.items()
+            n: w.shape for n, w in self._reference.weights.items()
         }:
             problem = "it has other parameters"
         if session.run.processes.total(not problem) == session.run.processes.count:
             return True
         self.warn_once(
             f"the reference of the run before could not be used: "
-            f"{problem or 'another process has none'}; a new series starts from the weights now"
+            f"{problem or 'another process has none'}; a new series starts from the current weights"
         )
         return False
 
     def on_epoch_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The end of the epoch before; without room for a copy nothing is measured in this one."""
+        """Copy the weights; if that fails, nothing is measured in this epoch."""
         try:
-            self._from.take(self._params(pl_module))
+            self._reference.copy_from(self._params(pl_module))
         except Exception as error:  # out of memory, most likely
-            self._from.clear()
-            self.warn_once(f"the weights at the start of the epoch could not be kept: {error}")
+            self._reference.clear()
+            self.warn_once(f"the weights at the start of the epoch could not be copied: {error}")

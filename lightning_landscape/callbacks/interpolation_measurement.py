@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
 
-from lightning_landscape.callbacks.between import Weights
+from lightning_landscape.callbacks.between import WeightsSource
 from lightning_landscape.callbacks.reference import Reference
 from lightning_landscape.geometry.batch_norm import tracking_batch_norms
 from lightning_landscape.geometry.blocks import names_by_block
@@ -37,29 +37,29 @@ _BARRIER = "max over t of L(w_t) - ((1-t) L(reference) + t L(now))"
 
 
 class InterpolationMeasurement(Monitor):
-    """One measurement of lines to a reference; arguments as the monitor's."""
+    """Measures lines to a reference, with the arguments of ``InterpolationMonitor``."""
 
-    reference: Weights
+    reference: WeightsSource
     resolution: int
     reestimate_batch_norm: bool
     blocks: bool | Mapping[str, str]
     other_probes: dict[str, Probe]
-    third: Weights | None
+    third: WeightsSource | None
     plane_resolution: int
-    _from: Reference
-    _third: Mapping[str, Any]
+    _reference: Reference
+    _third_weights: Mapping[str, Any]
     _plane_size: int
 
     def measure(self, this_round: Round) -> Measured:
-        if not self._from.weights:
+        if not self._reference.weights:
             raise RuntimeError("there is no copy of the weights of the reference")
         reestimated = (
             self.reestimate_batch_norm
             and self.probe_mode == "eval"
             and bool(tracking_batch_norms(this_round.pl_module))
         )
-        on = partial(this_round.objective_on, self, reestimated=reestimated)
-        objective = on(self.loss.probe)
+        objective_on = partial(this_round.objective_on, self, reestimated=reestimated)
+        objective = objective_on(self.loss.probe)
         line = self._line(this_round, objective, self.loss.probe, reestimated)
         measured = Measured(
             {
@@ -79,7 +79,7 @@ class InterpolationMeasurement(Monitor):
         if self.third is not None:
             self._add_plane(measured, this_round, objective)
         for other, probe in self.other_probes.items():
-            lines[other] = found = self._line(this_round, on(probe), probe, reestimated)
+            lines[other] = found = self._line(this_round, objective_on(probe), probe, reestimated)
             for what, value in (
                 ("loss", found.center_loss),
                 ("rise", found.center_loss - float(found.losses[0])),
@@ -87,7 +87,7 @@ class InterpolationMeasurement(Monitor):
             ):
                 measured.values[self.key(f"{other}_{what}")] = value
         for other, found in lines.items():
-            self._keep(measured, f"line-{other}" if other else "line", found)
+            self._add_file(measured, f"line-{other}" if other else "line", found)
         if this_round.trainer.is_global_zero:
             measured.pictures[self.key("line")] = partial(_line_figure, lines)
         return measured
@@ -95,47 +95,55 @@ class InterpolationMeasurement(Monitor):
     def _line(
         self, this_round: Round, objective: Objective, probe: Probe, reestimated: bool
     ) -> Slice:
-        known = self._known(this_round, this_round.size_of(probe))
-        known |= {"directions": [f"from {self._reference_name}"], "reference": self._reference_name}
-        known |= {"batch_norm": "re-estimated"} if reestimated else {}
+        metadata = self._metadata(this_round, this_round.size_of(probe))
+        metadata |= {
+            "directions": [f"from {self._reference_name}"],
+            "reference": self._reference_name,
+        }
+        metadata |= {"batch_norm": "re-estimated"} if reestimated else {}
         line = line_between(
-            objective, self._from.weights, None, self.resolution, metadata=known, progress=False
+            objective,
+            self._reference.weights,
+            None,
+            self.resolution,
+            metadata=metadata,
+            progress=False,
         )
         line.metadata["barrier"] = loss_barrier(line)
         return line
 
     def _add_plane(self, measured: Measured, this_round: Round, objective: Objective) -> None:
         size, full = self._plane_size, self.plane_resolution
-        known = self._known(this_round, this_round.probe_size(self))
-        known |= {"directions": [f"to {self._reference_name}", "across to third"]}
-        known |= {} if size == full else {"coarse": {"wanted": [full] * 2, "taken": [size] * 2}}
+        metadata = self._metadata(this_round, this_round.probe_size(self))
+        metadata |= {"directions": [f"to {self._reference_name}", "across to third"]}
+        metadata |= {} if size == full else {"coarse": {"wanted": [full] * 2, "taken": [size] * 2}}
         try:
             plane = plane_through(
                 objective,
-                self._from.weights,
-                self._third,
+                self._reference.weights,
+                self._third_weights,
                 resolution=size,
-                metadata=known,
+                metadata=metadata,
                 progress=False,
             )
         except NoPlane as error:
             self.warn_once(f"a plane was left out: {error}")
             return
         names = ("now", self._reference_name, "third")
-        for point, told in zip(plane.metadata["points"], names, strict=True):
-            point["name"] = told
-        self._keep(measured, "plane", plane)
+        for point, name in zip(plane.metadata["points"], names, strict=True):
+            point["name"] = name
+        self._add_file(measured, "plane", plane)
         if this_round.trainer.is_global_zero:
             measured.pictures[self.key("plane")] = partial(_plane_figure, plane)
 
     def _add_distances(self, measured: Measured, objective: Objective) -> None:
-        moves = displacement_to(objective, self._from.weights, "reference")
+        moves = displacement_to(objective, self._reference.weights, "reference")
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         for block, names in names_by_block(objective.params, named).items():
             length = norm({name: moves[name] for name in names})
             measured.values[self.key(f"distance/{block}")] = length
 
-    def _known(self, this_round: Round, samples: int) -> dict[str, Any]:
+    def _metadata(self, this_round: Round, samples: int) -> dict[str, Any]:
         return {
             "step": this_round.step,
             "epoch": this_round.trainer.current_epoch,
@@ -151,9 +159,9 @@ class InterpolationMeasurement(Monitor):
             return "the last epoch"
         return "the reference" if isinstance(self.reference, Mapping) else Path(self.reference).stem
 
-    def _keep(self, measured: Measured, part: str, piece: Slice) -> None:
-        name = f"{self.key(part).replace('/', '-')}-step{piece.metadata['step']:08d}.npz"
-        measured.files[name] = cast(Callable[[Path], None], piece.save)
+    def _add_file(self, measured: Measured, part: str, slice: Slice) -> None:
+        name = f"{self.key(part).replace('/', '-')}-step{slice.metadata['step']:08d}.npz"
+        measured.files[name] = cast(Callable[[Path], None], slice.save)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -170,11 +178,11 @@ class InterpolationMeasurement(Monitor):
             self._stored.entry = state_dict.get("reference")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the copies too."""
+        """Drop the copies of the weights too."""
         super().teardown(trainer, pl_module, stage)
         if stage == "fit":
-            self._from.clear()
-            self._third = {}
+            self._reference.clear()
+            self._third_weights = {}
 
 
 def _line_figure(lines: Mapping[str, Slice]) -> Figure:

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from lightning_landscape.figures import ColorScale
 
 
-_PANELS, _FRAMES = 9, 30  # at most, of a film and an animation
+_MAX_PANELS, _MAX_FRAMES = 9, 30  # of the film and the animation
 
 
 class Points(NamedTuple):
-    """How many points the slices of one measurement have."""
+    """The number of points of the slices of one measurement."""
 
     plane: tuple[int, int]  # along x and along y
     line: int
 
     def at_most(self, size: int) -> Points:
-        """No more than ``size`` along an axis of the plane, 3/2 of that along a line."""
+        """At most ``size`` points along an axis of the plane, 3/2 of that along a line."""
         x, y = self.plane
         return Points((min(x, size), min(y, size)), min(self.line, (3 * size // 2) | 1))
 
@@ -51,7 +51,7 @@ class Points(NamedTuple):
 
 
 class LandscapeMeasurement(Monitor):
-    """One measurement of lines and a plane; arguments as the monitor's."""
+    """Measures lines and a plane, with the arguments of ``LandscapeMonitor``."""
 
     seed: int
     seeds: int
@@ -64,24 +64,24 @@ class LandscapeMeasurement(Monitor):
 
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
-        axes = self._axes.take(this_round, objective, self._path)
+        axes = self._axes.make(this_round, objective, self._path)
         validation = self._on_validation(this_round)
         measured = Measured(facts={"center_loss": float(objective.loss())})
         if self._points.line:
-            further = [
+            more_axes = [
                 self._axes.random(this_round, objective, repeat) for repeat in range(2, self.seeds)
             ]
             lines = []
-            for number, axis in enumerate((*axes, *further), 1):
+            for number, axis in enumerate((*axes, *more_axes), 1):
                 lines.append(self._line(this_round, objective, axis, validation))
-                self._keep(measured, f"line-{number}", lines[-1])
+                self._add_file(measured, f"line-{number}", lines[-1])
                 if "update" in lines[-1].metadata:
                     measured.facts |= lines[-1].metadata["update"]
-            self._picture(measured, this_round, "line", lines)
+            self._add_picture(measured, this_round, "line", lines)
         if all(self._points.plane):
             plane = self._plane(this_round, objective, axes, validation)
-            self._keep(measured, "plane", plane)
-            self._picture(measured, this_round, "plane", [plane])
+            self._add_file(measured, "plane", plane)
+            self._add_picture(measured, this_round, "plane", [plane])
         return measured
 
     def _line(
@@ -92,7 +92,7 @@ class LandscapeMeasurement(Monitor):
             axis.vector,
             axis.span,
             self._points.line,
-            metadata=self._known(this_round, axis) | self._less("line"),
+            metadata=self._metadata(this_round, axis) | self._coarse_metadata("line"),
             progress=False,
         )
         if axis.kind == "update":
@@ -100,14 +100,14 @@ class LandscapeMeasurement(Monitor):
             line.metadata["update"] = {
                 "update_norm": line.metadata["norms"][0],
                 "lowest_along_update": lowest,
-                # From the weights before the step, at -1.
+                # Relative to the weights before the step, at -1.
                 "overshoot": 1.0 / (lowest + 1.0) if within and lowest > -1.0 else math.nan,
             }
         if validation is not None:
             other = line_slice(
                 validation, axis.vector, axis.span, self._points.line, progress=False
             )
-            line.metadata["validation"] = self._further(this_round, other)
+            line.metadata["validation"] = self._validation_metadata(this_round, other)
         return line
 
     def _plane(
@@ -119,21 +119,21 @@ class LandscapeMeasurement(Monitor):
     ) -> Slice:
         x, y = (axis.vector for axis in axes)
         spans = (axes[0].span, axes[1].span)
-        known = self._known(this_round, *axes) | self._less("plane")
+        metadata = self._metadata(this_round, *axes) | self._coarse_metadata("plane")
         plane = plane_slice(
-            objective, x, y, spans, self._points.plane, metadata=known, progress=False
+            objective, x, y, spans, self._points.plane, metadata=metadata, progress=False
         )
         if validation is not None:
             other = plane_slice(validation, x, y, spans, self._points.plane, progress=False)
-            plane.metadata["validation"] = self._further(this_round, other)
+            plane.metadata["validation"] = self._validation_metadata(this_round, other)
         if self._path is not None:
-            seen = project(self._path.weights, objective.params, [x, y])
+            projection = project(self._path.weights, objective.params, [x, y])
             plane.metadata["path"] = {
                 "steps": list(self._path.steps),
-                "coordinates": seen.coordinates.tolist(),
-                "residuals": seen.residuals.tolist(),
-                "distances": seen.distances.tolist(),
-                "explained": seen.explained.tolist(),
+                "coordinates": projection.coordinates.tolist(),
+                "residuals": projection.residuals.tolist(),
+                "distances": projection.distances.tolist(),
+                "explained": projection.explained.tolist(),
             }
         return plane
 
@@ -146,7 +146,7 @@ class LandscapeMeasurement(Monitor):
             return None
         return this_round.objective_on(self, self._validation_probe, mode="eval")
 
-    def _further(self, this_round: Round, other: Slice) -> dict[str, Any]:
+    def _validation_metadata(self, this_round: Round, other: Slice) -> dict[str, Any]:
         assert self._validation_probe is not None
         return {
             "losses": other.losses.tolist(),
@@ -155,7 +155,7 @@ class LandscapeMeasurement(Monitor):
             "probe_mode": "eval",
         }
 
-    def _known(self, this_round: Round, *axes: Axis) -> dict[str, Any]:
+    def _metadata(self, this_round: Round, *axes: Axis) -> dict[str, Any]:
         kinds = {*self._axes.pair}
         normalization = "filter" if self._axes.filtered else "unit"
         return {
@@ -169,13 +169,13 @@ class LandscapeMeasurement(Monitor):
             "fixed": [axis.fixed for axis in axes],
         }
 
-    def _less(self, part: str) -> dict[str, Any]:
-        """Said in the slice, and so in the picture: fewer points than all the others."""
+    def _coarse_metadata(self, part: str) -> dict[str, Any]:
+        """The entry of a slice with fewer points; its picture shows that in the title."""
         wanted, taken = getattr(self._full, part), getattr(self._points, part)
         return {} if taken == wanted else {"coarse": {"wanted": wanted, "taken": taken}}
 
     def reset_warm_start(self) -> None:
-        """Start the solver afresh: after a fault processes may hold different results."""
+        """Drop warm starts: after a failure they may differ between processes."""
         self._axes.reset_warm_start()
 
     def on_exception(
@@ -185,7 +185,7 @@ class LandscapeMeasurement(Monitor):
         self._path = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the copies of the weights too."""
+        """Drop the copies of the weights too."""
         super().teardown(trainer, pl_module, stage)
         if stage == "fit":
             self._path = None
@@ -193,7 +193,7 @@ class LandscapeMeasurement(Monitor):
     # -- the whole run -------------------------------------------------------------------------
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
-        """At the end the film: small pictures on one sheet, and an animation beside the logs."""
+        """At the end of the fit, the film: small pictures in one image, and an animation."""
         part = "plane" if all(self._full.plane) else "line-1"
         files = list(self.run_files(folder, part).values())
         if not final or len(files) < 2:
@@ -203,20 +203,20 @@ class LandscapeMeasurement(Monitor):
         return Measured(
             pictures={film: partial(_filmstrip, files, scale)},
             files={animation: partial(_animate, files, scale)},
-            # As measured, beside one picture of a plane.
+            # As timed, relative to one picture of a plane.
             drawings={
-                film: 1 + 0.2 * min(len(files), _PANELS),
-                animation: 1.2 * min(len(files), _FRAMES),
+                film: 1 + 0.2 * min(len(files), _MAX_PANELS),
+                animation: 1.2 * min(len(files), _MAX_FRAMES),
             },
         )
 
     # -- files and pictures --------------------------------------------------------------------
 
-    def _keep(self, measured: Measured, part: str, piece: Slice) -> None:
-        name = f"{self.key(part).replace('/', '-')}-step{piece.metadata['step']:08d}.npz"
-        measured.files[name] = cast(Callable[[Path], None], piece.save)
+    def _add_file(self, measured: Measured, part: str, slice: Slice) -> None:
+        name = f"{self.key(part).replace('/', '-')}-step{slice.metadata['step']:08d}.npz"
+        measured.files[name] = cast(Callable[[Path], None], slice.save)
 
-    def _picture(
+    def _add_picture(
         self, measured: Measured, this_round: Round, part: str, slices: Sequence[Slice]
     ) -> None:
         if not this_round.trainer.is_global_zero:
@@ -233,7 +233,7 @@ class LandscapeMeasurement(Monitor):
             scale: ColorScale = ColorScale.from_dict(self._scales[tag])
         else:
             scale = max((ColorScale.from_slice(s) for s in slices), key=lambda scale: scale.limit)
-            # A picture without a loss has nothing to say about the scale of those to come.
+            # A picture without a finite loss does not set the scale of the next ones.
             if all(math.isfinite(s.center_loss) for s in slices):
                 self._scales[tag] = scale.to_dict()
         if part == "line":
@@ -260,7 +260,7 @@ class LandscapeMeasurement(Monitor):
 
 
 def _is_scale(limits: object) -> bool:
-    """Whether a checkpoint's entry is what ``ColorScale.to_dict`` gave."""
+    """Whether ``limits`` has the format of ``ColorScale.to_dict``."""
     if not isinstance(limits, Mapping) or set(limits) != {"linthresh", "limit"}:
         return False
     low, high = limits["linthresh"], limits["limit"]
@@ -268,12 +268,12 @@ def _is_scale(limits: object) -> bool:
 
 
 def _are_scales(value: object) -> bool:
-    """Whether ``value`` is tag -> scale."""
+    """Whether ``value`` is a mapping from tag to scale."""
     return isinstance(value, Mapping) and all(map(_is_scale, value.values()))
 
 
-def _film(files: list[Path], most: int) -> list[Slice]:
-    """Slices of the run, evenly chosen, on the grid of the newest that is not a coarser one."""
+def _film_slices(files: list[Path], most: int) -> list[Slice]:
+    """Slices of the run, evenly spaced, on the grid of the newest one of full resolution."""
     newest = load_evenly(files, _full_slice, most=1) or load_evenly(files, Slice.load, most=1)
     if not newest:
         return []
@@ -283,7 +283,7 @@ def _film(files: list[Path], most: int) -> list[Slice]:
         slice = Slice.load(path)
         for axis, other in zip(slice.coordinates, grid.coordinates, strict=True):
             if not np.array_equal(axis, other):
-                raise ValueError("another grid")
+                raise ValueError("a different grid")
         return slice
 
     return list(load_evenly(files, load, most).values())
@@ -292,7 +292,7 @@ def _film(files: list[Path], most: int) -> list[Slice]:
 def _full_slice(path: Path) -> Slice:
     slice = Slice.load(path)
     if "coarse" in slice.metadata:
-        raise ValueError("coarser than asked for")
+        raise ValueError("reduced resolution")
     return slice
 
 
@@ -300,7 +300,7 @@ def _filmstrip(files: list[Path], scale: dict[str, float] | None) -> Figure:
     from lightning_landscape.figures import ColorScale, filmstrip_figure
 
     shared = None if scale is None else ColorScale.from_dict(scale)
-    return filmstrip_figure(_film(files, most=_PANELS), scale=shared, of=len(files))
+    return filmstrip_figure(_film_slices(files, most=_MAX_PANELS), scale=shared, of=len(files))
 
 
 def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> None:
@@ -308,4 +308,4 @@ def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> N
     from lightning_landscape.figures.film import write_film
 
     shared = None if scale is None else ColorScale.from_dict(scale)
-    write_film(_film(files, most=_FRAMES), path, shared)
+    write_film(_film_slices(files, most=_MAX_FRAMES), path, shared)

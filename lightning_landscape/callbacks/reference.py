@@ -1,4 +1,4 @@
-"""Weights that a run is compared with: copies in main memory, and the file that they lie in."""
+"""Weights that a run is compared with: copies in main memory, and their file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_landscape.callbacks.between import Weights, read_weights
+from lightning_landscape.callbacks.between import WeightsSource, read_weights
 from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.geometry.mode_connectivity import select_weights
 
 
 class Reference:
-    """Copies of weights on the CPU, and the file that they lie in."""
+    """Copies of weights on the CPU, and the file that holds them."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
         self.file: str | None = None
 
-    def take(self, params: Mapping[str, Tensor]) -> None:
-        """Copy the weights as they are; what has no shape yet is left out."""
-        self.weights = {n: _copied(p) for n, p in params.items() if not is_lazy(p)}
+    def copy_from(self, params: Mapping[str, Tensor]) -> None:
+        """Copy the current weights, without uninitialized parameters."""
+        self.weights = {n: _copy_to_cpu(p) for n, p in params.items() if not is_lazy(p)}
         self.file = None
 
     def save(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class Reference:
         torch.save(self.weights, path)
 
     def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
-        """Read it back; it stays on the CPU."""
+        """Read a state dict; it stays on the CPU."""
         self.weights = torch.load(path, weights_only=True, map_location="cpu")
 
     def fingerprint(self) -> str:
@@ -45,27 +45,27 @@ class Reference:
         return digest.hexdigest()
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Drop the weights."""
         self.weights, self.file = {}, None
 
 
-def own_weights(owner: str, argument: str, weights: object, accepted: str = "") -> Weights:
-    """A file that exists, or a copy of a state dict: the user's own may be of the live module.
+def check_weights(owner: str, argument: str, weights: object, accepted: str = "") -> WeightsSource:
+    """The path of an existing file, or a copy of a state dict, whose tensors may be in use.
 
     Args:
-        owner: the class that messages name.
-        argument: the argument that they name.
-        weights: what was given for it.
-        accepted: what else is accepted.
+        owner: the class, for messages.
+        argument: the argument, for messages.
+        weights: its value.
+        accepted: other values that are accepted, for messages.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: neither a path nor a mapping.
         FileNotFoundError: there is no such file.
-        ValueError: a mapping that is no state dict.
+        ValueError: a mapping that is not a state dict.
     """
     if isinstance(weights, Mapping):
         state = read_weights(f"{owner}({argument}=...)", weights)
-        return {name: _copied(t) for name, t in state.items() if isinstance(t, Tensor)}
+        return {name: _copy_to_cpu(t) for name, t in state.items() if isinstance(t, Tensor)}
     expected = f"expected {f'{accepted}, ' if accepted else ''}a checkpoint file or a state dict"
     if not isinstance(weights, (str, Path)):
         raise TypeError(f"{quoted(owner, argument, weights)}: {expected}")
@@ -75,12 +75,15 @@ def own_weights(owner: str, argument: str, weights: object, accepted: str = "") 
 
 
 def weights_for(
-    owner: str, weights: Weights, measured: Mapping[str, Tensor], all_params: Mapping[str, Tensor]
+    owner: str,
+    weights: WeightsSource,
+    measured: Mapping[str, Tensor],
+    all_params: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The given weights of what is measured, and of what may be later, on the CPU.
+    """The given weights of all parameters that may be measured in this run, on the CPU.
 
     Raises:
-        ValueError: a file that cannot be read; some of what is measured is missing or of another
+        ValueError: a file that cannot be read; a measured parameter is missing or has another
             shape.
     """
     state = read_weights(owner, weights)
@@ -92,5 +95,5 @@ def weights_for(
     }
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)

@@ -1,4 +1,4 @@
-"""SAM sharpness and its parts."""
+"""SAM sharpness, the gradient norm and the curvature along the gradient."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ from lightning_landscape.geometry.sam import Sharpness, curvature_along, sam_sha
 from lightning_landscape.geometry.vectors import norm
 from lightning_landscape.geometry.worst_case import keskar_sharpness, worst_case_sharpness
 from lightning_landscape.training.data.probe import Source
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.round import Round
 
 
 class SharpnessMonitor(Monitor):
-    r"""Log how much the loss rises after one ascent step, as SAM sees it, and what it is made of.
+    r"""Log SAM sharpness: the rise of the loss after one ascent step, and its two parts.
 
-    ``S = L(w + rho g/||g||) - L(w)``, to second order ``rho ||g|| + rho^2/2 g'Hg/||g||^2``.  While
-    training goes on it is mostly the gradient's norm; that and the curvature along the gradient
-    are logged beside it, so that one can tell which of them moves.
+    ``S = L(w + rho g/||g||) - L(w)``, to second order ``rho ||g|| + rho^2/2 g'Hg/||g||^2``.  During
+    training the gradient norm dominates; it and the curvature along the gradient are logged too, to
+    show which of the two changes.
 
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all these callbacks together may
-            take, the smallest one given; ``None``: the exact schedule, whatever it costs.
+        max_overhead: largest share of the training time that all these callbacks together may
+            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run does not allow more, with a warning.
-        probe_mode: ``"train"``: the loss that the optimizer descends, dropout masks fixed,
-            BatchNorm on batch statistics.  ``"eval"``: the module in eval mode.
+        probe_samples: number of examples to keep, over all processes; fewer training examples, with
+            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
+            batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
-            needed with manual optimisation.
+            required with manual optimisation.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
-        engine: how Hessian-vector products are made, see ``Objective``.
+        engine: how Hessian-vector products are computed, see ``Objective``.
         name: for a second monitor; keys become ``sharpness/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
         rho: length of the ascent step, in units of the weights; ``None``: .05, adaptive .5.
-        adaptive: ASAM, the step relative to each weight: rescaling a ReLU network's layers does
-            not change the value then.  Also for the worst and the average case.
+        adaptive: ASAM, with the step relative to each weight: rescaling the layers of a ReLU
+            network does not change the value.  Also for the worst and the average case.
         worst_case: log the largest rise within ``rho`` too, by projected ascent.
         worst_case_norm: ``"l2"`` or ``"linf"``.
         worst_case_steps: steps of the ascent, here and for Keskar's, up to 3.5 gradients each;
             below 5 the value is never settled.
-        per_batch: the worst case of each batch of the probe alone, and their mean (m-sharpness).
+        per_batch: the mean of the worst cases of each batch of the probe (m-sharpness).
         average: log the mean rise under Gaussian noise too, with its standard error.
         sigma: standard deviation of that noise, in units of the weights, adaptive of each weight.
         samples: pairs of draws of that noise.
         keskar: log Keskar's sharpness too.
         epsilon: half-width of its box, relative to ``|w| + 1``.
-        critical: log the critical sharpness along the optimizer's own last step too, of the
-            weights before it (labelled with their step): 8 to 10 forwards, no second derivative.
+        critical: log the critical sharpness along the optimizer's last step too, at the weights
+            before it (labelled with their step): 8 to 10 forwards, no second derivative.
         critical_rtol: its relative error.
 
     Logged Metrics:
@@ -75,16 +75,16 @@ class SharpnessMonitor(Monitor):
         - ``sharpness/gradient_curvature``: ``g'Hg / ||g||^2``.
         - ``sharpness/worst_case``, ``sharpness/average`` and ``sharpness/average_stderr``,
           ``sharpness/keskar`` (per cent of ``1 + L``), ``sharpness/critical`` (``2 / eta_c``, to be
-          compared with ``2 / lr``; NaN where the loss falls nowhere along the step).
+          compared with ``2 / lr``; NaN if the loss falls nowhere along the step).
 
-    The history also holds ``worst_case_settled`` and ``keskar_settled``: whether a longer search is
-    not expected to find 3 % more.  The first time it is not so, a warning says it.
+    The history also has ``worst_case_settled`` and ``keskar_settled``: whether a longer search is
+    expected to find less than 3 % more; if not, there is a warning the first time.
 
     Raises:
         ValueError: an argument out of its range.
 
-    Cost: one gradient, one Hessian-vector product and one forward of the probe, less what another
-    callback has computed at the same step.  The others as their functions say.
+    Cost: one gradient, one Hessian-vector product and one forward of the probe, less if another
+    callback has computed them at the same step.  For the others see their functions.
 
     Source: Foret et al., ICLR 2021; Kwon et al., ICML 2021; Andriushchenko et al., ICML 2023;
     Keskar et al., ICLR 2017; Kalra et al., arXiv 2601.16979.
@@ -106,7 +106,7 @@ class SharpnessMonitor(Monitor):
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         name: str | None = None,
@@ -179,18 +179,18 @@ class SharpnessMonitor(Monitor):
 
     @property
     def forwards(self) -> int:
-        """Forwards of the probe that one measurement costs, about."""
+        """Approximate forwards of the probe per measurement."""
         ascent = 10 * self.worst_case_steps * (self.worst_case + self.keskar)
         return 3 + 6 + 2 + ascent + 2 * self.samples * self.average + 15 * self.critical
 
     @property
     def allows_concat(self) -> bool:
-        """Not where each batch has a worst case of its own."""
+        """False if the worst case of each batch is measured."""
         return not (self.worst_case and self.per_batch)
 
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
-        # The product first: moving the weights drops the graph that it is made on.
+        # The product comes first: moving the weights drops its graph.
         gradient = objective.gradient(products_follow=True)
         curvature = curvature_along(objective, gradient)
         sharpness = sam_sharpness(objective, self.rho, self.adaptive)

@@ -1,4 +1,4 @@
-"""The settings of an eigenvalue solver over a run, and its warm starts."""
+"""The settings and warm starts of an eigenvalue solver during a run."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ class Solver:
         self._max_hvps = max_hvps
         self._last: dict[str, EigenResult] = {}
 
-    def allow(self, products: float) -> None:
-        """At most so many products for each problem of this measurement."""
+    def limit_products(self, products: float) -> None:
+        """Limit the products of each problem in this measurement."""
         self.settings["max_hvps"] = int(min(self._max_hvps, products))
 
     @property
     def is_limited(self) -> bool:
-        """Whether fewer products are allowed than were asked for."""
+        """Whether the limit is below ``max_hvps``."""
         return bool(self.settings["max_hvps"] < self._max_hvps)
 
-    def knows(self, problem: str) -> bool:
-        """Whether there is a last result."""
+    def has_result(self, problem: str) -> bool:
+        """Whether there is a last result of ``problem``."""
         return problem in self._last
 
     def start(self, problem: str, objective: Objective) -> EigenResult | None:
-        """The last result, unless the trained parameters have changed (one was frozen, say)."""
+        """The last result, unless the trained parameters have changed (e.g. one was frozen)."""
         last = self._last.get(problem)
         return last if last is not None and last.fits(objective.params) else None
 
     def gradient(self, objective: Objective) -> dict[str, Tensor] | None:
-        """The start where few products are allowed: it holds more of the top than chance does."""
+        """A start for few products: the gradient is closer to the top than a random vector."""
         if self.settings["max_hvps"] >= min(COLD_PRODUCTS, self._max_hvps):
             return None
         gradient = objective.gradient()
@@ -75,14 +75,14 @@ class Solver:
             )
         }
 
-    def keep(self, problem: str, result: EigenResult) -> None:
-        """The start of the next solution, if it is finite."""
+    def store(self, problem: str, result: EigenResult) -> None:
+        """Store a result as the start of the next solution, if it is finite."""
         self._last.pop(problem, None)
         if bool(result.eigenvalues.isfinite().all()):
             self._last[problem] = result
 
     def reset(self) -> None:
-        """Start all problems anew."""
+        """Drop all results."""
         self._last.clear()
 
     def ratio(
@@ -92,14 +92,14 @@ class Solver:
         start: Vector | EigenResult | None = self.start(problem, objective)
         if start is None and (gradient := self.gradient(objective)) is not None:
             start = {name: g * edge.scale[name] ** 0.5 for name, g in gradient.items()}
-            start = start if norm(start) > 0.0 else None  # all of it where nothing moves
+            start = start if norm(start) > 0.0 else None  # zero if all effective steps are zero
         gradient = objective.gradient()
         found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self.settings)
         if found.solved is not None:
-            self.keep(problem, found.solved)
+            self.store(problem, found.solved)
         return found
 
-    def doubt(
+    def warning_for(
         self,
         key: str,
         value: float,
@@ -107,15 +107,15 @@ class Solver:
         converged: bool,
         max_overhead: float | None,
     ) -> str:
-        """Why a value may be far off and what to pass instead, or an empty string.
+        """Why a value may be inaccurate and what to pass instead, or an empty string.
 
-        ``max_overhead``: what limits the products; None where ``max_hvps`` does.
+        ``max_overhead``: the limit of the products; None if ``max_hvps`` is.
         """
         if not converged and math.isfinite(value):
             most, tol = self.settings["max_hvps"], self.settings["tol"]
             if max_overhead is not None:
-                why = f"after {most} products, all that this run can afford at {max_overhead=},"
-                advice = "raise max_overhead, or pass None; later measurements start from here"
+                why = f"after {most} products, the limit of this run by {max_overhead=},"
+                advice = "raise max_overhead, or pass None; later measurements continue from here"
             else:
                 why, advice = f"at max_hvps={most}", "raise max_hvps or tol"
             return (
@@ -124,8 +124,8 @@ class Solver:
             )
         if residual > abs(value):
             return (
-                f"{key} is small beside the largest eigenvalue seen, and known to within its "
-                f"residual only ({value:.3g}, residual {residual:.3g}); where it matters pass a "
-                f"smaller tol, below 1e-3, rtol=0 and a larger max_hvps"
+                f"{key} is small compared with the largest eigenvalue seen, and not larger than "
+                f"its residual ({value:.3g}, residual {residual:.3g}); for a more accurate value "
+                f"pass a smaller tol, below 1e-3, rtol=0 and a larger max_hvps"
             )
         return ""

@@ -11,7 +11,7 @@ from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.geometry.checks import check_count, check_number
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
-from lightning_landscape.training.losses import ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 
 
 def landscape_callbacks(
@@ -23,7 +23,7 @@ def landscape_callbacks(
     probe_samples: int = 512,
     probe_mode: ProbeMode = "train",
     loss_fn: UserLoss | None = None,
-    loss_reduction: Reduction = "mean",
+    loss_reduction: LossReduction = "mean",
     stop_above: float | None = None,
     patience: int = 3,
 ) -> list[Any]:
@@ -32,11 +32,11 @@ def landscape_callbacks(
     Args:
         every_n_train_steps: steps between measurements; ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: the share of the training time that all of them together may take;
-            ``None``: the exact schedule, whatever it costs.
+        max_overhead: largest share of the training time that all of them together may take;
+            ``None``: no limit, exactly on schedule.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
-        probe_samples: how many examples to keep, over all processes; of training batches fewer
-            where ``max_overhead`` of the whole run does not allow more, with a warning.
+        probe_samples: number of examples to keep, over all processes; fewer training examples, with
+            a warning, if ``max_overhead`` of the whole run does not allow more.
         probe_mode: ``"train"`` or ``"eval"``.
         loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.

@@ -1,8 +1,8 @@
 """Measure a finished model: ``python -m lightning_landscape.measure --module ... --data ...``.
 
-The callbacks are those of a live run.  A fit begins from the checkpoint, so that weights, learning
-rates, the optimizer's state and the counters are what they were; they measure once; and it ends
-before its first batch.
+The callbacks are those of training.  A fit is started from the checkpoint, which restores weights,
+learning rates, the optimizer's state and the counters.  The callbacks measure once, and the fit
+ends before its first batch.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from lightning_landscape.training.monitor import Monitor
 
 __all__ = ["Measurement", "measure"]
 
-# What Lightning says of runs that are to be trained on.
-_NOT_HERE = (
+# Lightning's warnings about settings of training.
+_IRRELEVANT_WARNINGS = (
     ".*callbacks used to create the checkpoint need to be provided",
     ".*Experiment logs directory .* exists and is not empty",
     ".*does not have many workers",
@@ -52,14 +52,14 @@ _NOT_HERE = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured on one model.
+    """The values measured on one model.
 
     Attributes:
-        step: training steps behind the weights, the label of all values.
+        step: number of training steps of the model, the label of all values.
         values: scalars under their keys.
-        rows: one plain dict a callback, as in ``history.jsonl``.
+        rows: one plain dict per callback, as in ``history.jsonl``.
         log_dir: where ``history.jsonl``, ``landscape/`` and the loggers' files are.
-        report: the HTML page, if one was asked for.
+        report: the HTML page, if ``report`` was set.
     """
 
     step: int
@@ -83,56 +83,56 @@ def measure(
     progress: bool = True,
     **settings: Any,
 ) -> Measurement:
-    """Measure a model that is not being trained, as the callbacks would have while it was.
+    """Measure a saved model, as the callbacks would have measured it during training.
 
-    Given the probe of the live run, values are bit for bit those that a callback would have had at
-    the step of the checkpoint.  Only an eigenvalue may differ, within its residual: a live solver
-    starts from its last result.
+    With the probe of the training run, values are bit for bit those of a callback at the step of
+    the checkpoint, except that an eigenvalue may differ within its residual: during training the
+    solver starts from its last result.
 
     Args:
         module: the ``LightningModule``, or its class, which is built from the ``hyper_parameters``
             that the checkpoint holds (``save_hyperparameters()``) and from ``init``.
-        data: where the probe comes from, the first examples in the loader's own order, so one that
-            shuffles gives another probe each time: a ``DataLoader``, a list of batches, a
+        data: the source of the probe, which is the first examples in the loader's order (so with
+            shuffling it differs each time): a ``DataLoader``, a list of batches, a
             ``LightningDataModule`` or its class, or a function that returns one of these.
-            ``None``: the module's own ``train_dataloader``.  For callbacks that were given a probe
-            it is not used.
-        checkpoint: a file that Lightning's ``Trainer`` saved; the module has its weights
-            afterwards.  ``None``: the module as it is, at step 0.  Without the optimizer's state
+            ``None``: the module's own ``train_dataloader``.  Not used for callbacks that have a
+            probe.
+        checkpoint: a file saved by Lightning's ``Trainer``; its weights are loaded into the module.
+            ``None``: the module with its current weights, at step 0.  Without the optimizer's state
             (``save_weights_only=True``) learning rates are those of ``configure_optimizers``.
-        callbacks: what is measured; ``None``: ``landscape_callbacks(max_overhead=None)``.  Their
-            schedules and limits do not matter here.  Where the checkpoint knows them, they go on
-            with their probes and colour scales.
-        logdir: a new ``version_<n>`` in it gets what a live run's log directory has.
-        probe_samples: how many examples the default callbacks take.
+        callbacks: the measuring callbacks; ``None``: ``landscape_callbacks(max_overhead=None)``.
+            Their schedules and limits are ignored.  Callbacks with a state in the checkpoint use
+            the probes and colour scales of the training run.
+        logdir: a new ``version_<n>`` in it has the same files as the log directory of a training.
+        probe_samples: number of examples in the probe of the default callbacks.
         loss_fn: for the default callbacks, see ``HessianMonitor``.
-        init: arguments of a module's class; they overrule the checkpoint's.
+        init: arguments for the module's class; they take precedence over the checkpoint's.
         report: write ``report.html`` too.
         progress: show a progress bar, on a terminal.
-        settings: arguments of the ``Trainer`` that the loss or the edge depends on, as in training:
-            ``precision``, ``gradient_clip_val``, ``accelerator``, ...
+        settings: arguments of the ``Trainer`` on which the loss or the edge depends, as in
+            training: ``precision``, ``gradient_clip_val``, ``accelerator``, ...
 
     Quantities about a step (``hessian/batch_edge_ratio``, ``hessian/update_curvature``,
-    ``sharpness/critical``, the direction ``"update"``) are left out, which is said.  One process,
-    one device.  Files are read with ``weights_only=True``.  Weights are not changed otherwise;
-    gradients are cleared, as at the start of any fit.
+    ``sharpness/critical``, the direction ``"update"``) are left out, with a warning.  Runs in
+    one process on one device.  Files are read with ``weights_only=True``.  Apart from loading a
+    checkpoint, weights are not changed; gradients are cleared, as at the start of any fit.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is not one, or cannot be read safely; ``data`` holds no batch.
-        TypeError: an argument of another kind; arguments of the module's class that are missing.
+        ValueError: the file is not a checkpoint, or cannot be read safely; ``data`` holds no batch.
+        TypeError: an argument of a wrong type; a missing argument of the module's class.
         RuntimeError: every measurement failed; the warnings say why.
 
     Example::
 
         measure(Classifier, train_loader, checkpoint="last.ckpt").values["hessian/top_eigenvalue"]
     """
-    refused = sorted(_OURS & settings.keys())
-    if refused:
+    reserved = sorted(_RESERVED & settings.keys())
+    if reserved:
         raise TypeError(
-            f"measure({refused[0]}=...): this is not to be set, no training is done; leave it out"
+            f"measure({reserved[0]}=...): it cannot be set, nothing is trained; leave it out"
         )
-    _check(checkpoint, logdir, init, settings)
+    _check_types(checkpoint, logdir, init, settings)
     check_flags("measure", report=report, progress=progress)
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
     built = build_module(module, saved, dict(init or {}))
@@ -144,17 +144,17 @@ def measure(
     offline = Offline(saved, progress=progress, source=f"measure(data={data!r:.80})")
     if not built.training:
         warnings.warn(
-            f"{type(built).__name__} is in eval mode, and so it is measured, also by a callback "
-            f"with probe_mode='train': call train() on it first if it is not meant to be",
+            f"{type(built).__name__} is in eval mode and is measured in that mode, also by "
+            f"callbacks with probe_mode='train'; call train() first to measure it in train mode",
             stacklevel=2,
         )
-    lightning = package_of(built)  # its Trainer takes no module of the other
+    lightning = package_of(built)  # its Trainer does not accept modules of the other package
     trainer = lightning.Trainer(
         **{
             "devices": 1,
             "logger": _loggers(lightning.loggers, logdir),
             "callbacks": [offline, *chosen],
-            # As many as schedulers can be made for, and more than have passed.
+            # Some schedulers need a finite number; and more than the epochs so far.
             "max_epochs": 1 if saved is None else int(saved["epoch"]) + 2,
             "num_sanity_val_steps": 0,
             "enable_checkpointing": False,
@@ -164,11 +164,11 @@ def measure(
         }
     )
     resumes = saved is not None and is_complete(saved)
-    # An older Lightning takes no such argument; read_checkpoint has read the file safely already.
-    takes = inspect.signature(trainer.fit).parameters
-    safely = {"weights_only": True} if "weights_only" in takes else {}
+    # Older versions of Lightning have no such argument; read_checkpoint has checked the file.
+    parameters = inspect.signature(trainer.fit).parameters
+    safely = {"weights_only": True} if "weights_only" in parameters else {}
     with warnings.catch_warnings():
-        for message in _NOT_HERE:
+        for message in _IRRELEVANT_WARNINGS:
             warnings.filterwarnings("ignore", message)
         trainer.fit(
             built,
@@ -194,16 +194,18 @@ def measure(
     return Measurement(step, values, rows, log_dir, page)
 
 
-# What makes the fit one without training, in one process.
-_OURS = {
+# Set by `measure`: a fit without training, in one process.
+_RESERVED = {
     "callbacks", "logger", "devices", "num_nodes", "strategy", "max_epochs", "max_steps",
     "min_epochs", "min_steps", "max_time", "num_sanity_val_steps", "enable_checkpointing",
     "fast_dev_run", "barebones", "limit_train_batches", "overfit_batches",
 }  # fmt: skip
 
 
-def _check(checkpoint: object, logdir: object, init: object, settings: dict[str, Any]) -> None:
-    """Raise where an argument is of another kind."""
+def _check_types(
+    checkpoint: object, logdir: object, init: object, settings: dict[str, Any]
+) -> None:
+    """Raise if an argument has a wrong type."""
     if checkpoint is not None:
         expected = "the path of a checkpoint that a Trainer has saved, or None"
         check_path("measure", "checkpoint", checkpoint, expected)
@@ -232,13 +234,13 @@ def _callbacks(
         return landscape_callbacks(max_overhead=None, probe_samples=probe_samples, loss_fn=loss_fn)
     if isinstance(given, CALLBACKS):
         given = [given]
-    listed = isinstance(given, (list, tuple))
+    is_list = isinstance(given, (list, tuple))
     if loss_fn is not None:
         raise TypeError(
-            "measure(callbacks=..., loss_fn=...): give it to the callbacks, e.g. "
+            "measure(callbacks=..., loss_fn=...): pass loss_fn to the callbacks instead, e.g. "
             "HessianMonitor(loss_fn=...)"
         )
-    if not listed or not any(isinstance(callback, Monitor) for callback in given):
+    if not is_list or not any(isinstance(callback, Monitor) for callback in given):
         raise TypeError(
             f"measure(callbacks={given!r:.80}): expected measuring callbacks, e.g. "
             f"[HessianMonitor(max_overhead=None)], or None for the usual ones"
@@ -247,5 +249,5 @@ def _callbacks(
 
 
 def _loggers(loggers: Any, logdir: str | Path) -> list[Any]:
-    board = loggers.TensorBoardLogger(str(logdir), name="")
-    return [board, loggers.CSVLogger(str(logdir), name="", version=board.version)]
+    tensorboard = loggers.TensorBoardLogger(str(logdir), name="")
+    return [tensorboard, loggers.CSVLogger(str(logdir), name="", version=tensorboard.version)]

@@ -14,7 +14,7 @@ from typing import Any
 from lightning_landscape.measure import measure
 from lightning_landscape.training.lightning_packages import CALLBACKS, MISCONFIGURATIONS
 
-_TOLD: tuple[type[Exception], ...] = (
+_USER_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     ValueError,
     TypeError,
@@ -24,7 +24,7 @@ _TOLD: tuple[type[Exception], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; 0, or 2 where an argument is wrong or nothing could be measured."""
+    """Measure; returns 0, or 2 if an argument is wrong or nothing could be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m lightning_landscape.measure",
         description="Measure the loss landscape of a saved model.",
@@ -59,18 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = measure(
-            _imported("--module", options.module),
-            None if options.data is None else _imported("--data", options.data),
+            _import_object("--module", options.module),
+            None if options.data is None else _import_object("--data", options.data),
             checkpoint=options.checkpoint,
             callbacks=None if options.callbacks is None else _callbacks(options.callbacks),
             logdir=options.logdir,
             probe_samples=options.probe_samples,
-            loss_fn=None if options.loss_fn is None else _imported("--loss-fn", options.loss_fn),
+            loss_fn=None
+            if options.loss_fn is None
+            else _import_object("--loss-fn", options.loss_fn),
             init=dict(_assignment("--init", text) for text in options.init),
             report=options.report,
             **dict(_assignment("--trainer", text) for text in options.trainer),
         )
-    except _TOLD as error:
+    except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for key, value in found.values.items():
@@ -79,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _imported(option: str, text: str) -> Any:
+def _import_object(option: str, text: str) -> Any:
     """The object at ``package.module:object``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it cannot be imported.
     """
     name, _, place = text.partition(":")
     if not name or not place:
@@ -95,10 +97,10 @@ def _imported(option: str, text: str) -> Any:
 
 
 def _callbacks(paths: Sequence[str]) -> list[Any]:
-    """What all of them stand for, as one list."""
+    """The callbacks of all options, as one list."""
     found: list[Any] = []
     for text in paths:
-        value = _imported("--callbacks", text)
+        value = _import_object("--callbacks", text)
         if not isinstance(value, (*CALLBACKS, list, tuple)):
             if not callable(value):
                 raise ValueError(f"--callbacks {text!r}: expected a callback, a list or a function")
@@ -109,7 +111,7 @@ def _callbacks(paths: Sequence[str]) -> list[Any]:
 
 
 def _assignment(option: str, text: str) -> tuple[str, Any]:
-    """``name=value``; what is no Python value is a word."""
+    """``name=value``; a value that is not a Python literal is a string."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"{option} {text!r}: expected NAME=VALUE, e.g. width=64")

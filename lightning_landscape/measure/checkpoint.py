@@ -1,4 +1,4 @@
-"""A checkpoint as Lightning saved it: read safely, what it is built from, and its step."""
+"""Reads a Lightning checkpoint safely, and builds the module and the data for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODULE, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The whole of it, on the CPU.
+    """The content of a checkpoint, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -24,19 +24,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     owner = f"measure(checkpoint={str(path)!r})"
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{owner}: no such file; expected one that a Trainer has saved")
+        raise FileNotFoundError(f"{owner}: no such file; expected a checkpoint saved by a Trainer")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
+    except Exception as error:  # pickle, zip and torch raise many types
         raise ValueError(
-            f"{owner}: it cannot be read safely ({why_unreadable(error)}); objects in it "
-            f"that you trust pass with torch.serialization.add_safe_globals([...])"
+            f"{owner}: it cannot be read safely ({why_unreadable(error)}); pass classes "
+            f"in it that you trust to torch.serialization.add_safe_globals([...])"
         ) from error
-    wanted = {"state_dict", "loops", "epoch", "global_step"}
-    if not isinstance(content, dict) or not wanted <= content.keys():
+    required = {"state_dict", "loops", "epoch", "global_step"}
+    if not isinstance(content, dict) or not required <= content.keys():
         raise ValueError(
-            f"{owner}: it is no checkpoint of a Trainer, which holds {sorted(wanted)}; for other "
-            f"files load the weights yourself and pass the module: measure(module, data)"
+            f"{owner}: it is not a checkpoint of a Trainer, which holds {sorted(required)}; for "
+            f"other files load the weights yourself and pass the module: measure(module, data)"
         )
     return content
 
@@ -47,22 +47,22 @@ def is_complete(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def step_of(checkpoint: Mapping[str, Any], module: Any) -> int:
-    """How many batches had stepped: the label that a live callback gave to these weights.
+    """The number of batches that stepped: the label of these weights during training.
 
-    Lightning's counter moves on after the hooks at the end of a batch, and after a validation that
-    follows it, where checkpoints are saved too; by then the batch is done and its epoch is not.
+    Lightning increments its counter after the hooks at the end of a batch, and after a validation
+    that follows it.  Checkpoints saved there have a processed batch in an unfinished epoch.
     """
     fit = checkpoint["loops"]["fit_loop"]
     counter = int(fit["epoch_loop.state_dict"]["_batches_that_stepped"])
     epoch, batch = fit["epoch_progress"]["current"], fit["epoch_loop.batch_progress"]["total"]
     within = epoch["processed"] < epoch["started"] and 0 < batch["ready"] == batch["processed"]
     step = counter + int(within)
-    # With accumulation the last batch need not have stepped.
+    # With gradient accumulation the last batch may not have stepped.
     return min(step, int(checkpoint["global_step"])) if module.automatic_optimization else step
 
 
 def build_module(module: Any, checkpoint: Mapping[str, Any] | None, init: dict[str, Any]) -> Any:
-    """``module``, or one of that class.
+    """``module``, or an instance if it is a class.
 
     Raises:
         TypeError: it is neither, or arguments are missing.
@@ -73,17 +73,17 @@ def build_module(module: Any, checkpoint: Mapping[str, Any] | None, init: dict[s
         raise TypeError(f"measure(module={module!r:.80}): expected a LightningModule or its class")
     if init:
         raise TypeError(
-            f"measure(init={init!r:.80}): expected a class as module with it, not a module that is "
-            f"built already"
+            f"measure(init={init!r:.80}): only used if module is a class; pass the class, or leave "
+            f"init out"
         )
     return module
 
 
 def build_data(data: Any, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As arguments of ``Trainer.fit``.
+    """``data`` as keyword arguments of ``Trainer.fit``.
 
     Raises:
-        TypeError: it is of another kind.
+        TypeError: it has a wrong type.
     """
     if isinstance(data, type) and _is_lightning(data, "LightningDataModule"):
         return {"datamodule": _build("data", data, (checkpoint or {}).get(_DATA, {}), {})}
@@ -93,7 +93,7 @@ def build_data(data: Any, checkpoint: Mapping[str, Any] | None) -> dict[str, Any
         return {"datamodule": data}
     if isinstance(data, list) and data and not any(isinstance(item, DataLoader) for item in data):
         batches: Any = data
-        return {"train_dataloaders": DataLoader(batches, batch_size=None)}  # as they are
+        return {"train_dataloaders": DataLoader(batches, batch_size=None)}  # without collating
     if inspect.isroutine(data):
         return build_data(data(), checkpoint)
     no_loader = isinstance(data, (dict, tuple, str, torch.Tensor, Dataset))
@@ -106,7 +106,7 @@ def build_data(data: Any, checkpoint: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _build(argument: str, kind: Any, saved: Any, init: dict[str, Any]) -> Any:
-    """An object of class ``kind`` from saved hyper-parameters, of those that it takes."""
+    """An instance of ``kind`` from the saved hyper-parameters that it accepts."""
     parameters = inspect.signature(kind).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         saved = {name: value for name, value in saved.items() if name in parameters}
@@ -122,7 +122,7 @@ def _build(argument: str, kind: Any, saved: Any, init: dict[str, Any]) -> Any:
 
 
 def _is_lightning(kind: type, name: str) -> bool:
-    """By name: there are two Lightning packages."""
+    """Whether ``kind`` is a Lightning class; by name, because there are two packages."""
     return any(
         base.__name__ == name and base.__module__.startswith(("pytorch_lightning.", "lightning."))
         for base in kind.__mro__

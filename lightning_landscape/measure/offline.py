@@ -1,4 +1,4 @@
-"""Turns a fit into a measurement: everything is restored, nothing is trained."""
+"""A callback that makes a fit restore everything and measure once, without training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_landscape.training.monitor import session_of
 
 
 class Offline(Callback):
-    """Stands before our callbacks in the Trainer's list.
+    """Measures once, without training; to be placed before our callbacks in the Trainer's list.
 
     Args:
-        checkpoint: what the file holds; None: the module is measured as it is.
+        checkpoint: the content of the file; None: measure the module with its current weights.
         progress: show a progress bar.
-        source: how messages name the data.
+        source: the argument with the data, for messages.
     """
 
     def __init__(
@@ -34,49 +34,48 @@ class Offline(Callback):
         self._validation: list[Any] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module and the callbacks are restored; loaders are still at their beginning."""
+        """Prepare the session and read the data; module and callbacks have been restored."""
         session = session_of(trainer)
         session.stop_training()
         for monitor in session.quantities:
-            monitor._bookkeeping.measured = monitor._bookkeeping.skipped = (
-                0  # here, not in the run before
-            )
+            monitor._bookkeeping.measured = 0  # the state has those of the run before
+            monitor._bookkeeping.skipped = 0
         if self._checkpoint is not None and not is_complete(self._checkpoint):
             rank_zero_warn(
-                "the checkpoint holds no optimizer state: edges are those of the learning rates "
-                "that configure_optimizers sets"
+                "the checkpoint has no optimizer state: edges are those of the learning rates that "
+                "configure_optimizers sets; save it with save_weights_only=False for others"
             )
             pl_module.on_load_checkpoint(dict(self._checkpoint))
             strict = pl_module.strict_loading
             trainer.strategy.load_model_state_dict(self._checkpoint, strict=strict)
             trainer.fit_loop.load_state_dict(self._checkpoint["loops"]["fit_loop"])
-        self._read(trainer, session.probes.wanted_examples())
+        self._read_batches(trainer, session.probes.missing_examples())
 
-    def _read(self, trainer: Trainer, wanted: tuple[int, int]) -> None:
-        """The first batches, as the loaders give them; of training batches one at least."""
-        training, validation = wanted
+    def _read_batches(self, trainer: Trainer, missing: tuple[int, int]) -> None:
+        """Read the first batches of the loaders; at least one training batch."""
+        training, validation = missing
         combined = package_of(trainer).utilities.CombinedLoader
         source = trainer.fit_loop._data_source
         if source.is_defined():
             least = max(training, 1)
             self._training = _first(combined, source.dataloader(), "max_size_cycle", least)
         if training and not self._training:
-            raise ValueError(f"{self._source}: it holds no batch; pass one at least")
+            raise ValueError(f"{self._source}: it holds no batch; pass at least one")
         if validation and trainer.enable_validation:
             source = trainer.fit_loop.epoch_loop.val_loop._data_source
             self._validation = _first(combined, source.dataloader(), "sequential", validation)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All is restored: end the fit before its first batch, with the counters as they were."""
+        """End the fit before its first batch, with the counters of the checkpoint."""
         trainer.should_stop = True
         if self._checkpoint is not None:
             loop = trainer.fit_loop
-            # Both are moved on by Lightning when it resumes, to where the next batch belongs.
+            # When resuming, Lightning advances both to the next batch.
             loop.epoch_loop._batches_that_stepped = step_of(self._checkpoint, pl_module)
             loop.epoch_progress.current.completed = int(self._checkpoint["epoch"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Here the module's own ``on_train_start`` has been called, as in training."""
+        """Measure: the module's ``on_train_start`` has been called by now, as in training."""
         session = session_of(trainer)
         total = sum(quantity.forwards for quantity in session.quantities)
         with progress_bar(total, lambda: session.work, show=self._progress):
@@ -84,7 +83,7 @@ class Offline(Callback):
 
 
 def _first(kind: Any, loader: Any, mode: Any, samples: int) -> list[Any]:
-    """Batches until there are ``samples`` examples; of several validation loaders the first."""
+    """Batches with at least ``samples`` examples; of several validation loaders, the first."""
     combined = loader if isinstance(loader, kind) else kind(loader, mode)
     taken: list[Any] = []
     size = 0
@@ -95,5 +94,5 @@ def _first(kind: Any, loader: Any, mode: Any, samples: int) -> list[Any]:
         size += batch_size(batch)
         if size >= samples:
             break
-    combined.reset()  # ends its workers
+    combined.reset()  # shuts down its workers
     return taken

@@ -1,1 +1,1 @@
-"""The host side: when to measure, on which data, without touching the run, and where values go."""
+"""The Lightning side: when to measure, on which data, in isolation, and where the values go."""

@@ -1,4 +1,4 @@
-"""Means over the batches of all processes, with what their spread says of them."""
+"""Means over the batches of all processes, and their standard errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_landscape.training.processes import Processes
 
 @dataclass(frozen=True)
 class BatchMean:
-    """A mean over batches, each weighted by its examples.
+    """A mean over batches, weighted by their numbers of examples.
 
     Attributes:
         value: ``m = sum_b n_b x_b / N``.
-        stderr: ``sqrt(B / (B - 1) sum_b (n_b / N)^2 (x_b - m)^2)`` of ``B`` batches, which with
-            batches of one size is ``s / sqrt(B)``; NaN with one batch.
+        stderr: ``sqrt(B / (B - 1) sum_b (n_b / N)^2 (x_b - m)^2)`` of ``B`` batches; for
+            batches of equal size this is ``s / sqrt(B)``; NaN with one batch.
         examples: ``N = sum_b n_b``.
         batches: ``B``.
     """
@@ -32,9 +32,9 @@ class BatchMean:
 
 
 def batch_mean(values: Sequence[float], sizes: Sequence[int], processes: Processes) -> BatchMean:
-    """The mean of ``values``, one a batch of ``sizes`` examples; a process may have none.
+    """The mean of ``values``, one per batch of ``sizes`` examples; a process may have none.
 
-    To be called on all processes alike.  NaN where a value is.
+    A collective call.  NaN if a value is NaN.
     """
     device = processes.device
     x = torch.tensor(values, dtype=torch.float64, device=device)
@@ -44,14 +44,14 @@ def batch_mean(values: Sequence[float], sizes: Sequence[int], processes: Process
         return processes.gathered(tensor)
 
     metric = MeanMetric(
-        nan_strategy=math.nan,  # the others drop it
-        dist_sync_fn=gathered,  # torchmetrics' own would wait for a process that failed
+        nan_strategy=math.nan,  # the other strategies drop NaN
+        dist_sync_fn=gathered,  # torchmetrics' own would wait for a failed process
         distributed_available_fn=lambda: processes.count > 1,
     )
     metric.to(device).set_dtype(torch.float64)  # in place
-    metric.update(x.clone(), weight=n.clone())  # it writes into both where there is a NaN
+    metric.update(x.clone(), weight=n.clone())  # update() modifies both if there is a NaN
     mean = metric.compute()
     sums = torch.stack([n.new_tensor(len(values)), n.sum(), (n * (x - mean)).square().sum()])
     batches, examples, squares = processes.sum(sums).tolist()
-    spread = batches / (batches - 1) * squares / examples**2 if batches > 1 else math.nan
-    return BatchMean(float(mean), math.sqrt(spread), int(examples), int(batches))
+    variance = batches / (batches - 1) * squares / examples**2 if batches > 1 else math.nan
+    return BatchMean(float(mean), math.sqrt(variance), int(examples), int(batches))

@@ -1,4 +1,4 @@
-"""What the session notes about one callback, and which of it goes into checkpoints."""
+"""The state that the session keeps for one callback, and the part of it in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ LOSS, VALIDATION = "loss", "validation"  # roles of probes
 
 
 class Listener(Protocol):
-    """Called with each new row that holds ``monitor``, inside the round that measured it."""
+    """Called with the row of each new measurement of the callback that logs ``monitor``."""
 
     monitor: str
 
     def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
-        """A measurement was made; called on every process."""
+        """Handle a new measurement; called on every process."""
 
 
 @dataclass
 class Bookkeeping:
-    """What the session notes about one callback.
+    """The state that the session keeps for one callback.
 
     Attributes:
         schedule: when it is due.
-        probes: role -> data; ``"loss"`` is there once a fit has begun.
-        stored: role -> the file of a captured probe; other files of a callback by their own roles.
+        probes: role -> data; ``"loss"`` is set when a fit begins.
+        stored: role -> the file of a captured probe; other files have roles of their own.
         history: its rows.
         measured: measurements made.
-        skipped: measurements left out to stay within the budget.
+        skipped: measurements skipped to stay within the budget.
         failed: measurements that raised an error.
-        failed_in_a_row: of these, since the last one that succeeded.
-        seconds_spent: on it, in all.
-        last_seconds: on its last measurement; None before the first.
-        last_measured_step: the label of its last measurement.
-        disabled: it measures no more.
-        resumed: its state came from a checkpoint.
+        failed_in_a_row: failures since the last measurement that succeeded.
+        seconds_spent: seconds of all its measurements.
+        last_seconds: seconds of its last measurement; None before the first.
+        last_measured_step: the step of its last measurement.
+        disabled: whether it has stopped measuring.
+        resumed: whether its state was loaded from a checkpoint.
         resumed_after: the last measured step of the run before; -1 without one.
         listeners: see :class:`Listener`.
-        warnings: the messages given by ``warn_once``.
+        warnings: the messages that ``warn_once`` has given.
     """
 
     schedule: Schedule
@@ -67,9 +67,9 @@ class Bookkeeping:
     warnings: set[str] = field(default_factory=set)
 
 
-Fits = tuple[type, ...] | Callable[[Any], bool]  # types, or a test of the value
+Check = tuple[type, ...] | Callable[[Any], bool]  # accepted types, or a function of the value
 
-STATE: dict[str, Fits] = {
+STATE: dict[str, Check] = {
     "last_step": (int, type(None)),
     "measured": (int,),
     "skipped": (int,),
@@ -77,24 +77,22 @@ STATE: dict[str, Fits] = {
 }
 
 
-def usable_state(owner: str, state: object, expected: Mapping[str, Fits]) -> bool:
-    """Whether a checkpoint's state is what this version writes; warns where it is not."""
-    given = state if isinstance(state, Mapping) else {}
-    wrong = [
-        key
-        for key, fits in expected.items()
-        if not (_is(given.get(key), fits) if isinstance(fits, tuple) else fits(given.get(key)))
-    ]
+def usable_state(owner: str, state: object, expected: Mapping[str, Check]) -> bool:
+    """Whether a checkpoint's state has the format of this version; warns if not."""
+    entries = state if isinstance(state, Mapping) else {}
+    wrong = [key for key, check in expected.items() if not _passes(entries.get(key), check)]
     if wrong:
         rank_zero_warn(
-            f"{owner}: the state in the checkpoint is not one of this version (see {wrong}) and is "
-            f"ignored; a new series starts"
+            f"{owner}: the state in the checkpoint does not have the format of this version (see "
+            f"{wrong}) and is ignored; a new series starts"
         )
     return not wrong
 
 
-def _is(value: object, types: tuple[type, ...]) -> bool:
-    """Whether it is of one of the types; True is no integer here, and no count is negative."""
+def _passes(value: object, check: Check) -> bool:
+    """Whether ``value`` passes ``check``; integers are counts, so neither bools nor negative."""
+    if not isinstance(check, tuple):
+        return check(value)
     if isinstance(value, int):
-        return int in types and not isinstance(value, bool) and value >= 0
-    return isinstance(value, types)
+        return int in check and not isinstance(value, bool) and value >= 0
+    return isinstance(value, check)

@@ -1,4 +1,4 @@
-"""What the run may spend on measuring, and which of the callbacks that are due it can afford."""
+"""The time budget of measuring, and which of the callbacks that are due fit into it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections.abc import Callable, Sequence
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.quantity import Quantity
 
-# Of what is left at the end of the fit, the part to plan with: no training follows.
+# The part of the remaining seconds to plan with at the end of the fit, when no training follows.
 _SAFETY = 0.8
-# Of the allowance of the whole run, the part that values may use in advance; the rest is for the
-# pictures.  Runs of less than a minute count as one of a minute: their first values cost the most.
-_IN_ADVANCE, _SHORT_RUN = 0.5, 60.0
-# Gradients of the probe behind the first values, however few products they take.
-_FEWEST_GRADIENTS = 10
+# The part of the whole run's allowance that values may use in advance; the rest is for pictures.
+# A run counts as one minute at least: the first values cost the most.
+_SHARE_IN_ADVANCE, _SHORT_RUN = 0.5, 60.0
+# The first values take at least this many gradients of the probe.
+_MIN_GRADIENTS = 10
 
 
 def choose(
     due: Sequence[Quantity], seconds: Callable[[Quantity], float], left: float
 ) -> list[Quantity]:
-    """Those that fit into ``left`` seconds, and those without a limit.
+    """The callbacks that fit into ``left`` seconds, and those without a limit.
 
-    Scalars go together, or cheap ones would keep an expensive one out for ever.  One that was never
-    measured goes in any case.
+    Scalars are chosen all together; otherwise cheap ones could exclude an expensive one forever.
+    One that has not been measured yet is always chosen.
     """
-    exact = [q for q in due if q.max_overhead is None]
+    unlimited = [q for q in due if q.max_overhead is None]
     limited = [q for q in due if q.max_overhead is not None]
     scalars = [q for q in limited if not q.draws]
     left -= sum(map(seconds, scalars))
     if left < 0.0:
-        return exact + [q for q in scalars if not q.measured]
-    chosen = exact + scalars
+        return unlimited + [q for q in scalars if not q.measured]
+    chosen = unlimited + scalars
     for quantity in limited:
         if quantity.draws and seconds(quantity) <= left:
             left -= seconds(quantity)
@@ -45,13 +45,13 @@ class Budget:
 
     Attributes:
         limit: the smallest ``max_overhead``; None without one.
-        spent_on: what for -> seconds.
-        left_out: pictures of the whole run that were not drawn for want of time.
+        spent_on: purpose -> seconds.
+        left_out: pictures of the whole run that were not drawn for lack of time.
     """
 
     def __init__(self, quantities: Sequence[Quantity], costs: Costs) -> None:
-        given = [q.max_overhead for q in quantities if q.max_overhead is not None]
-        self.limit = min(given) if given else None
+        limits = [q.max_overhead for q in quantities if q.max_overhead is not None]
+        self.limit = min(limits) if limits else None
         self.spent_on: defaultdict[str, float] = defaultdict(float)
         self.left_out: list[str] = []
         self._quantities = quantities
@@ -60,7 +60,7 @@ class Budget:
     # -- costs ---------------------------------------------------------------------------------
 
     def seconds_of(self, quantity: Quantity) -> float:
-        """Seconds of the callback's next measurement."""
+        """Estimated seconds of the callback's next measurement."""
         last = quantity._bookkeeping.last_seconds
         if last is not None:
             return last
@@ -74,27 +74,27 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds that may still be spent; below zero once more was."""
+        """Seconds that may still be spent; negative above the limit."""
         return self.allowance - self._costs.time.spent
 
     @property
     def reserve(self) -> float:
-        """Seconds reserved for the pictures at the end, at most half: scalars come first."""
+        """Seconds reserved for the last pictures, at most half of the allowance."""
         last = [q for q in self._quantities if q.draws and q.max_overhead and not q.disabled]
         return min(sum(map(self.seconds_of, last)), 0.5 * self.allowance)
 
     # -- decisions -----------------------------------------------------------------------------
 
-    def affordable(self, due: Sequence[Quantity]) -> list[Quantity]:
-        """Those that can be measured now, beside the pictures at the end."""
+    def within_budget(self, due: Sequence[Quantity]) -> list[Quantity]:
+        """The callbacks that can be measured now, with the last pictures still to come."""
         return choose(due, self.seconds_of, self.left - self.reserve)
 
-    def affords_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
-        """Whether so many pictures can be drawn now; ``beside_last``: and those at the end too."""
+    def allows_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
+        """Whether there is time for ``pictures`` now; ``beside_last``: and for the last ones."""
         reserve = self.reserve if beside_last else 0.0
         return reserve + self._costs.drawing_seconds(pictures) <= self.left
 
-    def times_a_forward(self, due: Sequence[Quantity]) -> bool:
+    def should_time_forward(self, due: Sequence[Quantity]) -> bool:
         """Whether to time a forward before deciding on a picture."""
         if self._costs.forward is not None or not all(q.draws for q in due):
             return False
@@ -105,24 +105,24 @@ class Budget:
         )
 
     def seconds_for_values(self, batches_ahead: float) -> float:
-        """What values may take now: what is left, or part of the allowance of the whole run."""
+        """Seconds for values: those left, or a part of the whole run's allowance if larger."""
         if self.limit is None or not math.isfinite(batches_ahead):
             return math.inf
         time = self._costs.time
         length = time.trained + self._costs.seconds_per_batch * batches_ahead
-        in_advance = _IN_ADVANCE * self.limit * max(length, _SHORT_RUN)
+        in_advance = _SHARE_IN_ADVANCE * self.limit * max(length, _SHORT_RUN)
         return max(self.left, in_advance - time.spent)
 
-    def affords_probe(self, batches: int, batches_ahead: float) -> bool:
-        """Whether values on a probe of so many training batches can be had at all.
+    def allows_probe(self, batches: int, batches_ahead: float) -> bool:
+        """Whether there is time for values on a probe of ``batches`` training batches.
 
-        A training step takes about a gradient of its batch.
+        A training step takes about as long as a gradient of its batch.
         """
         gradient = batches * self._costs.seconds_per_batch
-        return _FEWEST_GRADIENTS * gradient <= self.seconds_for_values(batches_ahead)
+        return _MIN_GRADIENTS * gradient <= self.seconds_for_values(batches_ahead)
 
     def forwards_at_end(self, quantity: Quantity, remaining: int) -> float | None:
-        """Forwards for its last picture, of ``remaining`` to be made; None: no limit."""
+        """Forwards for the last picture, one of ``remaining``; None: no limit."""
         left = _SAFETY * self.left / remaining
         if quantity.max_overhead is None or self.seconds_of(quantity) <= left:
             return None
@@ -131,12 +131,12 @@ class Budget:
 
     # -- what was spent ------------------------------------------------------------------------
 
-    def note(self, what: str, seconds: float) -> None:
-        """Remember what they were spent on."""
-        self.spent_on[what] += seconds
+    def record(self, purpose: str, seconds: float) -> None:
+        """Add seconds to those spent on ``purpose``."""
+        self.spent_on[purpose] += seconds
 
     def closing_line(self, trains: bool) -> str:
-        """What was measured, skipped and spent, in one line; and for what, if above the limit."""
+        """One line: measurements made and skipped, time spent, and on what if above the limit."""
         time, quantities = self._costs.time, self._quantities
         counts = ", ".join(f"{q.prefix} {q.measured}" for q in quantities)
         skipped = sum(q.skipped for q in quantities)
@@ -159,7 +159,8 @@ class Budget:
             other = time.spent - sum(self.spent_on.values())
             parts = {**self.spent_on, "hooks, copies, probe": other}
             listed = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in parts.items())
-            line += f". Above the limit, by what is done in any case; the time went into: {listed}"
+            line += ". Above the limit, because first values and last pictures are always made; "
+            line += f"the time was spent on: {listed}"
             if any(q.max_overhead is None for q in quantities):
-                line += " (a callback with max_overhead=None keeps its exact schedule)"
+                line += " (a callback with max_overhead=None always measures on schedule)"
         return line

@@ -1,7 +1,7 @@
-"""What measuring takes: the time that passed, and what forwards and pictures cost.
+"""Time spent on measuring, and the cost of forwards and pictures.
 
-A forward is timed in the first measurement of all.  Before that the run's own steps give an
-estimate: a step is about a forward and a gradient, three forwards of its batch.
+A forward is timed in the first measurement.  Until then it is estimated from the training steps,
+each of which costs about three forwards of its batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 
 from lightning_landscape.training.data.probe import Probe
 
-# Seconds for a picture, and for the import of the plotting library, until they were measured; on a
-# slow machine.
-_DRAWING, _IMPORT = 0.1, 0.6
+# Estimates on a slow machine, until they are timed: a picture, the import of the plotting library.
+_DRAWING_SECONDS, _IMPORT_SECONDS = 0.1, 0.6
 
 
 class Stopwatch:
@@ -26,19 +25,19 @@ class Stopwatch:
 
     def start(self) -> None:
         """Training begins."""
-        self._measured = 0.0
+        self._measuring_seconds = 0.0
         self._measuring_since: float | None = None
         self._started = time.perf_counter()
 
     def add(self, seconds: float) -> None:
         """Count ``seconds`` as measuring."""
-        self._measured += seconds
+        self._measuring_seconds += seconds
 
     @contextlib.contextmanager
     def measuring(self, clock: Callable[[], float]) -> Iterator[None]:
-        """All the time inside counts as measuring, already while it passes.
+        """Count the time inside as measuring; :attr:`spent` includes it before the exit.
 
-        ``clock`` may wait for a device, so that work submitted before is not counted, and work
+        ``clock`` may synchronize a device, so that work submitted before is not counted and work
         submitted inside is.
         """
         self._measuring_since = clock()
@@ -52,8 +51,8 @@ class Stopwatch:
     def spent(self) -> float:
         """Seconds of measuring."""
         if self._measuring_since is None:
-            return self._measured
-        return self._measured + time.perf_counter() - self._measuring_since
+            return self._measuring_seconds
+        return self._measuring_seconds + time.perf_counter() - self._measuring_since
 
     @property
     def trained(self) -> float:
@@ -71,10 +70,10 @@ class Costs:
 
     Attributes:
         time: the run's stopwatch.
-        forward: seconds of a forward of the probe; None until one was timed.
-        drawing: seconds of a picture; None until one was drawn.
-        batches: of training, that have passed.
-        batch_size: examples in the last training batch that was looked at.
+        forward: seconds of a forward of the probe; None until one is timed.
+        drawing: seconds of a picture; None until one is drawn.
+        batches: training batches so far.
+        batch_size: examples in the training batch before the last measurement.
     """
 
     def __init__(self) -> None:
@@ -83,18 +82,18 @@ class Costs:
         self.drawing: float | None = None
         self.batches = 0
         self.batch_size = 1
-        self._after_first = 0, 0.0  # batches, and the seconds of training that they took
+        self._first_count = 0, 0.0  # batches, and the seconds of training that they took
 
     def count_batches(self, batches: int) -> None:
-        """So many training batches have passed since training began."""
-        if batches > 0 and self._after_first[0] == 0:
-            self._after_first = batches, self.time.trained
+        """Set the number of training batches since training began."""
+        if batches > 0 and self._first_count[0] == 0:
+            self._first_count = batches, self.time.trained
         self.batches = batches
 
     @property
     def seconds_per_batch(self) -> float:
-        """Of training, without the first batch, at which much is done once."""
-        first, seconds = self._after_first if self.batches > self._after_first[0] else (0, 0.0)
+        """Seconds of training per batch, without the first batch, which includes one-time work."""
+        first, seconds = self._first_count if self.batches > self._first_count[0] else (0, 0.0)
         return (self.time.trained - seconds) / max(self.batches - first, 1)
 
     def forward_seconds(self, probe: Probe) -> float:
@@ -104,12 +103,14 @@ class Costs:
         return self.seconds_per_batch * probe.size / self.batch_size / 3
 
     def drawing_seconds(self, pictures: float) -> float:
-        """Seconds of so many pictures."""
+        """Seconds of drawing ``pictures`` pictures."""
         if self.drawing is not None or not pictures:
             return pictures * (self.drawing or 0.0)
-        return pictures * _DRAWING + (0.0 if "matplotlib.figure" in sys.modules else _IMPORT)
+        return pictures * _DRAWING_SECONDS + (
+            0.0 if "matplotlib.figure" in sys.modules else _IMPORT_SECONDS
+        )
 
-    def note_forward(self, seconds: float) -> None:
-        """The duration of a first forward; a picture, of many, gives a better estimate."""
+    def record_first_forward(self, seconds: float) -> None:
+        """Store the duration of the first forward; slices, of many forwards, update it later."""
         if self.forward is None:
             self.forward = seconds

@@ -1,4 +1,4 @@
-"""A measurement that failed: the warning, and when a callback stops measuring."""
+"""Failed measurements: the warning, and when a callback stops measuring."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.quantity import Quantity
 
 _PACKAGE = Path(__file__).parents[1]
-# Where a TypeError or a ValueError is about an argument, and says what to pass.
+# A TypeError or ValueError raised here is about an argument, and its message says what to pass.
 _SELF_EXPLAINING = {_PACKAGE / part for part in ("geometry", "callbacks", "training/output")}
-# The files that call the code of a user's own callback, or are called by it.
-_CALLERS = {_PACKAGE / "training" / name for name in ("measuring.py", "quantity.py")}
+# Files that call the code of a user-defined callback, or are called by it.
+_CALLERS_OF_USER_CODE = {_PACKAGE / "training" / name for name in ("measuring.py", "quantity.py")}
 
-# After this many failures in a row a callback stops measuring; the run goes on in any case.
+# After this many failures in a row a callback stops measuring; training continues.
 _FAILURES_ALLOWED = 3
 
 
 def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
-    """Warn of a measurement that failed; after three in a row the callback measures no more."""
-    noted = quantity._bookkeeping
-    noted.failed_in_a_row += 1
-    noted.failed += 1
-    noted.disabled = noted.failed_in_a_row >= _FAILURES_ALLOWED
+    """Warn of a failed measurement; after three in a row the callback stops measuring."""
+    bookkeeping = quantity._bookkeeping
+    bookkeeping.failed_in_a_row += 1
+    bookkeeping.failed += 1
+    bookkeeping.disabled = bookkeeping.failed_in_a_row >= _FAILURES_ALLOWED
     ending = (
-        f"it failed {noted.failed_in_a_row} times in a row and measures no more; training goes on"
-        if noted.disabled
-        else "training goes on, and so does measuring"
+        f"it failed {bookkeeping.failed_in_a_row} times in a row and stops measuring; "
+        f"training continues"
+        if bookkeeping.disabled
+        else "training and measuring continue"
     )
     quantity.reset_warm_start()
-    message = f"{quantity.prefix}: a measurement failed ({_described(error)}); {ending}"
+    message = f"{quantity.prefix}: a measurement failed ({_describe(error)}); {ending}"
     if remedy := _remedy(quantity, error):
         message += f". {remedy}"
     if rank == 0:
@@ -44,7 +45,7 @@ def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
         warnings.warn(f"process {rank}: {message}", stacklevel=2)
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)
     where = f", {Path(place[-1].filename).name} line {place[-1].lineno}" if place else ""
     return f"{type(error).__name__}: {error}{where}"
@@ -52,20 +53,22 @@ def _described(error: BaseException) -> str:
 
 def _remedy(quantity: Quantity, error: BaseException) -> str:
     if out_of_memory(error):
-        return "Less memory: probe=... in smaller batches, or engine='finite_difference'"
+        return (
+            "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
+        )
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     argument = isinstance(error, (TypeError, ValueError))
     if argument and places and not _SELF_EXPLAINING.isdisjoint(places[-1].parents):
         return ""
     ours = [place for place in places if _PACKAGE in place.parents]
-    if ours and ours[-1] in _CALLERS:
-        return ""  # raised by the code of a user's own callback
+    if ours and ours[-1] in _CALLERS_OF_USER_CODE:
+        return ""  # raised by a user-defined callback
     probe = quantity._bookkeeping.probes.get(LOSS)
     source = None if probe is None else probe.source
     if isinstance(source, list) and any(isinstance(item, Tensor) for item in source):
-        # What a DataLoader yields for pairs is such a list.
+        # A DataLoader over pairs yields such lists.
         return (
-            "probe is a list, so each of its items was taken as a batch; where it is one batch, "
+            "probe is a list, so each of its items was used as a batch; if the list is one batch, "
             "pass probe=tuple(batch)"
         )
     return (

@@ -1,4 +1,4 @@
-"""Exceptions that end a run although they were raised during a measurement."""
+"""Exceptions that must end the run even when they are raised during a measurement."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether it asks the run to end: a Ctrl+C, an exit, or raised by a signal handler.
+    """Whether ``error`` must end the run: Ctrl+C, an exit, or raised by a signal handler.
 
-    A scheduler's time limit, say, arrives as a signal, and a handler may raise an exception of any
-    class wherever the program is at that moment.
+    For example, a scheduler announces its time limit by a signal, and the handler may raise an
+    exception of any class at any point of the program.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
         return True
@@ -26,7 +26,7 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def _handlers() -> Iterator[CodeType]:
-    """The code of the installed signal handlers."""
+    """The code objects of the installed signal handlers."""
     for number in signal.valid_signals():
         handler: Any = signal.getsignal(number)
         while isinstance(handler, functools.partial):

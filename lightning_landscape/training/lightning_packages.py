@@ -1,7 +1,7 @@
-"""Lightning under its two names, ``pytorch_lightning`` and ``lightning.pytorch``: what differs.
+"""Support for both Lightning packages, ``pytorch_lightning`` and ``lightning.pytorch``.
 
-They are the same code twice, with classes of their own: a Trainer, and a LightningCLI, know
-callbacks of the same package only.  What is asked for by its class is here; the rest of this
+They contain the same code twice, with separate classes: a Trainer or a LightningCLI accepts only
+callbacks of its own package.  This file holds all that depends on their classes; the rest of this
 package uses functions of ``pytorch_lightning`` that work for both.
 """
 
@@ -16,37 +16,40 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core import rank_zero
 
 _NAMES = ("pytorch_lightning", "lightning.pytorch")
-# What each package sets for its own sake when it is imported: where its messages go, and of which
-# category its deprecations are.
-_SPOKEN_AS = ("log", "rank_zero_deprecation_category")
+# Set by each package when it is imported: the logger of its messages and the category of its
+# deprecation warnings.
+_RANK_ZERO_SETTINGS = ("log", "rank_zero_deprecation_category")
 
 
-def _imported() -> list[ModuleType]:
-    """Those that are installed, first the one that was imported before: it goes on speaking."""
+def _import_packages() -> list[ModuleType]:
+    """The installed packages; the one that was imported first keeps its rank-zero settings."""
     first, second = sorted(_NAMES, key=lambda name: name not in sys.modules)
     packages = [_import(first)]
-    spoken_as = {name: getattr(rank_zero, name) for name in _SPOKEN_AS}
+    settings = {name: getattr(rank_zero, name) for name in _RANK_ZERO_SETTINGS}
     packages.append(_import(second))
-    vars(rank_zero).update(spoken_as)
+    vars(rank_zero).update(settings)
     return [package for package in packages if package is not None]
 
 
 def _import(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # half an installation, or one that does not suit this torch
+    except (
+        Exception
+    ) as error:  # an incomplete installation, or one that is incompatible with this torch
         if name == "pytorch_lightning":
             raise
         if not isinstance(error, ModuleNotFoundError) or error.name not in ("lightning", name):
             warnings.warn(
                 f"{name} is installed but cannot be imported ({type(error).__name__}: {error}): "
-                f"its Trainer will not take the callbacks of lightning_landscape",
+                f"its Trainer will not accept the callbacks of lightning_landscape; repair or "
+                f"uninstall it",
                 stacklevel=2,
             )
         return None
 
 
-PACKAGES = _imported()
+PACKAGES = _import_packages()
 CALLBACKS: tuple[type, ...] = tuple(package.Callback for package in PACKAGES)
 DATA_MODULES: tuple[type, ...] = tuple(package.LightningDataModule for package in PACKAGES)
 
@@ -57,16 +60,16 @@ MISCONFIGURATIONS: tuple[type[Exception], ...] = tuple(
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as _Callback
 
-    class Callback(_Callback, Any):  # type: ignore[misc]  # and so one of the other package too
+    class Callback(_Callback, Any):  # type: ignore[misc]  # a subclass of the other one too
         pass
 else:
 
     class Callback(*CALLBACKS):
-        """Base of our callbacks: one to every Trainer and every LightningCLI."""
+        """Base of our callbacks, for the Trainer and the LightningCLI of both packages."""
 
 
 def package_of(thing: object) -> Any:
-    """The package that a Trainer or a module is from, or inherits from."""
+    """The package that defines the class of a Trainer or a module, or one of its bases."""
     for kind in type(thing).__mro__:
         for package in PACKAGES:
             if kind.__module__.startswith(f"{package.__name__}."):

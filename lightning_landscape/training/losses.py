@@ -25,16 +25,16 @@ from lightning_landscape.training.data.batch import (
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.isolation.isolated import Isolation
 
-# Of a LightningModule of either package and a batch.  A LightningCLI that read "-> Tensor" would
-# refuse functions without annotations.
+# Takes a LightningModule of either package and a batch.  With "-> Tensor" a LightningCLI would
+# reject functions without annotations.
 UserLoss = Callable[[Any, Any], Any]
 ProbeMode = Literal["train", "eval"]
-Reduction = Literal["mean", "sum"]
+LossReduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Which loss is measured, and over which parameters: callbacks with equal ones share it.
+    """The loss to measure, and its parameters; callbacks with equal specs share an objective.
 
     Attributes:
         probe: the examples.
@@ -42,14 +42,14 @@ class LossSpec:
         loss_fn: ``loss_fn(pl_module, batch)``; None for ``training_step``.
         reduction: ``"mean"`` or ``"sum"``, of the loss over the examples of a batch.
         engine: how Hessian-vector products are made.
-        parameters: glob patterns over names; None for all that is trained.
+        parameters: glob patterns over names; None for all that an optimizer trains.
         concat: whether the probe's batches may be evaluated as one.
     """
 
     probe: Probe
     mode: ProbeMode
     loss_fn: UserLoss | None = field(hash=False)  # a callable object may have no hash
-    reduction: Reduction
+    reduction: LossReduction
     engine: Engine
     parameters: tuple[str, ...] | None
     concat: bool
@@ -64,44 +64,44 @@ def loss_terms(
     total: int,
     concat: bool = False,
 ) -> tuple[list[Term], Cut]:
-    """``(examples, loss)`` for each batch, and how one is cut, for an ``Objective``.
+    """``(examples, loss)`` of each batch, and a function that splits one, for an ``Objective``.
 
-    With ``reduction="sum"`` each loss is a sum over its examples, and so is the objective's: it
-    equals what one batch with all ``total`` examples would give.  ``concat``: all batches as one.
+    With ``reduction="sum"`` each loss is a sum over its examples, and so is that of the objective:
+    it equals the loss of one batch with all ``total`` examples.  ``concat``: all batches as one.
 
     Raises:
         NotConcatenable: the batches cannot be concatenated.
     """
 
-    def term(position: int, size: int, index: int, fresh: Callable[[], Any]) -> LossFn:
+    def term(position: int, size: int, index: int, make_batch: Callable[[], Any]) -> LossFn:
         scale = total / size if spec.reduction == "sum" else 1.0
-        masks = masks_of(trainer, position)
+        seed = mask_seed(trainer, position)
 
         def loss() -> Tensor:
-            with evaluation(trainer, isolation, masks, spec.mode):
-                # Fresh, because training_step may edit its batch in place.
-                value = _loss(pl_module, spec.loss_fn, fresh(), index)
+            with evaluation(trainer, isolation, seed, spec.mode):
+                # A new copy each time, because training_step may modify its batch in place.
+                value = _loss(pl_module, spec.loss_fn, make_batch(), index)
             return value * scale if scale != 1.0 else value
 
         return loss
 
-    def whole(position: int, held: ProbeBatch) -> Term:
-        fresh = partial(clone_batch, held.batch)
-        return float(held.size), term(position, held.size, held.index, fresh)
+    def term_of(position: int, batch: ProbeBatch) -> Term:
+        make_batch = partial(clone_batch, batch.batch)
+        return float(batch.size), term(position, batch.size, batch.index, make_batch)
 
     def cut(position: int, most: int) -> list[Term]:
-        held = concat_batches(batches) if concat else batches[position]
-        return [whole(position, piece) for piece in cut_batch(held, most)]
+        batch = concat_batches(batches) if concat else batches[position]
+        return [term_of(position, piece) for piece in cut_batch(batch, most)]
 
     if concat:
-        first = concat_batches(batches)  # raises here, and not when it is evaluated
+        first = concat_batches(batches)  # raises now, and not during the evaluation
         loss = term(0, first.size, first.index, lambda: concat_batches(batches).batch)
         return [(float(first.size), loss)], cut
-    return [whole(position, held) for position, held in enumerate(batches)], cut
+    return [term_of(position, batch) for position, batch in enumerate(batches)], cut
 
 
-def masks_of(trainer: Trainer, position: int) -> int:
-    """Other batches and other processes get other dropout masks, the same at each evaluation."""
+def mask_seed(trainer: Trainer, position: int) -> int:
+    """The seed of the dropout masks of a batch: fixed, and different on each process."""
     return position * trainer.world_size + trainer.global_rank
 
 
@@ -113,26 +113,25 @@ def reestimated_term(
     statistics: Probe,
     total: int,
 ) -> list[Term]:
-    """The mean loss in eval mode, with BatchNorm's statistics estimated at the weights.
+    """The mean loss in eval mode, with BatchNorm statistics estimated at the current weights.
 
-    At each evaluation they are estimated from the batches of ``statistics`` that this process
-    holds, in the modes that the module trains in: layers that training leaves in eval mode keep
-    their own.
+    They are estimated at each evaluation, from this process's batches of ``statistics``, with each
+    submodule in its mode of training: layers that are in eval mode in training keep their own.
     """
     probe, reduction = spec.probe, spec.reduction
 
-    def value(held: ProbeBatch) -> Tensor:
-        return _loss(pl_module, spec.loss_fn, clone_batch(held.batch), held.index)
+    def value(batch: ProbeBatch) -> Tensor:
+        return _loss(pl_module, spec.loss_fn, clone_batch(batch.batch), batch.index)
 
     def loss() -> Tensor:
         with evaluation(trainer, isolation, trainer.global_rank, "train"):
-            reestimate_batch_norm(pl_module, lambda: [value(held) for held in statistics.batches])
+            reestimate_batch_norm(pl_module, lambda: [value(b) for b in statistics.batches])
             isolation.leave_training()
             sums = [
-                checked(value(held)).detach() * (1 if reduction == "sum" else held.size)
-                for held in probe.batches
+                checked(value(batch)).detach() * (1 if reduction == "sum" else batch.size)
+                for batch in probe.batches
             ]
-        # A sum is that of one batch with all examples, as in loss_terms.
+        # A summed loss is that of one batch with all examples, as in loss_terms.
         return torch.stack(sums).sum() * (total if reduction == "sum" else 1.0) / probe.size
 
     return [(float(probe.size), loss)]
@@ -140,11 +139,11 @@ def reestimated_term(
 
 @contextlib.contextmanager
 def evaluation(
-    trainer: Trainer, isolation: Isolation, masks: int, mode: ProbeMode
+    trainer: Trainer, isolation: Isolation, seed: int, mode: ProbeMode
 ) -> Iterator[None]:
-    """Around one evaluation of the module; ``masks`` seeds its random numbers."""
+    """A context for one evaluation of the module; ``seed`` is that of its random numbers."""
     with (
-        isolation.evaluation(masks, mode=mode),
+        isolation.evaluation(seed, mode=mode),
         trainer.precision_plugin.train_step_context(),
     ):
         yield
@@ -158,12 +157,12 @@ def _loss(pl_module: LightningModule, loss_fn: UserLoss | None, batch: Any, inde
 
 
 def takes_iterator(pl_module: LightningModule) -> bool:
-    """Whether training_step fetches its batches itself, from ``dataloader_iter``."""
+    """Whether training_step fetches its batches from a ``dataloader_iter``."""
     return is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True)
 
 
 def _training_loss(pl_module: LightningModule, batch: Any, index: int) -> Tensor:
-    # Called directly: through the strategy's wrapper (DDP) training would silently diverge.
+    # Called directly: a call through the strategy's wrapper (DDP) would change the training.
     step: Any = pl_module.training_step
     if takes_iterator(pl_module):
         output = step(iter([(batch, index, 0)]))
@@ -175,6 +174,6 @@ def _training_loss(pl_module: LightningModule, batch: Any, index: int) -> Tensor
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"training_step returned {type(output).__name__} for a probe batch: expected a loss "
-            f"tensor or a dict with 'loss'; pass loss_fn=lambda pl_module, batch: ... otherwise"
+            f"tensor or a dict with 'loss'; otherwise pass loss_fn=lambda pl_module, batch: ..."
         )
     return loss

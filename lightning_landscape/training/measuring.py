@@ -1,4 +1,4 @@
-"""One round at one step: isolates, has each callback measure, and publishes the results."""
+"""Runs one round at one step: isolates it, measures each callback and publishes the results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from lightning_landscape.training.run_state import RunState
 
 _Result = TypeVar("_Result")
 
-# Seconds that a callback must have spent before a picture along the run is little beside it.
-_MUCH = 2.0
+# Seconds that a callback must have spent before pictures of the run so far are drawn.
+_MIN_SECONDS = 2.0
 
 
 class Measuring:
     """Rounds of measurements in one fit.
 
     Attributes:
-        current: the round under way; None between rounds.
+        current: the current round; None between rounds.
     """
 
     def __init__(self, run: RunState, budget: Budget, probes: Probes, publisher: Publisher) -> None:
@@ -49,17 +49,19 @@ class Measuring:
         step: int,
         final: bool = False,
     ) -> None:
-        """Measure inside an isolation; write and draw after it, with the run's own loggers."""
+        """Measure in isolation; then write and draw, with the run's own loggers."""
         clock = partial(self._run.clock, pl_module)
         started_at = clock()
         first = any(not q.measured and not q.draws for q in quantities)
-        found: list[tuple[Quantity, Measured, float]] = []
+        results: list[tuple[Quantity, Measured, float]] = []
         with self._isolated(trainer, pl_module, quantities, step) as this_round:
             if this_round is None:
                 return
             for quantity in quantities:
                 started, work = clock(), this_round.work
-                measured = self._attempt(quantity, partial(_measured, quantity, this_round))
+                measured = self._attempt(
+                    quantity, partial(_measure_validated, quantity, this_round)
+                )
                 if measured is None:
                     this_round.release()
                     continue
@@ -67,26 +69,26 @@ class Measuring:
                 seconds, work = clock() - started, this_round.work - work
                 if quantity.draws and work:
                     self._run.costs.forward = seconds / work
-                found.append((quantity, measured, seconds))
-        for quantity, measured, seconds in found:
+                results.append((quantity, measured, seconds))
+        for quantity, measured, seconds in results:
             started = clock()
             store = partial(self._probes.store, quantity, trainer, self._publisher.recorder)
             self._publisher.recorder.guarded("the probe", store)
             samples = self._run.probe_size(quantity.loss.probe)
             self._publisher.publish(pl_module, quantity, measured, step, samples, final)
-            noted = quantity._bookkeeping
-            noted.last_seconds = seconds + clock() - started
-            noted.seconds_spent += noted.last_seconds
-        what = "last pictures" if final else "first values" if first else "later measurements"
-        self._budget.note(what, clock() - started_at)
+            bookkeeping = quantity._bookkeeping
+            bookkeeping.last_seconds = seconds + clock() - started
+            bookkeeping.seconds_spent += bookkeeping.last_seconds
+        purpose = "last pictures" if final else "first values" if first else "later measurements"
+        self._budget.record(purpose, clock() - started_at)
         if not final:
             self._publisher.draw()
-            self.summarize(pl_module, [q for q, _, _ in found if _at_milestone(q)], step, False)
+            self.summarize(pl_module, [q for q, _, _ in results if _at_milestone(q)], step, False)
 
     def time_forward(
         self, trainer: Trainer, pl_module: LightningModule, quantity: Quantity, step: int
     ) -> None:
-        """Evaluate the loss once, which is timed."""
+        """Evaluate the loss once; the round times it."""
         with self._isolated(trainer, pl_module, [quantity], step) as this_round:
             if this_round is not None:
                 self._attempt(quantity, partial(this_round.objective, quantity))
@@ -99,7 +101,7 @@ class Measuring:
         step: int,
         final: bool = True,
     ) -> None:
-        """Draw all that was measured so far, on rank zero alone: the cheapest first.
+        """Draw all measurements so far, the cheapest pictures first; on rank zero only.
 
         Not part of the estimate for the next measurement.
         """
@@ -112,14 +114,14 @@ class Measuring:
             quantity._bookkeeping.seconds_spent += clock() - started
         for output in sorted(outputs, key=lambda output: output.drawings):
             unlimited = output.quantity.max_overhead is None
-            if unlimited or self._budget.affords_drawing(output.drawings):
+            if unlimited or self._budget.allows_drawing(output.drawings):
                 started = clock()
                 output.make()
                 output.quantity._bookkeeping.seconds_spent += clock() - started
             elif final:
                 self._budget.left_out.append(output.name)
         if quantities:
-            self._budget.note("pictures of the whole run", clock() - started_at)
+            self._budget.record("pictures of the whole run", clock() - started_at)
 
     @contextlib.contextmanager
     def _isolated(
@@ -129,13 +131,13 @@ class Measuring:
         quantities: Sequence[Quantity],
         step: int,
     ) -> Iterator[Round | None]:
-        """A round inside an isolation; None where not even that could be set up."""
+        """A round in isolation; None if the isolation failed."""
         processes = self._run.processes
         with contextlib.ExitStack() as stack:
-            isolation = isolated(trainer, pl_module, agree=processes.sync_status)
+            isolation = isolated(trainer, pl_module, sync=processes.sync_status)
             try:
                 entered = processes.run_on_all_ranks(partial(stack.enter_context, isolation))
-            except Exception as error:  # here or on another process; the run goes on
+            except Exception as error:  # here or on another process
                 for quantity in quantities:
                     self.count_failure(quantity, error)
                 yield None
@@ -147,10 +149,10 @@ class Measuring:
                 self.current = None
 
     def _attempt(self, quantity: Quantity, compute: Callable[[], _Result]) -> _Result | None:
-        """``compute()``, or None after a failure here or on another process."""
+        """The result of ``compute``; None after a failure here or on another process."""
         try:
             result = self._run.processes.run_on_all_ranks(compute)
-        except BaseException as error:  # any error of the user's code, of a solver or of a device
+        except BaseException as error:  # of the user's code, a solver or a device
             if is_interrupt(error):
                 raise
             self.count_failure(quantity, error)
@@ -159,11 +161,11 @@ class Measuring:
         return result
 
     def count_failure(self, quantity: Quantity, error: BaseException) -> None:
-        """Warn; after three in a row the callback measures no more."""
+        """Warn; after three failures in a row the callback stops measuring."""
         count_failure(quantity, error, self._run.processes.rank)
 
 
-def _measured(quantity: Quantity, this_round: Round) -> Measured:
+def _measure_validated(quantity: Quantity, this_round: Round) -> Measured:
     return validated(quantity.measure(this_round), quantity.prefix)
 
 
@@ -172,4 +174,4 @@ def _at_milestone(quantity: Quantity) -> bool:
     unlimited = quantity.max_overhead is None
     tens, remainder = divmod(quantity.measured, 10)
     milestone = remainder == 0 and tens > 0 and tens & (tens - 1) == 0
-    return milestone and (unlimited or quantity._bookkeeping.seconds_spent > _MUCH)
+    return milestone and (unlimited or quantity._bookkeeping.seconds_spent > _MIN_SECONDS)

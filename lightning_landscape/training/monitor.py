@@ -1,4 +1,4 @@
-"""The base of the measuring callbacks: Lightning's hooks."""
+"""The base class of the measuring callbacks: Lightning's hooks."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lightning_landscape.training.lightning_packages import Callback, misconfigu
 from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.session import Session
 
-# By name: there are two Lightning packages, and Ray's strategies inherit from these.
-_REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+# Names, because there are two Lightning packages; subclasses, e.g. those of Ray, are included.
+_UNSUPPORTED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
 
 class Monitor(Quantity, Callback):
-    """Base of the measuring callbacks, and of one of your own.
+    """Base class of the measuring callbacks, including your own.
 
-    A subclass defines what it logs and how it is measured (:meth:`measure`).  When, on which data,
-    isolated, within which budget, and where the values go, is decided here and in ``Session``.
-    Arguments: those that all callbacks share, see ``HessianMonitor``.
+    A subclass defines what it logs and how it measures that (:meth:`measure`).  The schedule, the
+    data, the isolation, the budget and the output are handled here and in ``Session``.  Arguments:
+    those that all callbacks share, see ``HessianMonitor``.
 
     Attributes:
         kind: the first part of its keys; a subclass must set it.
-        tags: the scalars it may log, without that.
-        moves_weights: it moves the weights, which drops the graph of second derivatives: it is
-            measured after those that do not.  ``False`` where it does not.
-        draws: pictures are its purpose: it is measured after the scalars, and at the end of the fit
-            in any case.
-        pictures: how many it draws at each measurement, for the budget.  Without ``draws`` they
-            wait until they are affordable, and the last is drawn in any case.
-        needs_batch: it uses :meth:`Round.batch_objective`.
-        needs_update: it uses :meth:`Round.last_update`.
+        tags: the scalars it may log, without the prefix.
+        moves_weights: whether ``measure`` moves the weights.  That drops the graph of second
+            derivatives, so callbacks that do not move them measure first.
+        draws: whether pictures are its purpose.  It then measures after the callbacks that log
+            scalars, and always at the end of the fit.
+        pictures: number of pictures per measurement, for the budget.  Without ``draws`` they are
+            drawn when the budget allows, and the last one always.
+        needs_batch: whether it uses :meth:`Round.batch_objective`.
+        needs_update: whether it uses :meth:`Round.last_update`.
 
     Example::
 
@@ -52,7 +52,7 @@ class Monitor(Quantity, Callback):
                 return Measured({self.key("norm"): squared**0.5})
     """
 
-    # While it fits.  The first of our callbacks in a Trainer has the session.
+    # During a fit.  Only the first of our callbacks in a Trainer has a session.
     _session: Session | None = None
     _trainer: Trainer | None = None
 
@@ -60,30 +60,32 @@ class Monitor(Quantity, Callback):
         """Check the arguments against the Trainer; the first of our callbacks opens the session."""
         if stage != "fit":
             return
-        self._check_place(trainer)
+        self._check_trainer(trainer)
         monitors = _monitors(trainer)
-        twins = [m for m in monitors if m.prefix == self.prefix]
-        if len(twins) > 1:
+        same_prefix = [m for m in monitors if m.prefix == self.prefix]
+        if len(same_prefix) > 1:
             raise misconfiguration(
                 trainer,
-                f"{len(twins)} callbacks would log under {self.prefix!r}: give each but one of "
-                f"them another name=...",
+                f"{len(same_prefix)} callbacks would log under {self.prefix!r}: pass a different "
+                f"name=... to all but one of them",
             )
         if self.loss_fn is None and not pl_module.automatic_optimization:
             raise misconfiguration(
                 trainer,
-                f"{type(self).__name__}: {type(pl_module).__name__} optimises manually, so its "
-                f"training_step cannot be called to measure a loss (it would step the optimizer). "
-                f"Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)",
+                f"{type(self).__name__}: {type(pl_module).__name__} uses manual optimisation, so "
+                f"its training_step cannot be called to measure a loss (it would step the "
+                f"optimizer). Pass {type(self).__name__}(loss_fn=lambda pl_module, batch: ...)",
             )
-        refused = _REFUSED.intersection(kind.__name__ for kind in type(trainer.strategy).__mro__)
-        if refused:
+        unsupported = _UNSUPPORTED.intersection(
+            kind.__name__ for kind in type(trainer.strategy).__mro__
+        )
+        if unsupported:
             raise misconfiguration(
                 trainer,
                 f"{type(self).__name__} cannot measure under {type(trainer.strategy).__name__}, "
-                f"which keeps the weights where second derivatives do not reach them. Use "
-                f"DDPStrategy, or ModelParallelStrategy with fully_shard (FSDP2) where one device "
-                f"does not hold the training state",
+                f"whose parameters do not support second derivatives. Use DDPStrategy, or "
+                f"ModelParallelStrategy with fully_shard (FSDP2) if the training state does not "
+                f"fit on one device",
             )
         enable_hooks(self)  # an exception may have ended another fit
         self._trainer = trainer
@@ -92,24 +94,24 @@ class Monitor(Quantity, Callback):
         used = {BATCH_START, BATCH_END} if leads else set()
         disable_hooks(self, [hook for hook in EVERY_BATCH if hook not in used], Monitor)
 
-    def _check_place(self, trainer: Trainer) -> None:
+    def _check_trainer(self, trainer: Trainer) -> None:
         owner, other = type(self).__name__, self._trainer
         if self not in _monitors(trainer):
             raise misconfiguration(
                 trainer,
-                f"{owner}: it is not among the callbacks of this Trainer, which call one another; "
-                f"pass it to Trainer(callbacks=[...]) instead of calling its hooks",
+                f"{owner}: it is not among the callbacks of this Trainer; pass it to "
+                f"Trainer(callbacks=[...]) instead of calling its hooks",
             )
         if other is not None and other is not trainer and other.state.status == "running":
             raise misconfiguration(
                 trainer,
-                f"{owner}: it is measuring in another Trainer that is still running; give each "
+                f"{owner}: it is measuring in another Trainer that is still running; pass each "
                 f"Trainer a callback of its own",
             )
 
-    def _watch_batches(self, wanted: bool) -> None:
-        """Whether Lightning is to call the hook before each batch."""
-        if wanted:
+    def _watch_batches(self, enabled: bool) -> None:
+        """Enable or disable Lightning's call of ``on_train_batch_start``."""
+        if enabled:
             enable_hooks(self, [BATCH_START])
         else:
             disable_hooks(self, [BATCH_START], Monitor)
@@ -118,7 +120,7 @@ class Monitor(Quantity, Callback):
         return _monitors(trainer)[:1] == [self]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first hook that sees parameters made in ``configure_model``."""
+        """Check the parameters: this is the first hook after ``configure_model``."""
         if self._leads(trainer):
             refuse_tensor_parallel(trainer, pl_module)
         self.check_parameters([name for name, _ in pl_module.named_parameters()])
@@ -159,29 +161,29 @@ class Monitor(Quantity, Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say what was done; let go of the session: Lightning tears down nothing after this."""
+        """Print the closing line and release the session: no ``teardown`` follows."""
         if self._session is not None and self._trainer is trainer:
             self._session.on_exception(trainer)
-        self._let_go(trainer)
+        self._release_session(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the session: a callback that is kept or pickled holds no run."""
+        """Release the session, so that the callback can be pickled and refers to no run."""
         if stage == "fit":
-            self._let_go(trainer)
+            self._release_session(trainer)
 
-    def _let_go(self, trainer: Trainer) -> None:
-        if self._trainer in (None, trainer):  # not what goes on in another
+    def _release_session(self, trainer: Trainer) -> None:
+        if self._trainer in (None, trainer):  # not that of another running Trainer
             self._session = self._trainer = None
             enable_hooks(self)
 
     @property
     def state_key(self) -> str:
-        """Distinguishes two callbacks of one class by their ``name``."""
+        """Distinguishes callbacks of one class by their ``name``."""
         return self._generate_state_key(name=self.name)
 
 
 def session_of(trainer: Trainer) -> Session:
-    """What all of our callbacks in this Trainer measure in, from ``setup`` on."""
+    """The session of all our callbacks in this Trainer; available after ``setup``."""
     session = _monitors(trainer)[0]._session
     assert session is not None
     return session

@@ -8,21 +8,21 @@ from fnmatch import fnmatchcase
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_landscape.training.isolation.sharding import Whole
+from lightning_landscape.training.isolation.sharding import UnshardedParameters
 
 
 def measured_parameters(
     trainer: Trainer,
     pl_module: LightningModule,
     patterns: Sequence[str] | None,
-    whole: Whole,
+    unsharded: UnshardedParameters,
 ) -> dict[str, Tensor]:
-    """The trainable parameters that an optimizer holds, of those the ones that ``patterns`` name.
+    """The parameters that an optimizer trains and whose names match ``patterns`` (``None``: all).
 
     Raises:
         ValueError: no parameter is left.
     """
-    held = {
+    optimized = {
         id(parameter)
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
@@ -31,7 +31,7 @@ def measured_parameters(
     trained: dict[str, Tensor] = {
         name: parameter
         for name, parameter in pl_module.named_parameters()
-        if parameter.requires_grad and id(whole.trained(parameter)) in held
+        if parameter.requires_grad and id(unsharded.shard_of(parameter)) in optimized
     }
     if patterns is None:
         return trained

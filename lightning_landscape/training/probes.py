@@ -1,4 +1,4 @@
-"""The data of one run's callbacks: one probe per source, complete on all processes or on none.
+"""The probes of a run's callbacks: one per source, complete on all processes or on none.
 
 Captured probes are written beside the logs and read again by a resumed run.
 """
@@ -26,23 +26,23 @@ from lightning_landscape.training.schedule import batches_ahead
 
 
 class Probes:
-    """Those of all callbacks of a session: given, captured as training goes, or stored by a run."""
+    """The probes of a session: given, captured during training, or stored by an earlier run."""
 
     def __init__(self, quantities: Sequence[Quantity], run: RunState) -> None:
         self._quantities = quantities
         self._run = run
         self._processes = run.processes
-        # A copy of this step's batch until the step has given a loss; or why there is none.
-        self._held: ProbeBatch | Exception | None = None
+        # A copy of the current batch until its loss is known, or the error of copying it.
+        self._copied: ProbeBatch | Exception | None = None
         self._assign()
 
     def _assign(self) -> None:
-        """One probe per source: captured ones are shared by the number of samples wanted."""
+        """Assign one probe per source; captured ones are shared if their sizes are equal."""
         shared: dict[Any, Probe] = {}
         for quantity in self._quantities:
             probes = quantity._bookkeeping.probes
             if LOSS in probes and probes[LOSS].complete:
-                continue  # a second fit goes on with the same data
+                continue  # a second fit continues with the same data
             given = quantity.probe
             if isinstance(given, Probe):
                 probes[LOSS] = given
@@ -52,13 +52,10 @@ class Probes:
                 shared[key] = Probe(given, quantity.probe_samples)
             probes[LOSS] = shared[key]
 
-    # -- as a fit begins -----------------------------------------------------------------------
+    # -- start of the fit -----------------------------------------------------------------------
 
     def load(self, quantity: Quantity, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the given probes.
-
-        A process that cannot read its share ends the run on all, or they would wait for it.
-        """
+        """Read the given probes; an error on one process ends the run on all."""
         prepare = partial(_to_device, trainer, pl_module)
         for probe in quantity._bookkeeping.probes.values():
             if probe.captured or probe.complete:
@@ -67,15 +64,15 @@ class Probes:
                 self._processes.run_on_all_ranks(partial(probe.load, prepare))
             except OtherRankError as error:
                 raise RuntimeError(
-                    "the given probe could not be read on another process"
+                    "the given probe could not be read on another process, see its error"
                 ) from error
 
-    # -- over checkpoints ----------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------
 
     def restore(self, quantity: Quantity, trainer: Trainer, recorder: Recorder) -> None:
-        """On resuming, read the probes that the run before captured; else start a new series."""
+        """When resuming, read the probes of the run before; otherwise start a new series."""
         resumed = quantity._bookkeeping.resumed and trainer.ckpt_path and trainer.global_step > 0
-        for probe, stored in _captured(quantity):
+        for probe, stored in _captured_probes(quantity):
             if probe.complete:
                 continue
             if stored.entry is not None:
@@ -83,72 +80,68 @@ class Probes:
                     _start_new_series(quantity, probe, stored, problem)
             elif resumed:
                 quantity.warn_once(
-                    f"the checkpoint was written before the first measurement and names no "
+                    f"the checkpoint was written before the first measurement and has no "
                     f"{stored.label}; one is taken from the next {stored.source} batches"
                 )
             found = self._processes.total(probe.complete)
-            if 0 < found < self._processes.count:  # a file is missing for one process only
+            if 0 < found < self._processes.count:  # a file is missing on some process
                 _start_new_series(quantity, probe, stored, "another process has none")
 
     def store(self, quantity: Quantity, trainer: Trainer, recorder: Recorder) -> None:
-        """Write captured probes beside the logs, once.
-
-        At the first measurement; in a resumed run with a new probe, at the first on that.
-        """
+        """Write captured probes beside the logs, once: at their first measurement."""
         if getattr(trainer, "fast_dev_run", False):
             return
-        for probe, stored in _captured(quantity):
+        for probe, stored in _captured_probes(quantity):
             if not stored.holds(probe):
                 stored.write(probe, recorder, trainer)
 
     # -- captured while training ---------------------------------------------------------------
 
     def captured(self) -> list[Probe]:
-        """Those that still take training batches."""
+        """Incomplete probes of training batches."""
         probes = {id(q.loss.probe): q.loss.probe for q in self._quantities if not q.disabled}
         return [p for p in probes.values() if p.captured and not p.complete]
 
-    def hold(self, batch: Any, batch_idx: int) -> None:
-        """Copy the batch that is about to be trained on: training_step may edit it.  Sends nothing.
+    def copy_batch(self, batch: Any, batch_idx: int) -> None:
+        """Copy the next training batch, because training_step may modify it.
 
-        A fault is raised by :meth:`take`.
+        No communication; an error is raised by :meth:`add_copied` on all processes.
         """
-        self._held = None
+        self._copied = None
         if self.captured():
             try:
-                self._held = ProbeBatch.copy_of(batch, batch_idx)
+                self._copied = ProbeBatch.copy_of(batch, batch_idx)
             except Exception as error:  # a batch that cannot be copied
-                self._held = error
+                self._copied = error
 
-    def take(self, count_failure: Callable[[Quantity, Exception], None]) -> None:
-        """Add the held batch to the probes that still take some; on all processes, or on none."""
-        held, self._held = self._held, None
-        if held is None:
+    def add_copied(self, count_failure: Callable[[Quantity, Exception], None]) -> None:
+        """Add the copied batch to incomplete probes; on all processes or on none."""
+        copied, self._copied = self._copied, None
+        if copied is None:
             return
         for probe in self.captured():
             try:
-                self._processes.run_on_all_ranks(partial(self._add, probe, held))
+                self._processes.run_on_all_ranks(partial(self._add, probe, copied))
             except Exception as error:
                 probe.clear()
                 for quantity in self._quantities:
                     if quantity.loss.probe is probe:
                         count_failure(quantity, error)
 
-    def _add(self, probe: Probe, held: ProbeBatch | Exception) -> None:
-        fault = held if isinstance(held, Exception) else None
-        probe.add(held if isinstance(held, ProbeBatch) else None, self._processes.total)
-        if fault is not None:
-            raise fault
+    def _add(self, probe: Probe, copied: ProbeBatch | Exception) -> None:
+        probe.add(copied if isinstance(copied, ProbeBatch) else None, self._processes.total)
+        if isinstance(copied, Exception):
+            raise copied
 
     def complete(self, *probes: Probe) -> None:
-        """The capture of training batches ends here: of these probes, or of all."""
+        """End the capture of training batches, for these probes or for all."""
         for probe in probes or self.captured():
-            # Complete everywhere or nowhere: a process may have dropped all it had.
-            having = self._processes.total(bool(probe.batches))
-            probe.complete = having == self._processes.count
+            # On all processes or on none: one may have no batch.
+            nonempty = self._processes.total(bool(probe.batches))
+            probe.complete = nonempty == self._processes.count
 
     def end_expensive_capture(self, trainer: Trainer, budget: Budget) -> None:
-        """A probe is complete before it has all its examples, where the run cannot afford more."""
+        """Complete a probe before it has all examples, if the budget does not allow more."""
         ahead, costs = batches_ahead(trainer), self._run.costs
         if costs.batches < 2 or not math.isfinite(ahead):
             return
@@ -156,23 +149,24 @@ class Probes:
             users = [q for q in self._quantities if q.loss.probe is probe and not q.disabled]
             if any(q.max_overhead is None for q in users):
                 continue
-            expensive = not budget.affords_probe(len(probe.batches) + 1, ahead)
-            if not trainer.strategy.broadcast(expensive):  # by rank zero's clock
+            expensive = not budget.allows_probe(len(probe.batches) + 1, ahead)
+            if not trainer.strategy.broadcast(expensive):  # decided on rank zero
                 continue
             self.complete(probe)
-            if not probe.complete:  # a process has dropped all it had
+            if not probe.complete:  # a process has no batch
                 continue
             users[0].warn_once(
                 f"the probe holds {self._run.probe_size(probe)} examples, {len(probe.batches)} "
                 f"training batches, instead of {probe.samples}: a gradient of one takes "
-                f"{costs.seconds_per_batch:.2g} s, and a run as short as this cannot afford more; "
-                f"for more pass a larger max_overhead than {budget.limit}, or a probe of your own"
+                f"{costs.seconds_per_batch:.2g} s, and the budget of a run as short as this "
+                f"does not allow more; for more pass a larger max_overhead than {budget.limit}, "
+                f"or a probe of your own"
             )
 
     def complete_validation(self, trainer: Trainer, quantities: Sequence[Quantity]) -> None:
-        """Whether the validation probes are all there: for all processes alike.
+        """Complete the validation probes whose capture has ended on all processes.
 
-        Asked for here and not where it is captured: processes may have different numbers of
+        Decided here and not during the capture, because processes may have different numbers of
         validation batches.
         """
         for quantity in quantities:
@@ -180,61 +174,61 @@ class Probes:
             if probe is None or probe.complete or not probe.captured or quantity.disabled:
                 continue
             closed = probe.closed or sum(trainer.num_val_batches) == 0
-            own = torch.tensor([int(closed), probe.size], device=self._processes.device)
-            closed_on, size = self._processes.sum(own).tolist()
+            local = torch.tensor([int(closed), probe.size], device=self._processes.device)
+            closed_on, size = self._processes.sum(local).tolist()
             probe.complete = closed_on == self._processes.count and size > 0
 
     # -- without training ----------------------------------------------------------------------
 
-    def wanted_examples(self) -> tuple[int, int]:
-        """How many training and validation examples are still to be captured."""
+    def missing_examples(self) -> tuple[int, int]:
+        """How many training and validation examples are still missing."""
         training = (probe.samples for probe in self.captured())
-        validation = (probe.samples for probe in self._validation)
+        validation = (probe.samples for probe in self._incomplete_validation)
         return max(training, default=0), max(validation, default=0)
 
-    def put(
+    def fill(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         training: Sequence[Any],
         validation: Sequence[Any],
     ) -> None:
-        """Keep these batches in place of those that would have passed."""
+        """Fill the probes with these batches instead of those of a training."""
         prepare = partial(_to_device, trainer, pl_module)
         for probe in self.captured():
             for index, batch in enumerate(training):
                 probe.offer(prepare(batch), index, self._processes.total)
-        for captured in self._validation:
+        for validation_probe in self._incomplete_validation:
             for index, batch in enumerate(validation):
-                if captured.size < captured.samples:
-                    captured.offer(prepare(batch), index, lambda _: 0)
-            captured.closed = True
+                if validation_probe.size < validation_probe.samples:
+                    validation_probe.offer(prepare(batch), index, lambda _: 0)
+            validation_probe.closed = True
 
     @property
-    def _validation(self) -> list[Probe]:
-        """Those that still take validation batches."""
+    def _incomplete_validation(self) -> list[Probe]:
+        """Incomplete probes of validation batches."""
         active = [q._bookkeeping.probes for q in self._quantities if not q.disabled]
         probes = [probes[VALIDATION] for probes in active if VALIDATION in probes]
         return [p for p in probes if p.captured and not p.complete]
 
 
 def is_ready(quantity: Quantity) -> bool:
-    """Whether its data are there."""
+    """Whether all its probes are complete."""
     return all(probe.complete for probe in quantity._bookkeeping.probes.values())
 
 
-def _captured(quantity: Quantity) -> list[tuple[Probe, StoredProbe]]:
-    """Its captured probes and their files."""
-    noted = quantity._bookkeeping
+def _captured_probes(quantity: Quantity) -> list[tuple[Probe, StoredProbe]]:
+    """The callback's captured probes and their files."""
+    bookkeeping = quantity._bookkeeping
     return [
         (probe, stored)
-        for role, probe in noted.probes.items()
-        if probe.captured and isinstance(stored := noted.stored.get(role), StoredProbe)
+        for role, probe in bookkeeping.probes.items()
+        if probe.captured and isinstance(stored := bookkeeping.stored.get(role), StoredProbe)
     ]
 
 
 def _start_new_series(quantity: Quantity, probe: Probe, stored: StoredProbe, problem: str) -> None:
-    """The probe of the run before cannot be used."""
+    """Drop a probe of the run before that cannot be used."""
     quantity.warn_once(
         f"the {stored.label} of the run before could not be used: {problem}; a new series starts "
         f"on a new probe"
@@ -245,7 +239,7 @@ def _start_new_series(quantity: Quantity, probe: Probe, stored: StoredProbe, pro
 
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
-    """A batch as a loader gave it, made what ``training_step`` gets."""
+    """A batch of a DataLoader, converted and moved as for ``training_step``."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,4 +1,4 @@
-"""What the processes of one run do together, so that none waits for one that failed."""
+"""Communication between the processes of a run; none waits for one that failed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _Result = TypeVar("_Result")
 
 
 class SyncError(OtherRankError):
-    """The processes exchanged their status, and all of them know that one failed."""
+    """A status exchange in which one process reported a failure; raised on all processes."""
 
 
 class Processes:
     """The processes of a run, which must all call the same methods in the same order.
 
-    Before each exchange of data they exchange their status (:meth:`sync_status`).  A process that
-    fails anywhere between two exchanges takes part in that too, so that the others are informed
-    instead of waiting for its data.  With one process nothing is sent.
+    They exchange their status (:meth:`sync_status`) before they exchange data.  A process that has
+    failed since the last exchange takes part in it too, so that the others do not wait for its
+    data.  With one process nothing is communicated.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -37,18 +37,18 @@ class Processes:
 
     @property
     def device(self) -> torch.device:
-        """Of tensors that are to be sent; with one process nothing is."""
+        """The device of tensors to communicate; the CPU with one process."""
         return torch.device("cpu") if self.count == 1 else self._trainer.strategy.root_device
 
     def sync_status(self, *, failed: bool = False, done: bool = False, size: int = 0) -> None:
-        """Continue only if no process failed and all are about to do the same.
+        """Raise unless no process failed and all are about to do the same.
 
         Raises:
-            SyncError: on all processes, this one too if it is the one that failed.
+            SyncError: on all processes, including the one that failed.
         """
         if self.count == 1:
             return
-        if self._status is None:  # allocated once: after an out of memory it may not fit
+        if self._status is None:  # allocated once: after an out-of-memory error it may not fit
             device = self._trainer.strategy.root_device
             self._status = torch.zeros(5, dtype=torch.int64, device=device)
         self._status.copy_(torch.tensor([failed, done, -int(done), size, -size]))
@@ -57,19 +57,21 @@ class Processes:
         if failures:
             raise SyncError("it failed on another process")
         if most_done != -least_done or largest != -smallest:
-            raise SyncError("the processes went different ways, e.g. after unequal arithmetic")
+            raise SyncError(
+                "the processes took different branches, e.g. after unequal floating-point results"
+            )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, the same on all."""
         if self.count == 1:
             return tensor
-        total = tensor.clone()  # before the exchange: there may be no memory for it
+        total = tensor.clone()  # before the exchange, because this may run out of memory
         self.sync_status(size=total.numel())
         dist.all_reduce(total)
         return total
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """``tensor`` of every process in their order, of the same shape on all."""
+        """``tensor`` of every process, by rank; its shape must be the same on all."""
         if self.count == 1:
             return [tensor]
         rows = tensor.new_zeros(self.count, *tensor.shape)
@@ -84,15 +86,15 @@ class Processes:
         return int(self.sum(torch.tensor(count, dtype=torch.int64, device=device)).item())
 
     def run_on_all_ranks(self, compute: Callable[[], _Result]) -> _Result:
-        """``compute()`` on all processes; where it fails on one it fails on all.
+        """Call ``compute`` on all processes; if it fails on one, raise on all.
 
         Raises:
-            OtherRankError: another process failed.  The one that did raises its own error.
+            OtherRankError: another process failed.  That process raises its own error.
         """
         try:
             result = compute()
         except SyncError:
-            raise  # the others know
+            raise  # all processes have it
         except BaseException as error:
             if is_interrupt(error):
                 raise

@@ -26,16 +26,16 @@ _ENGINES = {
 
 
 class Output(NamedTuple):
-    """A picture, or a file of the whole run, to be made if it can be afforded."""
+    """A picture or file to be made later, if there is time."""
 
     quantity: Quantity
     name: str
-    drawings: float  # its cost, in ordinary pictures
+    drawings: float  # cost, in units of one ordinary picture
     make: Callable[[], object]
 
 
 class Publisher:
-    """Writes what callbacks found to the history, the loggers, the listeners and the disk."""
+    """Sends results of callbacks to the history, the loggers, the listeners and the disk."""
 
     def __init__(
         self, trainer: Trainer, quantities: Sequence[Quantity], budget: Budget, costs: Costs
@@ -46,11 +46,11 @@ class Publisher:
         self._trainer = trainer
         self._quantities = quantities
         self._layout_written = False
-        self._engines: dict[str, tuple[str, str | None]] = {}  # logged so far, by prefix
-        self._notes: set[str] = set()  # reasons for an engine that were warned of
-        self._postponed: dict[str, Output] = {}  # tag -> its last picture, not drawn yet
+        self._logged_engines: dict[str, tuple[str, str | None]] = {}  # logged so far, by prefix
+        self._warned_notes: set[str] = set()  # reasons for an engine, each warned of once
+        self._postponed: dict[str, Output] = {}  # tag -> its last picture, if not drawn yet
 
-    @preserve_rng_state()  # a logger, or a picture of a user's callback, may draw random numbers
+    @preserve_rng_state()  # loggers and user-defined pictures may draw random numbers
     def publish(
         self,
         pl_module: LightningModule,
@@ -60,35 +60,35 @@ class Publisher:
         samples: int,
         final: bool,
     ) -> None:
-        """Rows and scalars, listeners, text, files and pictures of one measurement.
+        """Publish the rows, scalars, text, files and pictures of one measurement.
 
-        The pictures of a callback whose purpose are scalars are postponed, see :meth:`draw`.
+        Pictures of a callback that does not set ``draws`` are postponed, see :meth:`draw`.
 
         Args:
-            pl_module: the module that trains.
-            quantity: whose measurement.
-            measured: what it found.
+            pl_module: the module that is trained.
+            quantity: the callback.
+            measured: its result.
             step: the label.
             samples: examples in the callback's probe.
-            final: training has ended.
+            final: whether training has ended.
         """
         trainer = self._trainer
-        # Values of the weights before the step have their own label, and so their own row.
+        # Values at the weights before the step have another label, and so a row of their own.
         rows = []
         for values, label in ((measured.before, step - 1), (measured.values, step)):
             if values or label == step:
                 rows.append(self._row(quantity, measured, values, label, samples))
                 self._log(pl_module, quantity, values, rows[-1], final)
-        noted = quantity._bookkeeping
-        for listener in () if final else noted.listeners:
+        bookkeeping = quantity._bookkeeping
+        for listener in () if final else bookkeeping.listeners:
             row = next((row for row in rows if listener.monitor in row), rows[-1])
             self.recorder.guarded(
                 f"{type(listener).__name__}(monitor={listener.monitor!r})",
                 partial(listener.on_record, trainer, row),
                 "informed of a measurement",
             )
-        noted.measured += 1
-        noted.last_measured_step = step
+        bookkeeping.measured += 1
+        bookkeeping.last_measured_step = step
         self._write_layout()
         self._log_engine(quantity, measured.facts, step)
         if quantity.max_overhead is not None and not quantity.draws:
@@ -100,14 +100,14 @@ class Publisher:
 
     @preserve_rng_state()
     def draw(self, final: bool = False) -> None:
-        """Draw what was postponed, as far as it is affordable; at the end of the fit all of it."""
+        """Draw postponed pictures as far as there is time; at the end of the fit all of them."""
         for tag, output in list(self._postponed.items()):
-            if final or self._budget.affords_drawing(output.drawings, beside_last=True):
+            if final or self._budget.allows_drawing(output.drawings, beside_last=True):
                 started = time.perf_counter()
                 self._postponed.pop(tag).make()
                 seconds = time.perf_counter() - started
                 output.quantity._bookkeeping.seconds_spent += seconds
-                self._budget.note("last pictures" if final else "later measurements", seconds)
+                self._budget.record("last pictures" if final else "later measurements", seconds)
 
     def _row(
         self,
@@ -135,14 +135,14 @@ class Publisher:
         row: dict[str, Any],
         final: bool,
     ) -> None:
-        # One file for all: also with a callback that the run before did not have.
-        noted = [q._bookkeeping for q in self._quantities]
-        continued = any(n.history or n.resumed for n in noted)
+        # All callbacks share the file, including those that the run before did not have.
+        states = [q._bookkeeping for q in self._quantities]
+        continued = any(state.history or state.resumed for state in states)
         self.recorder.row(row, continued=continued)
         history = quantity._bookkeeping.history
         history.add(row)
         if self._trainer.is_global_zero and launched_by_another_process(self._trainer):
-            history.leave_address(self.recorder.history_file, row)
+            history.write_address(self.recorder.history_file, row)
         if values:
             self.recorder.scalars(values, row["step"])
             if quantity.verbose:
@@ -155,15 +155,15 @@ class Publisher:
             )
 
     def _log_engine(self, quantity: Quantity, facts: Mapping[str, Any], step: int) -> None:
-        """How the Hessian-vector products were made: as text, when it is new."""
+        """Log as text how Hessian-vector products were computed, if that has changed."""
         engine, note = facts.get("engine"), facts.get("engine_note")
-        if engine is None or self._engines.get(quantity.prefix) == (engine, note):
+        if engine is None or self._logged_engines.get(quantity.prefix) == (engine, note):
             return
-        self._engines[quantity.prefix] = (engine, note)
+        self._logged_engines[quantity.prefix] = (engine, note)
         text = _ENGINES[engine] + (f" ({note})" if note else "")
         self.recorder.text(quantity.key("engine"), text, step)
-        if note and note not in self._notes:
-            self._notes.add(note)  # once, not for every callback
+        if note and note not in self._warned_notes:
+            self._warned_notes.add(note)  # once for all callbacks
             quantity.warn_once(f"Hessian-vector products are {text}")
 
     def _write_layout(self) -> None:
@@ -174,7 +174,7 @@ class Publisher:
                 self.recorder.layout({"landscape": charts})
 
     def run_summary(self, quantity: Quantity, step: int, final: bool) -> list[Output]:
-        """What can be made of all that the callback has measured so far, on rank zero alone."""
+        """Outputs of all that the callback has measured so far; on rank zero only."""
         summaries: list[Measured] = []
         self.recorder.guarded(
             f"{quantity.prefix}: a picture of the whole run",
@@ -190,7 +190,7 @@ class Publisher:
         return [Output(quantity, name, costs.get(name, 1.0), make) for name, make in makes.items()]
 
     def _make(self, measured: Measured, step: int) -> None:
-        """Files and pictures, on rank zero."""
+        """Write files and draw pictures, on rank zero."""
         for name, write in measured.files.items():
             self.recorder.file(name, write)
         for tag, draw in measured.pictures.items():
@@ -199,8 +199,8 @@ class Publisher:
             self.recorder.mesh(tag, make, step)
 
     def _write(self, measured: Measured, step: int) -> None:
-        """The files and pictures of one measurement; timed, as an estimate for the next."""
-        begun = time.perf_counter()
+        """Write and draw for one measurement; timed, as an estimate for the next."""
+        started = time.perf_counter()
         self._make(measured, step)
         if measured.pictures:
-            self._costs.drawing = (time.perf_counter() - begun) / len(measured.pictures)
+            self._costs.drawing = (time.perf_counter() - started) / len(measured.pictures)

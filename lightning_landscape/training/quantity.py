@@ -1,4 +1,4 @@
-"""What a callback says about itself: its arguments, its keys, its cost, and how it measures."""
+"""The part of a callback without hooks: its arguments, keys, cost and ``measure``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_landscape.geometry.checks import (
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.bookkeeping import LOSS, STATE, Bookkeeping, usable_state
 from lightning_landscape.training.data.probe import Source, check_source
-from lightning_landscape.training.losses import LossSpec, ProbeMode, Reduction, UserLoss
+from lightning_landscape.training.losses import LossReduction, LossSpec, ProbeMode, UserLoss
 from lightning_landscape.training.output.history import read_history
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.output.recorder import HISTORY_FILE
@@ -32,7 +32,7 @@ from lightning_landscape.training.output.run_files import saved_files
 from lightning_landscape.training.round import Round
 from lightning_landscape.training.schedule import Schedule
 
-# What was called otherwise in earlier versions.
+# Names of earlier versions -> their names now.
 _RENAMED = {
     "displaces": "moves_weights",
     "owes": "measures_at_end",
@@ -45,8 +45,8 @@ _RENAMED = {
     "forget": "reset_warm_start",
     "say_once": "warn_once",
 }
-# What the base class defines and a subclass must not.
-_OWN = {
+# Names that a subclass must not define.
+_RESERVED_NAMES = {
     "disabled",
     "failed",
     "history",
@@ -64,17 +64,17 @@ _OWN = {
 
 
 class Quantity:
-    """The part of :class:`Monitor` without hooks: what is measured, of which loss, at what cost."""
+    """The part of :class:`Monitor` without hooks: what is measured, of which loss, and its cost."""
 
     kind: ClassVar[str] = ""  # the first part of the keys
     moves_weights: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     tags: tuple[str, ...] = ()  # scalars it may log, without the prefix
-    pictures = 0  # drawn at each measurement
-    needs_batch = False  # the current training batch
-    needs_update = False  # the weights before the last step
-    tracks_weights = False  # wants_weights is to be asked
-    tracks_epochs = False  # on_epoch_weights is to be called
+    pictures = 0  # pictures per measurement
+    needs_batch = False  # needs the current training batch
+    needs_update = False  # needs the weights before the last step
+    tracks_weights = False  # wants_weights and on_weights are called
+    tracks_epochs = False  # on_epoch_weights is called
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Quantity:
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
         loss_fn: UserLoss | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         name: str | None = None,
@@ -140,7 +140,7 @@ class Quantity:
         self.probe_samples = probe_samples
         self.probe_mode: ProbeMode = probe_mode
         self.loss_fn = loss_fn
-        self.loss_reduction: Reduction = loss_reduction
+        self.loss_reduction: LossReduction = loss_reduction
         self.parameters = parameters
         self.engine: Engine = engine
         self.name = name
@@ -156,7 +156,7 @@ class Quantity:
                 raise TypeError(
                     f"class {cls.__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
                 )
-            if name in _OWN:
+            if name in _RESERVED_NAMES:
                 raise TypeError(
                     f"class {cls.__name__}: {name!r} is an attribute of Monitor itself; choose "
                     f"another name"
@@ -167,9 +167,9 @@ class Quantity:
             raise AttributeError(
                 f"{type(self).__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
             )
-        method = callable(getattr(Quantity, name, None)) and not callable(value)
-        taken = name in _OWN and not (name == "_bookkeeping" and isinstance(value, Bookkeeping))
-        if method or taken:
+        is_method = callable(getattr(Quantity, name, None)) and not callable(value)
+        is_own = name == "_bookkeeping" and isinstance(value, Bookkeeping)
+        if is_method or (name in _RESERVED_NAMES and not is_own):
             raise AttributeError(
                 f"{type(self).__name__}: {name!r} is an attribute of Monitor itself; choose "
                 f"another name"
@@ -179,7 +179,7 @@ class Quantity:
     # -- what a subclass defines ---------------------------------------------------------------
 
     def measure(self, this_round: Round) -> Measured:
-        """Measure now.  Runs isolated: whatever it does to the module is undone.
+        """Measure.  Runs in isolation: all changes to the module are undone.
 
         Called on all processes at the same step; the values must be the same on all of them.
         """
@@ -187,7 +187,7 @@ class Quantity:
 
     @property
     def forwards(self) -> int:
-        """About how many forwards of the probe one measurement costs, for the budget.
+        """Approximate cost of one measurement, in forwards of the probe, for the budget.
 
         A gradient is 3, a Hessian-vector product 6.  A subclass may set a plain number.
         """
@@ -204,12 +204,12 @@ class Quantity:
 
     @property
     def allows_concat(self) -> bool:
-        """Whether the probe's batches may be evaluated as one: single batches have no meaning."""
+        """Whether the probe's batches may be concatenated: nothing is measured per batch."""
         return True
 
     @property
     def measures_at_end(self) -> bool:
-        """Whether it measures when the fit ends, if it has not at the last step."""
+        """Whether it measures at the end of the fit, if it has not at the last step."""
         return self.draws
 
     @property
@@ -220,35 +220,35 @@ class Quantity:
     def fit_to_budget(self, forwards: float | None) -> None:
         """Use at most about ``forwards`` for the next picture; ``None``: no limit.
 
-        Called on all processes alike, before the last picture at the end of the fit.
+        Called on all processes, before the last picture at the end of the fit.
         """
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
-        """Pictures and files of all that was measured so far; called on rank zero.
+        """Pictures and files of all measurements so far; called on rank zero.
 
-        After 10, 20, 40, 80, ... measurements where that is cheap, and at the end of the fit
-        (``final``) in any case.  ``folder`` holds the files of the run.
+        Called after 10, 20, 40, 80, ... measurements if that is cheap, and always at the end of the
+        fit (``final``).  ``folder`` holds the files of the run.
         """
         return Measured()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Training starts, ``step`` steps into the run; called on all processes alike."""
+        """Prepare for training, which starts at ``step``; called on all processes."""
 
     def wants_weights(self, step: int) -> bool:
         """Whether :meth:`on_weights` is to be called after ``step`` steps."""
         return False
 
     def on_weights(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Read the weights; not isolated, nothing may be changed or sent."""
+        """Read the weights.  Not isolated: change nothing and do not communicate."""
 
     def on_epoch_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the weights as an epoch begins; not isolated, nothing may be changed or sent."""
+        """Read the weights at the start of an epoch.  As :meth:`on_weights`, not isolated."""
 
     def reset_warm_start(self) -> None:
-        """Drop what one measurement passes to the next; called on all processes after a fault."""
+        """Drop all warm starts; called on all processes after a failed measurement."""
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Raise where an argument names none of the module's parameters."""
+        """Raise if an argument matches none of the module's parameters."""
         for pattern in self.parameters or ():
             if fnmatch.filter(names, pattern):
                 continue
@@ -279,7 +279,7 @@ class Quantity:
 
     @property
     def loss(self) -> LossSpec:
-        """The loss that it measures, once a fit has begun."""
+        """The loss that it measures; available once a fit has begun."""
         return LossSpec(
             self._bookkeeping.probes[LOSS],
             self.probe_mode,
@@ -292,12 +292,12 @@ class Quantity:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict a measurement, oldest first, the last 10,000, ready for pandas.
+        """One plain dict per measurement, oldest first: the last 10,000, ready for pandas.
 
-        Each holds ``step``, ``epoch``, the logged values under their keys, and what they depend
-        on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in the log
-        directory, with null for NaN: ``read_history`` reads them.  After ``ddp_spawn`` and
-        ``ddp_fork``, where training ran in other processes, they are read from there.
+        Each has ``step``, ``epoch``, the logged values under their keys, and the settings they
+        depend on (``probe_samples``, ``probe_mode``, ...).  All rows are in ``history.jsonl`` in
+        the log directory, with null for NaN; ``read_history`` reads them.  After ``ddp_spawn`` and
+        ``ddp_fork``, where training ran in other processes, this property reads that file.
         """
         return self._bookkeeping.history.rows()
 
@@ -308,7 +308,7 @@ class Quantity:
 
     @property
     def skipped(self) -> int:
-        """Measurements left out to stay within the budget."""
+        """Measurements skipped to stay within the budget."""
         return self._bookkeeping.skipped
 
     @property
@@ -318,66 +318,70 @@ class Quantity:
 
     @property
     def disabled(self) -> bool:
-        """Whether it measures no more."""
+        """Whether it has stopped measuring."""
         return self._bookkeeping.disabled
 
     def run_files(self, folder: Path, part: str) -> dict[int, Path]:
-        """Step -> the ``.npz`` of ``part`` in the folder; not those that another run left there."""
-        noted = self._bookkeeping
+        """Step -> the ``.npz`` of ``part`` in the folder, without those of other runs."""
+        bookkeeping = self._bookkeeping
         steps = {int(row["step"]) for row in self.history}
         stem = self.key(part).replace("/", "-")
-        return saved_files(folder, stem, lambda step: step in steps or step <= noted.resumed_after)
+        return saved_files(
+            folder, stem, lambda step: step in steps or step <= bookkeeping.resumed_after
+        )
 
     def run_rows(self, folder: Path) -> list[dict[str, Any]]:
-        """The history, and after a resume the rows before it, read from beside the logs."""
-        until, path = self._bookkeeping.resumed_after, folder.parent / HISTORY_FILE
-        if until < 0 or not path.is_file():
+        """The history, preceded after a resume by the rows of the run before."""
+        last, path = self._bookkeeping.resumed_after, folder.parent / HISTORY_FILE
+        if last < 0 or not path.is_file():
             return self.history
         before = (row for row in read_history(path) if row.get("monitor") == self.prefix)
-        return [row for row in before if row["step"] <= until] + self.history
+        return [row for row in before if row["step"] <= last] + self.history
 
     def warn_once(self, message: str) -> None:
-        """Warn on rank zero, the same message only once a run, whatever numbers are in it."""
+        """Warn on rank zero, once per run for messages that differ only in their numbers."""
         pattern = re.sub(r"\d[\d.e+-]*", "#", message)
         if pattern not in self._bookkeeping.warnings:
             self._bookkeeping.warnings.add(pattern)
             rank_zero_warn(f"{self.prefix}: {message}")
 
-    # -- checkpoints: small, plain values ------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to continue the same series."""
-        noted = self._bookkeeping
+        """The state with which a resumed run continues the series; plain values only."""
+        bookkeeping = self._bookkeeping
         return {
-            "last_step": noted.schedule.last_step,
-            "measured": noted.measured,
-            "skipped": noted.skipped,
-            "probe": noted.stored[LOSS].state(),
+            "last_step": bookkeeping.schedule.last_step,
+            "measured": bookkeeping.measured,
+            "skipped": bookkeeping.skipped,
+            "probe": bookkeeping.stored[LOSS].state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series of the run that wrote the checkpoint."""
         if not usable_state(self.prefix, state_dict, STATE):
             return
-        noted = self._bookkeeping
-        noted.schedule.last_step = state_dict.get("last_step")
-        noted.measured = state_dict["measured"]
-        noted.skipped = state_dict["skipped"]
-        noted.stored[LOSS].entry = state_dict.get("probe")
-        noted.resumed = True
-        noted.resumed_after = -1 if noted.schedule.last_step is None else noted.schedule.last_step
+        bookkeeping = self._bookkeeping
+        bookkeeping.schedule.last_step = state_dict.get("last_step")
+        bookkeeping.measured = state_dict["measured"]
+        bookkeeping.skipped = state_dict["skipped"]
+        bookkeeping.stored[LOSS].entry = state_dict.get("probe")
+        bookkeeping.resumed = True
+        bookkeeping.resumed_after = (
+            -1 if bookkeeping.schedule.last_step is None else bookkeeping.schedule.last_step
+        )
 
 
 def _patterns(owner: str, parameters: Any) -> list[str] | None:
-    """``parameters`` as a list of patterns."""
+    """``parameters`` as a list of patterns, or None."""
     if parameters is None:
         return None
     patterns = [parameters] if isinstance(parameters, str) else parameters
-    listed = isinstance(patterns, Iterable) and not isinstance(patterns, (bytes, Mapping))
-    patterns = list(patterns) if listed else []
+    is_list = isinstance(patterns, Iterable) and not isinstance(patterns, (bytes, Mapping))
+    patterns = list(patterns) if is_list else []
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(
             f"{quoted(owner, 'parameters', parameters)}: expected glob patterns over parameter "
-            f"names, e.g. ['encoder.*'], or None for all that is trained"
+            f"names, e.g. ['encoder.*'], or None for all that an optimizer trains"
         )
     return patterns

@@ -1,4 +1,4 @@
-"""One round of measurements at one step: what the callbacks that are due work with."""
+"""One round of measurements at one step: the losses and results that callbacks share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lightning_landscape.training.losses import (
     ProbeMode,
     evaluation,
     loss_terms,
-    masks_of,
+    mask_seed,
     reestimated_term,
 )
 from lightning_landscape.training.parameters import measured_parameters
@@ -41,7 +41,7 @@ from lightning_landscape.training.run_state import RunState
 
 
 class Measurer(Protocol):
-    """What a round uses of a callback."""
+    """The part of a callback that a round uses."""
 
     max_overhead: float | None
 
@@ -58,12 +58,12 @@ class Measurer(Protocol):
 
 
 class Round:
-    """One round of measurements at one step: what the callbacks work with.
+    """One round of measurements at one step; passed to ``measure`` of each callback.
 
     Attributes:
-        step: steps behind the weights, the label of all values.
-        trainer: Lightning's.
-        pl_module: the module that trains.
+        step: number of training steps so far, the label of all values.
+        trainer: the Trainer.
+        pl_module: the module that is trained.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Round:
 
     def objective(self, monitor: Measurer) -> Objective:
         """The loss on the callback's probe; callbacks with equal losses share it."""
-        return self._shared(monitor, monitor.loss)
+        return self._shared_objective(monitor, monitor.loss)
 
     def objective_on(
         self,
@@ -96,14 +96,14 @@ class Round:
         mode: ProbeMode | None = None,
         reestimated: bool = False,
     ) -> Objective:
-        """The callback's loss on another probe, in ``mode``; None: in its own.
+        """The callback's loss on another probe, in ``mode``; None: the callback's mode.
 
-        ``reestimated``: in eval mode, BatchNorm's statistics are estimated at each evaluation, from
-        the callback's own probe.  Such a loss has no gradients.
+        ``reestimated``: in eval mode, with BatchNorm statistics that are estimated at each
+        evaluation from the callback's own probe.  Such a loss has no gradients.
         """
         spec = replace(monitor.loss, probe=probe, mode=mode or monitor.loss.mode)
         if not reestimated:
-            return self._shared(monitor, spec)
+            return self._shared_objective(monitor, spec)
         key = ("reestimated", monitor.loss.probe, spec)
         if key not in self._objectives:
             terms = reestimated_term(
@@ -115,22 +115,22 @@ class Round:
                 self._run.probe_size(probe),
             )
             self._objectives[key] = self._objective(monitor, spec, key, terms, lambda *_: [])
-        return self._alone(key)
+        return self._activate(key)
 
-    def _shared(self, monitor: Measurer, spec: LossSpec) -> Objective:
+    def _shared_objective(self, monitor: Measurer, spec: LossSpec) -> Objective:
         if spec not in self._objectives:
             self._objectives[spec] = self._build(monitor, spec)
-        return self._alone(spec)
+        return self._activate(spec)
 
-    def _alone(self, key: Hashable) -> Objective:
-        """The objective ``key``; the graphs of others make room for its own."""
+    def _activate(self, key: Hashable) -> Objective:
+        """The objective ``key``, after releasing the graphs of all others."""
         for other, objective in self._objectives.items():
             if other != key:
                 objective.release()
         return self._objectives[key]
 
     def batch_losses(self, monitor: Measurer, batches: Sequence[ProbeBatch]) -> list[float]:
-        """The mean loss per example of each of this process's batches, in the callback's mode."""
+        """The mean loss per example on each of this process's batches, in the callback's mode."""
         spec = monitor.loss
         terms, cut = self._terms(spec, batches)
         objective = self._objective(monitor, spec, ("batches", spec), terms, cut) if terms else None
@@ -139,13 +139,13 @@ class Round:
     def batch_values(
         self, monitor: Measurer, batches: Sequence[ProbeBatch], function: Callable[..., Any]
     ) -> list[Any]:
-        """``function(pl_module, batch)`` of each of this process's batches, likewise."""
+        """``function(pl_module, batch)`` on each of this process's batches, in the same mode."""
         terms, _ = self._terms(replace(monitor.loss, loss_fn=function, reduction="mean"), batches)
         with torch.no_grad(), plain_kernels():
             return [value() for _, value in terms]
 
     def batch_objective(self, monitor: Measurer) -> Objective:
-        """The loss on the training batch that has just been used, at the weights as they are."""
+        """The loss on the last training batch, at the current weights."""
         self._run.last_step.check()
         self.release()
         spec = replace(monitor.loss, reduction="mean")
@@ -155,30 +155,31 @@ class Round:
     def batches(self, monitor: Measurer) -> list[ProbeBatch]:
         """This process's batches of the callback's probe, as :meth:`objective` evaluates them.
 
-        Each has ``batch``, as ``training_step`` takes it, and ``size``, its number of examples.
+        Each has a ``batch``, as ``training_step`` takes it, and a ``size``, its number of examples.
         """
-        self.objective(monitor)  # which finds out whether they are evaluated as one
+        self.objective(monitor)  # decides whether they are concatenated
         spec = monitor.loss
         if self._run.concatenated.get(spec):
             return [concat_batches(spec.probe.batches)]
         return list(spec.probe.batches)
 
     @contextlib.contextmanager
-    def evaluation(self, monitor: Measurer, held: ProbeBatch) -> Iterator[Any]:
-        """Around an evaluation of the module on one of :meth:`batches`, of which it gives a copy.
+    def evaluation(self, monitor: Measurer, probe_batch: ProbeBatch) -> Iterator[Any]:
+        """A context to evaluate the module on one of :meth:`batches`; yields a copy of the batch.
 
         Mode, precision and random numbers (dropout masks) are those of the loss on that batch.
-        Buffers and attributes are restored at the end.  Attention is computed by kernels that can
-        be differentiated twice.
+        Buffers and attributes are restored on exit.  Attention uses kernels that can be
+        differentiated twice.
         """
         spec = monitor.loss
-        position = next((i for i, own in enumerate(spec.probe.batches) if own is held), 0)
-        masks = masks_of(self.trainer, position)
+        batches = spec.probe.batches
+        position = next((i for i, batch in enumerate(batches) if batch is probe_batch), 0)
+        seed = mask_seed(self.trainer, position)
         with (
             plain_kernels(),
-            evaluation(self.trainer, self._isolation, masks, spec.mode),
+            evaluation(self.trainer, self._isolation, seed, spec.mode),
         ):
-            yield clone_batch(held.batch)
+            yield clone_batch(probe_batch.batch)
 
     def _terms(
         self, spec: LossSpec, batches: Sequence[ProbeBatch], total: int = 1, concat: bool = False
@@ -188,12 +189,12 @@ class Round:
         )
 
     def _build(self, monitor: Measurer, spec: LossSpec) -> Objective:
-        """The loss on a probe: on its batches, or on one of all of them where that is the same."""
+        """The loss on a probe: on its batches, or on their concatenation if that is the same."""
         batches, total = spec.probe.batches, self._run.probe_size(spec.probe)
 
         def build(concat: bool) -> Objective:
             terms, cut = self._terms(spec, batches, total, concat)
-            # On one batch the graphs may be cut, where those of its parts were whole.
+            # Graphs of the concatenation may need splitting where those of the batches do not.
             return self._objective(monitor, spec, (spec, concat), terms, cut)
 
         known = self._run.concatenated
@@ -202,52 +203,53 @@ class Round:
         objective = build(False)
         if spec.probe is monitor.loss.probe:
             self._warn_if_noisy(objective, monitor)
-        whole = self._as_one(objective, build, batches) if spec.concat else None
-        if bool(objective.loss().isfinite()):  # else it says nothing about other weights
-            known[spec] = whole is not None
-        return objective if whole is None else whole
+        combined = self._concatenated(objective, build, batches) if spec.concat else None
+        if bool(objective.loss().isfinite()):  # otherwise decide again at other weights
+            known[spec] = combined is not None
+        return objective if combined is None else combined
 
-    def _as_one(
+    def _concatenated(
         self,
         objective: Objective,
         build: Callable[[bool], Objective],
         batches: Sequence[ProbeBatch],
     ) -> Objective | None:
-        """The loss on all batches as one, if that is the same and there is room for its graph.
+        """The loss on all batches as one, if it is the same and its graph fits into memory.
 
-        Decided once a run, at the weights as they are; on all processes or on none.
+        Decided once per run, at the current weights; on all processes or on none.
         """
         processes = self._run.processes
         if processes.total(len(batches)) == processes.count:
             return None
         try:
-            whole: Objective | None = build(True)
+            combined: Objective | None = build(True)
         except NotConcatenable:
-            whole = None
-        if processes.total(whole is not None) < processes.count or whole is None:
+            combined = None
+        if processes.total(combined is not None) < processes.count or combined is None:
             return None
         try:
-            same = whole.has_room() and torch.allclose(
-                whole.loss(), objective.loss(), rtol=1e-5, atol=0.0
+            same = combined.has_room() and torch.allclose(
+                combined.loss(), objective.loss(), rtol=1e-5, atol=0.0
             )
-        except Exception:  # a training_step that requires its own batch size raises anything
+        except Exception:  # a training_step that requires a certain batch size may raise anything
             return None
-        return whole if same else None
+        return combined if same else None
 
     def _warn_if_noisy(self, objective: Objective, monitor: Measurer) -> None:
-        """Warn once a run where the loss varies from call to call in spite of the isolation.
+        """Warn if the loss differs between two calls in spite of the isolation; once per run.
 
-        The second call is also timed as a forward: in the first, much is done once.
+        The second call is timed as a forward; the first includes one-time work.
         """
         first = objective.loss()
         started = self.clock()
         again = objective.losses_at([], [()])[0]
-        self._run.costs.note_forward(self.clock() - started)
+        self._run.costs.record_first_forward(self.clock() - started)
         if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
             rank_zero_warn(
                 f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
                 f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or "
-                f"keeps a state outside the module, and every value here carries that noise"
+                f"keeps a state outside the module, so that all its values here are noisy; use the "
+                f"global random generators of Python, NumPy or torch, and keep state in the module"
             )
 
     def _objective(
@@ -256,7 +258,7 @@ class Round:
         return Objective(
             terms,
             measured_parameters(
-                self.trainer, self.pl_module, spec.parameters, self._isolation.whole
+                self.trainer, self.pl_module, spec.parameters, self._isolation.unsharded
             ),
             engine=spec.engine,
             reduce=self._run.reducer,
@@ -266,7 +268,7 @@ class Round:
         )
 
     def release(self) -> None:
-        """Drop kept graphs: a measurement failed, perhaps for want of memory."""
+        """Release all graphs, after a failure that may be an out-of-memory error."""
         for objective in self._objectives.values():
             objective.release()
 
@@ -287,21 +289,21 @@ class Round:
 
     @property
     def processes(self) -> Processes:
-        """Those of the run, which all measure the same at the same time."""
+        """The processes of the run, which all measure the same at the same time."""
         return self._run.processes
 
     def clock(self) -> float:
-        """The time, in seconds, when all work submitted to the device is done."""
+        """The time in seconds, after all work submitted to the device has finished."""
         return self._run.clock(self.pl_module)
 
     def is_limited(self, monitor: Measurer) -> bool:
-        """Whether the callback keeps to a budget in a run of known length."""
+        """Whether the callback has a budget, and the length of the run is known."""
         return monitor.max_overhead is not None and math.isfinite(self._run.deadline)
 
-    def affordable(self, seconds: float) -> float:
-        """How many operations of so many seconds the budget of a limited round allows from now on.
+    def operations_within_budget(self, seconds: float) -> float:
+        """How many operations of ``seconds`` each the remaining budget of this round allows.
 
-        By rank zero's clock and its ``seconds``, the same on all processes.
+        Computed on rank zero, the same on all processes.
         """
         processes = self._run.processes
         left = max(self._run.deadline - self.clock(), 0.0)
@@ -309,19 +311,19 @@ class Round:
         return float(processes.sum(torch.tensor(count, device=processes.device)))
 
     def from_rank_zero(self, tensor: Tensor) -> Tensor:
-        """``tensor`` as rank zero has it; on the others it must be zero and of its shape."""
+        """Rank zero's ``tensor``; on all others it must be zeros of the same shape."""
         return self._run.processes.sum(tensor)
 
     @property
     def work(self) -> int:
         """The computations so far, in forwards of the probe (a gradient is 3, an HVP 6)."""
-        objectives = list(self._objectives.values())  # a progress bar may ask meanwhile
+        objectives = list(self._objectives.values())  # a progress bar reads it in its thread
         return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in objectives)
 
     # -- the last step -------------------------------------------------------------------------
 
     def has_step(self, monitor: Measurer, what: str) -> bool:
-        """Whether a training step led here, which ``what`` needs; warns where none did."""
+        """Whether a training step was made, which ``what`` needs; warns if not."""
         if not self._run.trains:
             monitor.warn_once(f"{what} is not available here: it needs a training step")
         return self._run.trains
@@ -338,29 +340,37 @@ class Round:
             return False
         return True
 
+    @property
+    def hooked_parameters(self) -> Sequence[str]:
+        """Parameters with hooks (``register_hook``), which change the gradient of training.
+
+        They are disabled while the loss is measured.
+        """
+        return self._isolation.hooked
+
     @functools.cached_property
     def optimizers(self) -> list[Any]:
-        """The optimizers as they step the parameters that are measured; only to be looked at."""
-        return self._isolation.whole.optimizers(self.trainer.optimizers)
+        """Read-only views of the optimizers, with the parameters that are measured."""
+        return self._isolation.unsharded.view_optimizers(self.trainer.optimizers)
 
-    def _trained(self, objective: Objective) -> list[Tensor]:
-        """What the optimizers hold in the place of the objective's parameters."""
-        return [self._isolation.whole.trained(p) for p in objective.params.values()]
+    def _optimized(self, objective: Objective) -> list[Tensor]:
+        """The objective's parameters as the optimizers hold them (shards under FSDP)."""
+        return [self._isolation.unsharded.shard_of(p) for p in objective.params.values()]
 
     def _weights_before(self, objective: Objective) -> list[Tensor]:
         before = self._run.last_step.before.weights
-        trained = self._trained(objective)
-        if any(id(parameter) not in before for parameter in trained):
+        optimized = self._optimized(objective)
+        if any(id(parameter) not in before for parameter in optimized):
             raise RuntimeError("there is no copy of the weights before the optimizer's last step")
-        return self._isolation.whole.gathered([before[id(parameter)] for parameter in trained])
+        return self._isolation.unsharded.gather([before[id(parameter)] for parameter in optimized])
 
     @property
-    def knows_update(self) -> bool:
-        """Whether the weights before the last step were kept."""
+    def has_update(self) -> bool:
+        """Whether there is a copy of the weights before the last step."""
         return bool(self._run.last_step.before.weights)
 
     def last_update(self, objective: Objective) -> dict[str, Tensor]:
-        """The optimizer's last step of the measured parameters: ``w`` less ``w`` before it."""
+        """The optimizer's last step, ``w - w_before``, over the measured parameters."""
         before = self._weights_before(objective)
         return {
             name: parameter.detach() - earlier
@@ -368,23 +378,23 @@ class Round:
         }
 
     def last_rates(self, objective: Objective) -> dict[str, float]:
-        """The learning rate that this step was made with, by parameter."""
+        """The learning rate of the last step, by parameter."""
         rates = self._run.last_step.before.rates
-        trained = self._trained(objective)
-        return {name: rates[id(p)] for name, p in zip(objective.params, trained, strict=True)}
+        optimized = self._optimized(objective)
+        return {name: rates[id(p)] for name, p in zip(objective.params, optimized, strict=True)}
 
     @contextlib.contextmanager
     def before_the_step(self, monitor: Measurer) -> Iterator[Objective]:
-        """The loss on the probe, with the weights where they were before the last step."""
+        """The loss on the probe, with the weights set to those before the last step."""
         objective = self._build(monitor, monitor.loss)
         before = self._weights_before(objective)
-        live = [p.detach() for p in objective.params.values()]
-        now = [p.clone() for p in live]
+        weights = [p.detach() for p in objective.params.values()]
+        now = [p.clone() for p in weights]
         try:
-            torch._foreach_copy_(live, before)
+            torch._foreach_copy_(weights, before)
             yield objective
         finally:
-            torch._foreach_copy_(live, now)
+            torch._foreach_copy_(weights, now)
 
     def top_eigenvalues(
         self,
@@ -397,14 +407,14 @@ class Round:
         rtol: float = 0.0,
         init: Vector | EigenResult | None = None,
     ) -> EigenResult:
-        """At least ``k`` eigenvalues; another callback's of this round if it asked for the same.
+        """At least ``k`` eigenvalues; a result of this round with the same settings is reused.
 
-        Where it asked for less, its vectors are the best start there is.
+        A result with fewer eigenvalues or other settings is the start of the solver.
         """
         key = (monitor.loss, method, tol, max_hvps, rtol)
         known = self._eigen.get(key)
         if known is None or len(known.eigenvalues) < k:
-            alike = [found for other, found in self._eigen.items() if other[0] == monitor.loss]
+            same_loss = [found for other, found in self._eigen.items() if other[0] == monitor.loss]
             objective = self.objective(monitor)
             known = self._eigen[key] = top_eigenvalues(
                 objective,
@@ -413,13 +423,13 @@ class Round:
                 tol=tol,
                 max_hvps=max_hvps,
                 rtol=rtol,
-                init=alike[-1] if alike else init,
+                init=same_loss[-1] if same_loss else init,
                 hint=objective.gradient(products_follow=True),
             )
         return known
 
     def engine(self, monitor: Measurer) -> dict[str, str]:
-        """How this round's Hessian-vector products were made, and why; empty without any."""
+        """How this round computed Hessian-vector products, and why; empty without any."""
         objective = self._objectives.get(monitor.loss)
         if objective is None or objective.hvps == 0:
             return {}

@@ -1,4 +1,4 @@
-"""What one fit knows while it measures: written by the session, read by its rounds."""
+"""The state of one fit: written by the session, read by its rounds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class RunState:
 
     Attributes:
         processes: those of the run.
-        costs: what forwards, pictures and training batches take.
+        costs: seconds of forwards, pictures and training batches.
         last_step: copies of the last batch and of the weights before the last step.
-        concatenated: loss -> whether it is evaluated on all of a probe as one batch.
-        deadline: when a limited callback's values must be there, by this process's clock; infinite
+        concatenated: loss -> whether the whole probe is evaluated as one batch.
+        deadline: when a limited callback should have its values, by this process's clock; infinite
             on all processes or on none.
-        largest_batch: examples in the largest training batch that was looked at.
-        trains: False where a finished model is measured and no step is made.
+        largest_batch: examples in the largest training batch at the measurements so far.
+        trains: False if a finished model is measured, without training steps.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -43,27 +43,27 @@ class RunState:
         self._graph_memory: dict[Hashable, GraphMemory] = {}
 
     def probe_size(self, probe: Probe) -> int:
-        """Examples of a complete probe, over all processes."""
+        """Examples in a complete probe, over all processes."""
         if id(probe) not in self._sizes:
             self._sizes[id(probe)] = self.processes.total(probe.size)
         return self._sizes[id(probe)]
 
     @property
     def reducer(self) -> Callable[[Tensor], Tensor] | None:
-        """Sums over processes; None with one process."""
+        """Sums a tensor over processes; None with one process."""
         return None if self.processes.count == 1 else self.processes.sum
 
     def graph_memory(self, key: Hashable, probe: Probe, warn: Callable[[str], None]) -> GraphMemory:
-        """What is known of the graphs of one loss; those of a training batch fit into memory."""
+        """The memory of the graphs of one loss; a graph of a training batch is known to fit."""
         memory = self._graph_memory.setdefault(key, GraphMemory(tell=warn))
-        # A captured probe holds training batches.
-        sizes = [held.size for held in probe.batches] if probe.captured else []
+        # The batches of a captured probe are training batches.
+        sizes = [batch.size for batch in probe.batches] if probe.captured else []
         memory.examples = max([self.largest_batch, *sizes])
         return memory
 
     @staticmethod
     def clock(pl_module: LightningModule) -> float:
-        """The time, in seconds, when all work submitted to the device is done."""
+        """The time in seconds, after all work submitted to the device has finished."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         return time.perf_counter()

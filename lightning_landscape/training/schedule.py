@@ -8,9 +8,10 @@ from pytorch_lightning import Trainer
 
 
 class Schedule:
-    """Due when the probe is complete, then every so many optimizer steps or epochs.
+    """Due when the probe is complete, and then every n optimizer steps or epochs.
 
-    Steps count batches that stepped, so accumulation and a second optimizer change nothing.
+    A step is a batch at which an optimizer stepped: neither gradient accumulation nor a second
+    optimizer changes the count.
     """
 
     def __init__(self, every_n_train_steps: int | None, every_n_epochs: int | None) -> None:
@@ -20,7 +21,7 @@ class Schedule:
 
     @property
     def next_step(self) -> float:
-        """The first step that may be due, apart from those that end an epoch."""
+        """The first step that may be due, apart from ends of epochs."""
         if self.last_step is None:
             return 0
         return self.last_step + (self.every_n_train_steps or math.inf)
@@ -33,12 +34,12 @@ class Schedule:
 
 
 def batches_ahead(trainer: Trainer) -> float:
-    """Training batches still to come, as far as the Trainer's limits tell."""
+    """Remaining training batches by the Trainer's limits; infinite without any."""
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     by_epochs = by_steps = math.inf
     if epochs > 0:
         by_epochs = epochs * trainer.num_training_batches - trainer.fit_loop.total_batch_idx - 1
-    if steps > 0:  # the step of every optimizer counts
+    if steps > 0:  # counts the steps of all optimizers
         left = (steps - trainer.global_step) / max(len(trainer.optimizers), 1)
         by_steps = left * trainer.accumulate_grad_batches
     return min(by_epochs, by_steps)

@@ -1,8 +1,8 @@
-"""One run's measuring: which callback measures when, on which probe, from one budget.
+"""Decides which callback measures when, on which probe, within one budget for the run.
 
-The first of our callbacks in a Trainer's list leads: it opens the session in ``setup`` and its
-hooks drive it.  All callbacks that are due at a step measure in one round, inside one isolation,
-so that they share what is computed.
+The first of our callbacks in a Trainer's list leads: it opens the session in ``setup``, and its
+hooks drive it.  All callbacks that are due at a step measure in one round, in one isolation, and
+share their computations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lightning_landscape.training.schedule import batches_ahead
 
 
 class Session:
-    """The measuring side of one ``fit``."""
+    """All measuring of one ``fit``."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class Session:
         quantities: Sequence[Quantity],
         watch_batches: Callable[[bool], None],
     ) -> None:
-        """``watch_batches``: whether :meth:`on_train_batch_start` is to be called."""
-        # Scalars first, and of them those that need the graphs which others drop.
+        """``watch_batches(enabled)``: enable or disable calls of :meth:`on_train_batch_start`."""
+        # Scalars first, and among them those that do not move the weights, which drops the graphs.
         self.quantities = sorted(quantities, key=lambda q: (q.draws, q.moves_weights))
         self.run = RunState(trainer)
         self.budget = Budget(self.quantities, self.run.costs)
@@ -49,34 +49,34 @@ class Session:
         self._publisher = Publisher(trainer, self.quantities, self.budget, self.run.costs)
         self._measuring = Measuring(self.run, self.budget, self.probes, self._publisher)
         self._watch_batches = watch_batches
-        self._next_step: float = 0.0  # nobody is due before it, see `_idle`
+        self._next_step: float = 0.0  # no callback is due before it, see `_idle`
         self._trackers = [q for q in self.quantities if q.tracks_weights]
         self._watches_end = any(q.draws and q.needs_update for q in self.quantities)
         self._hook_seconds = HOOK_SECONDS * len(quantities)
         self._first_batch = 0
-        self._stepped = -1  # trainer.global_step at the last batch that stepped
-        self._fetches_itself = False  # training_step takes the iterator, not a batch
-        self._open = False  # training has begun, and the closing line is not printed yet
+        self._last_global_step = -1  # trainer.global_step after the last batch
+        self._takes_iterator = False  # training_step takes an iterator instead of a batch
+        self._open = False  # training has begun, and the closing line has not been printed
 
     # -- hooks, called by the leading callback -------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; read the probes that were given or, on resuming, stored."""
+        """Start the clock; read the given probes and, when resuming, the stored ones."""
         self._open = True
         self.run.costs.time.start()
-        self._stepped = trainer.global_step
+        self._last_global_step = trainer.global_step
         self._first_batch = trainer.fit_loop.total_batch_idx + 1
-        self._fetches_itself = takes_iterator(pl_module)
-        # Lightning saves its counter before it moves on, and makes up for that after this hook.
+        self._takes_iterator = takes_iterator(pl_module)
+        # Lightning saves its counter before incrementing it, and corrects that after this hook.
         begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
         with self._measuring_time(pl_module):
             self._prepare(trainer, pl_module, begins_at)
-        # A checkpoint written at the end of an epoch needs no making up for.
-        self._show_weights(trainer, pl_module, min(begins_at, trainer.global_step))
-        self._plan()
+        # A checkpoint written at the end of an epoch needs no correction.
+        self._track_weights(trainer, pl_module, min(begins_at, trainer.global_step))
+        self._find_next_step()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """For those that read the weights as an epoch begins."""
+        """Call the callbacks that read the weights at the start of an epoch."""
         reading = [q for q in self.quantities if q.tracks_epochs and not q.disabled]
         if reading:
             with self._measuring_time(pl_module):
@@ -87,31 +87,33 @@ class Session:
         for quantity in self.quantities:
             schedule = quantity._bookkeeping.schedule
             if (schedule.last_step or 0) > begins_at:
-                schedule.last_step = None  # another run, with a callback used before
+                schedule.last_step = None  # the callback was used in another run before
             quantity.fit_to_budget(None)
             self.probes.load(quantity, trainer, pl_module)
             self.probes.restore(quantity, trainer, self.recorder)
-            self._begin(quantity, trainer, pl_module, begins_at)
+            self._prepare_quantity(quantity, trainer, pl_module, begins_at)
 
-    def _begin(
+    def _prepare_quantity(
         self, quantity: Quantity, trainer: Trainer, pl_module: LightningModule, step: int
     ) -> None:
-        """An argument that does not fit the module ends the run on all processes."""
+        """Prepare one callback; an error on one process ends the run on all."""
         try:
             self.run.processes.run_on_all_ranks(partial(quantity.prepare, trainer, pl_module, step))
         except OtherRankError as error:
-            raise RuntimeError("an argument could not be read on another process") from error
+            raise RuntimeError(
+                "an argument could not be read on another process, see its error"
+            ) from error
 
-    def _show_weights(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """For those that read the weights along the run."""
+    def _track_weights(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Call the callbacks that read the weights along the run."""
         reading = [q for q in self.quantities if not q.disabled and q.wants_weights(step)]
         if reading:
             with self._measuring_time(pl_module):
                 for quantity in reading:
                     quantity.on_weights(trainer, pl_module, step)
 
-    def _plan(self) -> None:
-        """Find the step at which somebody is due; ends of epochs are seen as they come."""
+    def _find_next_step(self) -> None:
+        """Find the next step at which a callback is due, apart from ends of epochs."""
         active = [q for q in self.quantities if not q.disabled]
         capturing = bool(self.probes.captured())
         due_at = min((q._bookkeeping.schedule.next_step for q in active), default=math.inf)
@@ -119,9 +121,9 @@ class Session:
         self._watch_batches(capturing or any(q.needs_batch or q.needs_update for q in active))
 
     def _idle(self, trainer: Trainer) -> bool:
-        """Whether nobody needs this batch: called at each one, so it must cost next to nothing.
+        """Whether no callback needs this batch.  Called at every batch, so it must be fast.
 
-        What it and Lightning's call of the hook cost is counted, see ``_count_batches``.
+        Its time and that of Lightning's call of the hook are counted, see ``_count_batches``.
         """
         loop = trainer.fit_loop.epoch_loop
         step = loop._batches_that_stepped + 1
@@ -129,11 +131,11 @@ class Session:
             step >= self._next_step
             or loop.batch_progress.is_last_batch
             or (self._trackers and any(q.wants_weights(step) for q in self._trackers))
-            or (self._watches_end and self._ends(trainer))
+            or (self._watches_end and self._is_last_step(trainer))
         )
 
     def _count_batches(self, trainer: Trainer) -> None:
-        """Count the batches since the last time, and the time of the idle hooks at them."""
+        """Count the batches since the last call, and the time of idle hooks at them."""
         batches = trainer.fit_loop.total_batch_idx + 1 - self._first_batch
         self.run.costs.time.add((batches - self.run.costs.batches) * self._hook_seconds)
         self.run.costs.count_batches(batches)
@@ -141,39 +143,39 @@ class Session:
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Copy what will be needed: a batch before it can be edited, weights before they move."""
+        """Copy the batch before it can be modified, and the weights before the step, if needed."""
         if self._idle(trainer):
             return
-        coming = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
-        needing = [*coming, *(q for q in self.quantities if q.draws and self._ends(trainer))]
+        due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
+        measuring = [*due, *(q for q in self.quantities if q.draws and self._is_last_step(trainer))]
         last_step = self.run.last_step
-        moves = any(q.needs_update for q in needing)
-        moves = moves and last_step.copies_weights_at(trainer.global_step)
-        with self._measuring_time(pl_module if moves else None):
+        copies = any(q.needs_update for q in measuring)
+        copies = copies and last_step.needs_weights_at(trainer.global_step)
+        with self._measuring_time(pl_module if copies else None):
             last_step.begin_batch()
-            if not self._fetches_itself:
-                self._copy_batch(batch, batch_idx, coming)
-            if moves:
+            if not self._takes_iterator:
+                self._copy_batch(batch, batch_idx, due)
+            if copies:
                 last_step.copy_weights(trainer)
 
-    def _copy_batch(self, batch: Any, batch_idx: int, coming: Sequence[Quantity]) -> None:
+    def _copy_batch(self, batch: Any, batch_idx: int, due: Sequence[Quantity]) -> None:
         last_step = self.run.last_step
-        self.probes.hold(batch, batch_idx)
-        last_step.batches = []  # not an older one, whatever happens
-        if any(q.needs_batch for q in coming):
+        self.probes.copy_batch(batch, batch_idx)
+        last_step.batches = []  # no older one, even if copying fails
+        if any(q.needs_batch for q in due):
             last_step.attempt(partial(last_step.copy_batch, batch, batch_idx))
 
     @staticmethod
-    def _ends(trainer: Trainer) -> bool:
-        """Whether this is the last step of the fit, as far as can be foreseen: pictures follow."""
+    def _is_last_step(trainer: Trainer) -> bool:
+        """Whether this is the last step of the fit, by the Trainer's limits."""
         epochs, steps = trainer.max_epochs, trainer.max_steps
         last_epoch = epochs is not None and epochs > 0 and trainer.current_epoch + 1 >= epochs
-        # A step of every optimizer may count.
+        # global_step may count the steps of every optimizer.
         last_step = steps > 0 and trainer.global_step + len(trainer.optimizers) >= steps
         return bool(last_step or (last_epoch and trainer.is_last_batch))
 
     def _due(self, quantity: Quantity, trainer: Trainer) -> bool:
-        """Whether the schedule has it measure at the end of this batch, if that steps."""
+        """Whether it is due at the end of this batch, if an optimizer steps."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         return quantity._bookkeeping.schedule.due(
             step, trainer.current_epoch, trainer.is_last_batch
@@ -187,20 +189,20 @@ class Session:
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Measure, if the optimizer has stepped and somebody is due."""
+        """Measure, if an optimizer has stepped and a callback is due."""
         if self._idle(trainer):
-            self._stepped = trainer.global_step
+            self._last_global_step = trainer.global_step
             return
         self._count_batches(trainer)
         with self._measuring_time():
             self._capture(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == self._stepped:
-            return  # accumulating, or weight averaging's extra epoch, or a step that was skipped
-        self._stepped = trainer.global_step
-        # The label under which Lightning logs the training loss of the weights as they are now:
-        # its own counter moves on after this hook.
+        if trainer.global_step == self._last_global_step:
+            return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
+        self._last_global_step = trainer.global_step
+        # The label under which Lightning logs the training loss of the current weights; its own
+        # counter is incremented after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        self._show_weights(trainer, pl_module, step)
+        self._track_weights(trainer, pl_module, step)
         due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
         self.probes.complete_validation(trainer, due)
         due = [q for q in due if is_ready(q)]
@@ -210,9 +212,9 @@ class Session:
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
                 self._measure_due(trainer, pl_module, due, step)
             self.run.last_step.batches = []
-            if not self._ends(trainer):
-                self.run.last_step.forget_weights()
-        self._plan()
+            if not self._is_last_step(trainer):
+                self.run.last_step.clear_weights()
+        self._find_next_step()
 
     def _capture(
         self,
@@ -222,26 +224,26 @@ class Session:
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add the batch to the probes, if training_step gave a loss for it."""
-        if self._fetches_itself:  # at the start of the batch nothing had been fetched yet
-            coming = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
-            self._copy_batch(batch, batch_idx, coming)
+        """Add the batch to the probes, if training_step returned a loss for it."""
+        if self._takes_iterator:  # not available at the start of the batch
+            due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
+            self._copy_batch(batch, batch_idx, due)
         if pl_module.automatic_optimization and not outputs:
-            self.run.last_step.batches = []  # training_step gave no loss for it
+            self.run.last_step.batches = []  # training_step returned no loss
         else:
-            self.probes.take(self._measuring.count_failure)
+            self.probes.add_copied(self._measuring.count_failure)
         if trainer.is_last_batch:
             self.probes.complete()
         else:
             self.probes.end_expensive_capture(trainer, self.budget)
 
     def on_validation_start(self, trainer: Trainer) -> None:
-        """The capture ends here at the latest."""
+        """End the capture of training batches."""
         if not trainer.sanity_checking:
             self.probes.complete()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One picture in any case from those that draw; then the closing line."""
+        """Make the last measurements and pictures, and print the closing line."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._count_batches(trainer)
         with self._measuring_time(pl_module):
@@ -250,23 +252,23 @@ class Session:
             self.probes.complete_validation(trainer, last)
             last = [q for q in last if is_ready(q) and q._bookkeeping.last_measured_step != step]
             for number, quantity in enumerate(last if step > 0 and self.run.trains else ()):
-                if quantity.draws:  # before the rest is divided among these
+                if quantity.draws:  # before the remaining budget is divided
                     self._publisher.draw(final=True)
                 forwards = self.budget.forwards_at_end(quantity, len(last) - number)
                 quantity.fit_to_budget(trainer.strategy.broadcast(forwards))
                 self._measuring.measure(trainer, pl_module, [quantity], step, final=True)
             self._publisher.draw(final=True)
-            having = [q for q in self.quantities if q._bookkeeping.history]
-            self._measuring.summarize(pl_module, having, step)
-        self._close()
+            measured = [q for q in self.quantities if q._bookkeeping.history]
+            self._measuring.summarize(pl_module, measured, step)
+        self._print_closing_line()
 
     def on_exception(self, trainer: Trainer) -> None:
-        """Training was interrupted, or has failed: nothing is drawn any more."""
+        """Training was interrupted or has failed: print the closing line, draw nothing."""
         if self._open:
             self._count_batches(trainer)
-            self._close()
+            self._print_closing_line()
 
-    def _close(self) -> None:
+    def _print_closing_line(self) -> None:
         """Print the closing line, once."""
         self._open = False
         rank_zero_info(self.budget.closing_line(self.run.trains))
@@ -274,13 +276,13 @@ class Session:
     # -- without training ----------------------------------------------------------------------
 
     def stop_training(self) -> None:
-        """No step is made in this fit: nothing limits a measurement."""
+        """Measure without training steps, and so without a limit."""
         self.run.trains = False
         self.budget.limit = None
 
     @property
     def work(self) -> int:
-        """The computations of the round under way, in forwards of the probe."""
+        """The computations of the current round, in forwards of the probe."""
         this_round = self._measuring.current
         return 0 if this_round is None else this_round.work
 
@@ -294,21 +296,21 @@ class Session:
         """Measure everything once, at the end of a fit without training.
 
         Args:
-            trainer: whose counters give the step.
-            pl_module: in the state that it would be trained on from.
-            training: batches for the probes, in place of those that would have passed.
-            validation: likewise.
+            trainer: its counters give the step.
+            pl_module: the module, restored from its checkpoint.
+            training: batches for probes that would be captured in training.
+            validation: batches for validation probes.
         """
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         with self._measuring_time(pl_module):
-            self.probes.put(trainer, pl_module, training, validation)
+            self.probes.fill(trainer, pl_module, training, validation)
             self.probes.complete()
             self.probes.complete_validation(trainer, self.quantities)
             if training:
                 self.run.costs.batch_size = batch_size(training[0])
-            able = [q for q in self.quantities if not q.disabled and is_ready(q)]
-            if able:
-                self._measuring.measure(trainer, pl_module, able, step, final=True)
+            ready = [q for q in self.quantities if not q.disabled and is_ready(q)]
+            if ready:
+                self._measuring.measure(trainer, pl_module, ready, step, final=True)
                 self._publisher.draw(final=True)
 
     # -- a round -------------------------------------------------------------------------------
@@ -316,12 +318,11 @@ class Session:
     def _measure_due(
         self, trainer: Trainer, pl_module: LightningModule, due: list[Quantity], step: int
     ) -> None:
-        if all(q.draws for q in due):
-            times = self.budget.times_a_forward(due)
-            if trainer.strategy.broadcast(times):
-                self._measuring.time_forward(trainer, pl_module, due[0], step)
-        # Rank zero has the clock; the others follow, or they would wait for one another.
-        names = [q.prefix for q in self.budget.affordable(due)]
+        draws_only = all(q.draws for q in due)
+        if draws_only and trainer.strategy.broadcast(self.budget.should_time_forward(due)):
+            self._measuring.time_forward(trainer, pl_module, due[0], step)
+        # Rank zero decides for all: by their own clocks processes could choose differently.
+        names = [q.prefix for q in self.budget.within_budget(due)]
         seconds = self.budget.seconds_for_values(batches_ahead(trainer))
         names, seconds = trainer.strategy.broadcast((names, seconds))
         self.run.deadline = time.perf_counter() + seconds
@@ -332,16 +333,16 @@ class Session:
         if chosen:
             self._measuring.measure(trainer, pl_module, chosen, step)
 
-    # -- small things --------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------
 
     @property
     def recorder(self) -> Recorder:
-        """Writes beside the logs."""
+        """Writes to the loggers and beside the logs."""
         return self._publisher.recorder
 
     def _measuring_time(
         self, pl_module: LightningModule | None = None
     ) -> AbstractContextManager[None]:
-        """Count the time inside; with a module, that of its device's work too."""
+        """Count the time inside as measuring; with a module, including work on its device."""
         clock = time.perf_counter if pl_module is None else partial(self.run.clock, pl_module)
         return self.run.costs.time.measuring(clock)

@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_told_once_for_each_kind_of_file(tmp_
     kinds = [re.sub(r"\d+", "#", message) for message in told]
     assert len(kinds) == len(set(kinds)) <= 6  # of files, not one for each step
     for message in told:
-        assert re.search("make room, or give the logger a directory .*; training and", message)
+        assert re.search("disk space, or pass the logger a directory .*; training and", message)
     assert differences(dict(plain(Linear)), dict(last)) == []
     assert len(read_history(tmp_path / "history.jsonl")) == len(STEPS) * 2  # these could be
     table.append(table_row(case.done, "a warning", told[0].replace(str(tmp_path), "...")))
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full_while_a_picture_is_written(tmp_path, table):
     assert "landscape-plane-step00000001.png could not be written" in told[0]
     assert "interpolation-line-step00000004.npz could not be written" in told[1]
     for message in told:
-        assert re.search("No space left on device.*; make room, or give the logger", message)
+        assert re.search("No space left on device.*; free disk space, or pass the logger", message)
     assert differences(dict(plain(Linear)), dict(last)) == []
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
     written = {path.name for path in folder.iterdir()}
@@ -203,7 +203,7 @@ def test_a_foreign_state_is_ignored_and_said(state, table):
         callback = make()
         before = callback.state_dict()
         with pytest.warns(
-            match=r"the state in the checkpoint is not .*\(see \[.*ignored"
+            match=r"the state in the checkpoint does not .*\(see \[.*ignored"
         ) as caught:
             callback.load_state_dict(state)
         assert callback.state_dict() == before

@@ -309,7 +309,7 @@ def test_start_where_the_gradient_moves_nothing():
         a.zero_()
     edge = stability_edge(adam, objective.params)
     monitor = HessianMonitor()
-    monitor._solver.allow(2)
+    monitor._solver.limit_products(2)
     found = monitor._solver.ratio("preconditioned", objective, edge, top_eigenvalues(objective))
     assert found.ratio == pytest.approx(0.1 / 19 * 4 / 2)
     assert found.ratio == pytest.approx(

@@ -134,7 +134,7 @@ def test_a_probe_that_does_not_fit_is_told_and_training_goes_on(tmp_path):
     assert monitor.disabled
     assert monitor.failed == 3
     told = [str(w.message) for w in caught if "a measurement failed" in str(w.message)]
-    assert "3 times in a row and measures no more" in told[-1]
+    assert "3 times in a row and stops measuring" in told[-1]
 
 
 def test_a_loss_of_another_kind(tmp_path):

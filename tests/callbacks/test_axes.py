@@ -30,14 +30,14 @@ F64 = {"precision": "64-true"}
 def taken(monkeypatch):
     """The axes of every picture, with its step and the loss there."""
     found = []
-    take = Axes.take
+    take = Axes.make
 
     def keep(self, this_round, objective, path):
         axes = take(self, this_round, objective, path)
         found.append((this_round.step, axes))
         return axes
 
-    monkeypatch.setattr(Axes, "take", keep)
+    monkeypatch.setattr(Axes, "make", keep)
     return found
 
 
@@ -113,7 +113,7 @@ def test_an_end_that_nobody_foresaw(tmp_path, taken):
     monitor = LandscapeMonitor(
         directions="update", resolution=3, every_n_train_steps=100, max_overhead=None
     )
-    with pytest.warns(UserWarning, match="no end was foreseen"):
+    with pytest.warns(UserWarning, match="earlier than the Trainer's limits"):
         train(Linear, regression, [monitor, Stop()], tmp_path, max_epochs=50, min_epochs=0)
     assert monitor.failed == 0
     assert [axes[0].name for _, axes in taken] == ["update", "random"]
@@ -274,7 +274,7 @@ def test_resumed(tmp_path, directions):
         train(Linear, regression, [resumed], tmp_path / "b", max_epochs=6, ckpt_path=checkpoint)
     assert resumed.failed == 0
     assert len(resumed.history) >= 4
-    anew = [w for w in caught if "starts anew" in str(w.message)]
+    anew = [w for w in caught if "starts again" in str(w.message)]
     assert len(anew) == ("pca" in directions)
     if anew:
         assert slices(tmp_path / "b", "plane")[0].metadata["path"]["steps"][0] == 9
@@ -295,7 +295,7 @@ def test_no_room_for_copies_ends_the_path_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trajectory, "add", full)
     monitor = LandscapeMonitor(directions="pca", resolution=3, **SETTINGS)
-    with pytest.warns(UserWarning, match="could not be kept: no room"):
+    with pytest.warns(UserWarning, match="could not be copied: no room"):
         train(Linear, regression, [monitor], tmp_path)
     assert (monitor.failed, monitor.measured) == (0, 3)
 
@@ -337,10 +337,10 @@ def test_between(tmp_path, how, taken):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.clear(), r"between\[1\]=...\): it holds no parameter 'layer.weight'"),
+        (lambda s: s.clear(), r"between\[1\]=...\): it has no parameter 'layer.weight'"),
         (lambda s: s.update({"layer.weight": torch.ones(2)}), r"has shape \(2,\), expected \(1, 5"),
-        (lambda s: s["layer.weight"].zero_(), r"the two lie 0.0 apart"),
-        (lambda s: s["layer.weight"].fill_(math.nan), r"the two lie nan apart"),
+        (lambda s: s["layer.weight"].zero_(), r"the distance of the two is 0.0"),
+        (lambda s: s["layer.weight"].fill_(math.nan), r"the distance of the two is nan"),
     ],
 )
 def test_checkpoints_that_do_not_fit_end_the_run_at_its_start(tmp_path, change, message):

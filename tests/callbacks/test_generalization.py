@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_landscape import GeneralizationMonitor, Probe, SharpnessEarlyStopping
-from lightning_landscape.callbacks.generalization import shares
+from lightning_landscape.callbacks.generalization import split_in_proportion
 from lightning_landscape.training.batch_mean import batch_mean
 from lightning_landscape.training.data.batch import ProbeBatch, first_examples
 from tests.runs import differences, train
@@ -251,7 +251,7 @@ def test_a_batch_that_cannot_be_kept_ends_no_run(tmp_path, monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setattr(monitor._validation, "offer", full)
-    with pytest.warns(match="a validation batch could not be kept .no room"):
+    with pytest.warns(match="a validation batch could not be copied .no room"):
         run = train(Validated, regression, [monitor], tmp_path)
     assert run.trainer.global_step == 6
     assert monitor.history == []
@@ -500,7 +500,7 @@ def test_shares_add_up():
     for _ in range(200):
         sizes = generator.integers(3, 40, size=generator.integers(1, 6)).tolist()
         wanted = int(generator.integers(sum(sizes) // 2, sum(sizes) + 1))
-        taken = shares(sizes, wanted)
+        taken = split_in_proportion(sizes, wanted)
         assert sum(taken) == wanted
         assert all(0 < t <= s for t, s in zip(taken, sizes, strict=True))
 

@@ -405,7 +405,7 @@ def test_the_last_epoch_after_a_resume_in_the_middle_of_one(tmp_path):
     train(Kept, regression, [last_epoch(), saver], tmp_path / "a", **settings)
     (checkpoint,) = (tmp_path / "checkpoints").glob("*step=5.ckpt")
     later, module = last_epoch(), Kept()
-    with pytest.warns(UserWarning, match="epoch: this fit goes on in the middle of an epoch"):
+    with pytest.warns(UserWarning, match="epoch: this fit resumes in the middle of an epoch"):
         resume(checkpoint, [later], tmp_path / "b", lambda: module, max_epochs=4)
     rows = {row["step"]: row for row in later.history}
     for step, when in ((6, "start"), (8, "epoch 2"), (12, "epoch 3")):
@@ -422,7 +422,7 @@ def last_epoch():
 
 def test_without_room_for_a_copy_training_goes_on(tmp_path, monkeypatch):
     """The copy of epoch 1 fails: nothing is measured in it, and again from the next one on."""
-    takes, take = [], Reference.take
+    takes, take = [], Reference.copy_from
 
     def full(self, params):
         takes.append(len(takes))
@@ -430,9 +430,9 @@ def test_without_room_for_a_copy_training_goes_on(tmp_path, monkeypatch):
             raise MemoryError("no room")
         take(self, params)
 
-    monkeypatch.setattr(Reference, "take", full)
+    monkeypatch.setattr(Reference, "copy_from", full)
     monitor = last_epoch()
-    with pytest.warns(UserWarning, match="could not be kept: no room") as caught:
+    with pytest.warns(UserWarning, match="could not be copied: no room") as caught:
         run(monitor, tmp_path)
     told = [str(w.message) for w in caught]
     assert any("there is no copy of the weights of the reference" in words for words in told)
@@ -566,7 +566,7 @@ def test_a_coarse_plane_says_so(tmp_path):
 
 def test_the_copy_at_the_start_of_an_epoch_is_paid_for(tmp_path, monkeypatch):
     """By a clock that only the copy moves."""
-    take, clock, spent = Reference.take, [0.0], []
+    take, clock, spent = Reference.copy_from, [0.0], []
 
     def slow(self, params):
         take(self, params)
@@ -576,7 +576,7 @@ def test_the_copy_at_the_start_of_an_epoch_is_paid_for(tmp_path, monkeypatch):
         def on_train_epoch_start(self, trainer, pl_module):
             spent.append(monitor._session.run.costs.time.spent)
 
-    monkeypatch.setattr(Reference, "take", slow)
+    monkeypatch.setattr(Reference, "copy_from", slow)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monitor = last_epoch()
     run(monitor, tmp_path, callbacks=[Watch()], max_epochs=3)

@@ -96,7 +96,7 @@ def test_a_value_within_its_residual_is_told(tmp_path):
         train(lambda: Diagonal(exact), ones(), [HessianMonitor(**known)], tmp_path)
     tight = HessianMonitor(**known, tol=1e-6, rtol=0, max_hvps=300)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*is small beside")
+        warnings.filterwarnings("error", message=".*is small compared with")
         train(lambda: Diagonal(exact), ones(), [tight], tmp_path, precision="64-true")
     assert tight.history[-1]["hessian/min_eigenvalue"] == pytest.approx(-0.05, rel=1e-3)
 

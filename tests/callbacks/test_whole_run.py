@@ -95,9 +95,9 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
 
     from lightning_landscape.callbacks import landscape_measurement as landscape
 
-    whole = landscape._film
+    whole = landscape._film_slices
     monkeypatch.setattr(
-        landscape, "_film", lambda files, most: seen.setdefault(most, whole(files, most))
+        landscape, "_film_slices", lambda files, most: seen.setdefault(most, whole(files, most))
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*could not be.*")
@@ -108,7 +108,7 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
 
 
 def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
-    from lightning_landscape.callbacks.landscape_measurement import _film
+    from lightning_landscape.callbacks.landscape_measurement import _film_slices
 
     def save(step, points, **metadata):
         axis = np.linspace(-1.0, 1.0, points)
@@ -119,11 +119,11 @@ def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
 
     less = {"coarse": {"wanted": [15, 15], "taken": [5, 5]}}
     files = [save(1, 15), save(2, 15), save(3, 5, **less)]
-    assert [slice.metadata["step"] for slice in _film(files, most=9)] == [1, 2]
+    assert [slice.metadata["step"] for slice in _film_slices(files, most=9)] == [1, 2]
     # After a resume with another resolution the newest of full size counts.
     files += [save(4, 7), save(5, 5, **less)]
-    assert [slice.metadata["step"] for slice in _film(files, most=9)] == [4]
-    assert [slice.metadata["step"] for slice in _film(files[-1:], most=9)] == [5]
+    assert [slice.metadata["step"] for slice in _film_slices(files, most=9)] == [4]
+    assert [slice.metadata["step"] for slice in _film_slices(files[-1:], most=9)] == [5]
 
 
 def test_no_film_of_one_picture(tmp_path):

@@ -213,7 +213,7 @@ def check_stopping_and_checkpoints(pl: Any, folder: Path) -> None:
     ]
     again = HessianMonitor(every_n_epochs=1, max_overhead=None)
     fit(pl, again, folder, ckpt_path=keep.last_model_path, max_epochs=3)
-    assert again.resumed
+    assert again._bookkeeping.resumed
     assert [row["step"] for row in again.history] == [18]
 
 

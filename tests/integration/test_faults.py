@@ -176,7 +176,7 @@ def without(tmp_path_factory):
 # -- a fault at the probe only --------------------------------------------------------------------
 
 GENERAL = "pass a fixed probe=... that fits it, or loss_fn="
-MEMORY = "Less memory: probe=... in smaller batches, or engine='finite_difference'"
+MEMORY = "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_the_run_is_bitwise_the_same(without, tmp_path, module, reason, remedy, 
         ours = [m for m in messages if m.startswith(f"{monitor.prefix}: a measurement failed")]
         assert len(ours) == 3
         assert all(reason in m and remedy in m for m in ours)
-        assert "training goes on, and so does measuring" in ours[1]
-        assert "it failed 3 times in a row and measures no more; training goes on" in ours[2]
+        assert "training and measuring continue" in ours[1]
+        assert "it failed 3 times in a row and stops measuring; training continues" in ours[2]
 
 
 def _refuses(words):
@@ -262,7 +262,7 @@ def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
             LastStep,
             "copy_batch",
             2,
-            "what was there before the step could not be copied .*no room for a batch",
+            "the batch and the weights before the step could not be copied .*no room for a batch",
         ),
     ],
     ids=["for the probe", "of the last batch"],
@@ -491,11 +491,11 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
     def undrawable(*_, **__):
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(recorder, "_ends_torn", full)
+    monkeypatch.setattr(recorder, "_ends_in_incomplete_line", full)
     monkeypatch.setattr(Slice, "save", full)
     monkeypatch.setattr(Probe, "fingerprint", undrawable)
     monkeypatch.setattr(lightning_landscape.figures, "plane_figure", undrawable)
-    monkeypatch.setattr(SharpnessEarlyStopping, "_judge", undrawable)
+    monkeypatch.setattr(SharpnessEarlyStopping, "_count", undrawable)
     callbacks = monitors()
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 1e9)
     plain = train(BadLog, regression, (), tmp_path / "plain").state
@@ -513,7 +513,7 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
         "SharpnessEarlyStopping(monitor='hessian/edge_ratio') could not be informed of a",
     ):
         assert sum(reason in m for m in said) == 1, reason
-    assert all(m.endswith("training and measuring go on") for m in said)
+    assert all(m.endswith("training and measuring continue") for m in said)
     assert differences(plain["parameters"], run.state["parameters"]) == []
     # Everything else is where it belongs.
     assert [(m.measured, m.failed) for m in callbacks] == [(5, 0)] * 3

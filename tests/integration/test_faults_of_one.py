@@ -22,6 +22,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.callbacks import hessian_measurement as hessian
 from lightning_landscape.callbacks import sharpness
+from lightning_landscape.callbacks.solver import Solver
 from lightning_landscape.training import session
 from lightning_landscape.training.data import batch as batches
 from lightning_landscape.training.data.probe import Probe
@@ -198,9 +199,9 @@ def test_solvers_start_alike_after_a_fault(tmp_path, without):
             HessianMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=32, tol=1e-4)
         ]
 
-    broken = failing_times(hessian.HessianMonitor._keep, 1, OUT_OF_MEMORY)
+    broken = failing_times(Solver.store, 1, OUT_OF_MEMORY)
     for folder, patches in (
-        ("fault", on_rank_one(hessian.HessianMonitor, "_keep", broken)),
+        ("fault", on_rank_one(Solver, "store", broken)),
         ("none", lambda rank: ()),
     ):
         check(run(tmp_path / folder, make, patches=patches), without)

@@ -428,7 +428,7 @@ def test_a_state_of_another_version(runs, tmp_path, state):
     with pytest.warns() as caught:
         resume(tmp_path / "other.ckpt", fresh, tmp_path)
     for name in ("hessian", "sharpness", "landscape", "SharpnessEarlyStopping"):
-        said = f"{name}: the state in the checkpoint is not one of this version"
+        said = f"{name}: the state in the checkpoint does not have the format of this version"
         assert sum(str(w.message).startswith(said) for w in caught) == 1
     assert fresh[0].history[0]["step"] == 11
 

@@ -71,8 +71,8 @@ def read(root):
 def test_figures(kind, joined, tmp_path, side_by_side, monkeypatch):
     """Batch by batch, and with the batches of each process taken as one."""
     if not joined:
-        monkeypatch.setattr(Monitor, "joins", False)
-        monkeypatch.setattr(SharpnessMonitor, "joins", False)
+        monkeypatch.setattr(Monitor, "allows_concat", False)
+        monkeypatch.setattr(SharpnessMonitor, "allows_concat", False)
     runs = [("ddp", HALVES), ("ddp", UNEQUAL), ("fsdp2", UNEQUAL)]
 
     def work(rank):

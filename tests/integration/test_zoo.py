@@ -61,7 +61,7 @@ _OURS = re.compile(r"^(hessian|sharpness|landscape|generalization|interpolation)
 # Few products on purpose: these runs are about what is obtained, not how exactly.
 _EXPECTED = (
     "the eigenvalue solver stopped at max_hvps",
-    "is small beside the largest eigenvalue",
+    "is small compared with the largest eigenvalue",
     "is not settled, a longer search may find more",
 )
 _ADAPTIVE = (torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam)

@@ -224,7 +224,9 @@ def test_a_probe_that_another_process_lacks_is_kept_anew(tmp_path):
     read.offer((torch.arange(4.0) + 1,), 0, lambda _: 4)
     folder = tmp_path / "b"
     folder.mkdir()
-    recorder = types.SimpleNamespace(folder=folder, share=lambda name, save: save(folder / name))
+    recorder = types.SimpleNamespace(
+        folder=folder, file_on_this_rank=lambda name, save: save(folder / name)
+    )
     kept.write(read, recorder, types.SimpleNamespace(global_rank=0))
     assert kept.holds(read)
     again, problem = read_back(folder, kept.entry)

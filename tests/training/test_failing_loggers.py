@@ -119,7 +119,7 @@ BAD = {
     RefusesSlashes: "RefusesSlashes could not be written (ValueError: 'hessian/",
     OtherImages: "OtherImages could not be written (TypeError: ",
     LosesItsClient: "LosesItsClient could not be written (RuntimeError: timed out); training",
-    Nameless: "Nameless does not tell the folder of its run (NotImplementedError: a cloud); ",
+    Nameless: "Nameless gives no directory for its run (NotImplementedError: a cloud); ",
     Plain: "",
     Meddles: "",
 }
@@ -149,7 +149,7 @@ def run(plain, folder, loggers):
     for monitor in monitors:
         assert [row for row in rows if row["monitor"] == monitor.prefix] == monitor.history
     told = [str(w.message) for w in caught]
-    return monitors, [m for m in told if "could not be" in m or "does not tell" in m]
+    return monitors, [m for m in told if "could not be" in m or "gives no directory" in m]
 
 
 def has_all(logger, monitor):

@@ -44,7 +44,7 @@ def test_what_the_second_import_sets_is_put_back(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, first, None)
             patch.delitem(sys.modules, second, raising=False)
-            packages = namespaces._imported()
+            packages = namespaces._import_packages()
         assert [package.__name__ for package in packages] == [first, second]
         assert rank_zero.log == first
 

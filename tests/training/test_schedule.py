@@ -256,7 +256,7 @@ def test_the_first_value_is_what_the_run_can_pay_for(tmp_path, monkeypatch, cloc
     whole = regression().dataset.tensors
     given = {"every_n_train_steps": 10, "tol": 1e-6, "rtol": 0.0, "probe": whole}
     monitor = HessianMonitor(max_overhead=0.1, **given)
-    with pytest.warns(match="after 3 products, all that this run can afford at max_overhead=0.1"):
+    with pytest.warns(match="after 3 products, the limit of this run by max_overhead=0.1"):
         train(Linear, batches, [monitor], tmp_path / "short", max_epochs=215)
     x = whole[0].double()
     spectrum = torch.linalg.eigvalsh(2 * x.T @ x / len(x))
@@ -386,7 +386,7 @@ def test_the_first_price_comes_from_the_steps(clock):
     assert known.forward_seconds(probe) == pytest.approx(3 / 6)
     known.drawing = 0.25
     assert budget.seconds_of(monitor) == pytest.approx(25 / 2 + 0.25)
-    known.note_forward(0.1)  # a forward was timed
+    known.record_first_forward(0.1)  # a forward was timed
     assert budget.seconds_of(monitor) == pytest.approx(2.5 + 0.25)
     monitor._bookkeeping.last_seconds = 7.0  # and now the whole
     assert budget.seconds_of(monitor) == 7.0
@@ -490,7 +490,7 @@ def dear_pictures(monkeypatch, clock):
         make(self, measured, step)
 
     monkeypatch.setattr(publisher.Publisher, "_make", slow)
-    monkeypatch.setattr(costs, "_DRAWING", 4.0)
+    monkeypatch.setattr(costs, "_DRAWING_SECONDS", 4.0)
 
 
 def made(folder, kind, suffix):
@@ -566,8 +566,8 @@ def test_pictures_beside_values_leave_the_reserve_alone(clock):
     budget, _ = budget_of([HessianMonitor(), monitor], drawing=1.0)
     monitor._bookkeeping.last_seconds = 3.0
     clock.now = 80.0  # 4 s
-    assert budget.affords_drawing(4.0)
-    beside = partial(budget.affords_drawing, beside_last=True)
+    assert budget.allows_drawing(4.0)
+    beside = partial(budget.allows_drawing, beside_last=True)
     assert beside(2.0)  # half of them are reserved
     assert not beside(2.1)
     clock.now = 160.0  # 8 s, 3 of them for the last picture

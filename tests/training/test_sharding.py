@@ -101,7 +101,7 @@ def test_fsdp_is_left_as_it_was(fault):
                     assert torch.allclose(loss, plain(x))
                     gradient = torch.autograd.grad(loss, list(params.values()), create_graph=True)
                     sum(g.square().sum() for g in gradient).backward()
-                    edge = stability_edge(whole.optimizers([optimizer]), params)
+                    edge = stability_edge(whole.view_optimizers([optimizer]), params)
                     expected = stability_edge([twin], dict(plain.named_parameters()))
                     for name, scale in expected.scale.items():
                         assert torch.allclose(edge.scale[name], scale, rtol=1e-4)
@@ -127,7 +127,7 @@ def test_whole_parameters_left_by_an_evaluation_are_gathered_anew():
             net.a.weight.mul_(2.0)
             net.a.unshard()
         with unsharded(net) as whole:
-            assert isinstance(whole.trained(net.a.weight), DTensor)
+            assert isinstance(whole.shard_of(net.a.weight), DTensor)
         assert isinstance(net.a.weight, DTensor)
 
     both(work)
@@ -142,7 +142,7 @@ def test_mixed_precision():
         x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             theirs = float(net(x))
-            with unsharded(net) as whole, whole.precision():
+            with unsharded(net) as parameters, parameters.autocast():
                 assert net.a.weight.dtype == torch.float32
                 assert net.a(x).dtype == torch.bfloat16
                 assert float(net(x)) == pytest.approx(theirs, rel=2e-2)

@@ -1,7 +1,7 @@
-"""A batch as ``training_step`` takes it: its size, copies, pieces, and several as one.
+"""Batches as ``training_step`` takes them: size, copies, splitting and concatenation.
 
-With 32 examples a step a probe of 512 is sixteen batches, and most of a product on it is sixteen
-times the same overhead.  One batch of all examples takes a few large kernels instead.
+Concatenation saves overhead: with a batch size of 32, a probe of 512 examples is sixteen batches,
+and a product runs sixteen times as many kernels as on one batch of all examples.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-_PLAIN = (int, float, complex, str, bytes, type(None))
+_PLAIN_TYPES = (int, float, complex, str, bytes, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeBatch:
-    """One batch as ``training_step`` gets it, on the device, with its index and example count."""
+    """One batch as ``training_step`` gets it, on the device, with its index and its size."""
 
     batch: Any
     index: int
@@ -34,57 +34,57 @@ class ProbeBatch:
 
 
 class NotConcatenable(Exception):
-    """Batches that differ in what they hold, or whose parts refer to one another."""
+    """The batches differ in structure, or contain an object that cannot be concatenated."""
 
 
 def clone_batch(batch: Any) -> Any:
-    """A copy of ``batch`` that shares no tensor with it; other leaves are shared."""
+    """A copy of ``batch`` with copies of its tensors; other leaves are shared."""
     return _map_tensors(batch, lambda tensor: tensor.detach().clone())
 
 
-def cut_batch(held: ProbeBatch, most: int) -> list[ProbeBatch]:
-    """``held`` in pieces of at most ``most`` examples; nothing where it cannot be cut.
+def cut_batch(batch: ProbeBatch, most: int) -> list[ProbeBatch]:
+    """Split a batch into pieces of at most ``most`` examples; empty if it cannot be split.
 
-    Tensors as long as the batch has examples are cut along their first dimension, everything else
-    is shared.  Whether the pieces mean what the whole does is for their losses to say.
+    Tensors whose first dimension is the batch size are split along it, everything else is shared.
+    The caller must compare the losses: the pieces need not give the same loss.
     """
-    starts = range(0, held.size, most)
+    starts = range(0, batch.size, most)
     found = False
 
     def piece(start: int, tensor: Tensor) -> Tensor:
         nonlocal found
-        if tensor.layout != torch.strided or tensor.ndim == 0 or len(tensor) != held.size:
+        if tensor.layout != torch.strided or tensor.ndim == 0 or len(tensor) != batch.size:
             return tensor
         found = True
         return tensor[start : start + most]
 
     try:
-        batches = [_map_tensors(held.batch, partial(piece, s), _refuse) for s in starts]
+        batches = [_map_tensors(batch.batch, partial(piece, s), _refuse) for s in starts]
     except _NotCuttable:
         return []
-    sizes = [min(most, held.size - start) for start in starts]
-    cut = [ProbeBatch(b, held.index, n) for b, n in zip(batches, sizes, strict=True)]
+    sizes = [min(most, batch.size - start) for start in starts]
+    cut = [ProbeBatch(b, batch.index, n) for b, n in zip(batches, sizes, strict=True)]
     return cut if found else []
 
 
 def first_examples(batches: Sequence[ProbeBatch], count: int) -> list[ProbeBatch]:
-    """The first ``count`` examples; where a batch cannot be cut, the whole ones before it.
+    """The first ``count`` examples; if a batch cannot be split, the batches before it.
 
-    One batch at least.
+    At least one batch.
     """
     taken: list[ProbeBatch] = []
-    for held in batches:
-        left = count - sum(batch.size for batch in taken)
-        if held.size <= left:
-            taken.append(held)
+    for batch in batches:
+        missing = count - sum(b.size for b in taken)
+        if batch.size <= missing:
+            taken.append(batch)
             continue
-        pieces = cut_batch(held, left) if left > 0 else []
-        return taken + (pieces[:1] if pieces or taken else [held])
+        pieces = cut_batch(batch, missing) if missing > 0 else []
+        return taken + (pieces[:1] if pieces or taken else [batch])
     return taken
 
 
 class _NotCuttable(Exception):
-    """A batch whose parts refer to one another: a graph library's, packed sequences."""
+    """A batch whose parts depend on one another: of a graph library, or a packed sequence."""
 
 
 def _refuse(value: Any) -> Any:
@@ -94,13 +94,12 @@ def _refuse(value: Any) -> Any:
 def batch_size(batch: Any) -> int:
     """The number of examples: the length of the first tensor with a dimension, as in Lightning.
 
-    Objects with a ``num_graphs`` or ``batch_size`` attribute say it themselves; 1 where nothing
-    tells.
+    The attribute ``num_graphs`` or ``batch_size`` takes precedence; 1 if there is neither.
     """
     for name in ("num_graphs", "batch_size"):
-        stated = getattr(batch, name, None)
-        if isinstance(stated, int) and not isinstance(stated, bool):
-            return max(stated, 1)
+        size = getattr(batch, name, None)
+        if isinstance(size, int) and not isinstance(size, bool):
+            return max(size, 1)
     for tensor in tensors_in(batch):
         if tensor.ndim > 0 and len(tensor) > 0:
             return len(tensor)
@@ -110,11 +109,11 @@ def batch_size(batch: Any) -> int:
 def tensors_in(batch: Any) -> Iterator[Tensor]:
     found: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def collect(tensor: Tensor) -> Tensor:
         found.append(tensor)
         return tensor
 
-    _map_tensors(batch, note)
+    _map_tensors(batch, collect)
     yield from found
 
 
@@ -123,9 +122,9 @@ def _map_tensors(
     function: Callable[[Tensor], Tensor],
     indivisible: Callable[[Any], Any] = copy.deepcopy,
 ) -> Any:
-    """``value`` rebuilt with ``function`` applied to its tensors, whatever they sit in.
+    """A copy of ``value`` with ``function`` applied to all tensors in its containers.
 
-    ``indivisible`` is applied to objects that know themselves how their tensors belong together.
+    ``indivisible`` is applied to objects that manage their tensors themselves.
     """
     if isinstance(value, Tensor):
         return function(value)
@@ -135,7 +134,7 @@ def _map_tensors(
         mapped = {key: _map_tensors(item, function, indivisible) for key, item in value.items()}
         if not isinstance(value, MutableMapping) or type(value) is dict:
             return mapped
-        rebuilt = copy.copy(value)  # OrderedDict, BatchEncoding, ...: keep what else they hold
+        rebuilt = copy.copy(value)  # OrderedDict, BatchEncoding, ...: keep their other attributes
         rebuilt.update(mapped)
         return rebuilt
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -149,25 +148,24 @@ def _map_tensors(
             object.__setattr__(record, field.name, item)
         return record
     if hasattr(value, "__dict__") and hasattr(value, "to"):
-        return indivisible(value)  # a graph library's batch, which Lightning moves with .to()
+        return indivisible(value)  # e.g. of a graph library, which Lightning moves with .to()
     return value
 
 
-# -- several as one ---------------------------------------------------------------------------
+# -- concatenation ----------------------------------------------------------------------------
 
 
 def concat_batches(batches: Sequence[ProbeBatch]) -> ProbeBatch:
-    """One batch of all examples, with the first one's index; it shares no tensor with them.
+    """One batch of all examples, with the index of the first; it shares no tensor with them.
 
-    Tensors (and lists of plain values) as long as their batch has examples are put one after the
-    other, all else must be equal.  Whether the whole means what the batches do is for their losses
-    to say.
+    Tensors (and lists of plain values) whose length is the batch size are concatenated; all else
+    must be equal.  The caller must compare the losses, which need not be the same.
 
     Raises:
-        NotConcatenable: other structures, shapes or types; packed sequences, graphs.
+        NotConcatenable: different structures, shapes or types; packed sequences, graphs.
     """
-    sizes = [held.size for held in batches]
-    merged = _concat([held.batch for held in batches], sizes)
+    sizes = [batch.size for batch in batches]
+    merged = _concat([batch.batch for batch in batches], sizes)
     return ProbeBatch(merged, batches[0].index, sum(sizes))
 
 
@@ -190,7 +188,7 @@ def _concat(values: Sequence[Any], sizes: Sequence[int]) -> Any:
         return rebuilt
     if isinstance(first, (list, tuple)):
         lengths = [len(value) for value in values]
-        plain = all(isinstance(item, _PLAIN) for value in values for item in value)
+        plain = all(isinstance(item, _PLAIN_TYPES) for value in values for item in value)
         if isinstance(first, list) and plain and lengths == list(sizes):
             return [item for value in values for item in value]
         if len(set(lengths)) > 1:
@@ -203,7 +201,7 @@ def _concat(values: Sequence[Any], sizes: Sequence[int]) -> Any:
             part = _concat([getattr(value, field.name) for value in values], sizes)
             object.__setattr__(record, field.name, part)
         return record
-    if isinstance(first, _PLAIN) and all(value == first for value in values):
+    if isinstance(first, _PLAIN_TYPES) and all(value == first for value in values):
         return first
     raise NotConcatenable
 
@@ -214,9 +212,8 @@ def _concat_tensors(tensors: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         raise NotConcatenable
     if all(t.ndim > 0 and len(t) == size for t, size in zip(tensors, sizes, strict=True)):
         if any(t.shape[1:] != first.shape[1:] for t in tensors):
-            raise NotConcatenable  # sequences padded to another length, say
+            raise NotConcatenable  # e.g. sequences padded to another length
         return torch.cat([t.detach() for t in tensors])
     if all(torch.equal(t, first) for t in tensors):
-        whole: Tensor = clone_batch(first)
-        return whole
+        return first.detach().clone()
     raise NotConcatenable

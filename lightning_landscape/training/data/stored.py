@@ -1,4 +1,4 @@
-"""What lies in files beside the logs, for the runs that go on from a checkpoint."""
+"""Files beside the logs that a run resumed from a checkpoint reads again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_landscape.training.output.recorder import Recorder
 
 
 class Storable(Protocol):
-    """What can be written to a file and read back."""
+    """An object that can be written to a file and read again."""
 
     file: str | None
 
@@ -27,10 +27,10 @@ class Storable(Protocol):
         """Read it; ``prepare`` moves tensors to the device."""
 
     def fingerprint(self) -> str:
-        """A hash of what it holds."""
+        """A hash of the content."""
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Drop the content."""
 
 
 def is_entry(value: object) -> bool:
@@ -41,13 +41,13 @@ def is_entry(value: object) -> bool:
 
 
 class StoredFile:
-    """The file of something that a resumed run goes on with.
+    """The file of an object that a resumed run continues with.
 
     Args:
-        label: what it holds, for messages.
+        label: the kind of content, for messages.
 
     Attributes:
-        entry: what checkpoints hold: the path on rank zero, and the hash; None without a file.
+        entry: the entry in checkpoints: the path on rank zero, and the hash; None without a file.
     """
 
     def __init__(self, label: str) -> None:
@@ -58,58 +58,58 @@ class StoredFile:
         """A copy of the entry, for a checkpoint."""
         return None if self.entry is None else dict(self.entry)
 
-    def holds(self, thing: Storable) -> bool:
-        """Whether the entry names its file."""
-        return self.entry is not None and self.entry["file"] == thing.file
+    def holds(self, item: Storable) -> bool:
+        """Whether the entry names the file of ``item``."""
+        return self.entry is not None and self.entry["file"] == item.file
 
-    def write_as(self, name: str, thing: Storable, recorder: Recorder) -> None:
+    def write_as(self, name: str, item: Storable, recorder: Recorder) -> None:
         """Write it beside the logs under ``name``, once."""
-        if thing.file is None:
-            thing.file = str(recorder.folder / name)
-            recorder.share(name, thing.save)
-        self.entry = {"file": thing.file, "hash": thing.fingerprint()}
+        if item.file is None:
+            item.file = str(recorder.folder / name)
+            recorder.file_on_this_rank(name, item.save)
+        self.entry = {"file": item.file, "hash": item.fingerprint()}
 
-    def read(self, thing: Storable, recorder: Recorder, trainer: Trainer) -> str:
-        """Read this process's file; the reason why that failed, or an empty string."""
+    def read(self, item: Storable, recorder: Recorder, trainer: Trainer) -> str:
+        """Read this process's file; returns why that failed, or an empty string."""
         assert self.entry is not None
         path = Path(self.entry["file"])
         # Checkpoints hold the path of rank zero.
         name = path.name.replace("rank0", f"rank{trainer.global_rank}")
-        places = [path.parent, recorder.folder]
+        folders = [path.parent, recorder.folder]
         if trainer.ckpt_path:
-            places += [above / path.parent.name for above in Path(trainer.ckpt_path).parents[:3]]
+            folders += [above / path.parent.name for above in Path(trainer.ckpt_path).parents[:3]]
         to_device = partial(move_data_to_device, device=trainer.strategy.root_device)
-        problem = ""  # in the first place where there is a file
-        for place in places:
-            if not (place / name).is_file():
+        problem = ""  # of the first file found
+        for folder in folders:
+            if not (folder / name).is_file():
                 continue
             try:
-                _check_sums(place / name)
-                thing.restore(place / name, to_device)
-            except Exception as error:  # a damaged file raises any of a dozen types
+                _verify_checksums(folder / name)
+                item.restore(folder / name, to_device)
+            except Exception as error:  # a damaged file raises one of a dozen types
                 problem = problem or f"its file cannot be read ({why_unreadable(error)})"
                 continue
-            if trainer.global_rank == 0 and thing.fingerprint() != self.entry["hash"]:
+            if trainer.global_rank == 0 and item.fingerprint() != self.entry["hash"]:
                 problem = problem or "its file holds other data"
-                thing.clear()
+                item.clear()
                 continue
-            thing.file = str(place / name)
+            item.file = str(folder / name)
             return ""
         return f"{problem or 'its file is missing'} (looked for {name})"
 
 
-def _check_sums(path: Path) -> None:
-    """Raise where the archive is damaged: ``torch.load`` does not look at its checksums."""
+def _verify_checksums(path: Path) -> None:
+    """Raise if the archive is damaged; ``torch.load`` does not verify its checksums."""
     with zipfile.ZipFile(path) as archive:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} in it is damaged")
 
 
 class StoredProbe(StoredFile):
-    """The files of a captured probe: each process writes its share to its own.
+    """The files of a captured probe: each process writes its batches to its own file.
 
     Args:
-        source: which batches it is captured from.
+        source: the batches from which the probe is captured.
     """
 
     def __init__(self, source: Literal["training", "validation"]) -> None:
@@ -117,6 +117,6 @@ class StoredProbe(StoredFile):
         self.source = source
 
     def write(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> None:
-        """Write this process's share beside the logs, once."""
+        """Write this process's batches beside the logs, once."""
         stem = self.label.replace(" ", "-")
         self.write_as(f"{stem}-{probe.samples}-rank{trainer.global_rank}.pt", probe, recorder)

@@ -1,1 +1,1 @@
-"""What measuring must not change, and how it is restored."""
+"""Restores everything that measuring must not change."""

@@ -1,4 +1,4 @@
-"""Evaluate a module's loss in the middle of its training and leave no trace."""
+"""Evaluate a module's loss during training without side effects."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from lightning_landscape.training.isolation.module_state import ModuleState
 from lightning_landscape.training.isolation.parameter_hooks import without_parameter_hooks
 from lightning_landscape.training.isolation.random_state import RandomState, seed_everything
-from lightning_landscape.training.isolation.sharding import Whole, unsharded
+from lightning_landscape.training.isolation.sharding import UnshardedParameters, unsharded
 
-# Where Lightning's logger connector keeps what `self.log` wrote.
+# Attributes of Lightning's logger connector to which `self.log` writes.
 _CONNECTOR_STATE = (
     "_current_fx",
     "_first_loop_iter",
@@ -25,23 +25,27 @@ _CONNECTOR_STATE = (
 
 
 class Isolation:
-    """What :func:`isolated` hands out: a place to evaluate losses in."""
+    """Evaluates losses without side effects; made by :func:`isolated`.
+
+    Attributes:
+        unsharded: the full parameters, and the shards that the optimizers step.
+    """
 
     def __init__(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         seed: int,
-        whole: Whole,
+        unsharded: UnshardedParameters,
         hooked: Sequence[str] = (),
     ) -> None:
-        self.whole = whole
-        self.hooked = hooked  # parameters whose hooks are not called meanwhile
+        self.unsharded = unsharded
+        self.hooked = hooked  # parameters whose hooks are disabled
         self._module = pl_module
         self._seed = seed
         groups = [group for o in trainer.optimizers for group in o.param_groups]
-        held = {id(parameter) for group in groups for parameter in group["params"]}
-        trained = {id(p) for p in pl_module.parameters() if id(whole.trained(p)) in held}
+        optimized = {id(parameter) for group in groups for parameter in group["params"]}
+        trained = {id(p) for p in pl_module.parameters() if id(unsharded.shard_of(p)) in optimized}
         self._state = ModuleState(pl_module, trained)
 
     @contextlib.contextmanager
@@ -56,19 +60,19 @@ class Isolation:
         try:
             for module in self._module.modules():
                 if hasattr(module, "log_dict") and hasattr(module, "_current_fx_name"):
-                    # Also keeps `sync_dist=True` from communicating.  Undone with the attributes.
+                    # Also prevents `sync_dist=True` from communicating; restored as an attribute.
                     module.__dict__.update(log=_log_nothing, log_dict=_log_nothing)
-            with self.whole.precision():
+            with self.unsharded.autocast():
                 yield
         finally:
             self._state.end_evaluation()
 
     def leave_training(self) -> None:
-        """Go to eval mode in the middle of an evaluation."""
+        """Switch to eval mode during an evaluation."""
         self._state.set_mode(False)
 
     def restore(self) -> None:
-        """Put the module back as it was."""
+        """Restore the module."""
         self._state.restore()
 
 
@@ -77,23 +81,23 @@ def isolated(
     trainer: Trainer,
     pl_module: LightningModule,
     seed: int = 0,
-    agree: Callable[[], None] = lambda: None,
+    sync: Callable[[], None] = lambda: None,
 ) -> Iterator[Isolation]:
-    """Everything that measuring may change is what it was when this ends, also by an exception.
+    """Restore on exit everything that measuring may change, also after an exception.
 
     That is: weights, buffers, gradients, flags and attributes of the module
-    (:class:`ModuleState`), the global random states, and whatever ``self.log`` and ``self.logger``
-    in the user's code write to.  Optimizers, schedulers and scalers are never touched.  A module
-    in shards is whole meanwhile (:func:`unsharded`, which ``agree`` is for).
+    (:class:`ModuleState`), the global random states, and everything that ``self.log`` and
+    ``self.logger`` write to in the user's code.  Optimizers, schedulers and scalers are not
+    modified.  Inside, a sharded module has full parameters; for ``sync`` see :func:`unsharded`.
     """
     random_state = RandomState()
     try:
         with (
             without_parameter_hooks(pl_module) as hooked,
-            unsharded(pl_module, agree) as whole,
-            _silenced(trainer, pl_module),
+            unsharded(pl_module, sync) as parameters,
+            _without_logging(trainer, pl_module),
         ):
-            isolation = Isolation(trainer, pl_module, seed, whole, hooked)
+            isolation = Isolation(trainer, pl_module, seed, parameters, hooked)
             try:
                 yield isolation
             finally:
@@ -103,11 +107,11 @@ def isolated(
 
 
 @contextlib.contextmanager
-def _silenced(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Send what the user's code logs nowhere.
+def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Discard everything that the user's code logs.
 
-    Shadowing ``log`` is not enough: a loss object may hold ``module.log`` itself.  So the results
-    that ``log`` writes to are exchanged for empty ones as well.
+    Shadowing ``log`` is not enough: a loss object may hold a reference to ``module.log``.  So the
+    results that ``log`` writes to are replaced by empty ones too.
     """
     connector = trainer._logger_connector
     connector_state = {name: getattr(connector, name) for name in _CONNECTOR_STATE}
@@ -136,4 +140,4 @@ def _silenced(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for ``log`` and ``log_dict``."""
+    """Replaces ``log`` and ``log_dict``."""

@@ -1,4 +1,4 @@
-"""What a ``training_step`` may change on its module, and how it is put back."""
+"""Everything that a ``training_step`` may change on its module, and how it is restored."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_landscape.training.lightning_packages import DATA_MODULES
 
 _CONTAINERS = (list, dict, set, collections.deque)
 _GENERATORS = (torch.Generator, np.random.Generator, random.Random)
-# Objects that are looked at neither by themselves nor for what they hold.
-_MACHINERY = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, *DATA_MODULES)
+# Objects that are not restored, and neither is their content.
+_EXCLUDED = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, *DATA_MODULES)
 _FOREIGN_PACKAGES = sys.stdlib_module_names | {
     "torch",
     "lightning",
@@ -27,109 +27,111 @@ _FOREIGN_PACKAGES = sys.stdlib_module_names | {
     "pytorch_lightning",
     "lightning_landscape",
 }
-_LIVE_MODULES = ("_thread", "threading", "queue", "_queue", "multiprocessing.queues")
+_THREADING_MODULES = ("_thread", "threading", "queue", "_queue", "multiprocessing.queues")
 _Restore = Callable[[], None]
 
 
 class ModuleState:
-    """A copy of everything mutable that hangs on a module and its submodules.
+    """A copy of the mutable state of a module and its submodules.
 
-    Two levels of putting back, because one measurement evaluates the loss many times:
+    It is restored at two levels, because one measurement evaluates the loss many times:
 
-    - :meth:`begin_evaluation` and :meth:`end_evaluation` around each one.  It works on fresh copies
-      of buffers and tensor attributes (a graph that is kept may hold on to them), and afterwards
-      every attribute, container and generator is what it was: a list grown by ``append``, a running
-      average, a metric's counts, a rebound queue.  So each evaluation starts from the same state.
-      Parameters too, of those that no optimizer moves: a teacher that follows the student.
-    - :meth:`restore` once in the end: the contents of parameters and buffers, gradients,
+    - :meth:`begin_evaluation` and :meth:`end_evaluation` enclose one evaluation.  It works on fresh
+      copies of buffers and tensor attributes, because a retained graph may refer to them.  At its
+      end every attribute, container and generator is restored: a list extended by ``append``, a
+      running average, the counts of a metric, a rebound queue.  So all evaluations start from the
+      same state.  Parameters that no optimizer trains are restored too, such as those of a teacher
+      that is an average of the student.
+    - :meth:`restore` is called once at the end: the values of parameters and buffers, gradients,
       ``requires_grad`` and train/eval flags.
 
-    Covered: attributes of every submodule, lists, dicts, sets and deques in them (nested ones too),
-    attributes of plain objects (a meter, a loss with a memory), tensors in all those,
-    NumPy arrays, ``torch.Generator``, ``numpy.random.Generator`` and ``random.Random``.  Not
-    covered: slots, objects that hold a lock or a thread, data sets, and anything outside the
-    module.
+    Restored: attributes of all submodules; lists, dicts, sets and deques in them, also nested ones;
+    attributes of plain objects (a meter, a stateful loss); tensors in all of these; NumPy arrays;
+    ``torch.Generator``, ``numpy.random.Generator`` and ``random.Random``.  Not restored:
+    ``__slots__``, objects that hold a lock or a thread, data sets, and anything outside the module.
     """
 
     def __init__(self, module: nn.Module, trained: Collection[int] = ()) -> None:
-        """``trained``: ids of the parameters that may be moved between evaluations."""
+        """``trained``: ids of the parameters that a measurement may change between evaluations."""
         self._modules = list(module.modules())
         self._training = [m.training for m in self._modules]
         self._parameters = [(p, p.detach().clone(), p.requires_grad) for p in module.parameters()]
-        self._still = [(p, content) for p, content, _ in self._parameters if id(p) not in trained]
-        # Those of them that the loss moves: not known before the first evaluation has ended.
-        self._moved: list[tuple[Tensor, Tensor]] | None = None
+        self._untrained = [
+            (p, content) for p, content, _ in self._parameters if id(p) not in trained
+        ]
+        # Those of them that the loss changes; unknown until the first evaluation has ended.
+        self._changed: list[tuple[Tensor, Tensor]] | None = None
         self._gradients = [(p, p.grad) for p, _, _ in self._parameters]
         owned = {_storage(p) for p, _, _ in self._parameters}
         self._attributes = [(m, dict(m.__dict__)) for m in self._modules]
 
-        # Tensors that a module names directly: replaced by copies for each evaluation.
-        self._slots: list[tuple[dict[str, Any], str, Tensor]] = []
+        # Tensors that are attributes of a module: replaced by copies for each evaluation.
+        self._named_tensors: list[tuple[dict[str, Any], str, Tensor]] = []
         for m, attributes in self._attributes:
             buffers: dict[str, Any] = m._buffers
             for holder, items in ((m.__dict__, attributes), (buffers, dict(buffers))):
                 for key, value in items.items():
                     if _is_own_tensor(value, owned):
-                        self._slots.append((holder, key, value))
-        direct = {id(tensor): tensor for _, _, tensor in self._slots}
-        self._originals = [(tensor, tensor.detach().clone()) for tensor in direct.values()]
+                        self._named_tensors.append((holder, key, value))
+        named = {id(tensor): tensor for _, _, tensor in self._named_tensors}
+        self._tensor_contents = [(tensor, tensor.detach().clone()) for tensor in named.values()]
 
-        # Containers and generators are put back; tensors in containers get their contents back.
+        # Containers and generators, and the values of tensors in containers.
         seen: set[int] = set()
-        held: list[Any] = []
+        containers: list[Any] = []
         for _, attributes in self._attributes:
-            held += _containers_in(attributes.values(), seen)
-        self._containers = [_restorer(container) for container in held]
-        inner = {
+            containers += _containers_in(attributes.values(), seen)
+        self._containers = [_restorer(container) for container in containers]
+        nested = {
             id(value): value
-            for container in held
+            for container in containers
             for value in _elements(container)
-            if _is_own_tensor(value, owned) and id(value) not in direct
+            if _is_own_tensor(value, owned) and id(value) not in named
         }
-        self._inner = [(t, t.detach().clone(), t._version) for t in inner.values()]
+        self._nested_tensors = [(t, t.detach().clone(), t._version) for t in nested.values()]
 
         for parameter, _ in self._gradients:
-            # What a loss does to .grad then happens to others than the run's own.
+            # A loss that writes to .grad does not change the gradients of the run.
             parameter.grad = None
 
     def set_mode(self, training: bool | None) -> None:
-        """Put all submodules in train or eval mode; ``None``: the modes they train in."""
+        """Set all submodules to train or eval mode; ``None``: their modes in training."""
         for (m, attributes), own in zip(self._attributes, self._training, strict=True):
             m.training = own if training is None else training
-            if "training" in attributes:  # a compiled module has it as a property
+            if "training" in attributes:  # a property of compiled modules
                 attributes["training"] = m.training
 
     def begin_evaluation(self) -> None:
-        """Lend the module copies of its buffers and tensor attributes."""
+        """Replace the module's buffers and tensor attributes by copies."""
         copies: dict[int, Tensor] = {}
-        for holder, key, tensor in self._slots:
+        for holder, key, tensor in self._named_tensors:
             if id(tensor) not in copies:
                 copies[id(tensor)] = _copy(tensor)
             holder[key] = copies[id(tensor)]
 
     def end_evaluation(self) -> None:
-        """Give it back its own attributes, and those their contents."""
+        """Restore the module's attributes and their contents."""
         for m, attributes in self._attributes:
             for added in m.__dict__.keys() - attributes.keys():
                 del m.__dict__[added]
             m.__dict__.update(attributes)
         for restore in self._containers:
             restore()
-        if self._moved is None:
-            # By their values: what is written through .data leaves the version as it was.
-            self._moved = [(p, old) for p, old in self._still if not torch.equal(p, old)]
-        for parameter, content in self._moved:
+        if self._changed is None:
+            # By value: a write through .data does not change the version counter.
+            self._changed = [(p, old) for p, old in self._untrained if not torch.equal(p, old)]
+        for parameter, content in self._changed:
             _overwrite(parameter, content)
-        for tensor, content, version in self._inner:
+        for tensor, content, version in self._nested_tensors:
             if tensor._version != version:
-                # Not through .data: a kept graph that saved this tensor must notice.
+                # With a new version counter: a graph that saved this tensor must be invalidated.
                 _overwrite(tensor, content)
 
     def restore(self) -> None:
-        """Put back what outlives an evaluation."""
+        """Restore everything that is not restored after each evaluation."""
         try:
             self._restore()
-        except BaseException:  # Ctrl-C half way, say: all of it can be done again
+        except BaseException:  # e.g. Ctrl-C in the middle: restoring twice does no harm
             self._restore()
             raise
 
@@ -141,17 +143,17 @@ class ModuleState:
             parameter.requires_grad_(requires_grad)
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
-        for tensor, content in self._originals:
-            # Only where something reached it, past the copies: a graph that the user keeps (a
-            # recurrent state, say) breaks when a tensor in it is written to.
+        for tensor, content in self._tensor_contents:
+            # Only if it was changed in spite of the copies: writing to a tensor invalidates a graph
+            # that the user retains (e.g. of a recurrent state).
             if tensor.is_sparse or not torch.equal(tensor, content):
                 _overwrite(tensor, content)
 
 
 def _is_own_tensor(value: object, owned: set[int]) -> bool:
-    """A tensor to copy: not a parameter, nor a view of one, which must go on moving with it.
+    """Whether to copy this tensor: it shares no storage with a parameter.
 
-    Nor one that validation left from inference mode: nothing can write to it any more.
+    Inference tensors, which validation may leave, are excluded too: they cannot be written to.
     """
     if type(value) not in (Tensor, nn.Buffer):
         return False
@@ -174,7 +176,7 @@ def _overwrite(tensor: Tensor, content: Tensor) -> None:
 
 
 def _containers_in(values: Iterable[object], seen: set[int]) -> Iterator[Any]:
-    """What can be put back among ``values``, with that inside it, each once."""
+    """Containers and generators among ``values`` and inside them, each once."""
     pending = list(values)
     while pending:
         value = pending.pop()
@@ -192,14 +194,14 @@ def _containers_in(values: Iterable[object], seen: set[int]) -> Iterator[Any]:
 
 
 def _is_plain_object(value: object) -> bool:
-    """An object of the user's, whose attributes are nobody else's business while we measure."""
-    if isinstance(value, _MACHINERY) or type(getattr(value, "__dict__", None)) is not dict:
+    """Whether ``value`` is an object of the user's code whose attributes can be restored."""
+    if isinstance(value, _EXCLUDED) or type(getattr(value, "__dict__", None)) is not dict:
         return False
     package = type(value).__module__.partition(".")[0]
     if package in _FOREIGN_PACKAGES:
         return False
-    # Another thread may be at work in it, as in a logger.
-    return not any(type(held).__module__ in _LIVE_MODULES for held in vars(value).values())
+    # Another thread may use it, as in a logger.
+    return not any(type(v).__module__ in _THREADING_MODULES for v in vars(value).values())
 
 
 def _elements(container: object) -> list[Any]:
@@ -211,7 +213,7 @@ def _elements(container: object) -> list[Any]:
 
 
 def _restorer(value: Any) -> _Restore:
-    """A function that puts ``value`` back to what it holds now."""
+    """A function that restores the present content of ``value``."""
     if isinstance(value, torch.Generator):
         state = value.get_state()
         generator: torch.Generator = value
@@ -221,11 +223,11 @@ def _restorer(value: Any) -> _Restore:
 
         return restore_generator
     if isinstance(value, np.random.Generator):
-        bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
+        bit_state = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", bit_state)
     if isinstance(value, random.Random):
-        words = value.getstate()
-        return lambda: value.setstate(words)
+        python_state = value.getstate()
+        return lambda: value.setstate(python_state)
     if isinstance(value, np.ndarray):
         entries = value.copy()
 
@@ -237,7 +239,7 @@ def _restorer(value: Any) -> _Restore:
         items = dict(value)
 
         def restore_dict() -> None:
-            # As with lists: one that nothing changed (a vocabulary, say) is not written to.
+            # As with lists: do not write to one that was not changed (e.g. a vocabulary).
             if len(value) != len(items) or any(
                 k is not key or v is not item
                 for (k, v), (key, item) in zip(value.items(), items.items(), strict=True)

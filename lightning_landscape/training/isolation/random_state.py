@@ -1,8 +1,7 @@
 """The global random states: Python's, NumPy's, torch's on the CPU and on every CUDA device.
 
-A generator of a CUDA device is given another state to draw from, and later its own, untouched:
-where its state is *set*, cuDNN takes it for seeded anew, and draws from it for the dropout inside
-recurrent layers.
+A CUDA generator gets another state object in the meantime, and then its own one again.  Setting
+the state would make cuDNN reseed the dropout of recurrent layers, which draws from the generator.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import torch
 
 
 class RandomState:
-    """The states as they are at construction, to be put back with :meth:`restore`, once."""
+    """The states at construction; :meth:`restore` may be called once."""
 
     def __init__(self) -> None:
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # noqa: NPY002 - the state that user code draws from
         self._torch = torch.get_rng_state()
-        self._cuda = [(one, one.graphsafe_get_state()) for one in _cuda_generators()]
+        self._cuda = [(g, g.graphsafe_get_state()) for g in _cuda_generators()]
         for generator, state in self._cuda:
             generator.graphsafe_set_state(state.clone_state())
 
     def restore(self) -> None:
-        """Put the states back."""
+        """Restore the states."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._torch)
@@ -37,7 +36,7 @@ class RandomState:
 
 @contextlib.contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """The states are as before when this ends, whatever was drawn inside."""
+    """Restore the global random states on exit."""
     state = RandomState()
     try:
         yield
@@ -46,9 +45,9 @@ def preserve_rng_state() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all of them, so that an evaluation repeats its dropout masks and its noise.
+    """Seed all global generators, so that each evaluation has the same dropout masks and noise.
 
-    Only while a :class:`RandomState` holds those of the run.
+    To be called only while a :class:`RandomState` holds the states of the run.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

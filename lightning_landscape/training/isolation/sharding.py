@@ -1,9 +1,9 @@
-"""FSDP2: a module sharded by ``fully_shard`` is made whole while it is measured.
+"""FSDP2: a module sharded by ``fully_shard`` is unsharded while it is measured.
 
-Every process gets plain, full copies of the parameters in the place of its shards, so that the
-rest works as under DDP: whole vectors everywhere, each process its own share of the probe.  The
-shards, which the optimizer steps, stay aside untouched, and so does FSDP itself: its hooks are
-taken off for the time, so that no fault in the middle of an evaluation can confuse it.
+On every process, plain full copies of the parameters replace the shards.  Everything else then
+works as under DDP: full vectors on all processes, and one part of the probe on each.  The shards,
+which the optimizer steps, are not modified.  FSDP's hooks are removed in the meantime, so that an
+error in the middle of an evaluation cannot leave FSDP in an inconsistent state.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 
 from lightning_landscape.training.lightning_packages import misconfiguration
 
-_Agree = Callable[[], None]  # raises unless all processes are ready for an exchange
+_Sync = Callable[[], None]  # raises unless all processes are ready to communicate
 
 
-class Whole:
-    """A module's parameters as measuring sees them, beside those that the optimizers step.
+class UnshardedParameters:
+    """Maps the full parameters that are measured to the shards that the optimizers step.
 
     Without FSDP the two are the same, and nothing is copied.
     """
@@ -34,46 +34,46 @@ class Whole:
         parameters: Mapping[int, nn.Parameter] | None = None,
         shards: Mapping[int, Tensor] | None = None,
         dtype: torch.dtype | None = None,
-        agree: _Agree = lambda: None,
+        sync: _Sync = lambda: None,
     ) -> None:
-        self._parameters = dict(parameters or {})  # id of a shard -> the whole parameter
-        self._shards = dict(shards or {})  # id of a whole parameter -> the shard
+        self._parameters = dict(parameters or {})  # id of a shard -> the full parameter
+        self._shards = dict(shards or {})  # id of a full parameter -> the shard
         self._dtype = dtype
-        self._agree = agree
+        self._sync = sync
 
-    def trained(self, parameter: Tensor) -> Tensor:
-        """What an optimizer holds where the module, as it is now, holds ``parameter``."""
+    def shard_of(self, parameter: Tensor) -> Tensor:
+        """The shard of ``parameter``, which an optimizer steps; without FSDP ``parameter``."""
         return self._shards.get(id(parameter), parameter)
 
-    def gathered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Shards made whole; other tensors as they are.  Called by all processes alike."""
-        return _gathered(tensors, self._agree)
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Full tensors from shards; other tensors unchanged.  A collective call."""
+        return _gather(tensors, self._sync)
 
-    def optimizers(self, optimizers: Sequence[Any]) -> list[Any]:
-        """The optimizers with whole parameters and state; to be looked at, not to be stepped."""
+    def view_optimizers(self, optimizers: Sequence[Any]) -> list[Any]:
+        """Read-only views of the optimizers, with full parameters and state."""
         return (
             [self._view(optimizer) for optimizer in optimizers] if self._shards else [*optimizers]
         )
 
     def _view(self, optimizer: Any) -> Any:
-        # Not by copy.copy: an optimizer's __setstate__ writes into the groups it is given.
+        # copy.copy would call __setstate__, which writes into the optimizer's own groups.
         view = object.__new__(type(optimizer))
         for key, value in vars(optimizer).items():
             view.__dict__[key] = self._view(value) if isinstance(value, Optimizer) else value
-        own = self._parameters
+        full = self._parameters
         view.param_groups = [
-            {**group, "params": [own.get(id(p), p) for p in group["params"]]}
+            {**group, "params": [full.get(id(p), p) for p in group["params"]]}
             for group in optimizer.param_groups
         ]
         view.state = defaultdict(dict)
         for p, state in optimizer.state.items():
-            view.state[own.get(id(p), p)] = _GatheredState(state, self)
+            view.state[full.get(id(p), p)] = _GatheredState(state, self)
         return view
 
-    def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Around an evaluation: FSDP's mixed precision, as autocast.
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A context that applies FSDP's mixed precision to an evaluation, as autocast.
 
-        The copies keep the precision of the shards; in bf16 they could hardly be moved a little.
+        The copies keep the dtype of the shards: small displacements would be rounded away in bf16.
         """
         if self._dtype is None:
             return contextlib.nullcontext()
@@ -82,14 +82,14 @@ class Whole:
 
 
 class _GatheredState(Mapping[str, Any]):
-    """One parameter's optimizer state; a tensor is gathered when it is asked for."""
+    """One parameter's optimizer state; a tensor is gathered when it is read."""
 
-    def __init__(self, state: Mapping[str, Any], whole: Whole) -> None:
-        self._state, self._whole = state, whole
+    def __init__(self, state: Mapping[str, Any], unsharded: UnshardedParameters) -> None:
+        self._state, self._unsharded = state, unsharded
 
     def __getitem__(self, key: str) -> Any:
         value = self._state[key]
-        return self._whole.gathered([value])[0] if isinstance(value, Tensor) else value
+        return self._unsharded.gather([value])[0] if isinstance(value, Tensor) else value
 
     def __contains__(self, key: object) -> bool:
         return key in self._state
@@ -102,14 +102,19 @@ class _GatheredState(Mapping[str, Any]):
 
 
 @contextlib.contextmanager
-def unsharded(pl_module: nn.Module, agree: _Agree = lambda: None) -> Iterator[Whole]:
-    """Plain full parameters in the place of FSDP2's shards; ``agree`` comes before an exchange."""
+def unsharded(pl_module: nn.Module, sync: _Sync = lambda: None) -> Iterator[UnshardedParameters]:
+    """Replace FSDP2's shards by plain full parameters.
+
+    Args:
+        pl_module: the module.
+        sync: called before processes communicate; raises unless all of them are ready.
+    """
     sharded = _fsdp_modules(pl_module)
     if not sharded:
-        yield Whole()
+        yield UnshardedParameters()
         return
     for module in sharded:
-        module.reshard()  # after an evaluation FSDP leaves some whole
+        module.reshard()  # after an evaluation FSDP leaves some unsharded
     places = [
         (module, name, shard)
         for module in pl_module.modules()
@@ -117,18 +122,18 @@ def unsharded(pl_module: nn.Module, agree: _Agree = lambda: None) -> Iterator[Wh
         if _is_sharded(shard)
     ]
     shards: dict[int, Any] = {id(shard): shard for _, _, shard in places}
-    copies = _gathered([shard.detach() for shard in shards.values()], agree)
+    copies = _gather([shard.detach() for shard in shards.values()], sync)
     parameters = {
         key: nn.Parameter(copy, requires_grad=shard.requires_grad)
         for (key, shard), copy in zip(shards.items(), copies, strict=True)
     }
-    back = {id(parameters[key]): shard for key, shard in shards.items()}
+    shard_of_copy = {id(parameters[key]): shard for key, shard in shards.items()}
     with _without_fsdp(pl_module, sharded) as dtype:
         try:
-            # By setattr, as FSDP does: recurrent layers keep lists of their parameters.
+            # With setattr, as in FSDP: recurrent layers keep lists of their parameters.
             for module, name, shard in places:
                 setattr(module, name, parameters[id(shard)])
-            yield Whole(parameters, back, dtype, agree)
+            yield UnshardedParameters(parameters, shard_of_copy, dtype, sync)
         finally:
             for module, name, shard in places:
                 setattr(module, name, shard)
@@ -140,7 +145,7 @@ def is_sharded(pl_module: nn.Module) -> bool:
 
 
 def refuse_tensor_parallel(trainer: object, pl_module: nn.Module) -> None:
-    """Raise if parameters stay in pieces where FSDP makes its own whole.
+    """Raise if parameters are still distributed when FSDP has unsharded its own.
 
     Raises:
         MisconfigurationException: tensor parallelism.
@@ -151,21 +156,21 @@ def refuse_tensor_parallel(trainer: object, pl_module: nn.Module) -> None:
     try:
         for module in sharded:
             module.unshard()
-        pieces = [name for name, p in pl_module.named_parameters() if _is_sharded(p)]
+        split = [name for name, p in pl_module.named_parameters() if _is_sharded(p)]
     finally:
         for module in sharded:
             module.reshard()
-    if pieces:
+    if split:
         raise misconfiguration(
             trainer,
-            f"parameters such as {pieces[0]!r} are split by tensor parallelism, which "
+            f"parameters such as {split[0]!r} are split by tensor parallelism, which "
             f"lightning_landscape does not measure: use DDPStrategy, or ModelParallelStrategy with "
             f"fully_shard alone (data_parallel_size=the number of devices, tensor_parallel_size=1)",
         )
 
 
 def _fsdp_modules(pl_module: nn.Module) -> list[Any]:
-    # Nothing was sharded unless this is loaded, and loading it takes time.
+    # Nothing is sharded unless this module is imported already; importing it is slow.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     return [] if kind is None else [m for m in pl_module.modules() if isinstance(m, kind)]
@@ -176,39 +181,42 @@ def _is_sharded(value: object) -> bool:
     return tensor is not None and isinstance(value, tensor.DTensor)
 
 
-def _gathered(tensors: Sequence[Tensor], agree: _Agree) -> list[Tensor]:
-    """Full copies of shards, other tensors as they are."""
-    # Where to goes first, by itself: a process without room for it fails before the exchange.
-    room: list[Any] = [
+def _gather(tensors: Sequence[Tensor], sync: _Sync) -> list[Tensor]:
+    """Full copies of shards, other tensors unchanged."""
+    # Allocate first: a process without enough memory fails before the processes communicate.
+    outputs: list[Any] = [
         torch.empty(t.shape, dtype=t.dtype, device=_mesh_device(t)) if _is_sharded(t) else None
         for t in tensors
     ]
-    if all(place is None for place in room):
+    if all(output is None for output in outputs):
         return list(tensors)
-    agree()
+    sync()
     with torch.no_grad():
-        for place, tensor in zip(room, tensors, strict=True):
-            if place is not None:
+        for output, tensor in zip(outputs, tensors, strict=True):
+            if output is not None:
                 shard: Any = tensor.detach()
-                place.copy_(shard.to(place.device).full_tensor())
-    return [tensor if place is None else place for place, tensor in zip(room, tensors, strict=True)]
+                output.copy_(shard.to(output.device).full_tensor())
+    return [
+        tensor if output is None else output
+        for output, tensor in zip(outputs, tensors, strict=True)
+    ]
 
 
 def _mesh_device(tensor: Any) -> torch.device:
-    """Where the exchange happens; with CPU offload the shards lie elsewhere."""
+    """The device on which shards are gathered; with CPU offload they are stored on the CPU."""
     kind = tensor.device_mesh.device_type
     return tensor.device if tensor.device.type == kind else torch.device(kind)
 
 
 @contextlib.contextmanager
 def _without_fsdp(pl_module: nn.Module, sharded: Sequence[Any]) -> Iterator[torch.dtype | None]:
-    """Take FSDP's hooks off the modules; gives the dtype that it would compute in.
+    """Remove FSDP's hooks from the modules; yields the dtype in which FSDP would compute.
 
-    They would gather the shards again, in the place of the copies.
+    The hooks would gather the shards again and overwrite the copies.
     """
     states = {id(state): state for state in (module._get_fsdp_state() for module in sharded)}
     dtypes = [getattr(getattr(s, "_mp_policy", None), "param_dtype", None) for s in states.values()]
-    taken: list[tuple[Any, dict[int, Any]]] = []
+    removed: list[tuple[Any, dict[int, Any]]] = []
     found: set[tuple[str, int]] = set()
     try:
         for module in pl_module.modules():
@@ -216,20 +224,20 @@ def _without_fsdp(pl_module: nn.Module, sharded: Sequence[Any]) -> Iterator[torc
                 hooks = getattr(module, kind)
                 owners = {key: _owner(hook, states) for key, hook in hooks.items()}
                 if any(owner is not None for owner in owners.values()):
-                    taken.append((hooks, dict(hooks)))
+                    removed.append((hooks, dict(hooks)))
                     found |= {(kind, owner) for owner in owners.values() if owner is not None}
                     for key in [key for key, owner in owners.items() if owner is not None]:
                         del hooks[key]
         if len(found) < 2 * len(states):
             raise RuntimeError(
-                "FSDP's forward hooks were not found where this version of torch keeps them, so a "
-                "module sharded by it cannot be measured"
+                "FSDP's forward hooks were not found in this version of torch, so that a module "
+                "sharded by it cannot be measured; use DDPStrategy, or another version of torch"
             )
-        for state in states.values():  # for methods given to register_fsdp_forward_method
+        for state in states.values():  # for methods registered by register_fsdp_forward_method
             state._pre_forward = lambda module, args, kwargs: (args, kwargs)
             state._post_forward = lambda module, args, output: output
-        for module in sharded:  # models call these themselves, to gather ahead
-            module.__dict__.update(unshard=_nothing, reshard=_nothing)
+        for module in sharded:  # models may call these to prefetch parameters
+            module.__dict__.update(unshard=_no_op, reshard=_no_op)
         yield next((dtype for dtype in dtypes if dtype is not None), None)
     finally:
         for module in sharded:
@@ -238,8 +246,8 @@ def _without_fsdp(pl_module: nn.Module, sharded: Sequence[Any]) -> Iterator[torc
         for state in states.values():
             for name in ("_pre_forward", "_post_forward"):
                 vars(state).pop(name, None)
-        for hooks, before in taken:
-            hooks.clear()  # and again in their order
+        for hooks, before in removed:
+            hooks.clear()  # to keep their order
             hooks.update(before)
 
 
@@ -253,12 +261,12 @@ def _owner(hook: Any, states: Mapping[int, Any]) -> int | None:
     return None
 
 
-class _Done:
-    """What ``unshard(async_op=True)`` returns, with nothing to wait for."""
+class _CompletedHandle:
+    """The return value of ``unshard(async_op=True)``; waiting returns at once."""
 
     def wait(self) -> None:
         pass
 
 
-def _nothing(*args: Any, **kwargs: Any) -> _Done:
-    return _Done()
+def _no_op(*args: Any, **kwargs: Any) -> _CompletedHandle:
+    return _CompletedHandle()

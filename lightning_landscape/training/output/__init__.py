@@ -1,1 +1,1 @@
-"""Where measured values go: loggers, history, files."""
+"""Output of measured values: loggers, history, files."""

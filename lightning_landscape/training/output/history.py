@@ -1,4 +1,4 @@
-"""What one callback measured: its rows in memory, and on the far side of a launched process."""
+"""The rows of one callback: in memory, and from a process that was launched for the fit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pytorch_lightning import Trainer
 
 from lightning_landscape.geometry.checks import check_path
 
-_ROWS = 10_000
+_MAX_ROWS = 10_000
 
 
 class History:
     """The last 10,000 rows of one callback, oldest first.
 
-    Under ``ddp_spawn`` and ``ddp_fork`` training runs in other processes, and the callback that the
-    user holds sees none of it.  So the one in process zero writes the path of ``history.jsonl`` to
-    a small file of a name that both know, and the user's reads the rows from there.
+    Under ``ddp_spawn`` and ``ddp_fork`` training runs in other processes, with copies of the
+    callback.  So the copy in process zero writes the path of ``history.jsonl`` to a temporary file,
+    whose name both know, and the original reads the rows from there.
     """
 
     def __init__(self) -> None:
-        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
-        self._name = f"lightning_landscape-{uuid.uuid4().hex}"  # no file yet
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_MAX_ROWS)
+        self._name = f"lightning_landscape-{uuid.uuid4().hex}"  # of the temporary file
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -37,13 +37,13 @@ class History:
         self._rows.append(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All of them; fetched first if another process has measured."""
+        """All rows; read from the file first if another process has measured."""
         if not self._rows:
             self._fetch()
         return list(self._rows)
 
-    def leave_address(self, path: Path, row: dict[str, Any]) -> None:
-        """Write where the rows from ``row`` on are, for the process that launched this one."""
+    def write_address(self, path: Path, row: dict[str, Any]) -> None:
+        """Write the location of ``row`` and those after it, for the launching process."""
         if not self._address_file.exists():
             address = {"path": str(path.resolve()), "monitor": row["monitor"], "step": row["step"]}
             self._address_file.write_text(json.dumps(address))
@@ -64,13 +64,13 @@ class History:
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a ``history.jsonl``, by step; NaN where the file has null.
 
-    A run that was killed may have left a line half written, which is left out, as is a row without
-    a number for its step, and rows of steps that the resumed run measured again: of rows of one
-    callback with the same step and the same keys the last one is kept.
+    Incomplete lines, which a killed run may leave, and rows without a number for their step are
+    skipped.  Of several rows of one callback with the same step and the same keys, as a resumed run
+    may write them, the last one is used.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: ``path`` is no path.
+        TypeError: ``path`` is not a path.
     """
     check_path("read_history", "path", path, "the path of a history.jsonl")
     if not Path(path).is_file():
@@ -82,13 +82,13 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
-    """What :func:`read_history` returns, and how many lines were damaged and left out."""
+    """The rows as :func:`read_history` returns them, and the number of damaged lines skipped."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     damaged = 0
     for line in filter(None, Path(path).read_bytes().splitlines()):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # torn, perhaps in a character; ten thousand "["
+        except (ValueError, RecursionError):  # incomplete, perhaps within a character; deep nesting
             row = None
         if not isinstance(row, dict) or not _is_step(row.get("step")):
             damaged += 1
@@ -109,7 +109,7 @@ def _is_step(step: object) -> bool:
 
 
 def launched_by_another_process(trainer: Trainer) -> bool:
-    """Whether this process was started for the fit alone, by ``ddp_spawn`` or ``ddp_fork``."""
+    """Whether this process was launched for the fit only, by ``ddp_spawn`` or ``ddp_fork``."""
     # By name: there are two Lightning packages.
     kinds = type(trainer.strategy.launcher).__mro__
     return any(kind.__name__ == "_MultiProcessingLauncher" for kind in kinds)

@@ -1,8 +1,8 @@
-"""What each kind of logger takes besides scalars: images and text, in the client's own words.
+"""Images and text for each kind of logger, through the API of its client library.
 
-A kind is known by the name of its class or of one above it, for there are two Lightning packages,
-and no client library is imported here.  A logger of another kind is known by what it can do.
-Whatever a client raises is for the caller to catch, and what it returns is not looked at.
+The kind is found by the name of the class or of one of its bases, because there are two Lightning
+packages; no client library is imported here.  For other loggers it depends on their methods.
+Exceptions of a client are left to the caller, and its return values are ignored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def show_image(logger: Any, tag: str, image: Image, step: int) -> bool:
-    """Hand over ``image`` (height, width, 3); False where the logger takes none.
+    """Log ``image`` (height, width, 3); False if the logger does not accept images.
 
-    Besides the kinds known by name: an ``experiment`` with TensorBoard's ``add_image``, or a
-    logger with ``log_image(key, images, step=...)`` as Lightning's W&B logger has it.
+    Apart from the kinds known by name, it needs an ``experiment`` with TensorBoard's ``add_image``
+    or a method ``log_image(key, images, step=...)`` as in Lightning's W&B logger.
     """
     kind = _kind(logger)
     writer = writer_of(logger)
@@ -34,7 +34,7 @@ def show_image(logger: Any, tag: str, image: Image, step: int) -> bool:
         _IMAGES[kind](logger, tag, image, step)
     elif callable(getattr(writer, "add_image", None)):
         _tensorboard_image(logger, tag, image, step)
-    elif kind not in _NOTHING and callable(getattr(logger, "log_image", None)):
+    elif kind not in _DUMMIES and callable(getattr(logger, "log_image", None)):
         _wandb_image(logger, tag, image, step)
     else:
         return False
@@ -42,7 +42,7 @@ def show_image(logger: Any, tag: str, image: Image, step: int) -> bool:
 
 
 def show_text(logger: Any, tag: str, text: str, step: int) -> bool:
-    """Hand over a line of text; False where the logger takes none."""
+    """Log a line of text; False if the logger does not accept text."""
     kind = _kind(logger)
     writer = writer_of(logger)
     if kind in _TEXTS:
@@ -55,68 +55,70 @@ def show_text(logger: Any, tag: str, text: str, step: int) -> bool:
 
 
 def writer_of(logger: Any) -> Any:
-    """The client's own object; None where there is none, or one that only pretends."""
-    return None if _kind(logger) in _NOTHING else getattr(logger, "experiment", None)
+    """The client's own object; None for a dummy logger or one without it."""
+    return None if _kind(logger) in _DUMMIES else getattr(logger, "experiment", None)
 
 
 def prefix_of(logger: Any) -> str:
-    """What Lightning puts before the names of scalars: the logger's own ``prefix``."""
+    """The logger's ``prefix``, which Lightning prepends to the names of scalars."""
     prefix = getattr(logger, "_prefix", None)
-    joint = getattr(logger, "LOGGER_JOIN_CHAR", None)
-    return f"{prefix}{joint}" if isinstance(prefix, str) and prefix and joint else ""
+    separator = getattr(logger, "LOGGER_JOIN_CHAR", None)
+    return f"{prefix}{separator}" if isinstance(prefix, str) and prefix and separator else ""
 
 
 def folder_of(logger: Any, root: str) -> Path:
-    """Where the files of this logger's run lie; ``root`` where it has no save directory.
+    """The directory of this logger's run; ``root`` if it has no save directory.
 
-    TensorBoard and CSV make a folder for each run; for others this is ``<name>/<version>`` in the
-    save directory, where Lightning's ``ModelCheckpoint`` writes too.  Two W&B runs in one directory
-    would otherwise mix, and MLflow would take our folder for an experiment of its own.
+    TensorBoard and CSV loggers make a directory for each run.  For others it is
+    ``<name>/<version>`` in the save directory, to which Lightning's ``ModelCheckpoint`` writes too.
+    Otherwise two W&B runs in one directory would share their files, and MLflow would list our
+    folder as an experiment.
 
-    A folder of this machine, for the files are appended to and read again: where the save directory
-    is a URL (``s3://...``), ``<name>/<version>`` in ``root``, or in the working directory where
-    that is one too; which is said.
+    It is a local directory, because files are appended to and read again.  If the save directory is
+    a URL (``s3://...``), it is ``<name>/<version>`` in ``root``, or in the working directory if
+    ``root`` is a URL too, with a warning.
 
-    What leads out of the save directory is not followed, and a logger that fails is no reason to
-    fail: the files go to the last place that is known then, which is said.
+    A path that leaves the save directory is not used, and an error of the logger is not raised: the
+    last known directory is used instead, with a warning.
     """
-    place: str | Path = root
+    location: str | Path = root
     folder = _local(root) or Path.cwd()
     try:
         own = _kind(logger) in ("TensorBoardLogger", "CSVLogger")
         save_dir = logger.log_dir if own else getattr(logger, "save_dir", None)
         if isinstance(save_dir, (str, Path)):
-            place = save_dir
-            here = _local(save_dir)
-            folder = here or folder
-            if here is None or not own:
+            location = save_dir
+            local_dir = _local(save_dir)
+            folder = local_dir or folder
+            if local_dir is None or not own:
                 folder = _inside(folder, logger.name, logger.version)
     except Exception as error:  # whatever a logger raises
         rank_zero_warn(
-            f"{type(logger).__name__} does not tell the folder of its run "
-            f"({type(error).__name__}: {error}); history.jsonl and landscape/ go to {str(folder)!r}"
+            f"{type(logger).__name__} gives no directory for its run "
+            f"({type(error).__name__}: {error}); history.jsonl and landscape/ are written to "
+            f"{str(folder)!r}; pass a logger with a save_dir to write them elsewhere"
         )
         return folder
-    if _local(place) is None:
+    if _local(location) is None:
         rank_zero_warn(
-            f"{place} is not a directory of this machine: history.jsonl and landscape/ go to "
-            f"{str(folder)!r}; keep them if this machine is gone after the run"
+            f"{location} is not a directory of this machine: history.jsonl and landscape/ are "
+            f"written to {str(folder)!r}; copy them if this machine is deleted after the run"
         )
     return folder
 
 
-def _local(place: str | Path) -> Path | None:
-    """As a path; None for a URL that is not one of a file."""
-    scheme, is_url, path = str(place).partition("://")
+def _local(location: str | Path) -> Path | None:
+    """``location`` as a path; None for a URL that does not name a local file."""
+    scheme, is_url, path = str(location).partition("://")
     if not is_url:
-        return Path(place)
+        return Path(location)
     return Path(path) if scheme in ("file", "local") else None
 
 
 def _inside(save_dir: Path, name: Any, version: Any) -> Path:
     if isinstance(version, int):
         version = f"version_{version}"
-    # An absolute part replaces all before it.
+    # An absolute part replaces all parts before it.
     path = Path(os.path.normpath(save_dir.joinpath(*(str(p) for p in (name, version) if p))))
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(save_dir)):
         raise ValueError(
@@ -138,8 +140,8 @@ def _tensorboard_text(logger: Any, tag: str, text: str, step: int) -> None:
 
 
 # -- Weights & Biases -------------------------------------------------------------------------
-# Never with a step of W&B's own, which may not fall: the label is Lightning's trainer/global_step,
-# a value in the row and the x axis of all charts.  It may.
+# Without W&B's own step, which must not decrease.  The label is trainer/global_step, as in
+# Lightning: a value in the row and the x axis of all charts, which may decrease.
 
 
 def _wandb_image(logger: Any, tag: str, image: Image, step: int) -> None:
@@ -164,7 +166,7 @@ def _mlflow_text(logger: Any, tag: str, text: str, step: int) -> None:
 
 
 def _mlflow_name(name: str) -> str:
-    """What Lightning makes of the names of scalars: other letters are refused."""
+    """The name as Lightning converts it for scalars: MLflow rejects other characters."""
     return re.sub(r"[^a-zA-Z0-9_/. -]+", "", name)
 
 
@@ -179,7 +181,7 @@ def _comet_text(logger: Any, tag: str, text: str, step: int) -> None:
     logger.experiment.log_text(f"{tag}: {text}", step=step)
 
 
-# -- which is which ---------------------------------------------------------------------------
+# -- kinds of loggers -------------------------------------------------------------------------
 
 _IMAGES: dict[str, Callable[[Any, str, Image, int], None]] = {
     "TensorBoardLogger": _tensorboard_image,
@@ -193,12 +195,12 @@ _TEXTS: dict[str, Callable[[Any, str, str, int], None]] = {
     "MLFlowLogger": _mlflow_text,
     "CometLogger": _comet_text,
 }
-# Answers to every name, and does nothing.
-_NOTHING = ("DummyLogger",)
-_KNOWN = {*_IMAGES, *_NOTHING, "CSVLogger"}
+# Their ``experiment`` has every attribute, and does nothing.
+_DUMMIES = ("DummyLogger",)
+_KNOWN = {*_IMAGES, *_DUMMIES, "CSVLogger"}
 
 
 def _kind(logger: Any) -> str:
-    """The name of the known class that this is one of, or an empty string."""
+    """The name of the known class that ``logger`` is an instance of, or an empty string."""
     names = (kind.__name__ for kind in type(logger).__mro__)
     return next((name for name in names if name in _KNOWN), "")

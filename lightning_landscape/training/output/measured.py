@@ -1,4 +1,4 @@
-"""What one callback found in one round."""
+"""The result of one measurement, and its validation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Measured:
-    """What one callback found in one round.
+    """The result of one measurement.
 
     Attributes:
-        values: scalars under their full keys; logged everywhere.
-        facts: plain values that only the history keeps.
+        values: scalars under their full keys, for all loggers and the history.
+        facts: plain values for the history only.
         before: scalars of the weights before the last step.
         pictures: tag -> a function that draws it.
         files: file name -> a function that writes it.
-        surfaces: tag -> a function that makes a surface in space.
-        drawings: the cost of a picture or a file of the whole run, in ordinary pictures; 1 where it
-            is missing.
+        surfaces: tag -> a function that makes a 3D surface.
+        drawings: tag or file name -> the cost of a picture or a file of the whole run, in units of
+            one ordinary picture; 1 if missing.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -40,11 +40,11 @@ class Measured:
 
 
 def validated(measured: object, prefix: str) -> Measured:
-    """``measured`` with plain numbers for values, if it is what a callback ``prefix`` may return.
+    """``measured`` with plain numbers for values, if the callback ``prefix`` may return it.
 
     Raises:
-        TypeError: no ``Measured``, or a value that is not a number.
-        ValueError: a key that does not begin with the prefix, or a tensor with several entries.
+        TypeError: not a ``Measured``, or a value that is not a number.
+        ValueError: a key that does not begin with the prefix.
     """
     if not isinstance(measured, Measured):
         raise TypeError(

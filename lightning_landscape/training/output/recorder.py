@@ -1,4 +1,4 @@
-"""Where measured values go: loggers, ``callback_metrics``, files beside the logs."""
+"""Writes measured values to loggers, ``callback_metrics`` and files beside the logs."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ if TYPE_CHECKING:
     from lightning_landscape.figures.surface import Surface
 
 HISTORY_FILE = "history.jsonl"
-FOLDER = "landscape"  # pictures, slices and the probe, inside the log directory
+FOLDER = "landscape"  # in the log directory: pictures, slices and the probe
 
-# Custom scalars match tags by regular expressions from the start, hence the closing "$".
 _LAYOUT_TAG = b"custom_scalars__config__"
 
 
 class Recorder:
-    """Writes for all callbacks of one run; a logger or a disk that fails never fails the run."""
+    """Writes for all callbacks of one run; errors of loggers and disks become warnings."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._complaints: set[str] = set()
-        self.log_dir = _log_dir(trainer)  # a collective call: on every rank, here and now
+        self._reported: set[str] = set()
+        self.log_dir = _log_dir(trainer)  # a collective call, so on every rank
         self._writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
-        self._fresh = True
+        self._before_first_row = True
 
     @property
     def history_file(self) -> Path:
@@ -58,18 +57,18 @@ class Recorder:
         return self.log_dir / FOLDER
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """To every logger, labelled ``step``."""
+        """Log scalars to every logger, with the label ``step``."""
         self._each_logger(lambda logger: logger.log_metrics(dict(values), step=step))
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """To the loggers that take text."""
+        """Log a text to the loggers that accept text."""
         if self._writes:
             self._each_logger(lambda logger: show_text(logger, tag, text, step))
 
     def row(self, row: Mapping[str, Any], *, continued: bool) -> None:
-        """Append one row to ``history.jsonl``; a new run does not add to an old one's file.
+        """Append one row to ``history.jsonl``; the file of another run is renamed first.
 
-        Strict JSON, so null stands for NaN and infinity; ``read_history`` gives NaN back.
+        Strict JSON, with null for NaN and infinity; ``read_history`` reads it as NaN.
         """
         if not self._writes:
             return
@@ -77,23 +76,23 @@ class Recorder:
 
         def write() -> None:
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            if self._fresh and not continued and path.exists():
-                _set_aside(path)
-            self._fresh = False
+            if self._before_first_row and not continued and path.exists():
+                _rename_old(path)
+            self._before_first_row = False
             line = json.dumps(_finite(row), allow_nan=False) + "\n"
             with path.open("ab") as file:
-                torn = _ends_torn(path)  # what a run that was killed, or a full disk, left
-                file.write(("\n" if torn else "").encode() + line.encode())
+                incomplete = _ends_in_incomplete_line(path)  # after a kill, or on a full disk
+                file.write(("\n" if incomplete else "").encode() + line.encode())
 
         self.guarded(HISTORY_FILE, write)
 
     def file(self, name: str, write: Callable[[Path], None]) -> None:
-        """``write(path)`` into the folder beside the logs, on rank zero."""
+        """Write a file into the folder beside the logs, on rank zero."""
         if self._writes:
-            self.share(name, write)
+            self.file_on_this_rank(name, write)
 
-    def share(self, name: str, write: Callable[[Path], None]) -> None:
-        """``write(path)`` into the folder beside the logs, on this rank."""
+    def file_on_this_rank(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file into the folder beside the logs, on this rank."""
 
         def into_folder() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +106,7 @@ class Recorder:
         self.guarded(name, into_folder)
 
     def picture(self, tag: str, draw: Callable[[], Figure], step: int) -> None:
-        """To the loggers that take images; as a PNG beside the logs where none does."""
+        """Log a picture to the loggers that accept images; if none does, write a PNG."""
         if self._writes:
             self.guarded(tag, lambda: self._show(tag, draw, step), "drawn")
 
@@ -118,7 +117,7 @@ class Recorder:
         shown: list[str] = []
 
         def add(logger: Any) -> None:
-            if show_image(logger, tag, image.copy(), step):  # it may write into it
+            if show_image(logger, tag, image.copy(), step):  # the logger may modify it
                 shown.append(tag)
 
         self._each_logger(add)
@@ -129,7 +128,7 @@ class Recorder:
             self.file(name, lambda path: imsave(path, image))
 
     def mesh(self, tag: str, make: Callable[[], Surface], step: int) -> None:
-        """To TensorBoard's mesh plugin; other loggers take none."""
+        """Log a 3D surface to TensorBoard's mesh plugin, and to no other logger."""
         from lightning_landscape.figures.surface import VIEW
 
         def add(logger: Any) -> None:
@@ -144,7 +143,7 @@ class Recorder:
             self._each_logger(add)
 
     def layout(self, charts: Mapping[str, Mapping[str, list[Any]]]) -> None:
-        """One custom-scalars page per TensorBoard writer, unless the user made one."""
+        """Add a custom-scalars page to each TensorBoard writer that has none."""
 
         def add(logger: Any) -> None:
             writer = writer_of(logger)
@@ -153,8 +152,8 @@ class Recorder:
             writer.flush()
             if any(_LAYOUT_TAG in path.read_bytes() for path in _event_files(writer)):
                 rank_zero_warn(
-                    "this TensorBoard run has a custom-scalars layout already, which allows no "
-                    "second one: the chart of the eigenvalue and its edge is left out"
+                    "this TensorBoard run has a custom-scalars layout already and cannot have a "
+                    "second one: the charts of lightning_landscape are not added"
                 )
                 return
             writer.add_custom_scalars(_prefixed_charts(logger, charts))
@@ -165,9 +164,9 @@ class Recorder:
     def metrics(
         self, pl_module: LightningModule, values: Mapping[str, float], prog_bar: bool
     ) -> None:
-        """To ``trainer.callback_metrics``, on every rank.
+        """Set ``trainer.callback_metrics``, on every rank.
 
-        Not to the loggers: Lightning would repeat the last value there at every step.
+        Without the loggers, to which Lightning would log the last value again at every step.
         """
         for key, value in values.items():
             pl_module.log(
@@ -177,36 +176,36 @@ class Recorder:
                 on_step=True,
                 on_epoch=False,
                 prog_bar=prog_bar,
-                batch_size=1,  # no average is taken; a dataloader_iter step must say one
+                batch_size=1,  # unused without averages, but required with dataloader_iter
             )
 
     def _each_logger(self, action: Callable[[Any], object]) -> None:
         kinds = [type(logger).__name__ for logger in self._trainer.loggers]
         for index, (kind, logger) in enumerate(zip(kinds, self._trainer.loggers, strict=True)):
-            named = kind if kinds.count(kind) == 1 else f"{kind}, trainer.loggers[{index}],"
-            self.guarded(named, partial(action, logger), whose=f"logger {index}")
+            name = kind if kinds.count(kind) == 1 else f"{kind}, trainer.loggers[{index}],"
+            self.guarded(name, partial(action, logger), source=f"logger {index}")
 
     def guarded(
-        self, what: str, act: Callable[[], object], done: str = "written", whose: str = ""
+        self, what: str, act: Callable[[], object], done: str = "written", source: str = ""
     ) -> None:
-        """``act()``; a fault never leaves here, and is told once for ``whose`` or for ``what``."""
+        """Call ``act``; an exception becomes a warning, once for each ``source`` or ``what``."""
         try:
             act()
-        except Exception as error:  # whatever a logger or a disk raises: the run goes on
-            # The same file of another step is no news.
-            known = whose or re.sub(r"\d+", "#", what)
-            if known not in self._complaints:
-                self._complaints.add(known)
-                remedy = "; make room, or give the logger a directory that can be written"
+        except Exception as error:  # whatever a logger or a disk raises
+            # One warning for the same file at all steps.
+            known = source or re.sub(r"\d+", "#", what)
+            if known not in self._reported:
+                self._reported.add(known)
+                remedy = "; free disk space, or pass the logger a directory that can be written"
                 warnings.warn(
                     f"{what} could not be {done} ({type(error).__name__}: {error})"
-                    f"{remedy if _of_the_disk(error) else ''}; training and measuring go on",
+                    f"{remedy if _is_disk_error(error) else ''}; training and measuring continue",
                     stacklevel=2,
                 )
 
 
-def _of_the_disk(error: Exception) -> bool:
-    """Not of the network, whose errors are OSErrors too: without a number, or of these kinds."""
+def _is_disk_error(error: Exception) -> bool:
+    """Whether it is an OSError of the disk.  Network errors are OSErrors too."""
     network = isinstance(error, (ConnectionError, TimeoutError))
     return isinstance(error, OSError) and not network and (error.errno or 0) > 0
 
@@ -215,7 +214,7 @@ def _log_dir(trainer: Trainer) -> Path:
     """The folder of this run, the same on every process."""
     folder = ""
     if trainer.is_global_zero:
-        with preserve_rng_state():  # a logger may choose the name of its run only now
+        with preserve_rng_state():  # a logger may draw the name of its run at this point
             logger = trainer.loggers[0] if trainer.loggers else None
             folder = str(folder_of(logger, trainer.default_root_dir))
     return Path(trainer.strategy.broadcast(folder))
@@ -224,7 +223,7 @@ def _log_dir(trainer: Trainer) -> Path:
 def _prefixed_charts(
     logger: Any, charts: Mapping[str, Mapping[str, list[Any]]]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Under the prefix of the logger; tags are regular expressions here."""
+    """The charts with the logger's prefix before their tags, which are regular expressions."""
     prefix = re.escape(prefix_of(logger))
     return {
         page: {
@@ -235,13 +234,13 @@ def _prefixed_charts(
 
 
 def _finite(value: Any) -> Any:
-    """With null for NaN and the infinities, which JSON does not have."""
+    """``value`` with None for NaN and infinity, which JSON does not support."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ends_torn(path: Path) -> bool:
+def _ends_in_incomplete_line(path: Path) -> bool:
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
@@ -254,7 +253,7 @@ def _event_files(writer: Any) -> list[Path]:
     return list(Path(folder).glob("events.out.tfevents.*")) if folder else []
 
 
-def _set_aside(path: Path) -> None:
+def _rename_old(path: Path) -> None:
     number = 1
     while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""What one run has saved beside its logs, found again at its end."""
+"""Finds and loads the files that a run has saved beside its logs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TypeVar
 _Saved = TypeVar("_Saved")
 
 
-def saved_files(folder: Path, stem: str, mine: Callable[[int], bool]) -> dict[int, Path]:
-    """Step -> ``<stem>-step00000120.npz``, in order, of the steps that are ``mine``."""
+def saved_files(folder: Path, stem: str, is_own: Callable[[int], bool]) -> dict[int, Path]:
+    """Step -> ``<stem>-step00000120.npz``, sorted, of the steps for which ``is_own`` is true."""
     name = re.compile(re.escape(stem) + r"-step(\d+)\.npz")
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := name.fullmatch(path.name)) and mine(int(match[1])):
+        if (match := name.fullmatch(path.name)) and is_own(int(match[1])):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
@@ -23,16 +23,16 @@ def saved_files(folder: Path, stem: str, mine: Callable[[int], bool]) -> dict[in
 def load_evenly(
     files: Sequence[Path], load: Callable[[Path], _Saved], most: int
 ) -> dict[Path, _Saved]:
-    """At most ``most`` of them, evenly chosen; one that cannot be loaded is passed over.
+    """Load at most ``most`` files, evenly spaced; those that cannot be loaded are skipped.
 
     No more than ``most`` are in memory at a time.
     """
     from lightning_landscape.figures.data import evenly
 
-    left = list(files)
+    remaining = list(files)
     loaded: dict[Path, _Saved] = {}
     while True:
-        chosen = [left[index] for index in evenly(len(left), most)]
+        chosen = [remaining[index] for index in evenly(len(remaining), most)]
         loaded = {path: loaded[path] for path in chosen if path in loaded}
         damaged = set()
         for path in chosen:
@@ -43,4 +43,4 @@ def load_evenly(
                     damaged.add(path)
         if not damaged:
             return {path: loaded[path] for path in chosen}
-        left = [path for path in left if path not in damaged]
+        remaining = [path for path in remaining if path not in damaged]
