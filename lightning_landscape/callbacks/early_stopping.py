@@ -14,6 +14,7 @@ from lightning_landscape.training.bookkeeping import usable_state
 from lightning_landscape.training.hooks import EVERY_BATCH, disable_hooks, enable_hooks
 from lightning_landscape.training.lightning_packages import Callback, misconfiguration
 from lightning_landscape.training.monitor import Monitor
+from lightning_landscape.training.run_token import run_token
 
 
 class SharpnessEarlyStopping(Callback):
@@ -88,6 +89,7 @@ class SharpnessEarlyStopping(Callback):
         self._pending: tuple[int, str] | None = None  # decided before the Trainer's minimum
         self._warned = False  # of the present crossing
         self._warned_of_missing = False
+        self._run: str | None = None  # token of the run that it watches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the callback that logs the key."""
@@ -107,6 +109,11 @@ class SharpnessEarlyStopping(Callback):
                     else "add a HessianMonitor, for example"
                 ),
             )
+        token = run_token(trainer, pl_module)
+        if self._run not in (None, token):  # a second Trainer; a checkpoint is loaded after this
+            self.wait_count, self.stopped_step, self.stopping_reason = 0, None, ""
+            self._pending, self._warned = None, False
+        self._run = token
         listeners = source._bookkeeping.listeners
         if self not in listeners:
             listeners.append(self)

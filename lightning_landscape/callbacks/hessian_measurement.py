@@ -212,6 +212,11 @@ class HessianMeasurement(Monitor):
             measured.files[name] = density.save
             measured.pictures[self.key("density")] = partial(draw_density, density, label)
 
+    def start_anew(self) -> None:
+        """Drop everything of the last run."""
+        super().start_anew()
+        self._product_seconds = self._checked_at = None
+
     def reset_warm_start(self) -> None:
         """Drop warm starts: after a failure they may differ between processes."""
         self._solver.reset()

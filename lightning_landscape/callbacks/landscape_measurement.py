@@ -174,6 +174,11 @@ class LandscapeMeasurement(Monitor):
         wanted, taken = getattr(self._full, part), getattr(self._points, part)
         return {} if taken == wanted else {"coarse": {"wanted": wanted, "taken": taken}}
 
+    def start_anew(self) -> None:
+        """Drop everything of the last run, and its colour scale."""
+        super().start_anew()
+        self._scales.clear()
+
     def reset_warm_start(self) -> None:
         """Drop warm starts: after a failure they may differ between processes."""
         self._axes.reset_warm_start()

@@ -28,7 +28,7 @@ FLOOR = 1e-3
 # The search outside: weights of a random vector and of the hint in its start, and the maximum
 # number of products after the first.
 _RANDOM, _HINT = 0.6, 1.0
-_MOST_SEARCHES = 6
+_MOST_SEARCHES = 3
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2

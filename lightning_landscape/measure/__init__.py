@@ -140,6 +140,8 @@ def measure(
     chosen = _callbacks(callbacks, probe_samples, loss_fn)
     monitors = [callback for callback in chosen if isinstance(callback, Monitor)]
     known = {id(monitor): len(monitor.history) for monitor in monitors}
+    for monitor in monitors:
+        monitor._bookkeeping.run = None  # not a new run of these callbacks
 
     offline = Offline(saved, progress=progress, source=f"measure(data={data!r:.80})")
     if not built.training:

@@ -42,6 +42,8 @@ class Bookkeeping:
         seconds_spent: seconds of all its measurements.
         last_seconds: seconds of its last measurement; None before the first.
         last_measured_step: the step of its last measurement.
+        last_history: the rows of the run before, in a second Trainer.
+        run: token of the run that it measures; None before the first.
         disabled: whether it has stopped measuring.
         resumed: whether its state was loaded from a checkpoint.
         resumed_after: the last measured step of the run before; -1 without one.
@@ -60,6 +62,8 @@ class Bookkeeping:
     seconds_spent: float = 0.0
     last_seconds: float | None = None
     last_measured_step: int | None = None
+    last_history: History | None = None
+    run: str | None = None
     disabled: bool = False
     resumed: bool = False
     resumed_after: int = -1

@@ -16,6 +16,7 @@ from lightning_landscape.training.hooks import (
 from lightning_landscape.training.isolation.sharding import refuse_tensor_parallel
 from lightning_landscape.training.lightning_packages import Callback, misconfiguration
 from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.run_token import run_token
 from lightning_landscape.training.session import Session
 
 # Names, because there are two Lightning packages; subclasses, e.g. those of Ray, are included.
@@ -88,11 +89,25 @@ class Monitor(Quantity, Callback):
                 f"fit on one device",
             )
         enable_hooks(self)  # an exception may have ended another fit
+        for monitor in monitors:  # before the first one opens the session
+            monitor._continue_or_start_anew(trainer, pl_module)
         self._trainer = trainer
         leads = self._leads(trainer)
         self._session = Session(trainer, monitors, self._watch_batches) if leads else None
         used = {BATCH_START, BATCH_END} if leads else set()
         disable_hooks(self, [hook for hook in EVERY_BATCH if hook not in used], Monitor)
+
+    def _continue_or_start_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In a second Trainer or with another module start anew.
+
+        Where a checkpoint is resumed, its state is loaded after this, and the history continues.
+        """
+        token, last = run_token(trainer, pl_module), self._bookkeeping.run
+        if last not in (None, token):
+            self.start_anew()
+        bookkeeping, present = self._bookkeeping, trainer.callbacks  # type: ignore[attr-defined]
+        bookkeeping.run = token
+        bookkeeping.listeners = [one for one in bookkeeping.listeners if one in present]
 
     def _check_trainer(self, trainer: Trainer) -> None:
         owner, other = type(self).__name__, self._trainer

@@ -17,7 +17,7 @@ from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.bookkeeping import LOSS, VALIDATION
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import ProbeBatch
-from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.data.probe import Probe, probe_of
 from lightning_landscape.training.data.stored import StoredProbe
 from lightning_landscape.training.output.recorder import Recorder
 from lightning_landscape.training.quantity import Quantity
@@ -44,12 +44,9 @@ class Probes:
             if LOSS in probes and probes[LOSS].complete:
                 continue  # a second fit continues with the same data
             given = quantity.probe
-            if isinstance(given, Probe):
-                probes[LOSS] = given
-                continue
             key = (None, quantity.probe_samples) if given is None else id(given)
             if key not in shared:
-                shared[key] = Probe(given, quantity.probe_samples)
+                shared[key] = probe_of(given, quantity.probe_samples)
             probes[LOSS] = shared[key]
 
     # -- start of the fit -----------------------------------------------------------------------

@@ -247,6 +247,22 @@ class Quantity:
     def reset_warm_start(self) -> None:
         """Drop all warm starts; called on all processes after a failed measurement."""
 
+    def start_anew(self) -> None:
+        """Drop everything of the last run: this fit has another Trainer or another module."""
+        last = self._bookkeeping
+        for probe in last.probes.values():
+            probe.start_anew()
+        self._bookkeeping = Bookkeeping(
+            Schedule(self.every_n_train_steps, self.every_n_epochs),
+            probes={r: probe for r, probe in last.probes.items() if r != LOSS or probe.complete},
+            stored=last.stored,
+            listeners=last.listeners,
+            last_history=last.history,
+        )
+        for stored in last.stored.values():
+            stored.entry = None
+        self.reset_warm_start()
+
     def check_parameters(self, names: Sequence[str]) -> None:
         """Raise if an argument matches none of the module's parameters."""
         for pattern in self.parameters or ():
@@ -367,6 +383,8 @@ class Quantity:
         bookkeeping.skipped = state_dict["skipped"]
         bookkeeping.stored[LOSS].entry = state_dict.get("probe")
         bookkeeping.resumed = True
+        if bookkeeping.last_history is not None:  # of a second Trainer that resumes the run
+            bookkeeping.history, bookkeeping.last_history = bookkeeping.last_history, None
         bookkeeping.resumed_after = (
             -1 if bookkeeping.schedule.last_step is None else bookkeeping.schedule.last_step
         )

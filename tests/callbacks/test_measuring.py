@@ -527,16 +527,6 @@ def test_values_in_the_progress_bar(tmp_path):
     )
 
 
-def test_callbacks_used_for_a_second_run(tmp_path):
-    """They measure again from its first step, on the same probe."""
-    monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None, probe_samples=4)
-    train(Quartic, ones, [monitor], tmp_path / "a")
-    probe = monitor.loss.probe
-    train(Quartic, ones, [monitor], tmp_path / "b")
-    assert monitor.loss.probe is probe
-    assert steps(monitor) == [1, 6, 11, 16] * 2
-
-
 class Once(torch.autograd.Function):
     """A kernel whose backward has no backward."""
 

@@ -38,6 +38,7 @@ class Probe:
         check_source("Probe", "source", source)
         self.source = source
         self.samples = check_count("", "samples", samples)
+        self.internal = False  # made by a callback, not by the user
         self.batches: list[ProbeBatch] = []
         self.complete = False
         self.closed = False  # this process adds no more batches
@@ -84,6 +85,14 @@ class Probe:
                 + "; pass a DataLoader or a list with one batch at least"
             )
         self.complete = True
+
+    def start_anew(self) -> None:
+        """Remove the batches before another run, unless the user shares the probe between runs.
+
+        What came from an iterator cannot be read again and is kept.
+        """
+        if self.internal and not isinstance(self.source, Iterator):
+            self.clear()
 
     def clear(self) -> None:
         """Remove all batches."""
@@ -166,7 +175,11 @@ Source = DataLoader[Any] | Probe | Any
 
 def probe_of(source: Source, samples: int) -> Probe:
     """``source`` if it is a probe, else a new probe of it."""
-    return source if isinstance(source, Probe) else Probe(source, samples)
+    if isinstance(source, Probe):
+        return source
+    probe = Probe(source, samples)
+    probe.internal = True
+    return probe
 
 
 def _batches_of(source: Any) -> Iterator[Any]:
