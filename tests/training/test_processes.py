@@ -67,8 +67,8 @@ def test_a_sum_and_what_is_gathered(monkeypatch):
     ("status", "reason"),
     [
         (FAILED, "it failed on another process"),
-        (of_size(3), "the processes went different ways"),
-        (DONE, "the processes went different ways"),
+        (of_size(3), "the processes took different branches"),
+        (DONE, "the processes took different branches"),
     ],
 )
 def test_no_data_are_sent_unless_all_are_about_to(status, reason, monkeypatch):
