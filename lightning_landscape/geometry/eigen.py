@@ -33,9 +33,6 @@ _MOST_VECTORS, _MOST_ENTRIES = 16, 2**30
 # Seeds reserved for one solution, so that a warm-started one draws other random vectors.
 _DRAWS = 1000
 
-# Products of the search outside the kept vectors, after the first: every second solution ends it.
-_LONG_SEARCH, _SHORT_SEARCH = 6, 1
-
 
 @dataclass(frozen=True)
 class EigenResult:
@@ -130,8 +127,7 @@ def top_eigenvalues(
 
     Each solution also searches outside the vectors that it was started from: along the last vector
     of the previous search, a random vector and the hint, and then along every Ritz vector whose
-    value plus three residuals exceeds the wanted one, for up to
-    7 products at every second solution and 2 at the others.  Limitation: an
+    value plus three residuals exceeds the wanted one, for up to 3 products.  Limitation: an
     eigenvalue that has grown since the last solution, in a part of the network that is decoupled
     from all kept vectors, may be found one solution late; benchmarks/blindness.py measures how
     often.
@@ -182,7 +178,6 @@ def top_eigenvalues(
         outside=_flat(layout, None if previous is None else previous.outside),
         hint=_flat(layout, hint, half),
         random=random_start,
-        most_searches=_LONG_SEARCH if warm_starts % 2 == 0 else _SHORT_SEARCH,
     )
     tolerance = Tolerance(tol, rtol)
     with flat_products(objective, layout) as product:

@@ -28,6 +28,7 @@ FLOOR = 1e-3
 # The search outside: weights of a random vector and of the hint in its start, and the maximum
 # number of products after the first.
 _RANDOM, _HINT = 0.6, 1.0
+_MOST_SEARCHES = 3
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2
@@ -63,14 +64,12 @@ class Start:
         outside: the last vector of the previous search outside them.
         hint: a vector that may contain a new direction, e.g. the gradient.
         random: index -> random vector.
-        most_searches: products of the search at most, beside the first one.
     """
 
     kept: Sequence[Tensor]
     outside: Tensor | None
     hint: Tensor | None
     random: Callable[[int], Tensor]
-    most_searches: int
 
     def search(self, known: Tensor) -> Tensor:
         """The start of the search outside the rows of ``known``."""
@@ -144,7 +143,7 @@ def lanczos(
             elif searches == 0:
                 searching = True
                 continue
-            elif state.hidden is not None and searches <= start.most_searches:
+            elif state.hidden is not None and searches <= _MOST_SEARCHES:
                 searches, grown = searches + 1, space.grow(state.residual(state.hidden))
             else:
                 break

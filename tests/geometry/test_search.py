@@ -51,17 +51,19 @@ def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
     assert off <= 1
 
 
-def test_a_solution_without_a_search_does_not_claim_one():
-    matrix = symmetric(spread([5.0, 4.0], 60))
-    start = top_eigenvalues(Matrix(matrix), tol=1e-6)
-    assert start.checked
+@pytest.mark.parametrize(("second", "ends"), [(0.5, True), (4.9, False)])
+def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
+    """It has three products: enough where all else is far below, and not in a crowd."""
+    others = torch.linspace(-second, second, 59, dtype=torch.float64).tolist()
+    matrix = symmetric([5.0, *others])
+    start = top_eigenvalues(Matrix(matrix), tol=1e-6, max_hvps=60)
     same = top_eigenvalues(Matrix(matrix), init=start, max_hvps=1)
     assert same.converged
-    assert not same.checked
-    # Every second solution has the products to end a search.
+    assert not same.checked  # no product was left for one
     later = top_eigenvalues(Matrix(matrix), init=start, max_hvps=20)
-    assert later.hvps <= 4
-    assert top_eigenvalues(Matrix(matrix), init=later, max_hvps=20).checked
+    assert later.converged
+    assert later.hvps <= 5
+    assert later.checked is ends
 
 
 def test_two_equal_solutions_draw_other_random_vectors():
