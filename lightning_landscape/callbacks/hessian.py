@@ -185,6 +185,7 @@ class HessianMonitor(HessianMeasurement):
         self.update_curvature = update_curvature
         self.needs_batch = batch_edge_ratio
         self.needs_update = update_curvature
+        self.needs_clipping = True
         self.tags = (
             "top_eigenvalue",
             *(f"eigenvalue_{i}" for i in range(2, k + 1)),
@@ -194,6 +195,7 @@ class HessianMonitor(HessianMeasurement):
             "edge_ratio",
             "preconditioned_eigenvalue",
             "inactive_share",
+            "clipped_share",
             *(("min_eigenvalue",) if min_eigenvalue else ()),
             *(("trace", "trace_stderr", "frobenius") if trace_samples else ()),
             *(("batch_edge_ratio",) if batch_edge_ratio else ()),

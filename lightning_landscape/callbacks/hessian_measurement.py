@@ -62,6 +62,10 @@ class HessianMeasurement(Monitor):
         values[self.key("residual")] = float(result.residuals[0])
         for index in range(1, self.k):
             self._add(measured, f"eigenvalue_{index + 1}", result, index)
+        if (clipped := this_round.clipped_share()) is not None:
+            values[self.key("clipped_share")] = clipped
+        if altered := this_round.altered_gradient(self):
+            measured.facts["altered_gradient"] = altered
         self._add_edge(measured, this_round, objective, result)
         self._add_spectrum(objective, measured, this_round)
         if self.update_curvature and this_round.has_step(self, self.key("update_curvature")):
@@ -96,7 +100,7 @@ class HessianMeasurement(Monitor):
             started = this_round.clock()
             objective.gradient()
             seconds = _GRADIENTS_PER_PRODUCT * (this_round.clock() - started)
-            edge = edge_of(this_round, objective, 1.0, self.warn_once)
+            edge = edge_of(this_round, objective, self)
             preconditioned = edge is not None and shared_step(objective, edge) is None
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
@@ -139,7 +143,7 @@ class HessianMeasurement(Monitor):
         share = 1.0
         if self.loss_reduction == "sum":
             share = this_round.train_batch_size / this_round.probe_size(self)
-        edge = edge_of(this_round, objective, share, self.warn_once)
+        edge = edge_of(this_round, objective, self, share)
         if edge is None:
             values |= _nan_if_diverged(result, self.key("edge_ratio"))
             return
@@ -163,7 +167,7 @@ class HessianMeasurement(Monitor):
         start = solver.start("batch", objective)
         result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings)
         solver.store("batch", result)
-        edge = edge_of(this_round, objective, 1.0, self.warn_once)
+        edge = edge_of(this_round, objective, self)
         if edge is None:
             measured.values |= _nan_if_diverged(result, self.key("batch_edge_ratio"))
             return

@@ -42,6 +42,8 @@ class Bookkeeping:
         seconds_spent: seconds of all its measurements.
         last_seconds: seconds of its last measurement; None before the first.
         last_measured_step: the step of its last measurement.
+        concat: whether its loss is evaluated on all of the probe as one batch; None: not decided.
+        series: 1, and one more each time that a decision on its loss proved wrong.
         last_history: the rows of the run before, in a second Trainer.
         run: token of the run that it measures; None before the first.
         disabled: whether it has stopped measuring.
@@ -62,6 +64,8 @@ class Bookkeeping:
     seconds_spent: float = 0.0
     last_seconds: float | None = None
     last_measured_step: int | None = None
+    concat: bool | None = None
+    series: int = 1
     last_history: History | None = None
     run: str | None = None
     disabled: bool = False
@@ -78,6 +82,7 @@ STATE: dict[str, Check] = {
     "measured": (int,),
     "skipped": (int,),
     "probe": is_entry,
+    "concat": lambda value: value is None or isinstance(value, bool),
 }
 
 

@@ -16,6 +16,8 @@ from pytorch_lightning import Callback
 HOOK_SECONDS = 3e-6
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
+# Called at a step, before its gradient is clipped.
+STEP_HOOKS = ("on_after_backward", "on_before_optimizer_step")
 VALIDATION_BATCH_START = "on_validation_batch_start"
 
 # The hooks that Lightning calls for every batch.

@@ -63,11 +63,13 @@ def loss_terms(
     batches: Sequence[ProbeBatch],
     total: int,
     concat: bool = False,
+    sizes: dict[int, int] | None = None,
 ) -> tuple[list[Term], Cut]:
     """``(examples, loss)`` of each batch, and a function that splits one, for an ``Objective``.
 
     With ``reduction="sum"`` each loss is a sum over its examples, and so is that of the objective:
     it equals the loss of one batch with all ``total`` examples.  ``concat``: all batches as one.
+    ``sizes`` gets the number of examples of each batch that the module passes to ``self.log``.
 
     Raises:
         NotConcatenable: the batches cannot be concatenated.
@@ -81,6 +83,8 @@ def loss_terms(
             with evaluation(trainer, isolation, seed, spec.mode):
                 # A new copy each time, because training_step may modify its batch in place.
                 value = _loss(pl_module, spec.loss_fn, make_batch(), index)
+            if sizes is not None and isolation.logged_size is not None:
+                sizes[position] = isolation.logged_size
             return value * scale if scale != 1.0 else value
 
         return loss

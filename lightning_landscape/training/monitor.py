@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -93,7 +94,7 @@ class Monitor(Quantity, Callback):
             monitor._continue_or_start_anew(trainer, pl_module)
         self._trainer = trainer
         leads = self._leads(trainer)
-        self._session = Session(trainer, monitors, self._watch_batches) if leads else None
+        self._session = Session(trainer, monitors, self._watch) if leads else None
         used = {BATCH_START, BATCH_END} if leads else set()
         disable_hooks(self, [hook for hook in EVERY_BATCH if hook not in used], Monitor)
 
@@ -124,12 +125,12 @@ class Monitor(Quantity, Callback):
                 f"Trainer a callback of its own",
             )
 
-    def _watch_batches(self, enabled: bool) -> None:
-        """Enable or disable Lightning's call of ``on_train_batch_start``."""
+    def _watch(self, hooks: Sequence[str], enabled: bool) -> None:
+        """Enable or disable calls of these hooks."""
         if enabled:
-            enable_hooks(self, [BATCH_START])
+            enable_hooks(self, hooks)
         else:
-            disable_hooks(self, [BATCH_START], Monitor)
+            disable_hooks(self, hooks, Monitor)
 
     def _leads(self, trainer: Trainer) -> bool:
         return _monitors(trainer)[:1] == [self]
@@ -153,6 +154,16 @@ class Monitor(Quantity, Callback):
     ) -> None:
         if session := self._session:
             session.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if session := self._session:
+            session.on_after_backward(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if session := self._session:
+            session.on_before_optimizer_step(pl_module, optimizer)
 
     def on_train_batch_end(
         self,

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
+from lightning_landscape.geometry.checks import few
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.bookkeeping import LOSS, VALIDATION
 from lightning_landscape.training.budget import Budget
-from lightning_landscape.training.data.batch import ProbeBatch
+from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes
 from lightning_landscape.training.data.probe import Probe, probe_of
 from lightning_landscape.training.data.stored import StoredProbe
 from lightning_landscape.training.output.recorder import Recorder
@@ -111,11 +113,25 @@ class Probes:
             except Exception as error:  # a batch that cannot be copied
                 self._copied = error
 
-    def add_copied(self, count_failure: Callable[[Quantity, Exception], None]) -> None:
-        """Add the copied batch to incomplete probes; on all processes or on none."""
+    def add_copied(
+        self, count_failure: Callable[[Quantity, Exception], None], size: int | None = None
+    ) -> None:
+        """Add the copied batch to incomplete probes; on all processes or on none.
+
+        ``size``: its number of examples, if the module passed it to ``self.log``.
+        """
         copied, self._copied = self._copied, None
         if copied is None:
             return
+        if isinstance(copied, ProbeBatch):
+            if size is not None:
+                copied = replace(copied, size=size)
+            elif lengths := doubtful_sizes(copied.batch):
+                self._quantities[0].warn_once(
+                    f"the tensors of a training batch have lengths of {few(lengths)}: it counts as "
+                    f"{copied.size} examples; if that is not their number pass batch_size=... to "
+                    f"self.log in training_step"
+                )
         for probe in self.captured():
             try:
                 self._processes.run_on_all_ranks(partial(self._add, probe, copied))

@@ -124,6 +124,7 @@ class Publisher:
             **values,
             "probe_samples": samples,
             "probe_mode": quantity.probe_mode,
+            **({"series": series} if (series := quantity._bookkeeping.series) > 1 else {}),
             **measured.facts,
         }
 

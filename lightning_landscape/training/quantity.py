@@ -72,6 +72,7 @@ class Quantity:
     tags: tuple[str, ...] = ()  # scalars it may log, without the prefix
     pictures = 0  # pictures per measurement
     needs_batch = False  # needs the current training batch
+    needs_clipping = False  # whether the last steps were clipped
     needs_update = False  # needs the weights before the last step
     tracks_weights = False  # wants_weights and on_weights are called
     tracks_epochs = False  # on_epoch_weights is called
@@ -307,6 +308,26 @@ class Quantity:
         )
 
     @property
+    def concat(self) -> bool | None:
+        """Whether the loss is evaluated on all of the probe as one batch; None: not decided."""
+        return self._bookkeeping.concat
+
+    def note_concat(self, concat: bool, series: int) -> None:
+        """The decision; a later ``series`` than before if an earlier one was wrong."""
+        bookkeeping = self._bookkeeping
+        bookkeeping.concat = concat
+        if series == bookkeeping.series:
+            return
+        bookkeeping.series = series
+        bookkeeping.history.supersede()
+        self.reset_warm_start()
+        self.warn_once(
+            "all of the probe as one batch no longer has the loss of its batches, which is what "
+            "training descends: from now on they are evaluated one by one, and a new series "
+            "starts; the earlier rows of the history are marked as superseded"
+        )
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """One plain dict per measurement, oldest first: the last 10,000, ready for pandas.
 
@@ -371,6 +392,7 @@ class Quantity:
             "measured": bookkeeping.measured,
             "skipped": bookkeeping.skipped,
             "probe": bookkeeping.stored[LOSS].state(),
+            "concat": bookkeeping.concat,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -382,6 +404,7 @@ class Quantity:
         bookkeeping.measured = state_dict["measured"]
         bookkeeping.skipped = state_dict["skipped"]
         bookkeeping.stored[LOSS].entry = state_dict.get("probe")
+        bookkeeping.concat = state_dict.get("concat")
         bookkeeping.resumed = True
         if bookkeeping.last_history is not None:  # of a second Trainer that resumes the run
             bookkeeping.history, bookkeeping.last_history = bookkeeping.last_history, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -15,10 +15,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.geometry.batches import Cut, Term
+from lightning_landscape.geometry.checks import few
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
+from lightning_landscape.geometry.gradient_check import gradient_mismatch
 from lightning_landscape.geometry.kernels import plain_kernels
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector
+from lightning_landscape.geometry.vectors import Vector, norm
 from lightning_landscape.training.data.batch import (
     NotConcatenable,
     ProbeBatch,
@@ -39,6 +41,10 @@ from lightning_landscape.training.parameters import measured_parameters
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.run_state import RunState
 
+# Precisions at which a change of the loss by 0.1 % is not lost in rounding.
+_EXACT = ("32-true", "64-true")
+_MISMATCH = 0.2
+
 
 class Measurer(Protocol):
     """The part of a callback that a round uses."""
@@ -52,6 +58,13 @@ class Measurer(Protocol):
     @property
     def prefix(self) -> str:
         """The first part of its keys."""
+
+    @property
+    def concat(self) -> bool | None:
+        """Whether the loss is evaluated on all of the probe as one batch; None: not decided."""
+
+    def note_concat(self, concat: bool, series: int) -> None:
+        """The decision; a later ``series`` than before if an earlier one was wrong."""
 
     def warn_once(self, message: str) -> None:
         """Warn on rank zero, once a run."""
@@ -86,7 +99,10 @@ class Round:
 
     def objective(self, monitor: Measurer) -> Objective:
         """The loss on the callback's probe; callbacks with equal losses share it."""
-        return self._shared_objective(monitor, monitor.loss)
+        objective, spec = self._shared_objective(monitor, monitor.loss), monitor.loss
+        if spec in self._run.concatenated:
+            monitor.note_concat(self._run.concatenated[spec], self._run.series.get(spec, 1))
+        return objective
 
     def objective_on(
         self,
@@ -182,31 +198,65 @@ class Round:
             yield clone_batch(probe_batch.batch)
 
     def _terms(
-        self, spec: LossSpec, batches: Sequence[ProbeBatch], total: int = 1, concat: bool = False
+        self,
+        spec: LossSpec,
+        batches: Sequence[ProbeBatch],
+        total: int = 1,
+        concat: bool = False,
+        sizes: dict[int, int] | None = None,
     ) -> tuple[list[Term], Cut]:
         return loss_terms(
-            self.trainer, self.pl_module, self._isolation, spec, batches, total, concat
+            self.trainer, self.pl_module, self._isolation, spec, batches, total, concat, sizes
         )
 
     def _build(self, monitor: Measurer, spec: LossSpec) -> Objective:
         """The loss on a probe: on its batches, or on their concatenation if that is the same."""
-        batches, total = spec.probe.batches, self._run.probe_size(spec.probe)
+        batches, sizes = spec.probe.batches, dict[int, int]()
 
         def build(concat: bool) -> Objective:
-            terms, cut = self._terms(spec, batches, total, concat)
+            total = self._run.probe_size(spec.probe)
+            terms, cut = self._terms(spec, batches, total, concat, None if concat else sizes)
             # Graphs of the concatenation may need splitting where those of the batches do not.
             return self._objective(monitor, spec, (spec, concat), terms, cut)
 
         known = self._run.concatenated
+        if spec not in known and spec == monitor.loss and monitor.concat is not None:
+            known[spec] = monitor.concat  # as in the run before
         if spec in known:
-            return build(known[spec])
+            objective = build(known[spec])
+            if not known[spec] or not self._run.looks_again(spec):
+                return objective
+            parts = build(False)
+            if _agree(objective, parts, loose=True):
+                return objective
+            known[spec] = False
+            self._run.series[spec] = self._run.series.get(spec, 1) + 1
+            return parts
         objective = build(False)
+        objective.loss()
+        if self._correct_sizes(spec.probe, sizes):
+            objective = build(False)
         if spec.probe is monitor.loss.probe:
             self._warn_if_noisy(objective, monitor)
         combined = self._concatenated(objective, build, batches) if spec.concat else None
         if bool(objective.loss().isfinite()):  # otherwise decide again at other weights
             known[spec] = combined is not None
         return objective if combined is None else combined
+
+    def _correct_sizes(self, probe: Probe, sizes: Mapping[int, int]) -> bool:
+        """Use the numbers of examples that the module logged; whether one differs on any process.
+
+        Of a given probe: those of a captured one are known since training.
+        """
+        if probe.captured:
+            return False
+        wrong = {i: n for i, n in sizes.items() if n != probe.batches[i].size}
+        if not self._run.processes.total(len(wrong)):
+            return False
+        for index, size in wrong.items():
+            probe.batches[index] = replace(probe.batches[index], size=size)
+        self._run.forget_size(probe)
+        return True
 
     def _concatenated(
         self,
@@ -216,7 +266,8 @@ class Round:
     ) -> Objective | None:
         """The loss on all batches as one, if it is the same and its graph fits into memory.
 
-        Decided once per run, at the current weights; on all processes or on none.
+        Decided by the loss and the gradient: losses may coincide, as those of all examples do where
+        the last layer is zero.  On all processes or on none.
         """
         processes = self._run.processes
         if processes.total(len(batches)) == processes.count:
@@ -228,9 +279,7 @@ class Round:
         if processes.total(combined is not None) < processes.count or combined is None:
             return None
         try:
-            same = combined.has_room() and torch.allclose(
-                combined.loss(), objective.loss(), rtol=1e-5, atol=0.0
-            )
+            same = combined.has_room() and _agree(combined, objective)
         except Exception:  # a training_step that requires a certain batch size may raise anything
             return None
         return combined if same else None
@@ -340,6 +389,32 @@ class Round:
             return False
         return True
 
+    def clipped_share(self) -> float | None:
+        """Of the last 20 steps that were seen; the same on all processes; None without any."""
+        if not self._run.trains:
+            return None
+        processes = self._run.processes
+        own = torch.tensor(self._run.clipped_steps.counts(), device=processes.device)
+        clipped, seen = processes.sum(own).tolist()
+        return clipped / seen if seen else None
+
+    def altered_gradient(self, monitor: Measurer) -> str:
+        """Why the gradient of training is not that of the loss, or an empty string."""
+        if hooked := self._isolation.hooked:
+            return (
+                f"hooks of {few(hooked)} (register_hook) change the gradient that training uses; "
+                f"the loss is measured without them"
+            )
+        known = self._run.altered
+        if monitor.loss not in known and self.trainer.precision in _EXACT:
+            objective = self.objective(monitor)
+            mismatch = gradient_mismatch(objective)
+            if mismatch is not None and mismatch > _MISMATCH:
+                mismatch = gradient_mismatch(objective, scale=8.0)  # not a kink of the loss
+            if mismatch is not None:
+                known[monitor.loss] = _altered(mismatch) if mismatch > _MISMATCH else ""
+        return known.get(monitor.loss, "")
+
     @property
     def hooked_parameters(self) -> Sequence[str]:
         """Parameters with hooks (``register_hook``), which change the gradient of training.
@@ -435,3 +510,25 @@ class Round:
             return {}
         note = {"engine_note": objective.engine_note} if objective.engine_note else {}
         return {"engine": objective.engine_used, **note}
+
+
+def _altered(mismatch: float) -> str:
+    return (
+        f"the gradient that autograd gives is not the derivative of the loss (along it they differ "
+        f"by {mismatch:.0%}): a hook on an activation or a module, gradient reversal or a "
+        f"straight-through estimator; second derivatives are altered likewise"
+    )
+
+
+def _agree(combined: Objective, parts: Objective, loose: bool = False) -> bool:
+    """Whether two losses have the same value and gradient, to rounding.
+
+    ``loose``: to the rounding of a loss that has fallen by orders of magnitude.  A gradient of zero
+    shows nothing.
+    """
+    rtol, atol = (1e-3, 1e-6) if loose else (1e-5, 0.0)
+    if not torch.allclose(combined.loss(), parts.loss(), rtol=rtol, atol=atol):
+        return False
+    one, other = combined.gradient(), parts.gradient()
+    difference, size = norm({name: one[name] - other[name] for name in one}), norm(other)
+    return size > 0.0 and difference <= (0.05 if loose else 1e-3) * size + atol

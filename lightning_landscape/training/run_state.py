@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_landscape.geometry.memory import GraphMemory
+from lightning_landscape.training.clipping import ClippedSteps
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.last_step import LastStep
@@ -35,6 +36,10 @@ class RunState:
         self.processes = Processes(trainer)
         self.costs = Costs()
         self.last_step = LastStep()
+        self.clipped_steps = ClippedSteps()
+        self.altered: dict[Hashable, str] = {}  # loss -> why its gradient is another; or empty
+        self.series: dict[Hashable, int] = {}  # loss -> 1, and one more each time it proved wrong
+        self._builds: dict[Hashable, int] = {}
         self.concatenated: dict[Hashable, bool] = {}
         self.deadline = math.inf
         self.largest_batch = 1
@@ -47,6 +52,15 @@ class RunState:
         if id(probe) not in self._sizes:
             self._sizes[id(probe)] = self.processes.total(probe.size)
         return self._sizes[id(probe)]
+
+    def forget_size(self, probe: Probe) -> None:
+        """The sizes of its batches were corrected."""
+        self._sizes.pop(id(probe), None)
+
+    def looks_again(self, spec: Hashable) -> bool:
+        """Whether a concatenated loss is compared with its parts: the 1st, 2nd, 4th, ... time."""
+        count = self._builds[spec] = self._builds.get(spec, 0) + 1
+        return count & (count - 1) == 0
 
     @property
     def reducer(self) -> Callable[[Tensor], Tensor] | None:

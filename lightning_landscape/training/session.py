@@ -20,7 +20,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import batch_size
-from lightning_landscape.training.hooks import HOOK_SECONDS
+from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, STEP_HOOKS
+from lightning_landscape.training.logged_size import LoggedSize
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.measuring import Measuring
 from lightning_landscape.training.output.recorder import Recorder
@@ -30,6 +31,9 @@ from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.run_state import RunState
 from lightning_landscape.training.schedule import batches_ahead
 
+# Steps after which one is seen in any case, and before a measurement.
+_SEEN_AFTER, _SEEN_BEFORE_MEASURING = 20, 5
+
 
 class Session:
     """All measuring of one ``fit``."""
@@ -38,9 +42,9 @@ class Session:
         self,
         trainer: Trainer,
         quantities: Sequence[Quantity],
-        watch_batches: Callable[[bool], None],
+        watch: Callable[[Sequence[str], bool], None],
     ) -> None:
-        """``watch_batches(enabled)``: enable or disable calls of :meth:`on_train_batch_start`."""
+        """``watch(hooks, enabled)``: enable or disable calls of these hooks."""
         # Scalars first, and among them those that do not move the weights, which drops the graphs.
         self.quantities = sorted(quantities, key=lambda q: (q.draws, q.moves_weights))
         self.run = RunState(trainer)
@@ -48,7 +52,11 @@ class Session:
         self.probes = Probes(self.quantities, self.run)
         self._publisher = Publisher(trainer, self.quantities, self.budget, self.run.costs)
         self._measuring = Measuring(self.run, self.budget, self.probes, self._publisher)
-        self._watch_batches = watch_batches
+        self._watch = watch
+        self._logged_size = LoggedSize()
+        self._sees_clipping = any(q.needs_clipping for q in quantities)
+        self._sees_step = False  # the next one
+        self._seen_at = -_SEEN_AFTER  # the last one that was seen
         self._next_step: float = 0.0  # no callback is due before it, see `_idle`
         self._trackers = [q for q in self.quantities if q.tracks_weights]
         self._watches_end = any(q.draws and q.needs_update for q in self.quantities)
@@ -74,6 +82,9 @@ class Session:
         # A checkpoint written at the end of an epoch needs no correction.
         self._track_weights(trainer, pl_module, min(begins_at, trainer.global_step))
         self._find_next_step()
+        if self._sees_clipping:
+            self._sees_step = True
+            self._watch(STEP_HOOKS, True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Call the callbacks that read the weights at the start of an epoch."""
@@ -118,7 +129,8 @@ class Session:
         capturing = bool(self.probes.captured())
         due_at = min((q._bookkeeping.schedule.next_step for q in active), default=math.inf)
         self._next_step = 0.0 if capturing else due_at
-        self._watch_batches(capturing or any(q.needs_batch or q.needs_update for q in active))
+        copies = any(q.needs_batch or q.needs_update for q in active)
+        self._watch([BATCH_START], capturing or copies)
 
     def _idle(self, trainer: Trainer) -> bool:
         """Whether no callback needs this batch.  Called at every batch, so it must be fast.
@@ -153,6 +165,7 @@ class Session:
         copies = copies and last_step.needs_weights_at(trainer.global_step)
         with self._measuring_time(pl_module if copies else None):
             last_step.begin_batch()
+            self._logged_size.watch(trainer)
             if not self._takes_iterator:
                 self._copy_batch(batch, batch_idx, due)
             if copies:
@@ -190,6 +203,8 @@ class Session:
         batch_idx: int,
     ) -> None:
         """Measure, if an optimizer has stepped and a callback is due."""
+        if self._sees_clipping:
+            self._see_step(trainer, pl_module)
         if self._idle(trainer):
             self._last_global_step = trainer.global_step
             return
@@ -208,13 +223,39 @@ class Session:
         due = [q for q in due if is_ready(q)]
         if due:
             with self._measuring_time(pl_module):
-                self.run.costs.batch_size = batch_size(batch)
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
                 self._measure_due(trainer, pl_module, due, step)
             self.run.last_step.batches = []
             if not self._is_last_step(trainer):
                 self.run.last_step.clear_weights()
         self._find_next_step()
+
+    def _see_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whether the step was clipped, if it was to be seen; and whether the next one is.
+
+        Those that are measured, if at least 5 have passed, and every 20th.
+        """
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        if self._sees_step:
+            if not self.run.clipped_steps.end_batch(pl_module.automatic_optimization):
+                return  # accumulating
+            self._sees_step, self._seen_at = False, step
+            self._watch(STEP_HOOKS, False)
+        passed = step + 1 - self._seen_at
+        due = step + 1 >= self._next_step and passed >= _SEEN_BEFORE_MEASURING
+        if due or passed >= _SEEN_AFTER:
+            self._sees_step = True
+            self._watch(STEP_HOOKS, True)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In manual optimization: the gradient before it is clipped."""
+        if self._sees_step and not pl_module.automatic_optimization:
+            self.run.clipped_steps.after_backward(trainer.optimizers)
+
+    def on_before_optimizer_step(self, pl_module: LightningModule, optimizer: Any) -> None:
+        """The gradient before Lightning clips it; in manual optimization after that."""
+        if self._sees_step:
+            self.run.clipped_steps.before_step(optimizer, pl_module.automatic_optimization)
 
     def _capture(
         self,
@@ -225,13 +266,15 @@ class Session:
         batch_idx: int,
     ) -> None:
         """Add the batch to the probes, if training_step returned a loss for it."""
+        size = self._logged_size.stop()
+        self.run.costs.batch_size = size or batch_size(batch)
         if self._takes_iterator:  # not available at the start of the batch
             due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
             self._copy_batch(batch, batch_idx, due)
         if pl_module.automatic_optimization and not outputs:
             self.run.last_step.batches = []  # training_step returned no loss
         else:
-            self.probes.add_copied(self._measuring.count_failure)
+            self.probes.add_copied(self._measuring.count_failure, size)
         if trainer.is_last_batch:
             self.probes.complete()
         else:

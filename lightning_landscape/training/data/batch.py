@@ -92,18 +92,31 @@ def _refuse(value: Any) -> Any:
 
 
 def batch_size(batch: Any) -> int:
-    """The number of examples: the length of the first tensor with a dimension, as in Lightning.
+    """The number of examples: the length of the first tensor that has a dimension.
 
     The attribute ``num_graphs`` or ``batch_size`` takes precedence; 1 if there is neither.
     """
+    return _stated_size(batch) or next(iter(_lengths(batch)), 1)
+
+
+def doubtful_sizes(batch: Any) -> list[int]:
+    """The lengths of the tensors, if they differ and no attribute states the size."""
+    if _stated_size(batch):
+        return []
+    lengths = list(dict.fromkeys(_lengths(batch)))
+    return lengths if len(lengths) > 1 else []
+
+
+def _stated_size(batch: Any) -> int | None:
     for name in ("num_graphs", "batch_size"):
         size = getattr(batch, name, None)
         if isinstance(size, int) and not isinstance(size, bool):
             return max(size, 1)
-    for tensor in tensors_in(batch):
-        if tensor.ndim > 0 and len(tensor) > 0:
-            return len(tensor)
-    return 1
+    return None
+
+
+def _lengths(batch: Any) -> list[int]:
+    return [len(t) for t in tensors_in(batch) if t.ndim > 0 and len(t) > 0]
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

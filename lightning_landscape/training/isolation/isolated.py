@@ -40,6 +40,7 @@ class Isolation:
         hooked: Sequence[str] = (),
     ) -> None:
         self.unsharded = unsharded
+        self.logged_size: int | None = None  # batch_size of self.log in the last evaluation
         self.hooked = hooked  # parameters whose hooks are disabled
         self._module = pl_module
         self._seed = seed
@@ -54,6 +55,7 @@ class Isolation:
 
         Every evaluation of that batch sees the same random numbers and the same module state.
         """
+        self.logged_size = None
         seed_everything(self._seed + index)
         self._state.set_mode(None if mode == "train" else False)
         self._state.begin_evaluation()
@@ -61,11 +63,16 @@ class Isolation:
             for module in self._module.modules():
                 if hasattr(module, "log_dict") and hasattr(module, "_current_fx_name"):
                     # Also prevents `sync_dist=True` from communicating; restored as an attribute.
-                    module.__dict__.update(log=_log_nothing, log_dict=_log_nothing)
+                    module.__dict__.update(log=self._log_nothing, log_dict=self._log_nothing)
             with self.unsharded.autocast():
                 yield
         finally:
             self._state.end_evaluation()
+
+    def _log_nothing(self, *args: Any, batch_size: Any = None, **kwargs: Any) -> None:
+        """Replaces ``log`` and ``log_dict``."""
+        if isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0:
+            self.logged_size = batch_size
 
     def leave_training(self) -> None:
         """Switch to eval mode during an evaluation."""
@@ -137,7 +144,3 @@ def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
             loop._results = results
         for name, value in connector_state.items():
             setattr(connector, name, value)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Replaces ``log`` and ``log_dict``."""

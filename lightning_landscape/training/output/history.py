@@ -36,6 +36,11 @@ class History:
         """Add the newest row."""
         self._rows.append(row)
 
+    def supersede(self) -> None:
+        """Mark the rows so far: they are of another loss than the next ones."""
+        for row in self._rows:
+            row["superseded"] = True
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows; read from the file first if another process has measured."""
         if not self._rows:
