@@ -20,7 +20,9 @@ UNEQUAL = ([8, 3, 9], [20])
 STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": fsdp2}
 SUMS = {  # figure -> how far two ways of adding up may lie apart
     "hessian/top_eigenvalue": 1e-6,
-    "hessian/edge_ratio": 1e-6,
+    # Adam's preconditioner holds the probe's gradient where that is much larger than those before
+    # it, and the smallest entries of a mean gradient are rounded the most.
+    "hessian/edge_ratio": 1e-5,
     "hessian/update_curvature": 1e-5,
     "sharpness/gradient_norm": 1e-6,
     "sharpness/sam": 1e-5,
