@@ -1299,13 +1299,6 @@ GUARDS = [
         within="reestimate_batch_norm",
     ),
     Guard(
-        "no estimate of a vector that is hardly known",
-        "geometry/lanczos.py",
-        "known and bool((errors",
-        "bool((errors",
-        f"{SEARCH} -k own_size",
-    ),
-    Guard(
         "the next eigenvalue is taken as large as may be",
         "geometry/lanczos.py",
         "gaps = values[:k] - (values[k] + residuals[k])",
