@@ -53,7 +53,7 @@ def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
 
 @pytest.mark.parametrize(("second", "ends"), [(0.5, True), (4.9, False)])
 def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
-    """It has three products: enough where all else is far below, and not in a crowd."""
+    """It has five products: enough where all else is far below, and not in a crowd."""
     others = torch.linspace(-second, second, 59, dtype=torch.float64).tolist()
     matrix = symmetric([5.0, *others])
     start = top_eigenvalues(Matrix(matrix), tol=1e-6, max_hvps=60)
@@ -62,8 +62,18 @@ def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
     assert not same.checked  # no product was left for one
     later = top_eigenvalues(Matrix(matrix), init=start, max_hvps=20)
     assert later.converged
-    assert later.hvps <= 5
+    assert later.hvps <= 6
     assert later.checked is ends
+
+
+def test_a_value_that_has_moved_is_searched_for_longer():
+    """The kept vectors say little of a matrix that has changed so much."""
+    values = [5.0, *torch.linspace(-0.5, 0.5, 59, dtype=torch.float64).tolist()]
+    start = top_eigenvalues(Matrix(symmetric(values)), tol=1e-6, max_hvps=60)
+    for scale, fewest in ((1.0, 2), (1.2, 2), (1.5, 5), (0.6, 5)):
+        found = top_eigenvalues(Matrix(scale * symmetric(values)), init=start)
+        assert found.hvps == fewest, scale
+        assert float(found.eigenvalues[0]) == pytest.approx(5.0 * scale, rel=1e-6)
 
 
 def test_two_equal_solutions_draw_other_random_vectors():
