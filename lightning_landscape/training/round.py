@@ -26,6 +26,7 @@ from lightning_landscape.training.data.batch import (
     concat_batches,
 )
 from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import Isolation
 from lightning_landscape.training.losses import (
     LossSpec,
@@ -231,7 +232,8 @@ class Round:
             same = combined.has_room() and torch.allclose(
                 combined.loss(), objective.loss(), rtol=1e-5, atol=0.0
             )
-        except Exception:  # a training_step that requires a certain batch size may raise anything
+        except Exception as error:  # a training_step that requires a certain batch size
+            reraise_interrupt(error)
             return None
         return combined if same else None
 
