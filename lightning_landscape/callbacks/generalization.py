@@ -18,6 +18,7 @@ from lightning_landscape.training.data.batch import ProbeBatch, first_examples
 from lightning_landscape.training.data.probe import Probe, Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredProbe, is_entry
 from lightning_landscape.training.hooks import VALIDATION_BATCH_START, disable_hooks, enable_hooks
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
@@ -218,6 +219,7 @@ class GeneralizationMonitor(Monitor):
         try:
             probe.offer(batch, batch_idx, lambda _: 0)
         except Exception as error:  # a batch that cannot be copied
+            reraise_interrupt(error)
             self.warn_once(f"a validation batch could not be copied ({error})")
             self._end_capture()
         if probe.size >= self._process_samples:

@@ -22,6 +22,7 @@ from lightning_landscape.geometry.checks import (
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredFile
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.sharding import UnshardedParameters, is_sharded
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import session_of
@@ -345,5 +346,6 @@ class InterpolationMonitor(InterpolationMeasurement):
         try:
             self._reference.copy_from(self._params(pl_module))
         except Exception as error:  # out of memory, most likely
+            reraise_interrupt(error)
             self._reference.clear()
             self.warn_once(f"the weights at the start of the epoch could not be copied: {error}")

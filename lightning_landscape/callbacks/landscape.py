@@ -26,6 +26,7 @@ from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.geometry.trajectory import Trajectory
 from lightning_landscape.training.bookkeeping import VALIDATION
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.sharding import UnshardedParameters, is_sharded
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.parameters import measured_parameters
@@ -288,5 +289,6 @@ class LandscapeMonitor(LandscapeMeasurement):
             params = measured_parameters(trainer, pl_module, self.parameters, UnshardedParameters())
             self._path.add(step, params)
         except Exception as error:  # out of memory, most likely
+            reraise_interrupt(error)
             self._path = None
             self.warn_once(f"the path of the weights could not be copied: {error}")

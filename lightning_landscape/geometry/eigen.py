@@ -127,7 +127,8 @@ def top_eigenvalues(
 
     Each solution also searches outside the vectors that it was started from: along the last vector
     of the previous search, a random vector and the hint, and then along every Ritz vector whose
-    value plus three residuals exceeds the wanted one, for up to 3 products.  Limitation: an
+    value plus three residuals exceeds the wanted one, for up to 4 products.  It takes at least 4
+    products in all where the largest eigenvalue has changed by more than 30 %.  Limitation: an
     eigenvalue that has grown since the last solution, in a part of the network that is decoupled
     from all kept vectors, may be found one solution late; benchmarks/blindness.py measures how
     often.
@@ -178,6 +179,7 @@ def top_eigenvalues(
         outside=_flat(layout, None if previous is None else previous.outside),
         hint=_flat(layout, hint, half),
         random=random_start,
+        top=None if previous is None else sign * float(previous.eigenvalues[0]),
     )
     tolerance = Tolerance(tol, rtol)
     with flat_products(objective, layout) as product:

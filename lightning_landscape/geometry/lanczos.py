@@ -28,7 +28,11 @@ FLOOR = 1e-3
 # The search outside: weights of a random vector and of the hint in its start, and the maximum
 # number of products after the first.
 _RANDOM, _HINT = 0.6, 1.0
-_MOST_SEARCHES = 3
+_MOST_SEARCHES = 4
+
+# If the top eigenvalue has changed by more than this share since the previous solution, the kept
+# vectors say little, and a search takes at least so many products.
+_MOVED, _FEWEST_AFTER_A_MOVE = 0.3, 4
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2
@@ -64,12 +68,20 @@ class Start:
         outside: the last vector of the previous search outside them.
         hint: a vector that may contain a new direction, e.g. the gradient.
         random: index -> random vector.
+        top: the largest eigenvalue of the previous solution; None without one.
     """
 
     kept: Sequence[Tensor]
     outside: Tensor | None
     hint: Tensor | None
     random: Callable[[int], Tensor]
+    top: float | None
+
+    def fewest_searches(self, top: float) -> int:
+        """The least products of a search where the largest eigenvalue is now ``top``."""
+        if self.top is None or abs(top - self.top) <= _MOVED * abs(self.top):
+            return 1
+        return _FEWEST_AFTER_A_MOVE
 
     def search(self, known: Tensor) -> Tensor:
         """The start of the search outside the rows of ``known``."""
@@ -145,6 +157,8 @@ def lanczos(
                 continue
             elif state.hidden is not None and searches <= _MOST_SEARCHES:
                 searches, grown = searches + 1, space.grow(state.residual(state.hidden))
+            elif len(space) > k and searches < start.fewest_searches(state.top * space.unit):
+                searches, grown = searches + 1, space.grow(state.residual(state.highest))
             else:
                 break
             if not grown:  # the space is invariant, but need not contain all
@@ -194,8 +208,8 @@ class _State:
         level = values[k - 1] + 2.0 * self._goals[-1]
         reach = values + RESIDUAL_MARGIN * space.lengths
         reach[:k] = -torch.inf
-        highest = int(reach.argmax())
-        self.hidden = highest if bool(reach[highest] > level) else None
+        self.top, self.highest = float(values[0]), int(reach.argmax())
+        self.hidden = self.highest if bool(reach[self.highest] > level) else None
 
     def residual(self, index: int) -> Tensor:
         """The residual vector of one Ritz pair."""

@@ -25,6 +25,16 @@ def is_interrupt(error: BaseException) -> bool:
     return False
 
 
+def reraise_interrupt(error: BaseException) -> None:
+    """Where any error is caught: those that ask the run to end go on.
+
+    Raises:
+        BaseException: ``error``, if it is an interrupt.
+    """
+    if is_interrupt(error):
+        raise error
+
+
 def _handlers() -> Iterator[CodeType]:
     """The code objects of the installed signal handlers."""
     for number in signal.valid_signals():
@@ -32,7 +42,8 @@ def _handlers() -> Iterator[CodeType]:
         while isinstance(handler, functools.partial):
             handler = handler.func
         if not hasattr(handler, "__code__"):
-            handler = vars(type(handler)).get("__call__")
+            methods = (vars(kind).get("__call__") for kind in type(handler).__mro__)
+            handler = next(filter(None, methods), None)
         code = getattr(handler, "__code__", None)  # of a bound method too
         if isinstance(code, CodeType):
             yield code

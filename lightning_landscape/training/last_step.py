@@ -10,6 +10,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from lightning_landscape.training.data.batch import ProbeBatch
+from lightning_landscape.training.interrupts import reraise_interrupt
 
 
 @dataclass
@@ -86,6 +87,7 @@ class LastStep:
         try:
             copy()
         except Exception as error:
+            reraise_interrupt(error)
             self.batches, self._before, self._error = [], WeightsBefore(), error
 
     def clear_weights(self) -> None:

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.failures import count_failure
-from lightning_landscape.training.interrupts import is_interrupt
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import isolated
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.measured import Measured, validated
@@ -138,6 +138,7 @@ class Measuring:
             try:
                 entered = processes.run_on_all_ranks(partial(stack.enter_context, isolation))
             except Exception as error:  # here or on another process
+                reraise_interrupt(error)
                 for quantity in quantities:
                     self.count_failure(quantity, error)
                 yield None
@@ -153,8 +154,7 @@ class Measuring:
         try:
             result = self._run.processes.run_on_all_ranks(compute)
         except BaseException as error:  # of the user's code, a solver or a device
-            if is_interrupt(error):
-                raise
+            reraise_interrupt(error)
             self.count_failure(quantity, error)
             return None
         quantity._bookkeeping.failed_in_a_row = 0

@@ -21,6 +21,7 @@ from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes
 from lightning_landscape.training.data.probe import Probe, probe_of
 from lightning_landscape.training.data.stored import StoredProbe
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.output.recorder import Recorder
 from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.run_state import RunState
@@ -111,6 +112,7 @@ class Probes:
             try:
                 self._copied = ProbeBatch.copy_of(batch, batch_idx)
             except Exception as error:  # a batch that cannot be copied
+                reraise_interrupt(error)
                 self._copied = error
 
     def add_copied(
@@ -136,6 +138,7 @@ class Probes:
             try:
                 self._processes.run_on_all_ranks(partial(self._add, probe, copied))
             except Exception as error:
+                reraise_interrupt(error)
                 probe.clear()
                 for quantity in self._quantities:
                     if quantity.loss.probe is probe:

@@ -57,6 +57,7 @@ _RESERVED_NAMES = {
     "prefix",
     "run_files",
     "run_rows",
+    "seconds_spent",
     "skipped",
     "warn_once",
     "_bookkeeping",
@@ -352,6 +353,11 @@ class Quantity:
     def failed(self) -> int:
         """Measurements that raised an error."""
         return self._bookkeeping.failed
+
+    @property
+    def seconds_spent(self) -> float:
+        """Seconds of all its measurements and pictures."""
+        return self._bookkeeping.seconds_spent
 
     @property
     def disabled(self) -> bool:

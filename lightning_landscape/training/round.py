@@ -28,6 +28,7 @@ from lightning_landscape.training.data.batch import (
     concat_batches,
 )
 from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import Isolation
 from lightning_landscape.training.losses import (
     LossSpec,
@@ -280,7 +281,8 @@ class Round:
             return None
         try:
             same = combined.has_room() and _agree(combined, objective)
-        except Exception:  # a training_step that requires a certain batch size may raise anything
+        except Exception as error:  # a training_step that requires a certain batch size
+            reraise_interrupt(error)
             return None
         return combined if same else None
 

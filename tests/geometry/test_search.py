@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_landscape import top_eigenvalues
+from lightning_landscape.geometry.lanczos import Tolerance, _State
 from tests.geometry.forms import Matrix, spread
 from tests.oracles import F64, orthogonal, symmetric
 
@@ -53,7 +56,7 @@ def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
 
 @pytest.mark.parametrize(("second", "ends"), [(0.5, True), (4.9, False)])
 def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
-    """It has three products: enough where all else is far below, and not in a crowd."""
+    """It has five products: enough where all else is far below, and not in a crowd."""
     others = torch.linspace(-second, second, 59, dtype=torch.float64).tolist()
     matrix = symmetric([5.0, *others])
     start = top_eigenvalues(Matrix(matrix), tol=1e-6, max_hvps=60)
@@ -62,25 +65,37 @@ def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
     assert not same.checked  # no product was left for one
     later = top_eigenvalues(Matrix(matrix), init=start, max_hvps=20)
     assert later.converged
-    assert later.hvps <= 5
+    assert later.hvps <= 6
     assert later.checked is ends
+
+
+def test_a_value_that_has_moved_is_searched_for_longer():
+    """The kept vectors say little of a matrix that has changed so much."""
+    values = [5.0, *torch.linspace(-0.5, 0.5, 59, dtype=torch.float64).tolist()]
+    start = top_eigenvalues(Matrix(symmetric(values)), tol=1e-6, max_hvps=60)
+    for scale, fewest in ((1.0, 2), (1.2, 2), (1.5, 5), (0.6, 5)):
+        found = top_eigenvalues(Matrix(scale * symmetric(values)), init=start)
+        assert found.hvps == fewest, scale
+        assert float(found.eigenvalues[0]) == pytest.approx(5.0 * scale, rel=1e-6)
 
 
 def test_two_equal_solutions_draw_other_random_vectors():
     """A search that began at the same vector each time would miss the same things each time."""
-    first = top_eigenvalues(Matrix(symmetric(spread([5.0], 60))))
+    values = [5.0, *torch.linspace(-0.5, 0.5, 59, dtype=F64).tolist()]
+    first = top_eigenvalues(Matrix(symmetric(values)), tol=1e-6, max_hvps=60)
     drawn = []
 
     class Seen(Matrix):
         def hvp(self, vector):
-            drawn.append(vector["w"].clone())
+            drawn.append(vector["w"] / vector["w"].norm())
             return super().hvp(vector)
 
-    second = top_eigenvalues(Seen(symmetric(spread([5.0], 60))), init=first)
-    top_eigenvalues(Seen(symmetric(spread([5.0], 60))), init=second)
-    assert (first.warm_starts, second.warm_starts) == (0, 1)
-    searches = drawn[1], drawn[second.hvps + 1]
-    assert abs(float(searches[0] @ searches[1])) < 0.999
+    for warm_starts in (0, 1):  # without a vector of the last search both are random alone
+        start = dataclasses.replace(first, outside=None, warm_starts=warm_starts)
+        assert top_eigenvalues(Seen(symmetric(values)), init=start).warm_starts == warm_starts + 1
+    half = len(drawn) // 2
+    assert abs(float(drawn[0] @ drawn[half])) == pytest.approx(1.0)  # that of the last solution
+    assert abs(float(drawn[1] @ drawn[half + 1])) < 0.5
 
 
 def test_the_hint_is_looked_at():
@@ -115,6 +130,39 @@ def multiple(random):
     values = 0.1 * random.standard_normal(300)
     values[: random.integers(5, 8)] = 5.0
     return values
+
+
+def test_tolerances_are_of_each_value_or_the_floor():
+    tolerance = Tolerance(tol=1e-2, rtol=5e-3)
+    values = torch.tensor([50.0, -3.0, 0.01], dtype=F64)
+    # 1e-2 of 50; of the others less than 1e-3 of 100, the largest in magnitude.
+    assert tolerance.residual(values, 100.0).tolist() == pytest.approx([0.5, 0.1, 0.1])
+    assert tolerance.error(values, 100.0).tolist() == pytest.approx([0.25, 0.1, 0.1])
+    fine = Tolerance(tol=1e-6, rtol=0.0)
+    assert fine.residual(values, 100.0).tolist() == pytest.approx([1e-4, 1e-4, 1e-4])
+    assert fine.error(values, 100.0).tolist() == [0.0, 0.0, 0.0]
+
+
+class Pairs:
+    """Ritz pairs with known residuals, in the place of a space."""
+
+    def __init__(self, values, lengths):
+        self.values, self.lengths = (torch.tensor(v, dtype=F64) for v in (values, lengths))
+
+    def solve(self, count):
+        """They are there."""
+
+    def residuals(self, indices):
+        return torch.diag(self.lengths)[list(indices)]
+
+
+@pytest.mark.parametrize(("length", "converged"), [(0.55, True), (0.65, False)])
+def test_no_error_is_estimated_of_a_vector_that_is_hardly_known(length, converged):
+    """The estimate residual^2 / gap is below 5e-3 of 3 in both, because of the gap of 103."""
+    tolerance = Tolerance(tol=1e-2, rtol=5e-3)
+    assert length**2 / 103 < 5e-3 * 3
+    state = _State(Pairs([3.0, -100.0], [length, 0.0]), 1, tolerance)
+    assert state.converged is converged
 
 
 @pytest.mark.parametrize(

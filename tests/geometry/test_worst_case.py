@@ -337,8 +337,9 @@ def test_not_settled_where_every_start_ends_elsewhere():
     [
         lambda w: (w + 3 * w**3).sum(),
         lambda w: (w**2 / 100 + torch.relu(w.abs() - 0.01) ** 2).sum(),
+        lambda w: (w**2 + 0.98 * w**6).sum(),
     ],
-    ids=["cubic", "flat at the weights only"],
+    ids=["cubic", "flat at the weights only", "steep at the end only"],
 )
 def test_not_settled_where_the_hessian_tells_nothing_of_the_ball(loss):
     assert not rise_of(loss, 1, 1.0).settled

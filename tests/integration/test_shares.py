@@ -96,9 +96,10 @@ def test_figures(kind, joined, tmp_path, side_by_side, monkeypatch):
             # One mean over many examples is rounded in float32, those of batches are summed in
             # float64: a difference of losses then carries two roundings of a loss of about 2.
             rounding = 2 * 2.4e-7 if joined and key in DIFFERENCES else 0.0
-            close = pytest.approx(
-                one[key], rel=SUMS.get(key, 1e-5), abs=rounding or None, nan_ok=True
-            )
+            # Adam's preconditioner is the probe's gradient where the second moment is much smaller.
+            # An entry of 5e-5 beside others of 0.0125 is rounded to 1.5e-5 of itself in one mean.
+            shared = 1e-5 if joined and key == "hessian/edge_ratio" else SUMS.get(key, 1e-5)
+            close = pytest.approx(one[key], rel=shared, abs=rounding or None, nan_ok=True)
             assert two[key] == close, (what, key)
         what += ", joined" if joined else ""
         for key in ("hessian/top_eigenvalue", "sharpness/sam"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import time
 
 import pytest
 import torch
 
-from lightning_landscape import Measured, Monitor
-from tests.runs import train
+from lightning_landscape import Measured, Monitor, SharpnessMonitor
+from tests.runs import MemoryLogger, train
 from tests.small import Linear, regression
 
 
@@ -30,9 +31,14 @@ class Handlers:
         raise TimeLimit("the job ends")
 
 
+class Inherited(Handlers):
+    """Its ``__call__`` is that of the class above."""
+
+
 HANDLERS = {
     "function": by_function,
     "object": Handlers(),
+    "object of a subclass": Inherited(),
     "method": Handlers().method,
     "partial": functools.partial(by_function),
 }
@@ -87,3 +93,27 @@ def test_the_run_ends_as_without_a_measurement(kind, sigusr1, tmp_path):
     before, now = Quiet.kept, dict(modules[-1].named_parameters())
     moved = [float((now[name].detach() - before[name]).abs().max()) for name in now]
     assert 0 < max(moved) < 0.5  # one step of training, and not the 1 of the measurement
+
+
+@pytest.mark.parametrize("name", ["log_metrics", "save_dir"])
+def test_while_results_are_written(name, sigusr1, tmp_path):
+    """An error of a logger never ends a run; one of a signal handler meanwhile does."""
+
+    class Slow(MemoryLogger):
+        def log_metrics(self, metrics, step=None):
+            if name == "log_metrics" and any("sharpness" in key for key in metrics):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0)
+            super().log_metrics(metrics, step)
+
+        @property
+        def save_dir(self):
+            if name == "save_dir":
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0)
+            return str(tmp_path)
+
+    sigusr1(by_function)
+    monitor = SharpnessMonitor(every_n_train_steps=1, max_overhead=None)
+    with pytest.raises(TimeLimit, match="the job ends"):
+        train(Linear, regression, [monitor], tmp_path, logger=Slow())

@@ -92,7 +92,7 @@ def test_a_method_of_the_base_class(name):
         setattr(Mine(), name, "a word")
 
 
-@pytest.mark.parametrize("name", ["schedule", "session", "trainer", "listeners", "seconds_spent"])
+@pytest.mark.parametrize("name", ["schedule", "session", "trainer", "listeners", "last_seconds"])
 def test_other_names_are_free(name, tmp_path):
     def measure(self, this_round):
         setattr(self, name, object())

@@ -12,6 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import move_data_to_device
 
 from lightning_landscape.training.data.probe import Probe, why_unreadable
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.output.recorder import Recorder
 
 
@@ -87,6 +88,7 @@ class StoredFile:
                 _verify_checksums(folder / name)
                 item.restore(folder / name, to_device)
             except Exception as error:  # a damaged file raises one of a dozen types
+                reraise_interrupt(error)
                 problem = problem or f"its file cannot be read ({why_unreadable(error)})"
                 continue
             if trainer.global_rank == 0 and item.fingerprint() != self.entry["hash"]:

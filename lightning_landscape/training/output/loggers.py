@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_landscape.training.interrupts import reraise_interrupt
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -93,6 +95,7 @@ def folder_of(logger: Any, root: str) -> Path:
             if local_dir is None or not own:
                 folder = _inside(folder, logger.name, logger.version)
     except Exception as error:  # whatever a logger raises
+        reraise_interrupt(error)
         rank_zero_warn(
             f"{type(logger).__name__} gives no directory for its run "
             f"({type(error).__name__}: {error}); history.jsonl and landscape/ are written to "

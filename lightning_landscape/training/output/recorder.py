@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.loggers import (
     folder_of,
@@ -192,6 +193,7 @@ class Recorder:
         try:
             act()
         except Exception as error:  # whatever a logger or a disk raises
+            reraise_interrupt(error)
             # One warning for the same file at all steps.
             known = source or re.sub(r"\d+", "#", what)
             if known not in self._reported:
