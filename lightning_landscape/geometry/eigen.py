@@ -108,7 +108,7 @@ def top_eigenvalues(
             stores ``k + 3`` vectors in total and needs several times as many products.
         tol: stop when ``||H v - theta v|| <= tol * |theta|`` for each pair, or below 1e-3 times the
             largest ``|Ritz value|``.  The error of theta itself is about ``residual^2 / gap``, so
-            1e-2 usually gives four digits.
+            1e-2 usually gives four digits.  ``"power"`` stops at a third of it.
         max_hvps: hard cap on products, at least ``k``.
         init: the start: a vector of any length, or the previous result.
         preconditioner: ``P > 0``, name -> tensor or number: eigenvalues of
@@ -127,11 +127,11 @@ def top_eigenvalues(
 
     Each solution also searches outside the vectors that it was started from: along the last vector
     of the previous search, a random vector and the hint, and then along every Ritz vector whose
-    value plus three residuals exceeds the wanted one, for up to 4 products.  It takes at least 4
-    products in all where the largest eigenvalue has changed by more than 30 %.  Limitation: an
-    eigenvalue that has grown since the last solution, in a part of the network that is decoupled
-    from all kept vectors, may be found one solution late; benchmarks/blindness.py measures how
-    often.
+    value plus three residuals exceeds the wanted one, for up to 3 products after the first.  It
+    takes at least 3 in total where the largest eigenvalue has changed by more than 30 %.
+    Limitation: an eigenvalue that has grown since the last solution, in a part of the network that
+    is decoupled from all kept vectors, may be found one solution late; benchmarks/blindness.py
+    measures how often.
 
     Returns:
         An :class:`EigenResult`.  ``converged`` is False if it did not converge; that is no error.

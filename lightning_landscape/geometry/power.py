@@ -27,6 +27,10 @@ from lightning_landscape.geometry.subspace import (
 # Maximum number of products of a search outside the vectors found.
 _MOST_SEARCHES = 20
 
+# The iteration stops at this share of ``tol``.  A vector within a cluster of eigenvalues has a small
+# residual long before its value reaches the largest of them.
+_SHARE_OF_TOL = 1 / 3
+
 
 class _NotFinite(Exception):
     """A product is not finite."""
@@ -62,7 +66,8 @@ class _Power:
     ) -> None:
         self.products = 0
         self._matvec = ScaledMatvec(matvec)
-        self._start, self._k, self._tolerance = start, k, tolerance
+        self._start, self._k = start, k
+        self._tolerance = Tolerance(_SHARE_OF_TOL * tolerance.tol, 0.0)
         self._max_products = max_products
         self._shift = 0.0
         self._magnitude = 0.0  # the largest |Rayleigh quotient| seen
