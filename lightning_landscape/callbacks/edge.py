@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.vectors import norm, scaled
-from lightning_landscape.training.round import Measurer, Round
+from lightning_landscape.training.objectives import Measurer
+from lightning_landscape.training.round import Round
 
 # Of the last 20 steps that were seen: one may be clipped.
 _CLIPPED = 0.05

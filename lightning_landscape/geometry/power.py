@@ -27,7 +27,7 @@ from lightning_landscape.geometry.subspace import (
 # Maximum number of products of a search outside the vectors found.
 _MOST_SEARCHES = 20
 
-# The iteration stops at this share of ``tol``.  A vector within a cluster of eigenvalues has a small
+# The iteration stops at this share of ``tol``: within a cluster of eigenvalues a vector has a small
 # residual long before its value reaches the largest of them.
 _SHARE_OF_TOL = 1 / 3
 

@@ -5,70 +5,41 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.checks import few
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.gradient_check import gradient_mismatch
 from lightning_landscape.geometry.kernels import plain_kernels
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import Vector, norm
+from lightning_landscape.geometry.vectors import Vector
 from lightning_landscape.training.data.batch import (
-    NotConcatenable,
     ProbeBatch,
     clone_batch,
     concat_batches,
 )
 from lightning_landscape.training.data.probe import Probe
-from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import Isolation
 from lightning_landscape.training.losses import (
     LossSpec,
     ProbeMode,
     evaluation,
-    loss_terms,
     mask_seed,
-    reestimated_term,
 )
-from lightning_landscape.training.parameters import measured_parameters
+from lightning_landscape.training.objectives import Measurer, Objectives
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.training.run_state import RunState
 
 # Precisions at which a change of the loss by 0.1 % is not lost in rounding.
 _EXACT = ("32-true", "64-true")
+# The largest mismatch of a gradient that kinks and third derivatives explain.
 _MISMATCH = 0.2
-
-
-class Measurer(Protocol):
-    """The part of a callback that a round uses."""
-
-    max_overhead: float | None
-
-    @property
-    def loss(self) -> LossSpec:
-        """The loss that it measures."""
-
-    @property
-    def prefix(self) -> str:
-        """The first part of its keys."""
-
-    @property
-    def concat(self) -> bool | None:
-        """Whether the loss is evaluated on all of the probe as one batch; None: not decided."""
-
-    def note_concat(self, concat: bool, series: int) -> None:
-        """The decision; a later ``series`` than before if an earlier one was wrong."""
-
-    def warn_once(self, message: str) -> None:
-        """Warn on rank zero, once a run."""
 
 
 class Round:
@@ -93,14 +64,15 @@ class Round:
         self.step = step
         self._isolation = isolation
         self._run = run
-        self._objectives: dict[Hashable, Objective] = {}
+        self._objectives = Objectives(trainer, pl_module, isolation, run)
         self._eigen: dict[tuple[LossSpec, str, float, int, float], EigenResult] = {}
 
     # -- losses --------------------------------------------------------------------------------
 
     def objective(self, monitor: Measurer) -> Objective:
         """The loss on the callback's probe; callbacks with equal losses share it."""
-        objective, spec = self._shared_objective(monitor, monitor.loss), monitor.loss
+        spec = monitor.loss
+        objective = self._objectives.of(monitor, spec)
         if spec in self._run.concatenated:
             monitor.note_concat(self._run.concatenated[spec], self._run.series.get(spec, 1))
         return objective
@@ -119,45 +91,26 @@ class Round:
         evaluation from the callback's own probe.  Such a loss has no gradients.
         """
         spec = replace(monitor.loss, probe=probe, mode=mode or monitor.loss.mode)
-        if not reestimated:
-            return self._shared_objective(monitor, spec)
-        key = ("reestimated", monitor.loss.probe, spec)
-        if key not in self._objectives:
-            terms = reestimated_term(
-                self.trainer,
-                self.pl_module,
-                self._isolation,
-                spec,
-                monitor.loss.probe,
-                self._run.probe_size(probe),
-            )
-            self._objectives[key] = self._objective(monitor, spec, key, terms, lambda *_: [])
-        return self._activate(key)
-
-    def _shared_objective(self, monitor: Measurer, spec: LossSpec) -> Objective:
-        if spec not in self._objectives:
-            self._objectives[spec] = self._build(monitor, spec)
-        return self._activate(spec)
-
-    def _activate(self, key: Hashable) -> Objective:
-        """The objective ``key``, after releasing the graphs of all others."""
-        for other, objective in self._objectives.items():
-            if other != key:
-                objective.release()
-        return self._objectives[key]
+        if reestimated:
+            return self._objectives.reestimated(monitor, spec)
+        return self._objectives.of(monitor, spec)
 
     def batch_losses(self, monitor: Measurer, batches: Sequence[ProbeBatch]) -> list[float]:
         """The mean loss per example on each of this process's batches, in the callback's mode."""
         spec = monitor.loss
-        terms, cut = self._terms(spec, batches)
-        objective = self._objective(monitor, spec, ("batches", spec), terms, cut) if terms else None
-        return objective.batch_losses() if objective else []
+        terms, cut = self._objectives.terms(spec, batches)
+        if not terms:
+            return []
+        key = ("batches", spec)
+        return self._objectives.from_terms(monitor, spec, key, terms, cut).batch_losses()
 
     def batch_values(
         self, monitor: Measurer, batches: Sequence[ProbeBatch], function: Callable[..., Any]
     ) -> list[Any]:
         """``function(pl_module, batch)`` on each of this process's batches, in the same mode."""
-        terms, _ = self._terms(replace(monitor.loss, loss_fn=function, reduction="mean"), batches)
+        terms, _ = self._objectives.terms(
+            replace(monitor.loss, loss_fn=function, reduction="mean"), batches
+        )
         with torch.no_grad(), plain_kernels():
             return [value() for _, value in terms]
 
@@ -166,8 +119,8 @@ class Round:
         self._run.last_step.check()
         self.release()
         spec = replace(monitor.loss, reduction="mean")
-        terms, cut = self._terms(spec, self._run.last_step.batches)
-        return self._objective(monitor, spec, ("batch", monitor.loss), terms, cut)
+        terms, cut = self._objectives.terms(spec, self._run.last_step.batches)
+        return self._objectives.from_terms(monitor, spec, ("batch", monitor.loss), terms, cut)
 
     def batches(self, monitor: Measurer) -> list[ProbeBatch]:
         """This process's batches of the callback's probe, as :meth:`objective` evaluates them.
@@ -198,130 +151,9 @@ class Round:
         ):
             yield clone_batch(probe_batch.batch)
 
-    def _terms(
-        self,
-        spec: LossSpec,
-        batches: Sequence[ProbeBatch],
-        total: int = 1,
-        concat: bool = False,
-        sizes: dict[int, int] | None = None,
-    ) -> tuple[list[Term], Cut]:
-        return loss_terms(
-            self.trainer, self.pl_module, self._isolation, spec, batches, total, concat, sizes
-        )
-
-    def _build(self, monitor: Measurer, spec: LossSpec) -> Objective:
-        """The loss on a probe: on its batches, or on their concatenation if that is the same."""
-        batches, sizes = spec.probe.batches, dict[int, int]()
-
-        def build(concat: bool) -> Objective:
-            total = self._run.probe_size(spec.probe)
-            terms, cut = self._terms(spec, batches, total, concat, None if concat else sizes)
-            # Graphs of the concatenation may need splitting where those of the batches do not.
-            return self._objective(monitor, spec, (spec, concat), terms, cut)
-
-        known = self._run.concatenated
-        if spec not in known and spec == monitor.loss and monitor.concat is not None:
-            known[spec] = monitor.concat  # as in the run before
-        if spec in known:
-            objective = build(known[spec])
-            if not known[spec] or not self._run.looks_again(spec):
-                return objective
-            parts = build(False)
-            if _agree(objective, parts, loose=True):
-                return objective
-            known[spec] = False
-            self._run.series[spec] = self._run.series.get(spec, 1) + 1
-            return parts
-        objective = build(False)
-        objective.loss()
-        if self._correct_sizes(spec.probe, sizes):
-            objective = build(False)
-        if spec.probe is monitor.loss.probe:
-            self._warn_if_noisy(objective, monitor)
-        combined = self._concatenated(objective, build, batches) if spec.concat else None
-        if bool(objective.loss().isfinite()):  # otherwise decide again at other weights
-            known[spec] = combined is not None
-        return objective if combined is None else combined
-
-    def _correct_sizes(self, probe: Probe, sizes: Mapping[int, int]) -> bool:
-        """Use the numbers of examples that the module logged; whether one differs on any process.
-
-        Of a given probe: those of a captured one are known since training.
-        """
-        if probe.captured:
-            return False
-        wrong = {i: n for i, n in sizes.items() if n != probe.batches[i].size}
-        if not self._run.processes.total(len(wrong)):
-            return False
-        for index, size in wrong.items():
-            probe.batches[index] = replace(probe.batches[index], size=size)
-        self._run.forget_size(probe)
-        return True
-
-    def _concatenated(
-        self,
-        objective: Objective,
-        build: Callable[[bool], Objective],
-        batches: Sequence[ProbeBatch],
-    ) -> Objective | None:
-        """The loss on all batches as one, if it is the same and its graph fits into memory.
-
-        Decided by the loss and the gradient: losses may coincide, as those of all examples do where
-        the last layer is zero.  On all processes or on none.
-        """
-        processes = self._run.processes
-        if processes.total(len(batches)) == processes.count:
-            return None
-        try:
-            combined: Objective | None = build(True)
-        except NotConcatenable:
-            combined = None
-        if processes.total(combined is not None) < processes.count or combined is None:
-            return None
-        try:
-            same = combined.has_room() and _agree(combined, objective)
-        except Exception as error:  # a training_step that requires a certain batch size
-            reraise_interrupt(error)
-            return None
-        return combined if same else None
-
-    def _warn_if_noisy(self, objective: Objective, monitor: Measurer) -> None:
-        """Warn if the loss differs between two calls in spite of the isolation; once per run.
-
-        The second call is timed as a forward; the first includes one-time work.
-        """
-        first = objective.loss()
-        started = self.clock()
-        again = objective.losses_at([], [()])[0]
-        self._run.costs.record_first_forward(self.clock() - started)
-        if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
-            rank_zero_warn(
-                f"{monitor.prefix}: two evaluations of the probe at the same weights gave "
-                f"{float(first):.7g} and {float(again):.7g}: the loss draws random numbers or "
-                f"keeps a state outside the module, so that all its values here are noisy; use the "
-                f"global random generators of Python, NumPy or torch, and keep state in the module"
-            )
-
-    def _objective(
-        self, monitor: Measurer, spec: LossSpec, key: Hashable, terms: list[Term], cut: Cut
-    ) -> Objective:
-        return Objective(
-            terms,
-            measured_parameters(
-                self.trainer, self.pl_module, spec.parameters, self._isolation.unsharded
-            ),
-            engine=spec.engine,
-            reduce=self._run.reducer,
-            check_deterministic=False,
-            memory=self._run.graph_memory(key, monitor.loss.probe, monitor.warn_once),
-            cut=cut,
-        )
-
     def release(self) -> None:
         """Release all graphs, after a failure that may be an out-of-memory error."""
-        for objective in self._objectives.values():
-            objective.release()
+        self._objectives.release()
 
     # -- sizes, processes, time ----------------------------------------------------------------
 
@@ -368,8 +200,7 @@ class Round:
     @property
     def work(self) -> int:
         """The computations so far, in forwards of the probe (a gradient is 3, an HVP 6)."""
-        objectives = list(self._objectives.values())  # a progress bar reads it in its thread
-        return sum(o.forwards + 3 * o.gradients + 6 * o.hvps for o in objectives)
+        return self._objectives.work
 
     # -- the last step -------------------------------------------------------------------------
 
@@ -463,7 +294,7 @@ class Round:
     @contextlib.contextmanager
     def before_the_step(self, monitor: Measurer) -> Iterator[Objective]:
         """The loss on the probe, with the weights set to those before the last step."""
-        objective = self._build(monitor, monitor.loss)
+        objective = self._objectives.build(monitor, monitor.loss)
         before = self._weights_before(objective)
         weights = [p.detach() for p in objective.params.values()]
         now = [p.clone() for p in weights]
@@ -507,7 +338,7 @@ class Round:
 
     def engine(self, monitor: Measurer) -> dict[str, str]:
         """How this round computed Hessian-vector products, and why; empty without any."""
-        objective = self._objectives.get(monitor.loss)
+        objective = self._objectives.known(monitor.loss)
         if objective is None or objective.hvps == 0:
             return {}
         note = {"engine_note": objective.engine_note} if objective.engine_note else {}
@@ -520,17 +351,3 @@ def _altered(mismatch: float) -> str:
         f"by {mismatch:.0%}): a hook on an activation or a module, gradient reversal or a "
         f"straight-through estimator; second derivatives are altered likewise"
     )
-
-
-def _agree(combined: Objective, parts: Objective, loose: bool = False) -> bool:
-    """Whether two losses have the same value and gradient, to rounding.
-
-    ``loose``: to the rounding of a loss that has fallen by orders of magnitude.  A gradient of zero
-    shows nothing.
-    """
-    rtol, atol = (1e-3, 1e-6) if loose else (1e-5, 0.0)
-    if not torch.allclose(combined.loss(), parts.loss(), rtol=rtol, atol=atol):
-        return False
-    one, other = combined.gradient(), parts.gradient()
-    difference, size = norm({name: one[name] - other[name] for name in one}), norm(other)
-    return size > 0.0 and difference <= (0.05 if loose else 1e-3) * size + atol
