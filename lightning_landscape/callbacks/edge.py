@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_landscape.geometry.edge_ratio import shared_step
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from lightning_landscape.geometry.vectors import norm, scaled
@@ -19,14 +20,10 @@ def edge_of(
 
     ``share``: the gradient of one batch relative to that of the objective.
     """
-    gradient = objective.gradient()
-    gradient_norm = norm(gradient)
-    edge = stability_edge(
-        this_round.optimizers, objective.params, gradient_norm, scaled(gradient, share)
-    )
+    edge = _edge(this_round, objective, share)
     reason = (
         this_round.altered_gradient(monitor)
-        or _clipping(this_round, objective, gradient_norm)
+        or _clipping(this_round, objective)
         or ("" if edge.scale else edge.note)
     )
     if reason:
@@ -35,7 +32,20 @@ def edge_of(
     return edge
 
 
-def _clipping(this_round: Round, objective: Objective, gradient_norm: float) -> str:
+def has_own_problem(this_round: Round, objective: Objective) -> bool:
+    """Whether the ratio to the edge is an eigenvalue of another matrix than the Hessian."""
+    edge = _edge(this_round, objective, 1.0)
+    return bool(edge.scale) and shared_step(objective, edge) is None
+
+
+def _edge(this_round: Round, objective: Objective, share: float) -> StabilityEdge:
+    gradient = objective.gradient()
+    return stability_edge(
+        this_round.optimizers, objective.params, norm(gradient), scaled(gradient, share)
+    )
+
+
+def _clipping(this_round: Round, objective: Objective) -> str:
     """Why clipping leaves no edge at these weights, or an empty string."""
     clipped = this_round.clipped_share()
     if clipped is not None:
@@ -52,5 +62,5 @@ def _clipping(this_round: Round, objective: Objective, gradient_norm: float) -> 
         largest = max(float(g.abs().max()) for g in objective.gradient().values())
         active = largest > limit
     else:
-        active = gradient_norm > limit
+        active = norm(objective.gradient()) > limit
     return f"gradient clipping at {limit} is active" if active else ""

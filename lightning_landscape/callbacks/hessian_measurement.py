@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from lightning_landscape.callbacks.edge import edge_of
+from lightning_landscape.callbacks.edge import edge_of, has_own_problem
 from lightning_landscape.callbacks.hessian_figures import (
     draw_density,
     draw_density_film,
@@ -15,7 +15,6 @@ from lightning_landscape.callbacks.hessian_figures import (
 )
 from lightning_landscape.callbacks.solver import Solver
 from lightning_landscape.geometry.blocks import block_eigenvalues, names_by_block
-from lightning_landscape.geometry.edge_ratio import shared_step
 from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sam import curvature_along
@@ -100,8 +99,7 @@ class HessianMeasurement(Monitor):
             started = this_round.clock()
             objective.gradient()
             seconds = _GRADIENTS_PER_PRODUCT * (this_round.clock() - started)
-            edge = edge_of(this_round, objective, self)
-            preconditioned = edge is not None and shared_step(objective, edge) is None
+            preconditioned = has_own_problem(this_round, objective)
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
         problems = (1 + preconditioned) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks

@@ -164,7 +164,8 @@ class Objectives:
         if not combined or not self._run.looks_again(spec):
             return objective
         parts = build(False)
-        if _agree(objective, parts, loose=True):
+        finite = bool(objective.loss().isfinite() & parts.loss().isfinite())
+        if not finite or _agree(objective, parts, loose=True):
             return objective
         self._run.concatenated[spec] = False
         self._run.series[spec] = self._run.series.get(spec, 1) + 1

@@ -25,6 +25,7 @@ from lightning_landscape.training.data.batch import (
     concat_batches,
 )
 from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import Isolation
 from lightning_landscape.training.losses import (
     LossSpec,
@@ -240,10 +241,12 @@ class Round:
             )
         known = self._run.altered
         if monitor.loss not in known and self.trainer.precision in _EXACT:
-            objective = self.objective(monitor)
-            mismatch = gradient_mismatch(objective)
-            if mismatch is not None and mismatch > _MISMATCH:
-                mismatch = gradient_mismatch(objective, scale=8.0)  # not a kink of the loss
+            try:
+                mismatch = _mismatch(self.objective(monitor))
+            except Exception as error:  # a module that cannot be evaluated at other weights
+                reraise_interrupt(error)
+                monitor.warn_once(f"the gradient could not be compared with the loss: {error}")
+                mismatch = 0.0
             if mismatch is not None:
                 known[monitor.loss] = _altered(mismatch) if mismatch > _MISMATCH else ""
         return known.get(monitor.loss, "")
@@ -345,9 +348,16 @@ class Round:
         return {"engine": objective.engine_used, **note}
 
 
+def _mismatch(objective: Objective) -> float | None:
+    mismatch = gradient_mismatch(objective)
+    if mismatch is not None and mismatch > _MISMATCH:
+        return gradient_mismatch(objective, scale=8.0)  # it may have been a kink of the loss
+    return mismatch
+
+
 def _altered(mismatch: float) -> str:
     return (
         f"the gradient that autograd gives is not the derivative of the loss (along it they differ "
-        f"by {mismatch:.0%}): a hook on an activation or a module, gradient reversal or a "
-        f"straight-through estimator; second derivatives are altered likewise"
+        f"by {mismatch:.0%}): a hook on an activation or a module, a gradient that is stopped "
+        f"(detach), reversed or passed straight through; second derivatives are altered likewise"
     )

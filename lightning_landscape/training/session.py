@@ -210,7 +210,7 @@ class Session:
             return
         self._count_batches(trainer)
         with self._measuring_time():
-            self._capture(trainer, pl_module, outputs, batch, batch_idx)
+            size = self._capture(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
         self._last_global_step = trainer.global_step
@@ -223,6 +223,7 @@ class Session:
         due = [q for q in due if is_ready(q)]
         if due:
             with self._measuring_time(pl_module):
+                self.run.costs.batch_size = size or batch_size(batch)
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
                 self._measure_due(trainer, pl_module, due, step)
             self.run.last_step.batches = []
@@ -264,10 +265,12 @@ class Session:
         outputs: Any,
         batch: Any,
         batch_idx: int,
-    ) -> None:
-        """Add the batch to the probes, if training_step returned a loss for it."""
+    ) -> int | None:
+        """Add the batch to the probes, if training_step returned a loss for it.
+
+        Its number of examples, if the module passed it to ``self.log``.
+        """
         size = self._logged_size.stop()
-        self.run.costs.batch_size = size or batch_size(batch)
         if self._takes_iterator:  # not available at the start of the batch
             due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
             self._copy_batch(batch, batch_idx, due)
@@ -279,6 +282,7 @@ class Session:
             self.probes.complete()
         else:
             self.probes.end_expensive_capture(trainer, self.budget)
+        return size
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """End the capture of training batches."""

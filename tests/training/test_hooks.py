@@ -49,6 +49,9 @@ def test_only_the_first_is_called_and_only_at_the_end_of_a_batch(tmp_path):
     assert of_every_batch(profiler, callbacks[0]) == {
         "on_train_batch_start": 3,
         "on_train_batch_end": 30,
+        # One step in twenty, to see whether it was clipped.
+        "on_after_backward": 2,
+        "on_before_optimizer_step": 2,
     }
     assert of_every_batch(profiler, callbacks[1]) == {}
     assert of_every_batch(profiler, callbacks[2]) == {}
