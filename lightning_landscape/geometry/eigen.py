@@ -127,8 +127,8 @@ def top_eigenvalues(
 
     Each solution also searches outside the vectors that it was started from: along the last vector
     of the previous search, a random vector and the hint, and then along every Ritz vector whose
-    value plus three residuals exceeds the wanted one, for up to 3 products after the first.  It
-    takes at least 3 in total where the largest eigenvalue has changed by more than 30 %.
+    value plus three residuals exceeds the wanted one, for up to 4 products after the first.  It
+    takes at least 4 in total where the largest eigenvalue has changed by more than 30 %.
     Limitation: an eigenvalue that has grown since the last solution, in a part of the network that
     is decoupled from all kept vectors, may be found one solution late; benchmarks/blindness.py
     measures how often.

@@ -28,11 +28,11 @@ FLOOR = 1e-3
 # The search outside: weights of a random vector and of the hint in its start, and the maximum
 # number of products after the first.
 _RANDOM, _HINT = 0.6, 1.0
-_MOST_SEARCHES = 3
+_MOST_SEARCHES = 4
 
 # If the top eigenvalue has changed by more than this share since the previous solution, the kept
 # vectors say little, and a search takes at least so many products.
-_MOVED, _FEWEST_AFTER_A_MOVE = 0.3, 3
+_MOVED, _FEWEST_AFTER_A_MOVE = 0.3, 4
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2
