@@ -165,13 +165,15 @@ class HessianMeasurement(Monitor):
         start = solver.start("batch", objective)
         result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings)
         solver.store("batch", result)
-        edge = edge_of(this_round, objective, self)
+        share = this_round.batch_share
+        edge = edge_of(this_round, objective, self, share)
         if edge is None:
             measured.values |= _nan_if_diverged(result, self.key("batch_edge_ratio"))
             return
         found = solver.ratio("preconditioned batch", objective, edge, result)
         converged = (found.solved or result).converged
-        self._add_value(measured, "batch_edge_ratio", found.ratio, found.residual, converged)
+        ratio, residual = found.ratio * share, found.residual * share
+        self._add_value(measured, "batch_edge_ratio", ratio, residual, converged)
 
     # -- more of the spectrum ------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 _WINDOW = 20  # steps that are remembered
+# Steps from one that is watched to the next, at least, and if a measurement follows.
+_EVERY, _BEFORE_MEASURING = 20, 5
 _CHANGED = 1e-3  # a norm that falls by less than this share was not clipped
 
 
@@ -19,21 +21,26 @@ class ClippedSteps:
     clips, and before the module's own hook; what the optimizer was given is still there when the
     batch ends.  In manual optimization that hook comes after clipping, and the gradient before it
     is that at the end of the backward pass.
+
+    Attributes:
+        watching: whether the next step is compared: one in 20, and those that are measured.
     """
 
     def __init__(self) -> None:
+        self.watching = False
+        self._watched_at = 0
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_WINDOW)
         self._before: dict[int, tuple[Any, Tensor]] = {}  # id of an optimizer -> it, and the norm
 
     def after_backward(self, optimizers: list[Any]) -> None:
         """Of manual optimization: the gradients before clipping."""
-        for optimizer in optimizers:
+        for optimizer in optimizers if self.watching else ():
             if (norm := _gradient_norm(optimizer)) is not None:
                 self._before[id(optimizer)] = optimizer, norm
 
     def before_step(self, optimizer: Any, automatic: bool) -> None:
         """The gradient before clipping, or what the optimizer is given in manual optimization."""
-        norm = _gradient_norm(optimizer)
+        norm = _gradient_norm(optimizer) if self.watching else None
         if norm is None:
             return
         if automatic:
@@ -41,15 +48,31 @@ class ClippedSteps:
         elif (known := self._before.pop(id(optimizer), None)) is not None:
             self._seen.append((known[1], norm))
 
-    def end_batch(self, automatic: bool) -> bool:
-        """Compare with what the optimizers were given; whether a step was seen."""
-        found = bool(self._before) if automatic else bool(self._seen)
-        for optimizer, before in self._before.values() if automatic else ():
+    def end_batch(self, step: int, next_measurement: float, automatic: bool) -> None:
+        """Compare with what the optimizers were given, and decide whether the next is watched.
+
+        Args:
+            step: that of the batch.
+            next_measurement: the step of the next one.
+            automatic: whether Lightning steps the optimizer.
+        """
+        if self.watching:
+            stepped = self._compare() if automatic else bool(self._seen)
+            self._before.clear()
+            if not stepped:
+                return  # accumulating
+            self.watching, self._watched_at = False, step
+        passed = step + 1 - self._watched_at
+        due = step + 1 >= next_measurement and passed >= _BEFORE_MEASURING
+        self.watching = due or passed >= _EVERY
+
+    def _compare(self) -> bool:
+        """Whether an optimizer stepped."""
+        for optimizer, before in self._before.values():
             after = _gradient_norm(optimizer)
             if after is not None:
                 self._seen.append((before, after))
-        self._before.clear()
-        return found
+        return bool(self._before)
 
     def counts(self) -> tuple[int, int]:
         """Steps that were clipped, of how many of the last ones that were seen."""

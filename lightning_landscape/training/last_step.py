@@ -1,4 +1,4 @@
-"""Copies of the batch and the weights before a step, for callbacks that measure the step."""
+"""Copies of the batches and the weights before a step, for callbacks that measure the step."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ class WeightsBefore:
 
 
 class LastStep:
-    """The batch of the last step and the weights before it.
+    """The batches of the last step and the weights before it.
 
     If copying fails, for example out of memory, the error is raised when a copy is read.
 
     Attributes:
-        batches: the training batch of the last step, if a callback needs it and it gave a loss.
+        batches: the training batches whose gradients made the last step, if a callback needs them:
+            several with gradient accumulation, without those that gave no loss.
+        share: their number relative to that of ``accumulate_grad_batches``, by which Lightning
+            divides: less than 1 where an epoch ends within an accumulation.
     """
 
     def __init__(self) -> None:
         self.batches: list[ProbeBatch] = []
+        self.share = 1.0
+        self._batches_of = -1  # trainer.global_step
+        self._seen = 0  # batches since then
         self._before = WeightsBefore()
         self._copied_at = -1  # trainer.global_step
         self._error: Exception | None = None
@@ -78,9 +84,26 @@ class LastStep:
             {id(p): float(g["lr"]) for p, g in pairs},
         )
 
-    def copy_batch(self, batch: Any, batch_idx: int) -> None:
-        """Copy the batch, because training_step may modify it."""
-        self.batches = [ProbeBatch.copy_of(batch, batch_idx)]
+    def copy_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Copy the batch, because training_step may modify it; no older ones are kept."""
+        if self._batches_of != trainer.global_step:
+            self.batches, self._batches_of, self._seen = [], trainer.global_step, 0
+        self._seen += 1
+        self.attempt(lambda: self.batches.append(ProbeBatch.copy_of(batch, batch_idx)))
+
+    def drop_batch(self) -> None:
+        """Drop the copy of the last batch, which gave no loss."""
+        if self.batches:
+            self.batches.pop()
+
+    def end_step(self, trainer: Trainer, batch_idx: int, automatic: bool) -> None:
+        """An optimizer has stepped after this batch: drop the copies if they are not all of it."""
+        accumulated = trainer.accumulate_grad_batches if automatic else 1
+        expected = batch_idx % accumulated + 1
+        whole = self._seen >= expected and self._batches_of + 1 == trainer.global_step
+        if automatic and not whole:
+            self.batches = []
+        self.share = len(self.batches) / accumulated if automatic else 1.0
 
     def attempt(self, copy: Callable[[], None]) -> None:
         """Call ``copy``; if it fails, drop both copies and store the error."""

@@ -116,12 +116,23 @@ class Round:
             return [value() for _, value in terms]
 
     def batch_objective(self, monitor: Measurer) -> Objective:
-        """The loss on the last training batch, at the current weights."""
+        """The loss on the training batches of the last step, at the current weights.
+
+        Several with gradient accumulation; see :attr:`batch_share`.
+        """
         self._run.last_step.check()
         self.release()
         spec = replace(monitor.loss, reduction="mean")
         terms, cut = self._objectives.terms(spec, self._run.last_step.batches)
         return self._objectives.from_terms(monitor, spec, ("batch", monitor.loss), terms, cut)
+
+    @property
+    def batch_share(self) -> float:
+        """The optimizer's loss relative to :meth:`batch_objective`: batches per accumulated ones.
+
+        Less than 1 where an epoch ends within an accumulation.
+        """
+        return self._run.last_step.share
 
     def batches(self, monitor: Measurer) -> list[ProbeBatch]:
         """This process's batches of the callback's probe, as :meth:`objective` evaluates them.
@@ -218,7 +229,7 @@ class Round:
         self._run.last_step.check()
         if not self._run.last_step.batches:
             monitor.warn_once(
-                f"{what} is not logged at steps whose training_step returned no loss for the batch"
+                f"{what} is not logged at steps whose batches gave no loss, or were not all copied"
             )
             return False
         return True

@@ -31,9 +31,6 @@ from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.run_state import RunState
 from lightning_landscape.training.schedule import batches_ahead
 
-# Steps after which one is seen in any case, and before a measurement.
-_SEEN_AFTER, _SEEN_BEFORE_MEASURING = 20, 5
-
 
 class Session:
     """All measuring of one ``fit``."""
@@ -55,10 +52,9 @@ class Session:
         self._watch = watch
         self._logged_size = LoggedSize()
         self._sees_clipping = any(q.needs_clipping for q in quantities)
-        self._sees_step = False  # the next one
-        self._seen_at = -_SEEN_AFTER  # the last one that was seen
         self._next_step: float = 0.0  # no callback is due before it, see `_idle`
         self._trackers = [q for q in self.quantities if q.tracks_weights]
+        self._copies_at_ends = False  # batches for callbacks that measure by epochs
         self._watches_end = any(q.draws and q.needs_update for q in self.quantities)
         self._hook_seconds = HOOK_SECONDS * len(quantities)
         self._first_batch = 0
@@ -83,7 +79,7 @@ class Session:
         self._track_weights(trainer, pl_module, min(begins_at, trainer.global_step))
         self._find_next_step()
         if self._sees_clipping:
-            self._sees_step = True
+            self.run.clipped_steps.watching = True
             self._watch(STEP_HOOKS, True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,6 +126,9 @@ class Session:
         due_at = min((q._bookkeeping.schedule.next_step for q in active), default=math.inf)
         self._next_step = 0.0 if capturing else due_at
         copies = any(q.needs_batch or q.needs_update for q in active)
+        self._copies_at_ends = any(
+            q.needs_batch and q._bookkeeping.schedule.every_n_epochs for q in active
+        )
         self._watch([BATCH_START], capturing or copies)
 
     def _idle(self, trainer: Trainer) -> bool:
@@ -142,6 +141,7 @@ class Session:
         return not (
             step >= self._next_step
             or loop.batch_progress.is_last_batch
+            or (self._copies_at_ends and self._makes_last_step(trainer))
             or (self._trackers and any(q.wants_weights(step) for q in self._trackers))
             or (self._watches_end and self._is_last_step(trainer))
         )
@@ -167,16 +167,25 @@ class Session:
             last_step.begin_batch()
             self._logged_size.watch(trainer)
             if not self._takes_iterator:
-                self._copy_batch(batch, batch_idx, due)
+                self._copy_batch(trainer, batch, batch_idx, due)
             if copies:
                 last_step.copy_weights(trainer)
 
-    def _copy_batch(self, batch: Any, batch_idx: int, due: Sequence[Quantity]) -> None:
-        last_step = self.run.last_step
+    def _copy_batch(
+        self, trainer: Trainer, batch: Any, batch_idx: int, due: Sequence[Quantity]
+    ) -> None:
         self.probes.copy_batch(batch, batch_idx)
-        last_step.batches = []  # no older one, even if copying fails
-        if any(q.needs_batch for q in due):
-            last_step.attempt(partial(last_step.copy_batch, batch, batch_idx))
+        ending = self._copies_at_ends and self._makes_last_step(trainer)
+        if ending or any(q.needs_batch for q in due):
+            self.run.last_step.copy_batch(trainer, batch, batch_idx)
+
+    @staticmethod
+    def _makes_last_step(trainer: Trainer) -> bool:
+        """Whether this batch's gradient goes into the last step of the epoch, if known."""
+        batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if math.isinf(batches):
+            return False
+        return bool(trainer.fit_loop.batch_idx >= (batches - 1) // accumulated * accumulated)
 
     @staticmethod
     def _is_last_step(trainer: Trainer) -> bool:
@@ -204,7 +213,7 @@ class Session:
     ) -> None:
         """Measure, if an optimizer has stepped and a callback is due."""
         if self._sees_clipping:
-            self._see_step(trainer, pl_module)
+            self._watch_clipping(trainer, pl_module.automatic_optimization)
         if self._idle(trainer):
             self._last_global_step = trainer.global_step
             return
@@ -214,6 +223,7 @@ class Session:
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
         self._last_global_step = trainer.global_step
+        self.run.last_step.end_step(trainer, batch_idx, pl_module.automatic_optimization)
         # The label under which Lightning logs the training loss of the current weights; its own
         # counter is incremented after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -231,32 +241,22 @@ class Session:
                 self.run.last_step.clear_weights()
         self._find_next_step()
 
-    def _see_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whether the step was clipped, if it was to be seen; and whether the next one is.
-
-        Those that are measured, if at least 5 have passed, and every 20th.
-        """
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        if self._sees_step:
-            if not self.run.clipped_steps.end_batch(pl_module.automatic_optimization):
-                return  # accumulating
-            self._sees_step, self._seen_at = False, step
-            self._watch(STEP_HOOKS, False)
-        passed = step + 1 - self._seen_at
-        due = step + 1 >= self._next_step and passed >= _SEEN_BEFORE_MEASURING
-        if due or passed >= _SEEN_AFTER:
-            self._sees_step = True
-            self._watch(STEP_HOOKS, True)
+    def _watch_clipping(self, trainer: Trainer, automatic: bool) -> None:
+        """Compare the gradients of this step, if they were watched, and watch those of the next."""
+        steps, step = self.run.clipped_steps, trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        watched = steps.watching
+        steps.end_batch(step, self._next_step, automatic)
+        if steps.watching is not watched:
+            self._watch(STEP_HOOKS, steps.watching)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In manual optimization: the gradient before it is clipped."""
-        if self._sees_step and not pl_module.automatic_optimization:
+        if not pl_module.automatic_optimization:
             self.run.clipped_steps.after_backward(trainer.optimizers)
 
     def on_before_optimizer_step(self, pl_module: LightningModule, optimizer: Any) -> None:
         """The gradient before Lightning clips it; in manual optimization after that."""
-        if self._sees_step:
-            self.run.clipped_steps.before_step(optimizer, pl_module.automatic_optimization)
+        self.run.clipped_steps.before_step(optimizer, pl_module.automatic_optimization)
 
     def _capture(
         self,
@@ -273,9 +273,9 @@ class Session:
         size = self._logged_size.stop()
         if self._takes_iterator:  # not available at the start of the batch
             due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
-            self._copy_batch(batch, batch_idx, due)
+            self._copy_batch(trainer, batch, batch_idx, due)
         if pl_module.automatic_optimization and not outputs:
-            self.run.last_step.batches = []  # training_step returned no loss
+            self.run.last_step.drop_batch()  # training_step returned no loss
         else:
             self.probes.add_copied(self._measuring.count_failure, size)
         if trainer.is_last_batch:

@@ -122,11 +122,14 @@ def test_blocks(tmp_path):
     assert row["hessian/block_trace/layer"] == pytest.approx(exact.sum(), rel=0.5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ratio_on_the_current_batch(tmp_path, accumulate):
+@pytest.mark.parametrize("schedule", ["every_n_train_steps", "every_n_epochs"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_ratio_on_the_batches_of_the_step(tmp_path, accumulate, schedule):
     data = regression()
     x = data.dataset.tensors[0].double()
-    monitor = HessianMonitor(batch_edge_ratio=True, **SETTINGS)
+    monitor = HessianMonitor(
+        batch_edge_ratio=True, **{**SETTINGS, "every_n_train_steps": None, schedule: 1}
+    )
     train(
         lambda: Linear(lr=0.02), data, [monitor], tmp_path, precision="64-true",
         accumulate_grad_batches=accumulate, max_epochs=4,
@@ -134,9 +137,11 @@ def test_ratio_on_the_current_batch(tmp_path, accumulate):
     steps_an_epoch = math.ceil(3 / accumulate)
     for row in monitor.history:
         position = (row["step"] - 1) % steps_an_epoch
-        batch = min((position + 1) * accumulate, 3) - 1  # the last one before the step
-        piece = x[20 * batch : 20 * (batch + 1)]
-        exact = np.linalg.eigvalsh((2 * piece.T @ piece / 20).numpy())[-1]
+        batches = range(3)[position * accumulate : (position + 1) * accumulate]
+        piece = x[20 * batches.start : 20 * batches.stop]
+        # Lightning divides the loss of each by accumulate_grad_batches, also of fewer.
+        hessian = 2 * piece.T @ piece / (20 * accumulate)
+        exact = np.linalg.eigvalsh(hessian.numpy())[-1]
         assert row["hessian/batch_edge_ratio"] == pytest.approx(exact * 0.02 / 2, rel=1e-6)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_landscape.geometry.checks import check_count, quoted, shown
-from lightning_landscape.training.data.batch import ProbeBatch, tensors_in
+from lightning_landscape.training.data.batch import ProbeBatch
 from lightning_landscape.training.isolation.random_state import RandomState
 
 
@@ -99,14 +102,14 @@ class Probe:
         self.batches, self.complete, self.closed, self.file = [], False, False, None
 
     def fingerprint(self) -> str:
-        """A hash of all tensors in the batches."""
-        digest = hashlib.sha256()
+        """A hash of all data in the batches, also of what objects hold."""
+        hashing = _Hashing()
         for batch in self.batches:
-            for tensor in tensors_in(batch.batch):
-                content = tensor.detach().cpu().contiguous()
-                digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
-                digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+            try:
+                hashing.dump(batch.batch)
+            except (pickle.PicklingError, AttributeError, TypeError):
+                continue  # it cannot be written to a file either, which is said there
+        return hashing.digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the batches to ``path``.
@@ -123,7 +126,8 @@ class Probe:
             raise ValueError(
                 f"the probe's batches hold objects that cannot be loaded safely "
                 f"({why_unreadable(error)}), so that a resumed run starts on a new probe; allow "
-                f"classes that you trust with torch.serialization.add_safe_globals([...])"
+                f"classes that you trust with torch.serialization.add_safe_globals([...]), or pass "
+                f"the same probe=... to both runs"
             ) from error
 
     def restore(self, path: Path, prepare: Callable[[Any], Any]) -> None:
@@ -131,6 +135,35 @@ class Probe:
         rows = torch.load(path, weights_only=True, map_location="cpu")
         self.batches = [ProbeBatch(prepare(r["batch"]), r["index"], r["size"]) for r in rows]
         self.complete = True
+
+
+class _Hashing(pickle.Pickler):
+    """Hashes the tensors, arrays and plain values that it meets; nothing is written."""
+
+    def __init__(self) -> None:
+        super().__init__(_Nowhere())
+        self.digest = hashlib.sha256()
+
+    def persistent_id(self, item: Any) -> int | None:
+        """Called for each object; what is hashed here is not looked into."""
+        if isinstance(item, Tensor):
+            content = item.detach().cpu()
+            content = content.to_dense() if content.layout != torch.strided else content
+            self.digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
+            data = content.contiguous().reshape(-1).view(torch.uint8)
+            self.digest.update(data.numpy().tobytes())
+        elif isinstance(item, np.ndarray) and item.dtype != object:
+            self.digest.update(f"{item.shape}{item.dtype}".encode() + item.tobytes())
+        elif isinstance(item, (int, float, complex, str, bytes)):
+            self.digest.update(repr(item).encode())
+        else:
+            return None
+        return 0
+
+
+class _Nowhere:
+    def write(self, data: Any) -> int:
+        return len(data)
 
 
 def why_unreadable(error: Exception) -> str:
