@@ -1599,7 +1599,14 @@ def members() -> list[Member]:
             missing=bounded,
             says=["the loss falls nowhere"],
         ),
-        M("MoCo queue", Queue, vectors, modes=BOTH, missing=uphill),
+        # The keys' encoder follows the weights, without a gradient.
+        M(
+            "MoCo queue",
+            Queue,
+            vectors,
+            modes=BOTH,
+            missing={**uphill, **no_edge("the gradient .*differ")},
+        ),
         M("SDPA", Sdpa, tokens, modes=BOTH),
         M("TransformerEncoder, padded", Encoder, tokens, modes=BOTH),
         M("MultiheadAttention in eval", MultiheadInEval, series, modes=BOTH, missing=uphill),

@@ -17,10 +17,10 @@ _CHANGED = 1e-3  # a norm that falls by less than this share was not clipped
 class ClippedSteps:
     """Compares the norm of the gradient before and after clipping, at the steps that it sees.
 
-    In automatic optimization Lightning calls ``on_before_optimizer_step`` of callbacks before it
-    clips, and before the module's own hook; what the optimizer was given is still there when the
-    batch ends.  In manual optimization that hook comes after clipping, and the gradient before it
-    is that at the end of the backward pass.
+    Before: at the end of the backward pass, or, where a GradScaler has scaled the gradient there,
+    in ``on_before_optimizer_step``, which Lightning calls of callbacks before it clips.  After: in
+    automatic optimization when the batch ends, and in manual optimization, where the gradient may
+    be gone by then, in ``on_before_optimizer_step``, which comes after clipping there.
 
     Attributes:
         watching: whether the next step is compared: one in 20, and those that are measured.
@@ -31,22 +31,25 @@ class ClippedSteps:
         self._watched_at = 0
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_WINDOW)
         self._before: dict[int, tuple[Any, Tensor]] = {}  # id of an optimizer -> it, and the norm
+        self._stepped = False
 
-    def after_backward(self, optimizers: list[Any]) -> None:
-        """Of manual optimization: the gradients before clipping."""
-        for optimizer in optimizers if self.watching else ():
+    def after_backward(self, optimizers: list[Any], scaled: bool) -> None:
+        """The gradients before clipping; ``scaled``: not by a GradScaler."""
+        for optimizer in optimizers if self.watching and not scaled else ():
             if (norm := _gradient_norm(optimizer)) is not None:
                 self._before[id(optimizer)] = optimizer, norm
 
-    def before_step(self, optimizer: Any, automatic: bool) -> None:
-        """The gradient before clipping, or what the optimizer is given in manual optimization."""
+    def before_step(self, optimizer: Any, automatic: bool, scaled: bool) -> None:
+        """The gradient without its scale, or what the optimizer is given in manual optimization."""
         norm = _gradient_norm(optimizer) if self.watching else None
         if norm is None:
             return
-        if automatic:
+        self._stepped = True
+        if scaled and automatic:
             self._before[id(optimizer)] = optimizer, norm
-        elif (known := self._before.pop(id(optimizer), None)) is not None:
-            self._seen.append((known[1], norm))
+        elif not automatic and id(optimizer) in self._before:
+            _, before = self._before.pop(id(optimizer))
+            self._seen.append((before, norm))
 
     def end_batch(self, step: int, next_measurement: float, automatic: bool) -> None:
         """Compare with what the optimizers were given, and decide whether the next is watched.
@@ -57,22 +60,18 @@ class ClippedSteps:
             automatic: whether Lightning steps the optimizer.
         """
         if self.watching:
-            stepped = self._compare() if automatic else bool(self._seen)
+            before, stepped = list(self._before.values()), self._stepped
             self._before.clear()
+            self._stepped = False
             if not stepped:
                 return  # accumulating
+            for optimizer, norm in before if automatic else ():
+                if (after := _gradient_norm(optimizer)) is not None:
+                    self._seen.append((norm, after))
             self.watching, self._watched_at = False, step
         passed = step + 1 - self._watched_at
         due = step + 1 >= next_measurement and passed >= _BEFORE_MEASURING
         self.watching = due or passed >= _EVERY
-
-    def _compare(self) -> bool:
-        """Whether an optimizer stepped."""
-        for optimizer, before in self._before.values():
-            after = _gradient_norm(optimizer)
-            if after is not None:
-                self._seen.append((before, after))
-        return bool(self._before)
 
     def counts(self) -> tuple[int, int]:
         """Steps that were clipped, of how many of the last ones that were seen."""

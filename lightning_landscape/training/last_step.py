@@ -36,8 +36,8 @@ class LastStep:
     def __init__(self) -> None:
         self.batches: list[ProbeBatch] = []
         self.share = 1.0
-        self._batches_of = -1  # trainer.global_step
-        self._seen = 0  # batches since then
+        self._batches_of = -1  # steps of optimizers before them
+        self._seen = 0  # batches since those
         self._before = WeightsBefore()
         self._copied_at = -1  # trainer.global_step
         self._error: Exception | None = None
@@ -84,26 +84,34 @@ class LastStep:
             {id(p): float(g["lr"]) for p, g in pairs},
         )
 
-    def copy_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
-        """Copy the batch, because training_step may modify it; no older ones are kept."""
-        if self._batches_of != trainer.global_step:
-            self.batches, self._batches_of, self._seen = [], trainer.global_step, 0
+    def begin_copy(self, steps: int) -> None:
+        """A batch after so many steps of optimizers will be copied; no older ones are kept."""
+        if self._batches_of != steps:
+            self.batches, self._batches_of, self._seen = [], steps, 0
         self._seen += 1
-        self.attempt(lambda: self.batches.append(ProbeBatch.copy_of(batch, batch_idx)))
+
+    def copy_batch(self, batch: Any, batch_idx: int) -> None:
+        """Copy the batch, because training_step may modify it."""
+        self.batches.append(ProbeBatch.copy_of(batch, batch_idx))
 
     def drop_batch(self) -> None:
         """Drop the copy of the last batch, which gave no loss."""
         if self.batches:
             self.batches.pop()
 
-    def end_step(self, trainer: Trainer, batch_idx: int, automatic: bool) -> None:
-        """An optimizer has stepped after this batch: drop the copies if they are not all of it."""
-        accumulated = trainer.accumulate_grad_batches if automatic else 1
+    def end_step(self, steps: int, batch_idx: int, accumulated: int) -> None:
+        """An optimizer has stepped after this batch: drop the copies if they are not all of it.
+
+        Args:
+            steps: steps of optimizers before it.
+            batch_idx: of the batch.
+            accumulated: batches from one step to the next; 1 if any batch may step.
+        """
         expected = batch_idx % accumulated + 1
-        whole = self._seen >= expected and self._batches_of + 1 == trainer.global_step
-        if automatic and not whole:
+        whole = self._seen >= expected and self._batches_of == steps
+        if not whole:
             self.batches = []
-        self.share = len(self.batches) / accumulated if automatic else 1.0
+        self.share = min(len(self.batches) / accumulated, 1.0)
 
     def attempt(self, copy: Callable[[], None]) -> None:
         """Call ``copy``; if it fails, drop both copies and store the error."""

@@ -157,13 +157,13 @@ class Monitor(Quantity, Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._session:
-            session.on_after_backward(trainer, pl_module)
+            session.on_after_backward(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if session := self._session:
-            session.on_before_optimizer_step(pl_module, optimizer)
+            session.on_before_optimizer_step(trainer, pl_module.automatic_optimization, optimizer)
 
     def on_train_batch_end(
         self,

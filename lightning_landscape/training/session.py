@@ -177,14 +177,14 @@ class Session:
         self.probes.copy_batch(batch, batch_idx)
         ending = self._copies_at_ends and self._makes_last_step(trainer)
         if ending or any(q.needs_batch for q in due):
-            self.run.last_step.copy_batch(trainer, batch, batch_idx)
+            last_step = self.run.last_step
+            last_step.begin_copy(self._last_global_step)
+            last_step.attempt(partial(last_step.copy_batch, batch, batch_idx))
 
     @staticmethod
     def _makes_last_step(trainer: Trainer) -> bool:
-        """Whether this batch's gradient goes into the last step of the epoch, if known."""
+        """Whether this batch's gradient goes into the last step of the epoch; False if unknown."""
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-        if math.isinf(batches):
-            return False
         return bool(trainer.fit_loop.batch_idx >= (batches - 1) // accumulated * accumulated)
 
     @staticmethod
@@ -222,8 +222,9 @@ class Session:
             size = self._capture(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
-        self._last_global_step = trainer.global_step
-        self.run.last_step.end_step(trainer, batch_idx, pl_module.automatic_optimization)
+        before, self._last_global_step = self._last_global_step, trainer.global_step
+        accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        self.run.last_step.end_step(before, batch_idx, accumulated)
         # The label under which Lightning logs the training loss of the current weights; its own
         # counter is incremented after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -249,14 +250,13 @@ class Session:
         if steps.watching is not watched:
             self._watch(STEP_HOOKS, steps.watching)
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In manual optimization: the gradient before it is clipped."""
-        if not pl_module.automatic_optimization:
-            self.run.clipped_steps.after_backward(trainer.optimizers)
+    def on_after_backward(self, trainer: Trainer) -> None:
+        """The gradient before it is clipped."""
+        self.run.clipped_steps.after_backward(trainer.optimizers, _is_scaled(trainer))
 
-    def on_before_optimizer_step(self, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, automatic: bool, optimizer: Any) -> None:
         """The gradient before Lightning clips it; in manual optimization after that."""
-        self.run.clipped_steps.before_step(optimizer, pl_module.automatic_optimization)
+        self.run.clipped_steps.before_step(optimizer, automatic, _is_scaled(trainer))
 
     def _capture(
         self,
@@ -393,3 +393,8 @@ class Session:
         """Count the time inside as measuring; with a module, including work on its device."""
         clock = time.perf_counter if pl_module is None else partial(self.run.clock, pl_module)
         return self.run.costs.time.measuring(clock)
+
+
+def _is_scaled(trainer: Trainer) -> bool:
+    """Whether a GradScaler scales gradients."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
