@@ -47,6 +47,7 @@ LANDSCAPE = "callbacks/landscape.py"
 GENERALIZATION = "callbacks/generalization.py"
 FAULTY = "training/failures.py"
 ROUND = "training/round.py"
+OBJECTIVES = "training/objectives.py"
 LOSSES = "training/losses.py"
 PROBE = "training/data/probe.py"
 BATCH = "training/data/batch.py"
@@ -450,10 +451,87 @@ GUARDS = [
     ),
     Guard(
         "no edge for another gradient",
-        "callbacks/edge.py",
-        "if not hooked:",
-        "if True:",
+        ROUND,
+        "if hooked := self._isolation.hooked:",
+        "if hooked := ():",
         "tests/training/test_parameter_hooks.py",
+    ),
+    Guard(
+        "no edge where autograd's gradient is not that of the loss",
+        ROUND,
+        'if mismatch > _MISMATCH else ""',
+        'if mismatch > 99 else ""',
+        "tests/training/test_altered_gradient.py -k no_edge",
+    ),
+    Guard(
+        "gradients of the layers before are compared too",
+        "geometry/gradient_check.py",
+        "    for part in (names[:half], names[half:]):",
+        "    for part in ():",
+        "tests/training/test_altered_gradient.py -k no_edge",
+    ),
+    Guard(
+        "no edge where steps are clipped",
+        "callbacks/edge.py",
+        "if clipped <= _CLIPPED:",
+        "if True:",
+        "tests/training/test_clipping.py -k no_ratio",
+    ),
+    Guard(
+        "one clipped step of twenty leaves the edge",
+        "callbacks/edge.py",
+        "if clipped <= _CLIPPED:",
+        "if clipped <= 0:",
+        "tests/training/test_clipping.py -k one_step",
+    ),
+    Guard(
+        "a batch that accumulates is no step",
+        "training/clipping.py",
+        "if not stepped:",
+        "if False:",
+        "tests/training/test_clipping.py -k accumulated",
+    ),
+    Guard(
+        "the size of a captured batch is the logged one",
+        PROBES,
+        "copied = replace(copied, size=size)",
+        "pass",
+        "tests/training/test_sizes.py -k captured",
+    ),
+    Guard(
+        "the size of a given batch is the logged one",
+        OBJECTIVES,
+        "if self._correct_sizes(spec.probe, sizes):",
+        "if False:",
+        "tests/training/test_sizes.py -k given",
+    ),
+    Guard(
+        "fingerprints of objects",
+        PROBE,
+        "self.digest.update(data.numpy().tobytes())",
+        "pass",
+        "tests/training/test_sizes.py -k fingerprint",
+    ),
+    Guard(
+        "all batches of an accumulation",
+        "training/last_step.py",
+        "if self._batches_of != steps:",
+        "if True:",
+        f"{OPTIONS} -k batches_of_the_step",
+    ),
+    Guard(
+        "fewer batches at the end of an epoch",
+        "training/last_step.py",
+        "min(len(self.batches) / accumulated, 1.0)",
+        "1.0",
+        f"{OPTIONS} -k batches_of_the_step",
+    ),
+    Guard(
+        "copies before the end of an epoch",
+        SESSION,
+        "or (self._copies_at_ends and self._makes_last_step(trainer))",
+        "",
+        f"{OPTIONS} -k batches_of_the_step",
     ),
     Guard(
         "what a signal handler raises ends the run",
@@ -1254,17 +1332,37 @@ GUARDS = [
     # -- batches as one, and an early stop
     Guard(
         "batches are one only where that is the same loss",
-        ROUND,
-        "combined.loss(), objective.loss()",
-        "combined.loss(), combined.loss()",
+        OBJECTIVES,
+        "same = combined.has_room() and _agree(combined, parts)",
+        "same = combined.has_room()",
         f"{JOINING} -k another_loss",
-        within="Round._concatenated",
+    ),
+    Guard(
+        "batches are one only where that has the same gradient",
+        OBJECTIVES,
+        "return size > 0.0 and difference",
+        "return True or difference",
+        f"{JOINING} -k decide_nothing",
+    ),
+    Guard(
+        "batches as one are compared again",
+        OBJECTIVES,
+        "if not finite or _agree(objective, parts, loose=True):",
+        "if True:",
+        f"{JOINING} -k stops_to_be",
+    ),
+    Guard(
+        "losses that are not finite decide nothing",
+        OBJECTIVES,
+        "if not finite or _agree(objective, parts, loose=True):",
+        "if _agree(objective, parts, loose=True):",
+        f"{FAULTS} -k recovers_from_nan",
     ),
     Guard(
         "batches are one only where there is room",
-        ROUND,
-        "same = combined.has_room() and torch",
-        "same = torch",
+        OBJECTIVES,
+        "same = combined.has_room() and _agree",
+        "same = _agree",
         f"{JOINING} -k without_known_room",
     ),
     Guard(

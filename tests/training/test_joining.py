@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
@@ -163,3 +164,70 @@ def test_batches_of_other_types_stay_apart(tmp_path):
 
     monitor = HessianMonitor(max_overhead=None, probe=batches)
     assert set(sizes(Mixed, [monitor], tmp_path)) == {4}
+
+
+class ZeroHead(Linear):
+    """Zero weights and targets of +-1: all examples have the same loss, but not its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.layer.weight)
+
+    def training_step(self, batch, batch_idx):
+        x, _ = batch
+        squares = (self.layer(x) - x[:, :1].sign()).square()
+        kept = (x[:, 1:2] > 0).float()
+        return (kept * squares).sum() / kept.sum()
+
+
+def test_equal_losses_at_the_start_decide_nothing(tmp_path):
+    probe = list(regression())
+    monitor = HessianMonitor(
+        every_n_train_steps=1, max_overhead=None, tol=1e-4, rtol=0, probe=probe
+    )
+    train(ZeroHead, regression, [monitor], tmp_path)
+    hessian = torch.zeros(5, 5, dtype=torch.float64)
+    for x, _ in probe:
+        masked = x[x[:, 1] > 0].double()
+        hessian += 2 * masked.T @ masked / len(masked) / len(probe)
+    exact = float(torch.linalg.eigvalsh(hessian)[-1])
+    values = [row["hessian/top_eigenvalue"] for row in monitor.history]
+    assert values == pytest.approx([exact] * len(values), rel=1e-3)
+
+
+class Scheduled(pl.LightningModule):
+    """A mean over examples, and from step 6 a mean over the examples that are not masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 1, bias=False)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        squares = (self.layer(x) - y).square()
+        kept = (x[:, :1] > 0).float()
+        weight = 1.0 if self.global_step >= 6 else 0.0
+        return squares.mean() + weight * (kept * squares).sum() / kept.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def test_a_loss_that_stops_to_be_that_of_one_batch(tmp_path):
+    monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, tol=1e-4, rtol=0)
+    with pytest.warns(UserWarning, match="a new series starts; the earlier rows .* superseded"):
+        train(Scheduled, regression, [monitor], tmp_path, max_epochs=8)
+    x = regression().dataset.tensors[0].double()
+    hessian = 2 * x.T @ x / len(x)
+    early = float(torch.linalg.eigvalsh(hessian)[-1])
+    for piece in x.split(20):
+        masked = piece[piece[:, 0] > 0]
+        hessian = hessian + 2 * masked.T @ masked / len(masked) / 3
+    late = float(torch.linalg.eigvalsh(hessian)[-1])
+    rows = {row["step"]: row for row in monitor.history}
+    assert rows[4]["hessian/top_eigenvalue"] == pytest.approx(early, rel=1e-3)
+    assert rows[24]["hessian/top_eigenvalue"] == pytest.approx(late, rel=1e-3)
+    renewed = min(step for step, row in rows.items() if row.get("series") == 2)
+    assert all(row.get("superseded", False) is (step < renewed) for step, row in rows.items())
+    values = [row["hessian/top_eigenvalue"] for step, row in rows.items() if step >= renewed]
+    assert values == pytest.approx([late] * len(values), rel=1e-3)
