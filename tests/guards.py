@@ -1620,11 +1620,11 @@ GUARDS = [
     ),
     Guard(
         "patterns that match nothing end the run before it trains",
-        "training/quantity.py",
+        "training/parameters.py",
         "raise ValueError(problem)",
         "self.warn_once(problem)",
         f"{BAD_RUNS} -k lyer",
-        within="Quantity.check_parameters",
+        within="check_patterns",
     ),
     Guard(
         "a callback that measures in one Trainer is not taken by another",

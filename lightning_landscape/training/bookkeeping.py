@@ -74,6 +74,28 @@ class Bookkeeping:
     listeners: list[Listener] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
 
+    def state(self) -> dict[str, Any]:
+        """The entry in a checkpoint, with which a resumed run continues the series."""
+        return {
+            "last_step": self.schedule.last_step,
+            "measured": self.measured,
+            "skipped": self.skipped,
+            "probe": self.stored[LOSS].state(),
+            "concat": self.concat,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue the series of the run that wrote the entry."""
+        last_step = state.get("last_step")
+        self.schedule.last_step = last_step
+        self.measured, self.skipped = state["measured"], state["skipped"]
+        self.stored[LOSS].entry = state.get("probe")
+        self.concat = state.get("concat")
+        self.resumed = True
+        self.resumed_after = -1 if last_step is None else last_step
+        if self.last_history is not None:  # of a second Trainer that resumes the run
+            self.history, self.last_history = self.last_history, None
+
 
 Check = tuple[type, ...] | Callable[[Any], bool]  # accepted types, or a function of the value
 

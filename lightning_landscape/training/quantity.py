@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +17,6 @@ from lightning_landscape.geometry.checks import (
     check_count,
     check_flags,
     check_number,
-    few,
     quoted,
 )
 from lightning_landscape.geometry.objective import Engine
@@ -29,6 +27,7 @@ from lightning_landscape.training.output.history import read_history
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.output.recorder import HISTORY_FILE
 from lightning_landscape.training.output.run_files import saved_files
+from lightning_landscape.training.parameters import check_patterns, patterns_of
 from lightning_landscape.training.round import Round
 from lightning_landscape.training.schedule import Schedule
 
@@ -131,7 +130,7 @@ class Quantity:
         if loss_fn is not None:
             expected = "a function (pl_module, batch) -> loss, or None for training_step"
             check_callable(owner, "loss_fn", loss_fn, expected, arguments=2)
-        parameters = _patterns(owner, parameters)
+        parameters = patterns_of(owner, parameters)
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"{quoted(owner, 'name', name)}: expected a word without '/', or None")
         check_flags(owner, prog_bar=prog_bar, verbose=verbose)
@@ -267,17 +266,7 @@ class Quantity:
 
     def check_parameters(self, names: Sequence[str]) -> None:
         """Raise if an argument matches none of the module's parameters."""
-        for pattern in self.parameters or ():
-            if fnmatch.filter(names, pattern):
-                continue
-            problem = (
-                f"{quoted(type(self).__name__, 'parameters', self.parameters)}: no parameter "
-                f"matches {pattern!r}; expected glob patterns over names such as {few(names)}"
-            )
-            if any(fnmatch.filter(names, other) for other in self.parameters or ()):
-                self.warn_once(problem)
-            else:
-                raise ValueError(problem)
+        check_patterns(type(self).__name__, self.parameters or (), names, self.warn_once)
 
     # -- names, loss, records ------------------------------------------------------------------
 
@@ -392,43 +381,9 @@ class Quantity:
 
     def state_dict(self) -> dict[str, Any]:
         """The state with which a resumed run continues the series; plain values only."""
-        bookkeeping = self._bookkeeping
-        return {
-            "last_step": bookkeeping.schedule.last_step,
-            "measured": bookkeeping.measured,
-            "skipped": bookkeeping.skipped,
-            "probe": bookkeeping.stored[LOSS].state(),
-            "concat": bookkeeping.concat,
-        }
+        return self._bookkeeping.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the series of the run that wrote the checkpoint."""
-        if not usable_state(self.prefix, state_dict, STATE):
-            return
-        bookkeeping = self._bookkeeping
-        bookkeeping.schedule.last_step = state_dict.get("last_step")
-        bookkeeping.measured = state_dict["measured"]
-        bookkeeping.skipped = state_dict["skipped"]
-        bookkeeping.stored[LOSS].entry = state_dict.get("probe")
-        bookkeeping.concat = state_dict.get("concat")
-        bookkeeping.resumed = True
-        if bookkeeping.last_history is not None:  # of a second Trainer that resumes the run
-            bookkeeping.history, bookkeeping.last_history = bookkeeping.last_history, None
-        bookkeeping.resumed_after = (
-            -1 if bookkeeping.schedule.last_step is None else bookkeeping.schedule.last_step
-        )
-
-
-def _patterns(owner: str, parameters: Any) -> list[str] | None:
-    """``parameters`` as a list of patterns, or None."""
-    if parameters is None:
-        return None
-    patterns = [parameters] if isinstance(parameters, str) else parameters
-    is_list = isinstance(patterns, Iterable) and not isinstance(patterns, (bytes, Mapping))
-    patterns = list(patterns) if is_list else []
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise TypeError(
-            f"{quoted(owner, 'parameters', parameters)}: expected glob patterns over parameter "
-            f"names, e.g. ['encoder.*'], or None for all that an optimizer trains"
-        )
-    return patterns
+        if usable_state(self.prefix, state_dict, STATE):
+            self._bookkeeping.load(state_dict)
