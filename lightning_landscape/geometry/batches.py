@@ -22,20 +22,18 @@ from lightning_landscape.geometry.kernels import (
     saved_dtypes,
 )
 from lightning_landscape.geometry.memory import GraphMemory, counting_saved, free_memory
+from lightning_landscape.geometry.same_loss import agree, random_displacement
 from lightning_landscape.geometry.second_derivatives import (
     LossState,
     explicit_second_derivatives,
 )
 from lightning_landscape.geometry.vectors import flat_dtype, real
-from lightning_landscape.geometry.weights import ParameterTensors
+from lightning_landscape.geometry.weights import MovableWeights, ParameterTensors
 
 _Point = TypeVar("_Point")
 LossFn = Callable[[], Tensor]
 Term = tuple[float, LossFn]
 Cut = Callable[[int, int], Sequence[Term]]
-
-# Pieces of a batch replace it if they give its loss to within this relative difference.
-_SAME_LOSS = 1e-5
 
 
 class Batches:
@@ -271,7 +269,7 @@ class Batches:
     def _pieces_of(self, index: int, most: int) -> Sequence[Term]:
         """Batch ``index`` in pieces of at most ``most`` examples, or whole if they change the loss.
 
-        Checked once per run, at the current weights.
+        Checked the first time and every 8th time, at the current weights and at displaced ones.
         """
         whole = self.terms[index]
         if self._cut is None or self.memory.cuttable is False or most < 1:
@@ -281,22 +279,23 @@ class Batches:
             self.memory.cuttable = False
             self._warn_not_split(whole, "they cannot be split into examples")
             return [whole]
-        if self.memory.cuttable is None:
+        self.memory.cuts += 1
+        if self.memory.cuttable is None or self.memory.cuts % 8 == 0:
             self._check_pieces(whole, pieces)
         return pieces if self.memory.cuttable else [whole]
 
     def _check_pieces(self, whole: Term, pieces: Sequence[Term]) -> None:
         try:
-            expected = float(self._sum_of_losses([whole])) / whole[0]
-            found = float(self._sum_of_losses(pieces)) / sum(weight for weight, _ in pieces)
+            expected, found = self._nearby([whole]), self._nearby(pieces)
         except Exception as error:  # a training_step may require its own batch size
             self.memory.cuttable = False
             self._warn_not_split(whole, f"the loss of a piece could not be computed ({error})")
             return
-        if not math.isfinite(expected):
-            return  # inconclusive, other weights may tell
-        self.memory.cuttable = abs(found - expected) <= _SAME_LOSS * abs(expected)
-        if self.memory.cuttable:
+        same = agree(found, expected)
+        if same is None:
+            return  # other weights may show more
+        self.memory.cuttable = same
+        if same:
             self.memory.warn_once(
                 f"a graph of {whole[0]:g} examples does not fit into memory; such batches are "
                 f"evaluated in pieces, which give the same loss"
@@ -304,9 +303,21 @@ class Batches:
         else:
             self._warn_not_split(
                 whole,
-                f"the pieces give a loss of {found:.6g} instead of {expected:.6g}, as with "
-                f"BatchNorm in train mode, dropout or a contrastive loss",
+                f"the pieces give losses of {_listed(found)} instead of {_listed(expected)} at "
+                f"these and at nearby weights, as with BatchNorm in train mode, dropout, a mean "
+                f"over tokens or a contrastive loss",
             )
+
+    def _nearby(self, terms: Sequence[Term]) -> Tensor:
+        """The mean loss at the weights, and at randomly displaced ones."""
+        weights = {str(index): param for index, param in enumerate(self.params)}
+        step = list(random_displacement(weights).values())
+        losses = []
+        with MovableWeights(self.params).displaceable() as move_to:
+            for length in (0.0, 1.0):
+                move_to([step], (length,))
+                losses.append(self._sum_of_losses(terms)[0] / sum(weight for weight, _ in terms))
+        return torch.stack(losses)
 
     def _warn_not_split(self, whole: Term, reason: str) -> None:
         self.memory.warn_once(
@@ -464,3 +475,7 @@ def _differentiable(loss: object) -> Tensor:
             f"expected one that loss.backward() would take"
         )
     return scalar
+
+
+def _listed(losses: Tensor) -> str:
+    return " and ".join(f"{float(loss):.6g}" for loss in losses)

@@ -117,6 +117,7 @@ class GraphMemory:
         self.bytes_per_example: float | None = None  # once measured
         self.bytes_per_graph = 0.0  # the gradient, for any number of examples
         self.cuttable: bool | None = None  # whether pieces of a batch give its loss, once known
+        self.cuts = 0  # how often a batch was split
         self._tell = tell
         self._warned: set[str] = set()
 

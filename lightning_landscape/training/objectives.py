@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_landscape.geometry.batches import Cut, Term
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.vectors import norm
+from lightning_landscape.geometry.same_loss import agree, random_displacement
 from lightning_landscape.training.data.batch import NotConcatenable, ProbeBatch
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.interrupts import reraise_interrupt
@@ -164,8 +164,7 @@ class Objectives:
         if not combined or not self._run.looks_again(spec):
             return objective
         parts = build(False)
-        finite = bool(objective.loss().isfinite() & parts.loss().isfinite())
-        if not finite or _agree(objective, parts, loose=True):
+        if _agree(objective, parts) is not False:
             return objective
         self._run.concatenated[spec] = False
         self._run.series[spec] = self._run.series.get(spec, 1) + 1
@@ -194,8 +193,8 @@ class Objectives:
     ) -> Objective | None:
         """The loss on all batches as one, if it is the same and its graph fits into memory.
 
-        Decided by the loss and the gradient: losses may coincide, as those of all examples do where
-        the last layer is zero.  On all processes or on none.
+        Compared at the weights and at displaced ones, because losses may coincide, as those of all
+        examples do where the last layer is zero.  On all processes or on none.
         """
         processes = self._run.processes
         if processes.total(len(batches)) == processes.count:
@@ -231,15 +230,10 @@ class Objectives:
             )
 
 
-def _agree(combined: Objective, parts: Objective, loose: bool = False) -> bool:
-    """Whether two losses have the same value and gradient, to rounding.
-
-    ``loose``: to the rounding of a loss that has fallen by orders of magnitude.  A gradient of zero
-    shows nothing.
-    """
-    rtol, atol = (1e-3, 1e-6) if loose else (1e-5, 0.0)
-    if not torch.allclose(combined.loss(), parts.loss(), rtol=rtol, atol=atol):
-        return False
-    one, other = combined.gradient(), parts.gradient()
-    difference, size = norm({name: one[name] - other[name] for name in one}), norm(other)
-    return size > 0.0 and difference <= (0.05 if loose else 1e-3) * size + atol
+def _agree(combined: Objective, parts: Objective) -> bool | None:
+    """Whether two losses are the same function of the weights; None if they are not finite."""
+    step = random_displacement(combined.params)
+    one, other = (
+        torch.cat([o.loss().reshape(1), o.losses_at([step], [(1.0,)])]) for o in (combined, parts)
+    )
+    return agree(one, other)

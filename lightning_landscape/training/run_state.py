@@ -60,10 +60,10 @@ class RunState:
     def looks_again(self, spec: Hashable) -> bool:
         """Whether a concatenated loss is compared with its parts: the 1st, 2nd, 4th, 8th time.
 
-        After that every 16th time.
+        After that every 8th time.
         """
         count = self._builds[spec] = self._builds.get(spec, 0) + 1
-        return count & (count - 1) == 0 or count % 16 == 0
+        return count & (count - 1) == 0 or count % 8 == 0
 
     @property
     def reducer(self) -> Callable[[Tensor], Tensor] | None:

@@ -327,9 +327,9 @@ LATE, SLOWLY = (two_tasks(f) for f in (lambda m, t: float(t >= 80), lambda m, t:
     [
         (LATE, "random", 148),
         wrong("steps 85 to 139: up to 1.9 % off, not compared again", LATE, "random", 139),
-        wrong("up to 0.6 % off: gradients may differ by 5 %", SLOWLY, "random", 166),
+        (SLOWLY, "random", 166),
         (tilted_mean, "zero", 13),
-        wrong("12.6 % off: loss and gradient agree, the Hessian not", tilted_mean, "zero", 4),
+        (tilted_mean, "zero", 4),
     ],
     ids=["late", "late, ends before", "slowly", "tilted", "tilted, measured once"],
 )
@@ -341,18 +341,15 @@ def test_rows_that_are_not_superseded(of, head, steps, tmp_path):
     truth.check(monitor, [row for row in monitor.history if "superseded" not in row])
 
 
-PIECES = "up to {} off: pieces had the same loss at first, and this is not looked at again".format
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "mean",
         "masked mean",
-        wrong(PIECES("7.6 %"), "ignore_index"),
-        wrong(PIECES("4.1 %"), "class weights"),
-        wrong(PIECES("2.2 %"), "token mean"),
-        wrong(PIECES("1.7 %"), "tasks by an attribute"),
+        "ignore_index",
+        "class weights",
+        "token mean",
+        wrong("1.7 % off: a task that begins later, not compared again", "tasks by an attribute"),
     ],
 )
 def test_one_large_batch_and_little_memory(name, tmp_path, monkeypatch):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +102,11 @@ class Probe:
 
     def fingerprint(self) -> str:
         """A hash of all data in the batches, also of what objects hold."""
-        hashing = _Hashing()
+        digest = hashlib.sha256()
         for batch in self.batches:
-            try:
-                hashing.dump(batch.batch)
-            except (pickle.PicklingError, AttributeError, TypeError):
-                continue  # it cannot be written to a file either, which is said there
-        return hashing.digest.hexdigest()
+            for content in _data_in(batch.batch, set()):
+                digest.update(content)
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the batches to ``path``.
@@ -137,33 +134,27 @@ class Probe:
         self.complete = True
 
 
-class _Hashing(pickle.Pickler):
-    """Hashes the tensors, arrays and plain values that it meets; nothing is written."""
-
-    def __init__(self) -> None:
-        super().__init__(_Nowhere())
-        self.digest = hashlib.sha256()
-
-    def persistent_id(self, item: Any) -> int | None:
-        """Called for each object; what is hashed here is not looked into."""
-        if isinstance(item, Tensor):
-            content = item.detach().cpu()
-            content = content.to_dense() if content.layout != torch.strided else content
-            self.digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
-            data = content.contiguous().reshape(-1).view(torch.uint8)
-            self.digest.update(data.numpy().tobytes())
-        elif isinstance(item, np.ndarray) and item.dtype != object:
-            self.digest.update(f"{item.shape}{item.dtype}".encode() + item.tobytes())
-        elif isinstance(item, (int, float, complex, str, bytes)):
-            self.digest.update(repr(item).encode())
+def _data_in(item: Any, seen: set[int]) -> Iterator[bytes]:
+    """The content of all tensors, arrays, numbers and text in an object, in order."""
+    if isinstance(item, Tensor):
+        content = item.detach().cpu()
+        content = content.to_dense() if content.layout != torch.strided else content
+        yield f"{tuple(content.shape)}{content.dtype}".encode()
+        yield content.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(item, np.ndarray) and item.dtype != object:
+        yield f"{item.shape}{item.dtype}".encode() + item.tobytes()
+    elif item is None or isinstance(item, (int, float, complex, str, bytes)):
+        yield repr(item).encode()
+    elif id(item) not in seen:
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            parts = [part for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple, np.ndarray)):
+            parts = list(item)
         else:
-            return None
-        return 0
-
-
-class _Nowhere:
-    def write(self, data: Any) -> int:
-        return len(data)
+            parts = [part for pair in getattr(item, "__dict__", {}).items() for part in pair]
+        for part in parts:
+            yield from _data_in(part, seen)
 
 
 def why_unreadable(error: Exception) -> str:
