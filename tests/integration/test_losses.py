@@ -302,16 +302,6 @@ def test_the_eigenvalue_is_that_of_the_loss(name, head, column, runs):
     assert monitor.state_dict()["concat"] is (LOSSES[name].joined and column != "apart")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="step 103: the second eigenvalue, 4.1 % too low, converged and checked"
-)
-def test_a_solver_that_starts_from_a_vector_of_99_steps_ago(tmp_path):
-    loss = LOSSES["mean"]
-    monitor = hessian(99, loss)
-    truth, _ = fit(loss, "random", [monitor], tmp_path, max_steps=103)
-    truth.check(monitor, monitor.history)
-
-
 # -- losses that become other ones ----------------------------------------------------------------
 
 
