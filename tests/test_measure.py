@@ -593,7 +593,9 @@ def test_progress(tmp_path):
         seen = [(int(n), int(total)) for n, total in re.findall(r"(\d+) of (\d+) forw", shown())]
         measure(Net, regression, callbacks=[monitor], logdir=tmp_path, progress=False, **CPU)
         assert "forward" not in shown()
-    assert {total for _, total in seen} == {monitor.forwards} == {21 * 21 + 2 * 21}
+    assert min(total for _, total in seen) == monitor.forwards == 21 * 21 + 2 * 21
+    # At the end it may show the two evaluations that compare the batches with one batch.
+    assert max(total for _, total in seen) <= monitor.forwards + 2
     reached = [n for n, _ in seen]
     assert reached == sorted(reached)
     assert any(0 < n < monitor.forwards for n in reached)
