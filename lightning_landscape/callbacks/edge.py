@@ -47,7 +47,7 @@ def _edge(this_round: Round, objective: Objective, share: float) -> StabilityEdg
 
 def _clipping(this_round: Round, objective: Objective) -> str:
     """Why clipping leaves no edge at these weights, or an empty string."""
-    clipped = this_round.clipped_share()
+    clipped = this_round.clipped_share
     if clipped is not None:
         if clipped <= _CLIPPED:
             return ""

@@ -61,7 +61,7 @@ class HessianMeasurement(Monitor):
         values[self.key("residual")] = float(result.residuals[0])
         for index in range(1, self.k):
             self._add(measured, f"eigenvalue_{index + 1}", result, index)
-        if (clipped := this_round.clipped_share()) is not None:
+        if (clipped := this_round.clipped_share) is not None:
             values[self.key("clipped_share")] = clipped
         if altered := this_round.altered_gradient(self):
             measured.facts["altered_gradient"] = altered

@@ -19,7 +19,7 @@ from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, RitzSpace, or
 
 # A random start may be almost orthogonal to the top eigenvector, and a smaller eigenvalue then
 # converges first.  On a cold start a minimum of products makes that unlikely.
-COLD_PRODUCTS = 10
+COLD_PRODUCTS = 8
 
 # Tolerances are relative to each eigenvalue, but at least this times the largest |Ritz value|,
 # because an eigenvalue near zero has no accurate digits.

@@ -161,7 +161,7 @@ class Objectives:
         """As at the first measurement; a concatenation is compared again now and then."""
         combined = self._run.concatenated[spec]
         objective = build(combined)
-        if not combined or not self._run.looks_again(spec):
+        if not combined or not self._run.looks_again:
             return objective
         parts = build(False)
         if _agree(objective, parts) is not False:

@@ -234,14 +234,10 @@ class Round:
             return False
         return True
 
+    @property
     def clipped_share(self) -> float | None:
         """Of the last 20 steps that were seen; the same on all processes; None without any."""
-        if not self._run.trains:
-            return None
-        processes = self._run.processes
-        own = torch.tensor(self._run.clipped_steps.counts(), device=processes.device)
-        clipped, seen = processes.sum(own).tolist()
-        return clipped / seen if seen else None
+        return self._run.clipped_share if self._run.trains else None
 
     def altered_gradient(self, monitor: Measurer) -> str:
         """Why the gradient of training is not that of the loss, or an empty string."""
@@ -256,6 +252,8 @@ class Round:
                 mismatch = _mismatch(self.objective(monitor))
             except Exception as error:  # a module that cannot be evaluated at other weights
                 reraise_interrupt(error)
+                if self.processes.count > 1:
+                    raise  # on all of them
                 monitor.warn_once(f"the gradient could not be compared with the loss: {error}")
                 mismatch = 0.0
             if mismatch is not None:

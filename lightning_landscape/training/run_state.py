@@ -28,6 +28,8 @@ class RunState:
         concatenated: loss -> whether the whole probe is evaluated as one batch.
         deadline: when a limited callback should have its values, by this process's clock; infinite
             on all processes or on none.
+        clipped_share: share of the clipped steps among the last ones that were seen; None without
+            any.
         largest_batch: examples in the largest training batch at the measurements so far.
         trains: False if a finished model is measured, without training steps.
     """
@@ -37,9 +39,10 @@ class RunState:
         self.costs = Costs()
         self.last_step = LastStep()
         self.clipped_steps = ClippedSteps()
+        self.clipped_share: float | None = None
         self.altered: dict[Hashable, str] = {}  # loss -> why its gradient is another; or empty
         self.series: dict[Hashable, int] = {}  # loss -> 1, and one more each time it proved wrong
-        self._builds: dict[Hashable, int] = {}
+        self._rounds = 0
         self.concatenated: dict[Hashable, bool] = {}
         self.deadline = math.inf
         self.largest_batch = 1
@@ -57,13 +60,22 @@ class RunState:
         """The sizes of its batches were corrected."""
         self._sizes.pop(id(probe), None)
 
-    def looks_again(self, spec: Hashable) -> bool:
-        """Whether a concatenated loss is compared with its parts: the 1st, 2nd, 4th, 8th time.
+    @property
+    def looks_again(self) -> bool:
+        """Whether concatenated losses are compared with their parts in this round.
 
-        After that every 8th time.
+        In rounds 1, 2, 4, 8 and then in every 8th: by their number, which is the same on all
+        processes also after a failure on one of them.
         """
-        count = self._builds[spec] = self._builds.get(spec, 0) + 1
-        return count & (count - 1) == 0 or count % 8 == 0
+        return self._rounds & (self._rounds - 1) == 0 or self._rounds % 8 == 0
+
+    def begin_round(self, deadline: float) -> None:
+        """Set the deadline and ``clipped_share``; called on all processes."""
+        self.deadline = deadline
+        self._rounds += 1
+        own = torch.tensor(self.clipped_steps.counts(), device=self.processes.device)
+        clipped, seen = self.processes.sum(own).tolist()
+        self.clipped_share = clipped / seen if seen else None
 
     @property
     def reducer(self) -> Callable[[Tensor], Tensor] | None:

@@ -223,8 +223,8 @@ class Session:
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
         before, self._last_global_step = self._last_global_step, trainer.global_step
-        accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-        self.run.last_step.end_step(before, batch_idx, accumulated)
+        batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        self.run.last_step.end_step(before, batch_idx, batches)
         # The label under which Lightning logs the training loss of the current weights; its own
         # counter is incremented after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
@@ -372,7 +372,7 @@ class Session:
         names = [q.prefix for q in self.budget.within_budget(due)]
         seconds = self.budget.seconds_for_values(batches_ahead(trainer))
         names, seconds = trainer.strategy.broadcast((names, seconds))
-        self.run.deadline = time.perf_counter() + seconds
+        self.run.begin_round(time.perf_counter() + seconds)
         chosen = [q for q in due if q.prefix in names]  # scalars before pictures
         for quantity in due:
             quantity._bookkeeping.schedule.last_step = step

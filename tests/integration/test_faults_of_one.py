@@ -141,7 +141,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (a test says so)")
     [
         (1, OUT_OF_MEMORY, 1),
         (6, RuntimeError("here only"), 0),  # while the batches are tried as one: they stay apart
-        (8, RuntimeError("here only"), 1),
+        (20, RuntimeError("here only"), 1),
         (30, OUT_OF_MEMORY, 1),
     ],
     ids=["first", "while joining", "early", "late"],

@@ -171,7 +171,7 @@ class ZeroHead(Linear):
     """Zero weights and targets of +-1: all examples have the same loss, but not its gradient."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(lr=0.0)
         nn.init.zeros_(self.layer.weight)
 
     def training_step(self, batch, batch_idx):
