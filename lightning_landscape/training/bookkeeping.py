@@ -44,6 +44,7 @@ class Bookkeeping:
         last_measured_step: the step of its last measurement.
         concat: whether its loss is evaluated on all of the probe as one batch; None: not decided.
         series: 1, and one more each time that a decision on its loss proved wrong.
+        tries_again: whether it measures again at once, because training had yet to draw something.
         last_history: the rows of the run before, in a second Trainer.
         run: token of the run that it measures; None before the first.
         disabled: whether it has stopped measuring.
@@ -66,6 +67,7 @@ class Bookkeeping:
     last_measured_step: int | None = None
     concat: bool | None = None
     series: int = 1
+    tries_again: bool = False
     last_history: History | None = None
     run: str | None = None
     disabled: bool = False

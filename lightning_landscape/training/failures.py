@@ -11,6 +11,11 @@ from torch import Tensor
 
 from lightning_landscape.geometry.errors import OtherRankError, out_of_memory
 from lightning_landscape.training.bookkeeping import LOSS
+from lightning_landscape.training.isolation.errors import (
+    NothingRecordedError,
+    TouchedError,
+    TrainingChangedError,
+)
 from lightning_landscape.training.quantity import Quantity
 
 _PACKAGE = Path(__file__).parents[1]
@@ -28,6 +33,10 @@ def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
     bookkeeping = quantity._bookkeeping
     bookkeeping.failed_in_a_row += 1
     bookkeeping.failed += 1
+    if isinstance(error, (TouchedError, TrainingChangedError)):
+        bookkeeping.disabled = True
+        _warn(f"{quantity.prefix}: {error}. It stops measuring", error, rank)
+        return
     bookkeeping.disabled = bookkeeping.failed_in_a_row >= _FAILURES_ALLOWED
     ending = (
         f"it failed {bookkeeping.failed_in_a_row} times in a row and stops measuring; "
@@ -39,6 +48,10 @@ def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
     message = f"{quantity.prefix}: a measurement failed ({_describe(error)}); {ending}"
     if remedy := _remedy(quantity, error):
         message += f". {remedy}"
+    _warn(message, error, rank)
+
+
+def _warn(message: str, error: BaseException, rank: int) -> None:
     if rank == 0:
         rank_zero_warn(message)
     elif not isinstance(error, OtherRankError):
@@ -56,6 +69,8 @@ def _remedy(quantity: Quantity, error: BaseException) -> str:
         return (
             "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
         )
+    if isinstance(error, NothingRecordedError):
+        return "It is measured again on schedule, when training has drawn some"
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     argument = isinstance(error, (TypeError, ValueError))
     if argument and places and not _SELF_EXPLAINING.isdisjoint(places[-1].parents):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -80,7 +80,7 @@ def loss_terms(
         seed = mask_seed(trainer, position)
 
         def loss() -> Tensor:
-            with evaluation(trainer, isolation, seed, spec.mode):
+            with evaluation(trainer, isolation, seed, spec.mode, _kind(spec)):
                 # A new copy each time, because training_step may modify its batch in place.
                 value = _loss(pl_module, spec.loss_fn, make_batch(), index)
             if sizes is not None and isolation.logged_size is not None:
@@ -128,7 +128,8 @@ def reestimated_term(
         return _loss(pl_module, spec.loss_fn, clone_batch(batch.batch), batch.index)
 
     def loss() -> Tensor:
-        with evaluation(trainer, isolation, trainer.global_rank, "train"):
+        kind = _kind(spec, "reestimated")
+        with evaluation(trainer, isolation, trainer.global_rank, "train", kind):
             reestimate_batch_norm(pl_module, lambda: [value(b) for b in statistics.batches])
             isolation.leave_training()
             sums = [
@@ -143,14 +144,26 @@ def reestimated_term(
 
 @contextlib.contextmanager
 def evaluation(
-    trainer: Trainer, isolation: Isolation, seed: int, mode: ProbeMode
+    trainer: Trainer,
+    isolation: Isolation,
+    seed: int,
+    mode: ProbeMode,
+    kind: Hashable = None,
 ) -> Iterator[None]:
-    """A context for one evaluation of the module; ``seed`` is that of its random numbers."""
+    """A context for one evaluation of the module; ``seed`` is that of its random numbers.
+
+    ``kind``: evaluations of one kind touch the same state; None: unknown.
+    """
     with (
-        isolation.evaluation(seed, mode=mode),
+        isolation.evaluation(seed, mode=mode, kind=kind),
         trainer.precision_plugin.train_step_context(),
     ):
         yield
+
+
+def _kind(spec: LossSpec, what: str = "loss") -> Hashable:
+    """Evaluations of one kind touch the same state; None: unknown."""
+    return (what, spec.loss_fn) if isinstance(spec.loss_fn, Hashable) else None
 
 
 def _loss(pl_module: LightningModule, loss_fn: UserLoss | None, batch: Any, index: int) -> Tensor:

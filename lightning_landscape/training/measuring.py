@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.failures import count_failure
 from lightning_landscape.training.interrupts import reraise_interrupt
+from lightning_landscape.training.isolation.errors import NothingRecordedError
 from lightning_landscape.training.isolation.isolated import isolated
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.measured import Measured, validated
@@ -70,6 +71,7 @@ class Measuring:
                 if quantity.draws and work:
                     self._run.costs.forward = seconds / work
                 results.append((quantity, measured, seconds))
+        results = [result for result in results if not result[0].disabled]
         for quantity, measured, seconds in results:
             started = clock()
             store = partial(self._probes.store, quantity, trainer, self._publisher.recorder)
@@ -131,10 +133,15 @@ class Measuring:
         quantities: Sequence[Quantity],
         step: int,
     ) -> Iterator[Round | None]:
-        """A round in isolation; None if the isolation failed."""
+        """A round in isolation; None if the isolation failed.
+
+        If something could not be restored, the callbacks stop measuring.
+        """
         processes = self._run.processes
         with contextlib.ExitStack() as stack:
-            isolation = isolated(trainer, pl_module, sync=processes.sync_status)
+            isolation = isolated(
+                trainer, pl_module, sync=processes.sync_status, recordings=self._run.recordings
+            )
             try:
                 entered = processes.run_on_all_ranks(partial(stack.enter_context, isolation))
             except Exception as error:  # here or on another process
@@ -148,6 +155,9 @@ class Measuring:
                 yield self.current
             finally:
                 self.current = None
+        if entered.changed is not None:
+            for quantity in quantities:
+                self.count_failure(quantity, entered.changed)
 
     def _attempt(self, quantity: Quantity, compute: Callable[[], _Result]) -> _Result | None:
         """The result of ``compute``; None after a failure here or on another process."""
@@ -155,10 +165,23 @@ class Measuring:
             result = self._run.processes.run_on_all_ranks(compute)
         except BaseException as error:  # of the user's code, a solver or a device
             reraise_interrupt(error)
-            self.count_failure(quantity, error)
+            if not self._tried_again(quantity, error):
+                self.count_failure(quantity, error)
             return None
         quantity._bookkeeping.failed_in_a_row = 0
+        quantity._bookkeeping.tries_again = False
         return result
+
+    def _tried_again(self, quantity: Quantity, error: BaseException) -> bool:
+        """Measure at the next step, once, if training has yet to draw what the loss reads."""
+        nothing_recorded = isinstance(error, NothingRecordedError)
+        everywhere = self._run.processes.total(nothing_recorded) == self._run.processes.count
+        bookkeeping = quantity._bookkeeping
+        if not everywhere or bookkeeping.tries_again:
+            return False
+        bookkeeping.tries_again = True
+        bookkeeping.schedule.last_step = None
+        return True
 
     def count_failure(self, quantity: Quantity, error: BaseException) -> None:
         """Warn; after three failures in a row the callback stops measuring."""

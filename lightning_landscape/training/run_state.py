@@ -14,6 +14,7 @@ from lightning_landscape.geometry.memory import GraphMemory
 from lightning_landscape.training.clipping import ClippedSteps
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.isolation.iterators import Recordings
 from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.processes import Processes
 
@@ -31,6 +32,7 @@ class RunState:
         clipped_share: share of the clipped steps among the last ones that were seen; None without
             any.
         largest_batch: examples in the largest training batch at the measurements so far.
+        recordings: what training has drawn from the module's iterators.
         trains: False if a finished model is measured, without training steps.
     """
 
@@ -38,6 +40,7 @@ class RunState:
         self.processes = Processes(trainer)
         self.costs = Costs()
         self.last_step = LastStep()
+        self.recordings = Recordings()
         self.clipped_steps = ClippedSteps()
         self.clipped_share: float | None = None
         self.altered: dict[Hashable, str] = {}  # loss -> why its gradient is another; or empty

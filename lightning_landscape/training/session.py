@@ -21,6 +21,7 @@ from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import batch_size
 from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, STEP_HOOKS
+from lightning_landscape.training.isolation.module_state import record_iterators
 from lightning_landscape.training.logged_size import LoggedSize
 from lightning_landscape.training.losses import takes_iterator
 from lightning_landscape.training.measuring import Measuring
@@ -91,6 +92,7 @@ class Session:
                     quantity.on_epoch_weights(trainer, pl_module)
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, begins_at: int) -> None:
+        record_iterators(pl_module, self.run.recordings)
         for quantity in self.quantities:
             schedule = quantity._bookkeeping.schedule
             if (schedule.last_step or 0) > begins_at:
@@ -160,8 +162,7 @@ class Session:
             return
         due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
         measuring = [*due, *(q for q in self.quantities if q.draws and self._is_last_step(trainer))]
-        last_step = self.run.last_step
-        copies = any(q.needs_update for q in measuring)
+        last_step, copies = self.run.last_step, any(q.needs_update for q in measuring)
         copies = copies and last_step.needs_weights_at(trainer.global_step)
         with self._measuring_time(pl_module if copies else None):
             last_step.begin_batch()
@@ -175,9 +176,11 @@ class Session:
         self, trainer: Trainer, batch: Any, batch_idx: int, due: Sequence[Quantity]
     ) -> None:
         self.probes.copy_batch(batch, batch_idx)
-        ending = self._copies_at_ends and self._makes_last_step(trainer)
+        last_step, ending = (
+            self.run.last_step,
+            self._copies_at_ends and self._makes_last_step(trainer),
+        )
         if ending or any(q.needs_batch for q in due):
-            last_step = self.run.last_step
             last_step.begin_copy(self._last_global_step)
             last_step.attempt(partial(last_step.copy_batch, batch, batch_idx))
 
@@ -318,6 +321,7 @@ class Session:
     def _print_closing_line(self) -> None:
         """Print the closing line, once."""
         self._open = False
+        self.run.recordings.remove()
         rank_zero_info(self.budget.closing_line(self.run.trains))
 
     # -- without training ----------------------------------------------------------------------

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers.logger import DummyLogger
 
+from lightning_landscape.training.isolation.errors import TrainingChangedError
+from lightning_landscape.training.isolation.iterators import Recordings
 from lightning_landscape.training.isolation.module_state import ModuleState
 from lightning_landscape.training.isolation.parameter_hooks import without_parameter_hooks
 from lightning_landscape.training.isolation.random_state import RandomState, seed_everything
+from lightning_landscape.training.isolation.reachable import reachable_through
 from lightning_landscape.training.isolation.sharding import UnshardedParameters, unsharded
+from lightning_landscape.training.isolation.silent_logger import silent_logger
 
 # Attributes of Lightning's logger connector to which `self.log` writes.
 _CONNECTOR_STATE = (
@@ -24,12 +27,20 @@ _CONNECTOR_STATE = (
 )
 
 
+def _logs(module: Any) -> bool:
+    """Whether it is a LightningModule of either package."""
+    return hasattr(module, "log_dict") and hasattr(module, "_current_fx_name")
+
+
 class Isolation:
     """Evaluates losses without side effects; made by :func:`isolated`.
 
     Attributes:
         unsharded: the full parameters, and the shards that the optimizers step.
+        changed: on exit, the error if something could not be restored.
     """
+
+    changed: TrainingChangedError | None = None
 
     def __init__(
         self,
@@ -38,6 +49,8 @@ class Isolation:
         seed: int,
         unsharded: UnshardedParameters,
         hooked: Sequence[str] = (),
+        recordings: Recordings | None = None,
+        silent: Mapping[int, Any] | None = None,
     ) -> None:
         self.unsharded = unsharded
         self.logged_size: int | None = None  # batch_size of self.log in the last evaluation
@@ -47,23 +60,28 @@ class Isolation:
         groups = [group for o in trainer.optimizers for group in o.param_groups]
         optimized = {id(parameter) for group in groups for parameter in group["params"]}
         trained = {id(p) for p in pl_module.parameters() if id(unsharded.shard_of(p)) in optimized}
-        self._state = ModuleState(pl_module, trained)
+        self._state = ModuleState(
+            pl_module, trained, reachable_through(trainer), recordings, silent
+        )
+        self._logging = [m for m in pl_module.modules() if _logs(m)]
 
     @contextlib.contextmanager
-    def evaluation(self, index: int = 0, *, mode: str = "train") -> Iterator[None]:
+    def evaluation(
+        self, index: int = 0, *, mode: str = "train", kind: Hashable = None
+    ) -> Iterator[None]:
         """Around one evaluation of the loss on the probe's batch ``index``.
 
         Every evaluation of that batch sees the same random numbers and the same module state.
+        ``kind``: evaluations of one kind and mode touch the same state; None: unknown.
         """
         self.logged_size = None
         seed_everything(self._seed + index)
         self._state.set_mode(None if mode == "train" else False)
-        self._state.begin_evaluation()
         try:
-            for module in self._module.modules():
-                if hasattr(module, "log_dict") and hasattr(module, "_current_fx_name"):
-                    # Also prevents `sync_dist=True` from communicating; restored as an attribute.
-                    module.__dict__.update(log=self._log_nothing, log_dict=self._log_nothing)
+            self._state.begin_evaluation(index, None if kind is None else (mode, kind))
+            for module in self._logging:
+                # Also prevents `sync_dist=True` from communicating; restored as an attribute.
+                module.__dict__.update(log=self._log_nothing, log_dict=self._log_nothing)
             with self.unsharded.autocast():
                 yield
         finally:
@@ -79,8 +97,8 @@ class Isolation:
         self._state.set_mode(False)
 
     def restore(self) -> None:
-        """Restore the module."""
-        self._state.restore()
+        """Restore the module, and what it can reach."""
+        self.changed = self._state.restore()
 
 
 @contextlib.contextmanager
@@ -89,22 +107,23 @@ def isolated(
     pl_module: LightningModule,
     seed: int = 0,
     sync: Callable[[], None] = lambda: None,
+    recordings: Recordings | None = None,
 ) -> Iterator[Isolation]:
     """Restore on exit everything that measuring may change, also after an exception.
 
-    That is: weights, buffers, gradients, flags and attributes of the module
-    (:class:`ModuleState`), the global random states, and everything that ``self.log`` and
-    ``self.logger`` write to in the user's code.  Optimizers, schedulers and scalers are not
-    modified.  Inside, a sharded module has full parameters; for ``sync`` see :func:`unsharded`.
+    That is: weights, buffers, gradients, flags and all Python state that the module can reach, also
+    through its Trainer (:class:`ModuleState`), the global random states, and everything that
+    ``self.log`` and ``self.logger`` write to in the user's code.  Inside, a sharded module has full
+    parameters; for ``sync`` see :func:`unsharded`, for ``recordings`` :class:`Recordings`.
     """
     random_state = RandomState()
     try:
         with (
             without_parameter_hooks(pl_module) as hooked,
             unsharded(pl_module, sync) as parameters,
-            _without_logging(trainer, pl_module),
+            _without_logging(trainer, pl_module) as silent,
         ):
-            isolation = Isolation(trainer, pl_module, seed, parameters, hooked)
+            isolation = Isolation(trainer, pl_module, seed, parameters, hooked, recordings, silent)
             try:
                 yield isolation
             finally:
@@ -114,8 +133,8 @@ def isolated(
 
 
 @contextlib.contextmanager
-def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Discard everything that the user's code logs.
+def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[dict[int, Any]]:
+    """Discard everything that the user's code logs; gives what stands in for the loggers, by id.
 
     Shadowing ``log`` is not enough: a loss object may hold a reference to ``module.log``.  So the
     results that ``log`` writes to are replaced by empty ones too.
@@ -134,9 +153,10 @@ def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
         for loop, results in loops:
             loop._results = type(results)(training=results.training)
             loop._results.batch, loop._results.batch_size = results.batch, results.batch_size
-        trainer.loggers = [DummyLogger()] if loggers else []
+        silent = {id(logger): silent_logger(logger) for logger in loggers}
+        trainer.loggers = list(silent.values())
         pl_module._current_fx_name = "training_step"
-        yield
+        yield silent
     finally:
         pl_module._current_fx_name = fx_name
         trainer.loggers = loggers

@@ -1,281 +1,248 @@
-"""Everything that a ``training_step`` may change on its module, and how it is restored."""
+"""Everything that a ``training_step`` may change, and how it is restored."""
 
 from __future__ import annotations
 
-import collections
-import random
-import sys
-import types
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from lightning_landscape.training.lightning_packages import DATA_MODULES
+from lightning_landscape.geometry.checks import few
+from lightning_landscape.training.isolation.errors import TrainingChangedError
+from lightning_landscape.training.isolation.graph import Graph
+from lightning_landscape.training.isolation.iterators import Recordings
+from lightning_landscape.training.isolation.places import FIXED, Place
+from lightning_landscape.training.isolation.snapshots import (
+    NoGradients,
+    Snapshot,
+    TensorContent,
+    TensorVersion,
+)
+from lightning_landscape.training.isolation.stand_ins import Recorded, StandIn
+from lightning_landscape.training.isolation.tensors import (
+    copies_of,
+    is_plain,
+    same_bits,
+    storage_of,
+)
 
-_CONTAINERS = (list, dict, set, collections.deque)
-_GENERATORS = (torch.Generator, np.random.Generator, random.Random)
-# Objects that are not restored, and neither is their content.
-_EXCLUDED = (type, types.FunctionType, types.ModuleType, Dataset, DataLoader, *DATA_MODULES)
-_FOREIGN_PACKAGES = sys.stdlib_module_names | {
-    "torch",
-    "lightning",
-    "lightning_fabric",
-    "pytorch_lightning",
-    "lightning_landscape",
-}
-_THREADING_MODULES = ("_thread", "threading", "queue", "_queue", "multiprocessing.queues")
-_Restore = Callable[[], None]
+# Tensors above these sizes in bytes are not copied but only watched: of the Trainer's optimizers,
+# callbacks and data module; in containers and objects outside of any module.
+_LARGE_OF_TRAINER, _LARGE_OUTSIDE = 2**20, 2**26
+
+
+@dataclass
+class _Touched:
+    """What the first evaluation of one kind has touched: the next ones restore only that."""
+
+    tensors: list[tuple[Tensor, list[Place]]]
+    stand_ins: list[StandIn]
+    snapshots: list[Snapshot]
 
 
 class ModuleState:
-    """A copy of the mutable state of a module and its submodules.
+    """The mutable state of a module, and of all that it can reach.
 
-    It is restored at two levels, because one measurement evaluates the loss many times:
+    One measurement evaluates the loss many times, so state is restored at two levels:
 
     - :meth:`begin_evaluation` and :meth:`end_evaluation` enclose one evaluation.  It works on fresh
-      copies of buffers and tensor attributes, because a retained graph may refer to them.  At its
-      end every attribute, container and generator is restored: a list extended by ``append``, a
-      running average, the counts of a metric, a rebound queue.  So all evaluations start from the
-      same state.  Parameters that no optimizer trains are restored too, such as those of a teacher
-      that is an average of the student.
+      copies of buffers, tensors and sets, because a retained graph may refer to them; iterators
+      and files have stand-ins.  At its end everything is restored, so that all evaluations start
+      from the same state.  Parameters that no optimizer trains are restored too, such as those of
+      a teacher that is an average of the student.
     - :meth:`restore` is called once at the end: the values of parameters and buffers, gradients,
-      ``requires_grad`` and train/eval flags.
+      ``requires_grad`` and train/eval flags, and whatever else has changed.
 
-    Restored: attributes of all submodules; lists, dicts, sets and deques in them, also nested ones;
-    attributes of plain objects (a meter, a stateful loss); tensors in all of these; NumPy arrays;
-    ``torch.Generator``, ``numpy.random.Generator`` and ``random.Random``.  Not restored:
-    ``__slots__``, objects that hold a lock or a thread, data sets, and anything outside the module.
+    The first evaluation of each kind compares all state; later ones restore what it has touched.
     """
 
-    def __init__(self, module: nn.Module, trained: Collection[int] = ()) -> None:
-        """``trained``: ids of the parameters that a measurement may change between evaluations."""
-        self._modules = list(module.modules())
-        self._training = [m.training for m in self._modules]
-        self._parameters = [(p, p.detach().clone(), p.requires_grad) for p in module.parameters()]
-        self._untrained = [
-            (p, content) for p, content, _ in self._parameters if id(p) not in trained
+    def __init__(
+        self,
+        module: nn.Module,
+        trained: Collection[int] = (),
+        beside: Mapping[str, object] | None = None,
+        recordings: Recordings | None = None,
+        silent: Mapping[int, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            module: the module.
+            trained: ids of the parameters that a measurement may change between evaluations.
+            beside: objects of the Trainer that the module can reach through it, by name.
+            recordings: what training has drawn from iterators.
+            silent: what stands in for loggers, by their ids.
+        """
+        self._recordings = recordings or Recordings()
+        graph = self._graph = Graph(self._recordings, silent or {})
+        graph.walk({"self": module})
+        parameters = {id(p): p for p in module.parameters()} | graph.parameters
+        tensors = dict(graph.tensors)
+        graph.walk(beside or {})
+
+        self._modes = [(m, m.training) for m in graph.modules]
+        self._flags = [(p, p.requires_grad) for p in parameters.values()]
+        plain = [p for p in parameters.values() if is_plain(p)]
+        contents = [TensorContent(p) for p in plain]
+        self._trained = [c for c in contents if id(c.value) in trained]
+        self._snapshots: list[Snapshot] = [
+            *graph.snapshots,
+            *(c for c in contents if id(c.value) not in trained),
         ]
-        # Those of them that the loss changes; unknown until the first evaluation has ended.
-        self._changed: list[tuple[Tensor, Tensor]] | None = None
-        self._gradients = [(p, p.grad) for p, _, _ in self._parameters]
-        owned = {_storage(p) for p, _, _ in self._parameters}
-        self._attributes = [(m, dict(m.__dict__)) for m in self._modules]
+        owned = {storage_of(p) for p in plain} - {0}
+        attributes = {id(d) for m in graph.modules for d in (m.__dict__, m._buffers)}
+        self._tensors: list[tuple[Tensor, list[Place]]] = []  # copied for evaluations
+        for tensor, found in tensors.values():
+            if storage_of(tensor) in owned:
+                continue
+            of_module = any(id(place.holder) in attributes for place in found)
+            small = of_module or tensor.nbytes <= _LARGE_OUTSIDE
+            self._snapshots.append(TensorContent(tensor) if small else TensorVersion(tensor))
+            if small:
+                self._tensors.append((tensor, found))
+        for tensor in [t for t, _ in graph.tensors.values()] + [*graph.parameters.values()]:
+            known = id(tensor) in tensors or id(tensor) in parameters
+            if not known and is_plain(tensor) and storage_of(tensor) not in owned:
+                small = tensor.nbytes <= _LARGE_OF_TRAINER
+                self._snapshots.append(TensorContent(tensor) if small else TensorVersion(tensor))
 
-        # Tensors that are attributes of a module: replaced by copies for each evaluation.
-        self._named_tensors: list[tuple[dict[str, Any], str, Tensor]] = []
-        for m, attributes in self._attributes:
-            buffers: dict[str, Any] = m._buffers
-            for holder, items in ((m.__dict__, attributes), (buffers, dict(buffers))):
-                for key, value in items.items():
-                    if _is_own_tensor(value, owned):
-                        self._named_tensors.append((holder, key, value))
-        named = {id(tensor): tensor for _, _, tensor in self._named_tensors}
-        self._tensor_contents = [(tensor, tensor.detach().clone()) for tensor in named.values()]
-
-        # Containers and generators, and the values of tensors in containers.
-        seen: set[int] = set()
-        containers: list[Any] = []
-        for _, attributes in self._attributes:
-            containers += _containers_in(attributes.values(), seen)
-        self._containers = [_restorer(container) for container in containers]
-        nested = {
-            id(value): value
-            for container in containers
-            for value in _elements(container)
-            if _is_own_tensor(value, owned) and id(value) not in named
-        }
-        self._nested_tensors = [(t, t.detach().clone(), t._version) for t in nested.values()]
-
-        for parameter, _ in self._gradients:
-            # A loss that writes to .grad does not change the gradients of the run.
-            parameter.grad = None
+        leaves = [*parameters.values(), *(t for t, _ in self._tensors if t.requires_grad)]
+        # A loss that writes to .grad does not change the gradients of the run.
+        self._gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.is_leaf]
+        for leaf, _ in self._gradients:
+            leaf.grad = None
+        self._snapshots.append(NoGradients([leaf for leaf, _ in self._gradients]))
+        self._touched: dict[Hashable, _Touched] = {}
+        self._kind: Hashable = None
+        self._replaced: list[tuple[list[Place], object, object]] = []
+        self._copied: dict[int, Tensor] = {}
+        self._made: list[tuple[StandIn, object]] = []
 
     def set_mode(self, training: bool | None) -> None:
-        """Set all submodules to train or eval mode; ``None``: their modes in training."""
-        for (m, attributes), own in zip(self._attributes, self._training, strict=True):
-            m.training = own if training is None else training
-            if "training" in attributes:  # a property of compiled modules
-                attributes["training"] = m.training
+        """Set all modules to train or eval mode; ``None``: their modes in training."""
+        for module, own in self._modes:
+            mode = own if training is None else training
+            if module.training is not mode:
+                module.training = mode
 
-    def begin_evaluation(self) -> None:
-        """Replace the module's buffers and tensor attributes by copies."""
-        copies: dict[int, Tensor] = {}
-        for holder, key, tensor in self._named_tensors:
-            if id(tensor) not in copies:
-                copies[id(tensor)] = _copy(tensor)
-            holder[key] = copies[id(tensor)]
+    # -- one evaluation --------------------------------------------------------------------------
+
+    def begin_evaluation(self, index: int = 0, kind: Hashable = None) -> None:
+        """Let copies and stand-ins take the places of what must not be touched.
+
+        ``kind``: evaluations of one kind touch the same state; None: nothing is known about it.
+        """
+        self._kind = kind
+        touched = self._touched.get(kind)
+        tensors = self._tensors if touched is None else touched.tensors
+        stand_ins = [*self._graph.stand_ins.values()] if touched is None else touched.stand_ins
+        self._copied = copies_of(tensor for tensor, _ in tensors)
+        self._made = [(stand_in, stand_in.make(index)) for stand_in in stand_ins]
+        self._replaced = [(found, t, self._copied[id(t)]) for t, found in tensors]
+        self._replaced += [(s.places, s.original, made) for s, made in self._made]
+        made = {id(original): copy for _, original, copy in self._replaced}
+        for value, found in self._graph.tuples.values():
+            copy = self._with_copies(value, made)
+            if copy is not value:
+                self._replaced.append((found, value, copy))
+        for found, _, copy in self._replaced:
+            for place in found:
+                place.put(copy)
+
+    def _with_copies(self, value: Any, made: Mapping[int, object]) -> Any:
+        """``value``, or a tuple with the copies of what it contains."""
+        if id(value) in made:
+            return made[id(value)]
+        if id(value) not in self._graph.tuples:
+            return value
+        items = [self._with_copies(item, made) for item in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return tuple.__new__(type(value), items)
 
     def end_evaluation(self) -> None:
-        """Restore the module's attributes and their contents."""
-        for m, attributes in self._attributes:
-            for added in m.__dict__.keys() - attributes.keys():
-                del m.__dict__[added]
-            m.__dict__.update(attributes)
-        for restore in self._containers:
-            restore()
-        if self._changed is None:
-            # By value: a write through .data does not change the version counter.
-            self._changed = [(p, old) for p, old in self._untrained if not torch.equal(p, old)]
-        for parameter, content in self._changed:
-            _overwrite(parameter, content)
-        for tensor, content, version in self._nested_tensors:
-            if tensor._version != version:
-                # With a new version counter: a graph that saved this tensor must be invalidated.
-                _overwrite(tensor, content)
+        """Restore the state.
 
-    def restore(self) -> None:
-        """Restore everything that is not restored after each evaluation."""
+        Raises:
+            TrainingChangedError: the evaluation changed something that cannot be restored.
+        """
+        kind = self._kind
+        touched = self._touched.get(kind)
+        if touched is None:
+            tensors = [
+                (t, found)
+                for t, found in self._tensors
+                if _moved(found, self._copied[id(t)]) or not same_bits(t, self._copied[id(t)])
+            ]
+            stand_ins = [
+                s for s, made in self._made if s.always or s.touched(made) or _moved(s.places, made)
+            ]
+        self._undo()
+        snapshots = self._snapshots if touched is None else touched.snapshots
+        changed = [snapshot for snapshot in snapshots if snapshot.changed()]
+        failed = [snapshot for snapshot in changed if not snapshot.restore()]
+        if touched is None and kind is not None:
+            self._touched[kind] = _Touched(tensors, stand_ins, changed)
+        if failed:
+            raise self._changed_by(failed)
+
+    def _undo(self) -> None:
+        """Restore the originals of copies and stand-ins."""
+        for found, original, _ in self._replaced:
+            for place in found:
+                place.put(original)
+        self._replaced, self._copied, self._made = [], {}, []
+
+    def _changed_by(self, failed: Sequence[Snapshot]) -> TrainingChangedError:
+        paths = [self._graph.path(snapshot.value) for snapshot in failed]
+        return TrainingChangedError(
+            f"an evaluation of the loss changed {few(paths)}, which could not be restored, so "
+            f"training goes on with the changed state. Pass loss_fn=lambda pl_module, batch: ..., "
+            f"a loss that does not change it, or keep it in a buffer or an attribute of the module"
+        )
+
+    # -- the end of a measurement ----------------------------------------------------------------
+
+    def restore(self) -> TrainingChangedError | None:
+        """Restore everything, also what evaluations were not seen to touch.
+
+        Gives an error instead of raising it if something cannot be restored.
+        """
         try:
-            self._restore()
+            failed = self._restore()
         except BaseException:  # e.g. Ctrl-C in the middle: restoring twice does no harm
             self._restore()
             raise
+        _record(self._graph, self._recordings)
+        return self._changed_by(failed) if failed else None
 
-    def _restore(self) -> None:
+    def _restore(self) -> list[Snapshot]:
         self.set_mode(None)
-        self.end_evaluation()
-        for parameter, content, requires_grad in self._parameters:
-            _overwrite(parameter, content)
-            parameter.requires_grad_(requires_grad)
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
-        for tensor, content in self._tensor_contents:
-            # Only if it was changed in spite of the copies: writing to a tensor invalidates a graph
-            # that the user retains (e.g. of a recurrent state).
-            if tensor.is_sparse or not torch.equal(tensor, content):
-                _overwrite(tensor, content)
+        self._undo()
+        every: list[Snapshot] = [*self._snapshots, *self._trained]
+        changed = [snapshot for snapshot in every if snapshot.changed()]
+        failed = [snapshot for snapshot in changed if not snapshot.restore()]
+        for parameter, requires_grad in self._flags:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+        for leaf, gradient in self._gradients:
+            leaf.grad = gradient
+        return failed
 
 
-def _is_own_tensor(value: object, owned: set[int]) -> bool:
-    """Whether to copy this tensor: it shares no storage with a parameter.
-
-    Inference tensors, which validation may leave, are excluded too: they cannot be written to.
-    """
-    if type(value) not in (Tensor, nn.Buffer):
-        return False
-    tensor = cast(Tensor, value)
-    return not tensor.is_inference() and _storage(tensor) not in owned
+def _moved(found: Sequence[Place], value: object) -> bool:
+    """Whether ``value`` was replaced in one of its places."""
+    return any(place.kind is not FIXED and not place.holds(value) for place in found)
 
 
-def _storage(tensor: Tensor) -> int:
-    return 0 if tensor.is_sparse else tensor.untyped_storage().data_ptr()
+def record_iterators(module: nn.Module, recordings: Recordings) -> None:
+    """Record what training draws from the module's iterators, before the first measurement."""
+    graph = Graph(recordings, {})
+    graph.walk({"self": module})
+    _record(graph, recordings)
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return copy.requires_grad_() if tensor.requires_grad and tensor.is_leaf else copy
-
-
-def _overwrite(tensor: Tensor, content: Tensor) -> None:
-    with torch.no_grad():
-        tensor.detach().copy_(content)
-
-
-def _containers_in(values: Iterable[object], seen: set[int]) -> Iterator[Any]:
-    """Containers and generators among ``values`` and inside them, each once."""
-    pending = list(values)
-    while pending:
-        value = pending.pop()
-        if id(value) in seen or isinstance(value, (str, bytes, Tensor, nn.Module)):
-            continue
-        if isinstance(value, _GENERATORS) or (
-            isinstance(value, np.ndarray) and value.flags.writeable
-        ):
-            seen.add(id(value))
-            yield value
-        elif isinstance(value, (*_CONTAINERS, tuple)) or _is_plain_object(value):
-            seen.add(id(value))
-            yield value
-            pending += _elements(value)
-
-
-def _is_plain_object(value: object) -> bool:
-    """Whether ``value`` is an object of the user's code whose attributes can be restored."""
-    if isinstance(value, _EXCLUDED) or type(getattr(value, "__dict__", None)) is not dict:
-        return False
-    package = type(value).__module__.partition(".")[0]
-    if package in _FOREIGN_PACKAGES:
-        return False
-    # Another thread may use it, as in a logger.
-    return not any(type(v).__module__ in _THREADING_MODULES for v in vars(value).values())
-
-
-def _elements(container: object) -> list[Any]:
-    if isinstance(container, dict):
-        return list(container.values())
-    if isinstance(container, (*_CONTAINERS, tuple)):
-        return list(container)
-    return list(vars(container).values()) if _is_plain_object(container) else []
-
-
-def _restorer(value: Any) -> _Restore:
-    """A function that restores the present content of ``value``."""
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        generator: torch.Generator = value
-
-        def restore_generator() -> None:
-            generator.set_state(state)
-
-        return restore_generator
-    if isinstance(value, np.random.Generator):
-        bit_state = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bit_state)
-    if isinstance(value, random.Random):
-        python_state = value.getstate()
-        return lambda: value.setstate(python_state)
-    if isinstance(value, np.ndarray):
-        entries = value.copy()
-
-        def restore_array() -> None:
-            value[...] = entries
-
-        return restore_array
-    if isinstance(value, dict):
-        items = dict(value)
-
-        def restore_dict() -> None:
-            # As with lists: do not write to one that was not changed (e.g. a vocabulary).
-            if len(value) != len(items) or any(
-                k is not key or v is not item
-                for (k, v), (key, item) in zip(value.items(), items.items(), strict=True)
-            ):
-                value.clear()
-                value.update(items)
-
-        return restore_dict
-    if isinstance(value, set):
-        members = set(value)
-
-        def restore_set() -> None:
-            value.clear()
-            value.update(members)
-
-        return restore_set
-    if isinstance(value, tuple):
-        return lambda: None
-    holder: Any = value
-    if not isinstance(value, _CONTAINERS):
-        attributes = dict(vars(value))
-
-        def restore_object() -> None:
-            own = vars(holder)
-            if own.keys() != attributes.keys() or any(own[k] is not attributes[k] for k in own):
-                own.clear()
-                own.update(attributes)
-
-        return restore_object
-    elements = list(value)
-
-    def restore_sequence() -> None:
-        if len(value) != len(elements) or any(
-            a is not b for a, b in zip(value, elements, strict=True)
-        ):
-            holder.clear()
-            holder.extend(elements)
-
-    return restore_sequence
+def _record(graph: Graph, recordings: Recordings) -> None:
+    for stand_in in graph.stand_ins.values():
+        if isinstance(stand_in, Recorded):
+            recordings.install(stand_in.original, stand_in.places, stand_in.path())

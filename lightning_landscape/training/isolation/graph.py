@@ -1,0 +1,387 @@
+"""The walk over everything that ``training_step`` can reach, from the module and its Trainer.
+
+Each object is visited once.  What it holds gets a snapshot; tensors, sets, iterators and objects
+that reach outside the process get the places where they are stored, so that others can stand in.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import functools
+import gc
+import re
+import types
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_landscape.training.isolation import places
+from lightning_landscape.training.isolation.entered import ATOMIC, enters, is_atomic, is_user_code
+from lightning_landscape.training.isolation.iterators import (
+    Recorder,
+    Recordings,
+    copy_iterator,
+    is_iterator,
+)
+from lightning_landscape.training.isolation.places import Kind, Place
+from lightning_landscape.training.isolation.reachable import Flags
+from lightning_landscape.training.isolation.snapshots import (
+    ClassAttributes,
+    Elements,
+    Entries,
+    Items,
+    Members,
+    Numbers,
+    ScriptAttributes,
+    Snapshot,
+    Values,
+    WeakItems,
+    state_of,
+)
+from lightning_landscape.training.isolation.stand_ins import (
+    ExternalTypes,
+    IteratorCopy,
+    Recorded,
+    SetCopy,
+    Silenced,
+    StandIn,
+    UncachedCalls,
+    is_cached_function,
+)
+from lightning_landscape.training.isolation.tensors import is_plain
+
+# An edge: the value, the kind of the place where it is stored, its holder and its key.
+_Edge = tuple[Any, Kind, Any, Any]
+
+
+class Graph:
+    """All state that is reachable from ``roots``.
+
+    Attributes:
+        snapshots: of containers, objects, arrays and generators.
+        tensors: by id, with the places where each is stored; no parameters.
+        parameters: by id, registered in a module or not.
+        stand_ins: by id of the original.
+        tuples: by id, with their places: those that contain a tensor or another original.
+        modules: all modules.
+    """
+
+    def __init__(self, recordings: Recordings, silent: Mapping[int, Any]) -> None:
+        """``silent``: what stands in for the loggers, by their ids."""
+        self.snapshots: list[Snapshot] = []
+        self.tensors: dict[int, tuple[Tensor, list[Place]]] = {}
+        self.parameters: dict[int, nn.Parameter] = {}
+        self.stand_ins: dict[int, StandIn] = {}
+        self.tuples: dict[int, tuple[tuple[Any, ...], list[Place]]] = {}
+        self.modules: list[nn.Module] = []
+        self._recordings = recordings
+        self._silent = silent
+        self._external = ExternalTypes()
+        self._seen: dict[int, Any] = {}  # keeps the objects, so that ids stay theirs
+        self._origin: dict[int, tuple[int, str]] = {}  # id -> id of the holder, label
+
+    def walk(self, roots: Mapping[str, object]) -> None:
+        """Visit everything that can be reached from ``roots`` and was not visited before."""
+        pending: list[_Edge] = [(v, places.FIXED, None, name) for name, v in roots.items()]
+        while pending:
+            value, kind, holder, key = pending.pop()
+            if type(value) in ATOMIC:
+                continue
+            known = id(value) in self._seen
+            if not known:
+                self._origin[id(value)] = (id(holder), kind.label(key))
+            if self._replaced(value, Place(kind, holder, key)) or known or is_atomic(value):
+                continue
+            self._seen[id(value)] = value
+            pending.extend(self._expand(value))
+
+    def path(self, value: object) -> str:
+        """Where ``value`` was found, as Python would write it."""
+        labels: list[str] = []
+        key = id(value)
+        while key in self._origin and len(labels) < 50:
+            key, label = self._origin[key]
+            labels.append(label)
+        path = "".join(reversed(labels))
+        return re.sub(r"\._(?:modules|buffers|parameters)\['(\w+)'\]", r".\1", path)
+
+    # -- values that others stand in for ---------------------------------------------------------
+
+    def _replaced(self, value: Any, place: Place) -> bool:
+        """Note the place if something stands in for ``value``; whether it is then left alone."""
+        key = id(value)
+        if isinstance(value, Tensor):
+            return self._tensor(value, place)
+        if isinstance(value, tuple):
+            if _without_state(value):
+                return True
+            self.tuples.setdefault(key, (value, []))[1].append(place)
+            return False
+        if key in self.stand_ins:
+            self.stand_ins[key].places.append(place)
+            return True
+        stand_in = self._stand_in(value)
+        if stand_in is None:
+            return False
+        self._seen[key] = value
+        stand_in.places.append(place)
+        self.stand_ins[key] = stand_in
+        if isinstance(value, set):
+            self.snapshots.append(Members(value))
+            if not _without_state(value):
+                self.walk({f"{self.path(value)}[{i}]": v for i, v in enumerate(value)})
+        elif isinstance(stand_in, UncachedCalls):
+            self.walk({self.path(value): value.__wrapped__})
+        return True
+
+    def _tensor(self, tensor: Tensor, place: Place) -> bool:
+        if isinstance(tensor, nn.Parameter):
+            self.parameters.setdefault(id(tensor), tensor)
+        elif is_plain(tensor):
+            self.tensors.setdefault(id(tensor), (tensor, []))[1].append(place)
+        # The attributes of the tensor itself.
+        return id(tensor) in self._seen or not tensor.__dict__
+
+    def _stand_in(self, value: Any) -> StandIn | None:
+        path = functools.partial(self.path, value)
+        if isinstance(value, set):
+            return SetCopy(value, path)
+        if isinstance(value, Recorder) or is_iterator(value):
+            if not isinstance(value, Recorder) and copy_iterator(value) is not None:
+                return IteratorCopy(value, path)
+            return Recorded(value, path, self._recordings.items[path()])
+        if is_cached_function(value):
+            return UncachedCalls(value, path) if is_user_code(value.__module__) else None
+        if id(value) in self._silent:
+            return Silenced(value, path, self._silent[id(value)])
+        return self._external.stand_in(value, path)
+
+    # -- what an object holds --------------------------------------------------------------------
+
+    def _expand(self, value: Any) -> Iterable[_Edge]:
+        """Take snapshots of one object; gives what it holds."""
+        if isinstance(value, Flags):
+            self.snapshots.append(Values(value.attributes, places.ITEM, value.names))
+            self._origin[id(value.attributes)] = (id(value), "")
+            return []
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, types.MethodType):
+            return [(value.__self__, *_fixed(value, "")), (value.__func__, *_fixed(value, ""))]
+        if isinstance(value, _WRAPPERS):
+            parts = (getattr(value, name, None) for name in _WRAPPED)
+            return [(part, *_fixed(value, "")) for part in parts if part is not None]
+        if isinstance(value, weakref.ref):
+            return [(value(), *_fixed(value, "()"))]
+        if isinstance(value, types.MappingProxyType):
+            return [(part, *_fixed(value, "")) for part in gc.get_referents(value)]
+        state = state_of(value)
+        if state is not None:
+            self.snapshots.append(state)
+            if isinstance(value, np.random.BitGenerator):
+                return [(value.seed_seq, *_fixed(value, ".seed_seq"))]
+        elif not enters(value) and not isinstance(value, _CONTAINERS):
+            return []
+        edges = self._content(value)
+        if isinstance(value, Dataset):
+            edges += self._shallow(value, _of_datasets)
+        elif isinstance(value, DataLoader):
+            edges += self._shallow(value, lambda name, item: name in _OF_LOADERS)
+        elif enters(value):
+            edges += self._attributes(value)
+        return edges
+
+    def _content(self, value: Any) -> list[_Edge]:
+        """What a built-in container, an array or a generator holds."""
+        if isinstance(value, dict):
+            self.snapshots.append(Items(value))
+            edges = _edges(dict.items(value), places.ITEM, value)
+            if not _without_state(dict.keys(value)):
+                edges += [(k, places.FIXED, value, f".keys()[{k!r:.40}]") for k in dict.keys(value)]
+            return edges
+        if isinstance(value, (list, collections.deque)):
+            self.snapshots.append(Elements(value))
+            return [] if _without_state(value) else _edges(enumerate(value), places.ITEM, value)
+        if isinstance(value, (tuple, frozenset)):
+            labelled = ((f"[{i}]", v) for i, v in enumerate(value))
+            return [] if _without_state(value) else _edges(labelled, places.FIXED, value)
+        if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
+            self.snapshots.append(WeakItems(value))
+            return [
+                (part, *_fixed(value, f"[{k!r:.40}]")) for k, v in value.items() for part in (k, v)
+            ]
+        if isinstance(value, weakref.WeakSet):
+            self.snapshots.append(WeakItems(value))
+            return [(part, *_fixed(value, "")) for part in value]
+        if isinstance(value, (bytearray, array.array)):
+            self.snapshots.append(Numbers(value))
+        elif isinstance(value, np.ndarray):
+            if value.flags.writeable:
+                self.snapshots.append(Entries(value))
+            if value.dtype == object:
+                return _edges(enumerate(value.flat), places.ITEM, value)
+        elif isinstance(value, functools.partial):
+            return [(p, *_fixed(value, "")) for p in (value.func, value.args, value.keywords)]
+        elif isinstance(value, np.random.Generator):
+            return [(value.bit_generator, *_fixed(value, ".bit_generator"))]
+        return []
+
+    def _attributes(self, value: Any) -> list[_Edge]:
+        """The ``__dict__``, the slots and the class of an object."""
+        edges: list[_Edge] = []
+        attributes = getattr(value, "__dict__", None)
+        if type(attributes) is dict and not isinstance(value, _WEAK):
+            self.snapshots.append(Items(attributes))
+            edges += _edges(attributes.items(), places.ATTRIBUTE, attributes)
+            self._origin[id(attributes)] = (id(value), "")
+        slots = _slots(type(value))
+        if slots:
+            self.snapshots.append(Values(value, places.SLOT, slots))
+            found = [(places.SLOT.get(value, s), places.SLOT, value, s) for s in slots]
+            edges += [edge for edge in found if edge[0] is not places.MISSING]
+        if isinstance(value, nn.Module):
+            self.modules.append(value)
+            if isinstance(value, torch.jit.ScriptModule) and hasattr(value, "_c"):
+                edges += self._script(value)
+        if is_user_code(type(value).__module__):
+            edges.append((type(value), *_fixed(value, ".__class__")))
+        return edges
+
+    def _shallow(self, value: Any, chosen: Callable[[str, Any], bool]) -> list[_Edge]:
+        """Attributes of a data set or a loader: all are restored, few are entered."""
+        attributes: dict[str, Any] = value.__dict__
+        self.snapshots.append(Items(attributes))
+        self._origin[id(attributes)] = (id(value), "")
+        return [
+            (item, places.ATTRIBUTE, attributes, name)
+            for name, item in attributes.items()
+            if chosen(name, item)
+        ]
+
+    def _script(self, module: Any) -> list[_Edge]:
+        """The buffers and attributes of a TorchScript module, which live in C++."""
+        script = module._c
+        names = {*module._concrete_type.get_attributes(), *module._buffers.keys()}
+        names -= {"training", "_is_full_backward_hook", *module._parameters.keys()}
+        values = {name: script.getattr(name) for name in names if script.hasattr(name)}
+        others = [name for name, value in values.items() if not isinstance(value, Tensor)]
+        self.snapshots.append(ScriptAttributes(script, others))
+        self._origin[id(script)] = (id(module), "")
+        self._seen[id(script)] = script
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        self._seen.update((id(tensor), tensor) for tensor in tensors.values())
+        edges: list[_Edge] = [
+            (tensor, places.SCRIPT_ATTRIBUTE, script, name) for name, tensor in tensors.items()
+        ]
+        edges += [(m, *_fixed(module, f".{n}")) for n, m in module.named_children()]
+        return edges + [
+            (p, *_fixed(module, f".{n}")) for n, p in module.named_parameters(recurse=False)
+        ]
+
+    def _function(self, function: types.FunctionType) -> list[_Edge]:
+        """Closure, default arguments, attributes, and the global variables that it names."""
+        if not is_user_code(function.__module__ or ""):
+            return []
+        names = ["__defaults__", "__kwdefaults__"]
+        self.snapshots.append(Values(function, places.FUNCTION_ATTRIBUTE, names))
+        edges: list[_Edge] = [
+            (getattr(function, name), places.FUNCTION_ATTRIBUTE, function, name) for name in names
+        ]
+        for variable, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            content = places.CELL.get(cell, None)
+            if content is not places.MISSING:
+                self.snapshots.append(Values(cell, places.CELL, [None]))
+                self._origin[id(cell)] = (id(function), f"<{variable}>")
+                edges.append((content, places.CELL, cell, None))
+        if function.__dict__:
+            edges.append((function.__dict__, *_fixed(function, "")))
+        if is_user_code(function.__globals__.get("__name__", "")):
+            edges += self._globals(function)
+        return edges
+
+    def _globals(self, function: types.FunctionType) -> list[_Edge]:
+        variables = function.__globals__
+        names = [n for n in _global_names(function.__code__) if n not in _BUILTINS]
+        if names:
+            self.snapshots.append(Values(variables, places.ITEM, names))
+        self._origin.setdefault(id(variables), (0, variables.get("__name__", "")))
+        return [
+            (variables[name], places.ATTRIBUTE, variables, name)
+            for name in names
+            if name in variables
+        ]
+
+    def _class(self, kind: type) -> list[_Edge]:
+        """The attributes of a class of the user's code, and of its bases."""
+        if not is_user_code(kind.__module__):
+            return []
+        self.snapshots.append(ClassAttributes(kind))
+        edges = _edges(vars(kind).items(), places.CLASS_ATTRIBUTE, kind)
+        return edges + [(base, *_fixed(kind, "")) for base in kind.__bases__]
+
+
+_BUILTINS = frozenset(dir(__import__("builtins")))
+_CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, np.ndarray)
+_WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+_WRAPPERS = (property, staticmethod, classmethod, functools.cached_property)
+_WRAPPED = ("fget", "fset", "__func__", "func")
+# Attributes of a DataLoader that draw random numbers, or call the user's code.
+_OF_LOADERS = ("generator", "sampler", "batch_sampler", "collate_fn")
+
+
+def _of_datasets(name: str, item: Any) -> bool:
+    """Random generators, and containers of numbers and text."""
+    if isinstance(item, (list, set, collections.deque)):
+        return _without_state(item)
+    if isinstance(item, dict):
+        return _without_state(item.values())
+    return isinstance(item, np.random.Generator) or state_of(item) is not None
+
+
+def _fixed(holder: object, label: str) -> tuple[Kind, Any, Any]:
+    """The place of something that cannot be replaced."""
+    return places.FIXED, holder, label
+
+
+def _edges(items: Iterable[tuple[Any, Any]], kind: Kind, holder: Any) -> list[_Edge]:
+    """Edges to those of the values that may have state."""
+    return [(value, kind, holder, key) for key, value in items if type(value) not in ATOMIC]
+
+
+def _without_state(values: Collection[Any]) -> bool:
+    return set(map(type, values)) <= ATOMIC
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    found = []
+    for base in kind.__mro__:
+        names = base.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else tuple(names):
+            name = f"_{base.__name__.lstrip('_')}{name}" if _is_private(name) else name
+            slot = base.__dict__.get(name)
+            if isinstance(slot, types.MemberDescriptorType):
+                found.append(slot)
+    return tuple(found)
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("__") and not name.endswith("__")
+
+
+@functools.cache
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    inner = [
+        name for c in code.co_consts if isinstance(c, types.CodeType) for name in _global_names(c)
+    ]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))

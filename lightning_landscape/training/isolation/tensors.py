@@ -1,0 +1,96 @@
+"""Copies of tensors that an evaluation works with, and comparisons bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether the tensor has content that can be copied, compared and written.
+
+    Not: lazy and meta tensors, inference tensors (validation may leave some), wrappers of others.
+    """
+    return not (
+        is_lazy(value)
+        or value.is_meta
+        or value.is_inference()
+        or is_traceable_wrapper_subclass(value)
+        or value.is_nested
+    )
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The address of its storage; 0 of a tensor that is not strided."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of any dtype agree bit for bit, NaN and signs of zeros included."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if one.layout != torch.strided:
+        return False  # not compared: counts as changed
+    one, other = one.detach(), other.detach()
+    if one.is_complex():
+        one, other = (
+            torch.view_as_real(one.resolve_conj()),
+            torch.view_as_real(other.resolve_conj()),
+        )
+    integer = _INTEGERS.get(one.element_size()) if one.is_floating_point() else None
+    if integer is not None:
+        one, other = one.view(integer), other.view(integer)
+    return torch.equal(one, other)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def overwrite(tensor: Tensor, content: Tensor) -> None:
+    """Write ``content`` into ``tensor``, whose version counter is incremented."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        target = tensor.detach()
+        if target.layout == torch.strided and target.shape != content.shape:
+            target = tensor.data.resize_(content.shape)
+        target.copy_(content)
+
+
+def copies_of(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Copies by the ids of the originals; those that share memory have copies that share it."""
+    copies: dict[int, Tensor] = {}
+    by_storage: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        by_storage.setdefault((storage_of(tensor), tensor.dtype), []).append(tensor)
+    for (storage, _), group in by_storage.items():
+        if len(group) == 1 or not storage:
+            copies.update((id(tensor), _copy(tensor)) for tensor in group)
+            continue
+        memory = group[0].untyped_storage().clone()
+        for tensor in group:
+            view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+                memory, tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
+            copies[id(tensor)] = _like(tensor, view)
+    return copies
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _like(tensor, tensor.detach().clone())
+
+
+def _like(tensor: Tensor, copy: Any) -> Tensor:
+    """``copy`` with the class, the attributes and the ``requires_grad`` of ``tensor``."""
+    if type(tensor) not in (Tensor, nn.Buffer):
+        with torch._C.DisableTorchFunctionSubclass():
+            copy = copy.as_subclass(type(tensor))
+    if tensor.__dict__:
+        copy.__dict__.update(tensor.__dict__)
+    if tensor.is_leaf and tensor.requires_grad:
+        copy.requires_grad_()
+    return copy
