@@ -22,6 +22,7 @@ from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes
 from lightning_landscape.training.data.probe import Probe, probe_of
 from lightning_landscape.training.data.stored import StoredProbe
 from lightning_landscape.training.interrupts import reraise_interrupt
+from lightning_landscape.training.isolation.isolated import isolated_reading
 from lightning_landscape.training.output.recorder import Recorder
 from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.run_state import RunState
@@ -61,7 +62,8 @@ class Probes:
             if probe.captured or probe.complete:
                 continue
             try:
-                self._processes.run_on_all_ranks(partial(probe.load, prepare))
+                with isolated_reading(pl_module, probe.source):
+                    self._processes.run_on_all_ranks(partial(probe.load, prepare))
             except OtherRankError as error:
                 raise RuntimeError(
                     "the given probe could not be read on another process, see its error"

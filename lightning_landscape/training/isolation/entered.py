@@ -31,7 +31,7 @@ from lightning_landscape.training.lightning_packages import DATA_MODULES
 ATOMIC = frozenset(
     {
         *(type(None), bool, int, float, complex, str, bytes, slice, range, type(Ellipsis)),
-        *(types.BuiltinFunctionType, types.ModuleType, types.CodeType, types.GetSetDescriptorType),
+        *(types.ModuleType, types.CodeType, types.GetSetDescriptorType),
         *(types.WrapperDescriptorType, types.MethodDescriptorType, types.MemberDescriptorType),
         *(re.Pattern, decimal.Decimal, fractions.Fraction, memoryview),
         *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta),
@@ -55,6 +55,10 @@ _NOT_ENTERED = frozenset(
         *("h5py", "zarr", "ray", "dask", "jax", "tensorflow", "triton", "IPython", "hypothesis"),
     }
 )
+# A class of the user's own may derive from those of Lightning, and of these modules.
+_NOT_ENTERED_AS_BASES = _NOT_ENTERED - {
+    *("abc", "typing", "_abc", "pytorch_lightning", "lightning", "lightning_fabric"),
+}
 _NOT_ENTERED_OF_TORCH = (
     *("torch._dynamo", "torch._inductor", "torch._functorch", "torch._C", "torch._ops"),
     *("torch._subclasses", "torch.fx", "torch.distributed", "torch.cuda", "torch.autograd"),
@@ -84,10 +88,10 @@ def is_user_code(module: str) -> bool:
 
 
 @functools.cache
-def _enters_type(kind: type) -> bool:
+def _enters_type(kind: Any) -> bool:
     if issubclass(kind, (nn.Module, *DATA_MODULES)):
         return True
-    if any(base.__module__.startswith("lightning_landscape.") for base in kind.__mro__):
+    if any(base.__module__.partition(".")[0] in _NOT_ENTERED_AS_BASES for base in kind.__mro__):
         return False
     module = kind.__module__
     if module.startswith("torch."):
@@ -99,7 +103,8 @@ def _enters_type(kind: type) -> bool:
 
 def enters(value: object) -> bool:
     """Whether the attributes of ``value`` are state of the run."""
-    if not _enters_type(type(value)):
+    kind: Any = type(value)
+    if not _enters_type(kind):
         return False
     attributes = getattr(value, "__dict__", None)
     if type(attributes) is not dict or isinstance(value, nn.Module):

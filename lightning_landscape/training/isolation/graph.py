@@ -111,6 +111,17 @@ class Graph:
         path = "".join(reversed(labels))
         return re.sub(r"\._(?:modules|buffers|parameters)\['(\w+)'\]", r".\1", path)
 
+    def with_copies(self, value: Any, made: Mapping[int, object]) -> Any:
+        """What stands in for ``value``; a tuple with the stand-ins of what it contains."""
+        if id(value) in made:
+            return made[id(value)]
+        if id(value) not in self.tuples:
+            return value
+        items = [self.with_copies(item, made) for item in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return tuple.__new__(type(value), items)
+
     # -- values that others stand in for ---------------------------------------------------------
 
     def _replaced(self, value: Any, place: Place) -> bool:
@@ -132,8 +143,8 @@ class Graph:
         self._seen[key] = value
         stand_in.places.append(place)
         self.stand_ins[key] = stand_in
-        if isinstance(value, set):
-            self.snapshots.append(Members(value))
+        if isinstance(value, (set, weakref.WeakSet)):
+            self.snapshots.append(Members(value) if isinstance(value, set) else WeakItems(value))
             if not _without_state(value):
                 self.walk({f"{self.path(value)}[{i}]": v for i, v in enumerate(value)})
         elif isinstance(stand_in, UncachedCalls):
@@ -150,7 +161,7 @@ class Graph:
 
     def _stand_in(self, value: Any) -> StandIn | None:
         path = functools.partial(self.path, value)
-        if isinstance(value, set):
+        if isinstance(value, (set, weakref.WeakSet)):
             return SetCopy(value, path)
         if isinstance(value, Recorder) or is_iterator(value):
             if not isinstance(value, Recorder) and copy_iterator(value) is not None:
@@ -174,6 +185,8 @@ class Graph:
             return self._function(value)
         if isinstance(value, type):
             return self._class(value)
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            return [(value.__self__, *_fixed(value, ""))]  # a bound method of a list, a generator
         if isinstance(value, types.MethodType):
             return [(value.__self__, *_fixed(value, "")), (value.__func__, *_fixed(value, ""))]
         if isinstance(value, _WRAPPERS):
@@ -218,9 +231,6 @@ class Graph:
             return [
                 (part, *_fixed(value, f"[{k!r:.40}]")) for k, v in value.items() for part in (k, v)
             ]
-        if isinstance(value, weakref.WeakSet):
-            self.snapshots.append(WeakItems(value))
-            return [(part, *_fixed(value, "")) for part in value]
         if isinstance(value, (bytearray, array.array)):
             self.snapshots.append(Numbers(value))
         elif isinstance(value, np.ndarray):
@@ -242,7 +252,8 @@ class Graph:
             self.snapshots.append(Items(attributes))
             edges += _edges(attributes.items(), places.ATTRIBUTE, attributes)
             self._origin[id(attributes)] = (id(value), "")
-        slots = _slots(type(value))
+        kind: Any = type(value)
+        slots = _slots(kind)
         if slots:
             self.snapshots.append(Values(value, places.SLOT, slots))
             found = [(places.SLOT.get(value, s), places.SLOT, value, s) for s in slots]
@@ -251,8 +262,8 @@ class Graph:
             self.modules.append(value)
             if isinstance(value, torch.jit.ScriptModule) and hasattr(value, "_c"):
                 edges += self._script(value)
-        if is_user_code(type(value).__module__):
-            edges.append((type(value), *_fixed(value, ".__class__")))
+        if is_user_code(kind.__module__):
+            edges.append((kind, *_fixed(value, ".__class__")))
         return edges
 
     def _shallow(self, value: Any, chosen: Callable[[str, Any], bool]) -> list[_Edge]:
@@ -303,8 +314,7 @@ class Graph:
                 self.snapshots.append(Values(cell, places.CELL, [None]))
                 self._origin[id(cell)] = (id(function), f"<{variable}>")
                 edges.append((content, places.CELL, cell, None))
-        if function.__dict__:
-            edges.append((function.__dict__, *_fixed(function, "")))
+        edges.append((function.__dict__, *_fixed(function, "")))
         if is_user_code(function.__globals__.get("__name__", "")):
             edges += self._globals(function)
         return edges
@@ -336,16 +346,15 @@ _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet
 _WRAPPERS = (property, staticmethod, classmethod, functools.cached_property)
 _WRAPPED = ("fget", "fset", "__func__", "func")
 # Attributes of a DataLoader that draw random numbers, or call the user's code.
-_OF_LOADERS = ("generator", "sampler", "batch_sampler", "collate_fn")
+_OF_LOADERS = ("dataset", "generator", "sampler", "batch_sampler", "collate_fn", "worker_init_fn")
 
 
 def _of_datasets(name: str, item: Any) -> bool:
-    """Random generators, and containers of numbers and text."""
-    if isinstance(item, (list, set, collections.deque)):
-        return _without_state(item)
-    if isinstance(item, dict):
-        return _without_state(item.values())
-    return isinstance(item, np.random.Generator) or state_of(item) is not None
+    """What is entered of a data set: all but the data, i.e. tensors, arrays and containers."""
+    if isinstance(item, (list, tuple, set, collections.deque, dict)):
+        values = item.values() if isinstance(item, dict) else item
+        return _without_state(values) or all(isinstance(value, Dataset) for value in values)
+    return not isinstance(item, (Tensor, np.ndarray))
 
 
 def _fixed(holder: object, label: str) -> tuple[Kind, Any, Any]:
@@ -363,7 +372,7 @@ def _without_state(values: Collection[Any]) -> bool:
 
 
 @functools.cache
-def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+def _slots(kind: Any) -> tuple[types.MemberDescriptorType, ...]:
     found = []
     for base in kind.__mro__:
         names = base.__dict__.get("__slots__", ())

@@ -133,6 +133,24 @@ def isolated(
 
 
 @contextlib.contextmanager
+def isolated_reading(pl_module: LightningModule, source: object) -> Iterator[None]:
+    """Restore on exit what reading ``source`` changes: random states, its samplers, the module.
+
+    The module's hooks for batches run inside.
+    """
+    random_state = RandomState()
+    state = ModuleState(pl_module, beside={"the probe's source": source})
+    try:
+        state.begin_evaluation()
+        yield
+    finally:
+        changed = state.restore()
+        random_state.restore()
+    if changed is not None:
+        raise changed
+
+
+@contextlib.contextmanager
 def _without_logging(trainer: Trainer, pl_module: LightningModule) -> Iterator[dict[int, Any]]:
     """Discard everything that the user's code logs; gives what stands in for the loggers, by id.
 

@@ -12,7 +12,7 @@ import collections
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_landscape.training.data.batch import clone_batch
@@ -36,15 +36,17 @@ _COMPOSED = (
 
 
 def is_iterator(value: object) -> bool:
-    """Whether ``value`` is an iterator of the interpreter or of a DataLoader.
+    """Whether ``value`` is an iterator of the interpreter, of a DataLoader or of Lightning.
 
     One of a class written in Python is restored like any other object.
     """
-    if isinstance(value, types.GeneratorType):
-        return True
     kind = type(value)
-    if hasattr(kind, "__next__") and kind.__module__ in _MODULES:
-        return not hasattr(value, "read")  # a file
+    if not _advances(kind):
+        return False
+    if kind is types.GeneratorType or kind.__module__ in _MODULES:
+        return True
+    if kind.__module__.partition(".")[0] in ("pytorch_lightning", "lightning"):
+        return True
     loader = sys.modules.get("torch.utils.data.dataloader")
     return loader is not None and isinstance(value, loader._BaseDataLoaderIter)
 
@@ -64,7 +66,7 @@ def _copy(value: Any) -> Any:
     function, arguments, *state = value.__reduce__()
     if kind in _COMPOSED:
         arguments, state = _copies(arguments), list(_copies(tuple(state)))
-    elif function not in (iter, reversed):
+    elif function not in (iter, reversed) or any(map(_advances, {*map(type, arguments[0])})):
         raise TypeError
     # Otherwise over a built-in container, which is shared with the copy.
     copied = function(*arguments)
@@ -73,13 +75,17 @@ def _copy(value: Any) -> Any:
     return copied
 
 
+def _advances(kind: type) -> bool:
+    return hasattr(kind, "__next__")
+
+
 def _copies(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """``parts`` with copies of the iterators in them."""
     copied: list[Any] = []
     for part in parts:
         if isinstance(part, tuple):
             copied.append(_copies(part))
-        elif hasattr(type(part), "__next__"):
+        elif _advances(type(part)):
             copied.append(_copy(part))
         else:  # a list: what a cycle has seen so far
             copied.append(list(part) if isinstance(part, list) else part)
@@ -94,6 +100,7 @@ class Recorder:
         self._items = items
 
     def __iter__(self) -> Iterator[Any]:
+        iter(self.iterator)  # some start anew
         return self
 
     def __next__(self) -> Any:
@@ -169,24 +176,25 @@ class Recordings:
 
     def __init__(self) -> None:
         self.items: collections.defaultdict[str, list[Any]] = collections.defaultdict(list)
-        self._installed: list[tuple[list[Place], Recorder, Any]] = []
+        self._installed: list[tuple[Sequence[Place], Any, Any]] = []
 
-    def install(self, iterator: Any, places: list[Place], path: str) -> None:
-        """Record what training draws, until enough items are known."""
+    def recorder(self, iterator: Any, path: str) -> Any:
+        """What training reads from now on: a recorder, or the iterator if enough is known."""
+        complete = len(self.items[path]) >= RECORDED_ITEMS
         if isinstance(iterator, Recorder):
-            if len(self.items[path]) >= RECORDED_ITEMS:
-                for place in places:
-                    place.put(iterator.iterator)
-        elif len(self.items[path]) < RECORDED_ITEMS:
-            recorder = Recorder(iterator, self.items[path])
-            self._installed.append((places, recorder, iterator))
-            for place in places:
-                place.put(recorder)
+            return iterator.iterator if complete else iterator
+        return iterator if complete else Recorder(iterator, self.items[path])
+
+    def install(self, places: Sequence[Place], original: Any, recording: Any) -> None:
+        """Let ``recording``, a recorder or a tuple with some, take the place of ``original``."""
+        self._installed.append((places, original, recording))
+        for place in places:
+            place.put(recording)
 
     def remove(self) -> None:
         """Restore the iterators themselves."""
-        for places, recorder, iterator in self._installed:
+        for places, original, recording in reversed(self._installed):
             for place in places:
-                if place.holds(recorder):
-                    place.put(iterator)
+                if place.holds(recording):
+                    place.put(original)
         self._installed.clear()

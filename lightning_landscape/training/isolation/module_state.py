@@ -142,23 +142,12 @@ class ModuleState:
         self._replaced += [(s.places, s.original, made) for s, made in self._made]
         made = {id(original): copy for _, original, copy in self._replaced}
         for value, found in self._graph.tuples.values():
-            copy = self._with_copies(value, made)
+            copy = self._graph.with_copies(value, made)
             if copy is not value:
                 self._replaced.append((found, value, copy))
         for found, _, copy in self._replaced:
             for place in found:
                 place.put(copy)
-
-    def _with_copies(self, value: Any, made: Mapping[int, object]) -> Any:
-        """``value``, or a tuple with the copies of what it contains."""
-        if id(value) in made:
-            return made[id(value)]
-        if id(value) not in self._graph.tuples:
-            return value
-        items = [self._with_copies(item, made) for item in value]
-        if all(a is b for a, b in zip(items, value, strict=True)):
-            return value
-        return tuple.__new__(type(value), items)
 
     def end_evaluation(self) -> None:
         """Restore the state.
@@ -168,23 +157,40 @@ class ModuleState:
         """
         kind = self._kind
         touched = self._touched.get(kind)
+        first = touched is None
         if touched is None:
-            tensors = [
-                (t, found)
-                for t, found in self._tensors
-                if _moved(found, self._copied[id(t)]) or not same_bits(t, self._copied[id(t)])
-            ]
-            stand_ins = [
-                s for s, made in self._made if s.always or s.touched(made) or _moved(s.places, made)
-            ]
+            touched = self._find_touched()
         self._undo()
-        snapshots = self._snapshots if touched is None else touched.snapshots
+        snapshots = self._snapshots if first else touched.snapshots
         changed = [snapshot for snapshot in snapshots if snapshot.changed()]
         failed = [snapshot for snapshot in changed if not snapshot.restore()]
-        if touched is None and kind is not None:
-            self._touched[kind] = _Touched(tensors, stand_ins, changed)
+        if first and kind is not None:
+            touched.snapshots += changed
+            self._touched[kind] = touched
         if failed:
             raise self._changed_by(failed)
+
+    def _find_touched(self) -> _Touched:
+        """What the evaluation has done to copies and stand-ins, and to where they were stored."""
+        holders = {
+            id(place.holder)
+            for found, _, copy in self._replaced
+            for place in found
+            if _moved(place, copy)
+        }
+        tensors = [
+            (t, found)
+            for t, found in self._tensors
+            if any(_moved(place, self._copied[id(t)]) for place in found)
+            or not same_bits(t, self._copied[id(t)])
+        ]
+        stand_ins = [
+            s
+            for s, made in self._made
+            if s.always or s.touched(made) or any(_moved(place, made) for place in s.places)
+        ]
+        rewritten = [s for s in self._snapshots if id(s.value) in holders]
+        return _Touched(tensors, stand_ins, rewritten)
 
     def _undo(self) -> None:
         """Restore the originals of copies and stand-ins."""
@@ -230,9 +236,9 @@ class ModuleState:
         return failed
 
 
-def _moved(found: Sequence[Place], value: object) -> bool:
-    """Whether ``value`` was replaced in one of its places."""
-    return any(place.kind is not FIXED and not place.holds(value) for place in found)
+def _moved(place: Place, value: object) -> bool:
+    """Whether another value was stored in a place of ``value``."""
+    return place.kind is not FIXED and not place.holds(value)
 
 
 def record_iterators(module: nn.Module, recordings: Recordings) -> None:
@@ -243,6 +249,15 @@ def record_iterators(module: nn.Module, recordings: Recordings) -> None:
 
 
 def _record(graph: Graph, recordings: Recordings) -> None:
+    """Let recorders take the places of iterators."""
+    made: dict[int, object] = {}
     for stand_in in graph.stand_ins.values():
         if isinstance(stand_in, Recorded):
-            recordings.install(stand_in.original, stand_in.places, stand_in.path())
+            recorder = recordings.recorder(stand_in.original, stand_in.path())
+            if recorder is not stand_in.original:
+                made[id(stand_in.original)] = recorder
+                recordings.install(stand_in.places, stand_in.original, recorder)
+    for value, found in graph.tuples.values() if made else ():
+        copy = graph.with_copies(value, made)
+        if copy is not value:
+            recordings.install(found, value, copy)

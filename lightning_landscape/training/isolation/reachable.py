@@ -17,8 +17,9 @@ def reachable_through(trainer: Trainer) -> dict[str, Any]:
     found: dict[str, Any] = {"trainer.optimizers": trainer.optimizers}
     for number, config in enumerate(trainer.lr_scheduler_configs):
         found[f"trainer.lr_scheduler_configs[{number}]"] = vars(config)
-    found["trainer.callbacks"] = trainer.callbacks
-    for number, callback in enumerate(trainer.callbacks):
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    found["trainer.callbacks"] = callbacks
+    for number, callback in enumerate(callbacks):
         if _is_of(callback, "lightning_landscape") or _is_progress_bar(callback):
             continue
         # Callbacks of Lightning are not entered as objects.

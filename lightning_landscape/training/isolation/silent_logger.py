@@ -11,13 +11,14 @@ _PLAIN = (str, int, float, bool, type(None), Path)
 
 def silent_logger(logger: Any) -> Any:
     """A logger of the same class and attributes, whose methods write nothing."""
-    silent = object.__new__(_silent_class(type(logger)))
+    kind: Any = type(logger)
+    silent: Any = object.__new__(_silent_class(kind))
     silent.__dict__.update(vars(logger))
     return silent
 
 
 @functools.cache
-def _silent_class(kind: type) -> type:
+def _silent_class(kind: Any) -> Any:
     def get(self: Any, name: str) -> Any:
         if name == "experiment" or name == "run":
             known = [v for k, v in vars(self).items() if k in ("_experiment", "_run")]

@@ -280,7 +280,7 @@ class ExternalTypes:
 
     def __init__(self) -> None:
         self._writers, self._refused = _classes(_WRITERS), _classes(_REFUSED)
-        csv = sys.modules.get("_csv")
+        csv: Any = sys.modules.get("_csv")
         self._csv: Any = getattr(csv, "writer", None) and type(csv.writer(io.StringIO()))
 
     def stand_in(self, value: object, path: Callable[[], str]) -> StandIn | None:

@@ -70,7 +70,8 @@ def copies_of(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
         if len(group) == 1 or not storage:
             copies.update((id(tensor), _copy(tensor)) for tensor in group)
             continue
-        memory = group[0].untyped_storage().clone()
+        memory: Any = group[0].untyped_storage()
+        memory = memory.clone()
         for tensor in group:
             view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
                 memory, tensor.storage_offset(), tensor.shape, tensor.stride()
@@ -93,4 +94,5 @@ def _like(tensor: Tensor, copy: Any) -> Tensor:
         copy.__dict__.update(tensor.__dict__)
     if tensor.is_leaf and tensor.requires_grad:
         copy.requires_grad_()
-    return copy
+    result: Tensor = copy
+    return result
