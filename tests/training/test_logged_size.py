@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_landscape import HessianMonitor, Probe
+from lightning_landscape import HessianMonitor
 from tests.runs import differences, train
 
 SIZES = [(3, 2, 4), (1, 5), (2, 2, 1, 3), (6, 1)]  # atoms of each molecule, by batch
@@ -25,6 +25,8 @@ def molecules(position):
 
 
 BATCHES = [molecules(position) for position in range(len(SIZES))]
+
+
 EXAMPLES = [len(sizes) for sizes in SIZES]
 
 
@@ -93,32 +95,3 @@ def test_lengths_that_differ_are_said(tmp_path):
     row = monitor.history[-1]
     assert row["probe_samples"] == sum(atoms)
     assert row["hessian/top_eigenvalue"] == pytest.approx(exact(atoms), rel=1e-3)
-
-
-class Graphs:
-    """A batch as graph libraries make it: an object that holds tensors."""
-
-    def __init__(self, values, name="a"):
-        self.x, self.name = values, name
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Graphs(torch.tensor([1.0, 3.0])),
-        Graphs(torch.tensor([1.0, 2.0]).double()),
-        Graphs(torch.tensor([[1.0, 2.0]])),
-        Graphs(torch.tensor([1.0, 2.0]), "b"),
-    ],
-    ids=["values", "type", "shape", "name"],
-)
-def test_the_fingerprint_is_of_what_objects_hold(other, tmp_path):
-    def fingerprint(batch):
-        probe = Probe()
-        probe.offer(batch, 0, lambda _: 512)
-        return probe.fingerprint()
-
-    batch = Graphs(torch.tensor([1.0, 2.0]))
-    torch.save(batch, tmp_path / "batch.pt")
-    again = torch.load(tmp_path / "batch.pt", weights_only=False)
-    assert fingerprint(batch) == fingerprint(again) != fingerprint(other)

@@ -1,4 +1,4 @@
-"""The optional quantities of the monitors, through a real Trainer, against closed forms."""
+"""HessianMonitor in real runs, against closed forms."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lightning_landscape import (
-    HessianMonitor,
-    LandscapeMonitor,
-    SharpnessEarlyStopping,
-    SharpnessMonitor,
-    read_history,
-)
+from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, read_history
 from tests.runs import train
-from tests.small import Linear, Quartic, ones, regression
+from tests.small import Linear, ones, regression
 
 
 def spectrum_of(data) -> np.ndarray:
@@ -28,6 +22,134 @@ def spectrum_of(data) -> np.ndarray:
 
 
 SETTINGS = {"every_n_train_steps": 2, "max_overhead": None, "tol": 1e-6, "max_hvps": 200}
+
+
+ADAPTIVE = ("Adam", "RMSprop")
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+def test_linear_regression(tmp_path, method):
+    data = regression()
+    x = data.dataset.tensors[0].double()
+    exact = np.linalg.eigvalsh((2 * x.T @ x / len(x)).numpy())
+    monitor = HessianMonitor(
+        every_n_train_steps=2, max_overhead=None, method=method, tol=1e-4, k=2, max_hvps=200
+    )
+    train(lambda: Linear(lr=0.02), data, [monitor], tmp_path)
+    for row in monitor.history:
+        assert row["hessian/top_eigenvalue"] == pytest.approx(exact[-1], rel=1e-5)
+        assert row["hessian/eigenvalue_2"] == pytest.approx(exact[-2], rel=1e-3)
+        assert row["hessian/edge"] == pytest.approx(100.0)
+        assert row["hessian/edge_ratio"] == pytest.approx(exact[-1] / 100, rel=1e-5)
+        assert row["hessian/residual"] <= 1e-4 * exact[-1] * 1.01
+        assert row["hessian/hvps"] >= 2
+        assert row["converged"]
+
+
+def test_a_summed_loss(tmp_path):
+    """N times the curvature of the mean on N examples; the ratio is that of the run's own batch."""
+    data = regression()  # 60 examples in batches of 20
+    x = data.dataset.tensors[0].double()
+    exact = np.linalg.eigvalsh((2 * x.T @ x).numpy())[-1]
+    monitor = HessianMonitor(
+        every_n_train_steps=2, max_overhead=None, loss_reduction="sum", tol=1e-4
+    )
+    train(lambda: Linear(lr=1e-4, reduction="sum"), data, [monitor], tmp_path)
+    for row in monitor.history:
+        assert row["hessian/top_eigenvalue"] == pytest.approx(exact, rel=1e-5)
+        assert row["hessian/edge_ratio"] == pytest.approx(exact / 3 * 1e-4 / 2, rel=1e-5)
+        assert row["hessian/top_eigenvalue"] / row["hessian/edge"] == pytest.approx(
+            row["hessian/edge_ratio"], rel=1e-6
+        )
+
+
+# -- the stability edge ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.01), 2),
+        (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), 3.8),
+        (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True), 3.8 / 2.8),
+        (lambda p: torch.optim.Adam(p, lr=0.01), 38),
+        (lambda p: torch.optim.RMSprop(p, lr=0.01), 2),
+    ],
+)
+def test_the_edge_of_each_optimizer(tmp_path, make, factor):
+    class Optimized(Linear):
+        def configure_optimizers(self):
+            return make(self.parameters())
+
+    monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None)
+    train(Optimized, regression, [monitor], tmp_path)
+    row = monitor.history[-1]
+    assert row["hessian/edge"] == pytest.approx(factor / 0.01)
+    adaptive = "hessian/preconditioned_eigenvalue" in row
+    assert adaptive == (make([nn.Parameter(torch.ones(1))]).__class__.__name__ in ADAPTIVE)
+    value = row["hessian/preconditioned_eigenvalue" if adaptive else "hessian/top_eigenvalue"]
+    assert row["hessian/edge_ratio"] == pytest.approx(value / row["hessian/edge"], rel=1e-6)
+
+
+def test_adam_is_measured_preconditioned(tmp_path):
+    """P^-1/2 H P^-1/2 by hand, from the optimizer's own state."""
+
+    class Adam(Linear):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    data = regression()
+    x = data.dataset.tensors[0].double()
+    expected = []
+
+    class ByHand(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            state = trainer.optimizers[0].state[pl_module.layer.weight]
+            nu = state["exp_avg_sq"].double() / (1 - 0.999 ** float(state["step"]))
+            root = (nu.sqrt() + 1e-8).rsqrt().flatten()
+            matrix = root[:, None] * (2 * x.T @ x / len(x)) * root
+            expected.append(float(torch.linalg.eigvalsh(matrix)[-1]))
+
+    monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, tol=1e-5)
+    train(Adam, data, [ByHand(), monitor], tmp_path)
+    for row in monitor.history:
+        exact = expected[row["step"] - 1]
+        assert row["hessian/preconditioned_eigenvalue"] == pytest.approx(exact, rel=1e-4)
+        assert row["hessian/edge_ratio"] == pytest.approx(exact / 3800, rel=1e-4)
+
+
+def test_no_edge_while_clipping_is_active(tmp_path):
+    monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None)
+    with pytest.warns(match="no stability edge is logged: gradient clipping is active"):
+        train(Linear, regression, [monitor], tmp_path, gradient_clip_val=1e-3)
+    assert "hessian/edge_ratio" not in monitor.history[0]
+    assert "hessian/top_eigenvalue" in monitor.history[0]
+
+
+@pytest.mark.parametrize("schedule", ["every_n_train_steps", "every_n_epochs"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_ratio_on_the_batches_of_the_step(tmp_path, accumulate, schedule):
+    data = regression()
+    x = data.dataset.tensors[0].double()
+    monitor = HessianMonitor(
+        batch_edge_ratio=True, **{**SETTINGS, "every_n_train_steps": None, schedule: 1}
+    )
+    train(
+        lambda: Linear(lr=0.02), data, [monitor], tmp_path, precision="64-true",
+        accumulate_grad_batches=accumulate, max_epochs=4,
+    )  # fmt: skip
+    steps_an_epoch = math.ceil(3 / accumulate)
+    for row in monitor.history:
+        position = (row["step"] - 1) % steps_an_epoch
+        batches = range(3)[position * accumulate : (position + 1) * accumulate]
+        piece = x[20 * batches.start : 20 * batches.stop]
+        # Lightning divides the loss of each by accumulate_grad_batches, also of fewer.
+        hessian = 2 * piece.T @ piece / (20 * accumulate)
+        exact = np.linalg.eigvalsh(hessian.numpy())[-1]
+        assert row["hessian/batch_edge_ratio"] == pytest.approx(exact * 0.02 / 2, rel=1e-6)
+
+
+# -- optional quantities ---------------------------------------------------------------------------
 
 
 def test_smallest_eigenvalue_trace_and_frobenius(tmp_path):
@@ -89,7 +211,7 @@ def test_residuals_of_all_values_are_kept(tmp_path):
     assert max(errors) > 0.01  # else these residuals have shown nothing
 
 
-def test_a_value_within_its_residual_is_told(tmp_path):
+def test_a_value_within_its_residual_is_reported(tmp_path):
     exact = np.concatenate([[-0.05], np.geomspace(0.5, 1000.0, 60)])
     known = {"every_n_train_steps": 2, "max_overhead": None, "min_eigenvalue": True}
     with pytest.warns(UserWarning, match=r"hessian/min_eigenvalue is small .*pass a smaller tol"):
@@ -122,29 +244,6 @@ def test_blocks(tmp_path):
     assert row["hessian/block_trace/layer"] == pytest.approx(exact.sum(), rel=0.5)
 
 
-@pytest.mark.parametrize("schedule", ["every_n_train_steps", "every_n_epochs"])
-@pytest.mark.parametrize("accumulate", [1, 2, 3])
-def test_ratio_on_the_batches_of_the_step(tmp_path, accumulate, schedule):
-    data = regression()
-    x = data.dataset.tensors[0].double()
-    monitor = HessianMonitor(
-        batch_edge_ratio=True, **{**SETTINGS, "every_n_train_steps": None, schedule: 1}
-    )
-    train(
-        lambda: Linear(lr=0.02), data, [monitor], tmp_path, precision="64-true",
-        accumulate_grad_batches=accumulate, max_epochs=4,
-    )  # fmt: skip
-    steps_an_epoch = math.ceil(3 / accumulate)
-    for row in monitor.history:
-        position = (row["step"] - 1) % steps_an_epoch
-        batches = range(3)[position * accumulate : (position + 1) * accumulate]
-        piece = x[20 * batches.start : 20 * batches.stop]
-        # Lightning divides the loss of each by accumulate_grad_batches, also of fewer.
-        hessian = 2 * piece.T @ piece / (20 * accumulate)
-        exact = np.linalg.eigvalsh(hessian.numpy())[-1]
-        assert row["hessian/batch_edge_ratio"] == pytest.approx(exact * 0.02 / 2, rel=1e-6)
-
-
 def test_curvature_along_the_update(tmp_path):
     """Gradient descent on a quadratic: the update is -lr H (w - w*), known from the weights."""
     data = regression(60, 60)
@@ -165,6 +264,22 @@ def test_curvature_along_the_update(tmp_path):
         assert row["hessian/update_curvature"] == pytest.approx(float(exact), rel=1e-6)
 
 
+@pytest.mark.pictures
+def test_spectral_density_is_drawn_and_saved(tmp_path):
+    monitor = HessianMonitor(density_samples=3, **SETTINGS)
+    train(Linear, regression, [monitor], tmp_path)
+    folder = tmp_path / "landscape"
+    saved = sorted(folder.glob("hessian-density-*.npz"))
+    assert len(saved) == len(monitor.history)
+    assert len(list(folder.glob("hessian-density-*.png"))) == len(saved)
+    with np.load(saved[0]) as file:
+        spacing = file["grid"][1] - file["grid"][0]
+        assert file["density"].sum() * spacing == pytest.approx(1.0, rel=1e-6)
+
+
+# -- solvers and engines ---------------------------------------------------------------------------
+
+
 def test_two_monitors_keep_to_their_own_settings(tmp_path):
     rough = HessianMonitor(every_n_train_steps=2, max_overhead=None, tol=0.5)
     tight = HessianMonitor(name="tight", **SETTINGS)
@@ -180,7 +295,7 @@ def test_two_monitors_keep_to_their_own_settings(tmp_path):
     assert [row["hessian/same/hvps"] for row in same.history] == [0] * same.measured  # shared
 
 
-def test_a_wrong_second_derivative_is_said(tmp_path):
+def test_a_wrong_second_derivative_is_reported(tmp_path):
     class Wrong(torch.autograd.Function):
         """x^2 y whose backward says that its derivative by x does not depend on y."""
 
@@ -211,134 +326,3 @@ def test_a_wrong_second_derivative_is_said(tmp_path):
             Module, regression, [HessianMonitor(engine="finite_difference", **settings)], tmp_path
         )
     assert not [w for w in caught if "second derivative" in str(w.message)]
-
-
-@pytest.mark.pictures
-def test_spectral_density_is_drawn_and_saved(tmp_path):
-    monitor = HessianMonitor(density_samples=3, **SETTINGS)
-    train(Linear, regression, [monitor], tmp_path)
-    folder = tmp_path / "landscape"
-    saved = sorted(folder.glob("hessian-density-*.npz"))
-    assert len(saved) == len(monitor.history)
-    assert len(list(folder.glob("hessian-density-*.png"))) == len(saved)
-    with np.load(saved[0]) as file:
-        spacing = file["grid"][1] - file["grid"][0]
-        assert file["density"].sum() * spacing == pytest.approx(1.0, rel=1e-6)
-
-
-# -- sharpness --------------------------------------------------------------------------------
-
-
-def test_critical_sharpness_of_gradient_descent(tmp_path):
-    """Along -g of a quadratic: g'Hg/||g||^2 at the weights before the step, labelled with them."""
-    data = regression(60, 60)
-    x, y = (t.double() for t in data.dataset.tensors)
-    matrix = 2 * x.T @ x / len(x)
-    weights = []
-
-    class Keep(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            weights.append(pl_module.layer.weight.detach().clone())
-
-    class Scheduled(Linear):
-        def configure_optimizers(self):
-            optimizer = super().configure_optimizers()
-            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-    monitor = SharpnessMonitor(
-        every_n_train_steps=2, max_overhead=None, critical=True, critical_rtol=1e-4
-    )
-    run = train(Scheduled, data, [monitor, Keep()], tmp_path, precision="64-true", max_epochs=7)
-    logged = run.logger.values("sharpness/critical")
-    assert [step for step, _ in logged] == [0, 2, 4, 6]
-    for step, value in logged:
-        gradient = 2 * x.T @ (x @ weights[step].flatten() - y.flatten()) / len(x)
-        exact = float(gradient @ matrix @ gradient / (gradient @ gradient))
-        assert value == pytest.approx(exact, rel=2e-4)
-    rows = [row for row in monitor.history if "sharpness/critical" in row]
-    assert [row["step"] for row in rows] == [0, 2, 4, 6]
-    assert monitor.measured == 4
-
-
-def test_the_others_on_a_quadratic(tmp_path):
-    data = regression()
-    exact = spectrum_of(data)
-    monitor = SharpnessMonitor(
-        every_n_train_steps=2, max_overhead=None, worst_case=True, average=True, keskar=True,
-        sigma=0.01, samples=200,
-    )  # fmt: skip
-    train(Linear, data, [monitor], tmp_path, precision="64-true")
-    for row in monitor.history:
-        assert row["sharpness/worst_case"] >= row["sharpness/sam"] > 0
-        bound = 0.05 * row["sharpness/gradient_norm"] + 0.5 * 0.05**2 * exact[-1]
-        assert row["sharpness/worst_case"] <= bound * (1 + 1e-9)
-        error = abs(row["sharpness/average"] - 0.5e-4 * exact.sum())
-        assert error < 4 * row["sharpness/average_stderr"]
-        assert row["sharpness/keskar"] > 0
-        assert "l2" in row["worst_case_definition"]
-
-
-def test_stopping_on_a_value_of_the_weights_before(tmp_path):
-    monitor = SharpnessMonitor(
-        every_n_train_steps=2, max_overhead=None, critical=True, probe_samples=4
-    )
-    stopper = SharpnessEarlyStopping("sharpness/critical", 0.0, patience=2)
-    train(Quartic, ones, [stopper, monitor], tmp_path)
-    assert stopper.stopped_step == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "arguments", "message"),
-    [
-        (HessianMonitor, {"trace_samples": 1}, r"trace_samples=1\): expected an integer >= 2"),
-        (HessianMonitor, {"density_samples": -3}, r"density_samples=-3"),
-        (HessianMonitor, {"blocks": "layer"}, r"blocks='layer'\): expected True, False or a map"),
-        (SharpnessMonitor, {"worst_case_norm": "l1"}, r"worst_case_norm='l1'\): expected 'l2' or"),
-        (SharpnessMonitor, {"sigma": 0.0}, r"sigma=0.0\): expected a finite number > 0"),
-        (SharpnessMonitor, {"epsilon": -1.0}, r"epsilon=-1.0"),
-        (SharpnessMonitor, {"critical_rtol": 1.0}, r"critical_rtol=1.0\): expected a number from"),
-        (SharpnessMonitor, {"worst_case_steps": 0}, r"worst_case_steps=0\): expected an integer"),
-        (SharpnessMonitor, {"samples": 1}, r"samples=1\): expected an integer >= 2"),
-    ],
-)
-def test_bad_arguments(kind, arguments, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        kind(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("precision", "tolerance"),
-    [("64-true", 1e-9), ("32-true", 1e-5), ("bf16-mixed", 1e-2), ("bf16-true", 1e-2)],
-)
-def test_precisions(tmp_path, precision, tolerance):
-    """bfloat16 keeps 8 bits: its products err by up to half a per cent each."""
-    data = regression()
-    exact = spectrum_of(data)[-1]
-    monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None)
-    train(Linear, data, [monitor], tmp_path, precision=precision)
-    assert monitor.failed == 0
-    for row in monitor.history:
-        assert row["hessian/top_eigenvalue"] == pytest.approx(exact, rel=tolerance)
-
-
-class Logged(Linear):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        self.log("train_loss", loss, on_step=True)
-        return loss
-
-
-@pytest.mark.parametrize("precision", ["64-true", "32-true", "bf16-mixed"])
-def test_the_loss_is_that_of_the_trainers_precision(tmp_path, precision):
-    """One batch, so that what training logs at a step is the loss of the probe there, to the bit.
-
-    bfloat16 is some 1e-3 away from the others.
-    """
-    monitor = LandscapeMonitor(every_n_train_steps=1, max_overhead=None, resolution=2)
-    run = train(Logged, regression(batch_size=60), [monitor], tmp_path, precision=precision)
-    logged = dict(run.logger.values("train_loss"))
-    compared = [row for row in monitor.history if row["step"] in logged]
-    assert len(compared) >= 1
-    for row in compared:
-        assert row["center_loss"] == pytest.approx(logged[row["step"]], rel=1e-7)
