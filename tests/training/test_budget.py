@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,12 +19,47 @@ from lightning_landscape import (
 )
 from lightning_landscape.training import session
 from lightning_landscape.training.bookkeeping import LOSS
-from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.budget import Budget, choose
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.data.probe import Probe
 from tests.runs import train
 from tests.small import Linear, regression
 from tests.training.clock import Timed, closing_line, share_in_closing_line
+
+
+@pytest.mark.parametrize(
+    ("left", "names"),
+    [
+        (10.0, ["exact", "cheap", "expensive", "large", "small"]),
+        (7.0, ["exact", "cheap", "expensive", "large", "small"]),  # just enough for all
+        (6.9, ["exact", "cheap", "expensive", "large"]),
+        (5.5, ["exact", "cheap", "expensive", "small"]),
+        (4.0, ["exact", "cheap", "expensive", "small"]),
+        (3.0, ["exact", "cheap", "expensive"]),
+        (2.9, ["exact", "new"]),
+        (-1.0, ["exact", "new"]),
+    ],
+)
+def test_choose(left, names):
+    """Scalars all together or not at all, then pictures in turn; no limit, no question."""
+    seconds = {"large": 3.0, "cheap": 1.0, "small": 1.0, "exact": 100.0, "expensive": 2.0}
+    due = [
+        SimpleNamespace(
+            name=name,
+            max_overhead=None if name == "exact" else 0.05,
+            draws=name in ("large", "small"),
+            measured=2,
+        )
+        for name in seconds
+    ]
+    if "new" in names:  # not measured yet
+        due.append(SimpleNamespace(name="new", max_overhead=0.05, draws=False, measured=0))
+    chosen = choose(due, lambda q: seconds.get(q.name, 0.0), left)
+    assert [q.name for q in chosen] == names
+
+
+def test_nothing_is_chosen_of_nothing():
+    assert choose([], lambda q: 1.0, -5.0) == []
 
 
 def budget_of(callbacks, **known):
@@ -48,6 +84,29 @@ def test_no_limit(clock):
     budget, time = budget_of([HessianMonitor(max_overhead=None)])
     time.add(1e9)
     assert budget.left == float("inf")
+
+
+def test_the_closing_line(clock):
+    monitor = HessianMonitor(max_overhead=0.05)
+    budget, time = budget_of([monitor, SharpnessMonitor(max_overhead=None)])
+    clock.now = 104.0
+    time.add(4.0)
+    start = "lightning_landscape: measured hessian 3, sharpness 0 times in 4.0 s"
+    share = ", 4.0 % of the 100.0 s spent training"
+    monitor._bookkeeping.measured = 3
+    assert budget.closing_line(trains=True) == f"{start}{share} (max_overhead=0.05)"
+    monitor._bookkeeping.skipped, monitor._bookkeeping.failed = 2, 1
+    counts = "; skipped 2 to stay within it; 1 failed"
+    assert budget.closing_line(trains=True) == f"{start}{share} (max_overhead=0.05){counts}"
+    budget.record("later measurements", 2.5)
+    clock.now = 54.0  # 50 s of training, 4 s of measuring
+    line = budget.closing_line(trains=True)
+    assert line.startswith(
+        f"{start}, 8.0 % of the 50.0 s spent training (max_overhead=0.05){counts}"
+    )
+    assert "later measurements 2.50 s, hooks, copies, probe 1.50 s (a callback with max_" in line
+    budget.limit = None
+    assert budget.closing_line(trains=False) == f"{start}{counts}"
 
 
 def test_the_budget_holds_and_what_was_skipped_is_counted(tmp_path, monkeypatch, clock):

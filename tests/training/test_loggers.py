@@ -49,7 +49,7 @@ def pngs(folder):
     return sorted(path.name for path in folder.rglob("landscape/*-step*.png"))
 
 
-# -- Weights & Biases ------------------------------------------------------------------------------
+# -- Weights & Biases -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_two_wandb_runs_in_one_folder_do_not_mix(tmp_path, wandb):
     assert not list(tmp_path.rglob("history-1.jsonl"))
 
 
-# -- MLflow ----------------------------------------------------------------------------------------
+# -- MLflow -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_mlflow_names(tmp_path, mlflow):
     assert set(client.get_run(logger.run_id).data.metrics) == {"hessian/all 1/edge", "nan"}
 
 
-# -- Comet: its interface as documented, recorded --------------------------------------------------
+# -- Comet: its interface as documented, recorded ---------------------------------------------
 
 
 class Recorded:
@@ -214,7 +214,7 @@ def test_comet(tmp_path, kind):
     assert pngs(tmp_path) == []
 
 
-# -- TensorBoard, CSV, none, several ---------------------------------------------------------------
+# -- TensorBoard, CSV, none, several ----------------------------------------------------------
 
 
 @pytest.mark.pictures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from lightning_landscape import (
     Probe,
     SharpnessMonitor,
 )
+from lightning_landscape.training.probes import Probes
+from lightning_landscape.training.run_state import RunState
 from tests.runs import train
 from tests.small import Linear, Quartic, ones, regression
 from tests.training.clock import Timed
@@ -151,7 +154,63 @@ def test_a_probe_is_no_larger_than_the_run_allows(
         assert "instead of 512" in message
 
 
+class Uncopyable:
+    """As an object of a graph library that cannot be copied."""
+
+    def to(self, device):
+        return self
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copy of this")
+
+
+def probes_of(*callbacks):
+    trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=None)
+    return Probes(callbacks, RunState(trainer))
+
+
+def test_a_batch_that_cannot_be_copied_is_a_failure_of_those_that_capture(tmp_path):
+    callbacks = [HessianMonitor(), SharpnessMonitor(probe=(torch.ones(2, 1),)), LandscapeMonitor()]
+    found = probes_of(*callbacks)
+    failures = []
+    for batch in ((torch.ones(4, 1),), Uncopyable()):
+        found.copy_batch(batch, 0)
+        found.add_copied(lambda quantity, error: failures.append((quantity, str(error))))
+    assert failures == [(callbacks[0], "no copy of this"), (callbacks[2], "no copy of this")]
+    assert callbacks[0].loss.probe.size == 0  # begins anew
+    assert len(found.captured()) == 1
+
+
+def test_a_batch_is_added_once(tmp_path):
+    monitor = HessianMonitor(probe_samples=8)
+    found = probes_of(monitor)
+    batch = torch.ones(4, 1)
+    found.copy_batch(batch, 3)
+    batch.zero_()  # by training_step
+    for _ in range(2):
+        found.add_copied(pytest.fail)
+    (held,) = monitor.loss.probe.batches
+    assert (held.index, held.size, held.batch.tolist()) == (3, 4, [[1.0]] * 4)
+    assert not monitor.loss.probe.complete
+    found.copy_batch(batch, 4)
+    found.add_copied(pytest.fail, size=5)
+    assert monitor.loss.probe.complete
+    assert monitor.loss.probe.size == 9
+    found.copy_batch(Uncopyable(), 5)  # of no interest any more
+    found.add_copied(pytest.fail)
+
+
 # -- given -----------------------------------------------------------------------------------------
+
+
+def test_one_probe_for_each_source():
+    loader, probe = regression(), Probe(samples=20)
+    sources = [loader, loader, regression(), probe, probe, None, None]
+    callbacks = [HessianMonitor(probe=source) for source in sources]
+    probes_of(*callbacks)
+    held = [callback.loss.probe for callback in callbacks]
+    assert [held.index(one) for one in held] == [0, 0, 2, 3, 3, 5, 5]
+    assert held[3] is probe
 
 
 @pytest.mark.parametrize(

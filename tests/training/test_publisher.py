@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -16,18 +18,120 @@ from lightning_landscape import (
     HessianMonitor,
     InterpolationMonitor,
     LandscapeMonitor,
+    Measured,
     SharpnessMonitor,
     Slice,
     landscape_callbacks,
+    read_history,
 )
 from lightning_landscape.training import costs, publisher
-from tests.runs import train
+from lightning_landscape.training.costs import Costs
+from tests.runs import MemoryLogger, train
 from tests.small import Linear, Quartic, ones, regression
 from tests.training.clock import Timed, closing_line, share_in_closing_line
 
 
 def steps(callback) -> list[int]:
     return [row["step"] for row in callback.history]
+
+
+class Module:
+    """As much of a LightningModule as a publisher uses."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.logged = {}
+
+    def log(self, key, value, **settings):
+        assert settings["logger"] is False
+        self.logged[key] = float(value)
+
+
+def publisher_of(monitor, tmp_path, affordable=True):
+    """A publisher for one callback, and its logger."""
+    logger = MemoryLogger()
+    trainer = pl.Trainer(
+        logger=logger, accelerator="cpu", default_root_dir=tmp_path, barebones=False
+    )
+    budget = SimpleNamespace(allows_drawing=lambda *_, **__: affordable, record=lambda *_: None)
+    return publisher.Publisher(trainer, [monitor], budget, Costs()), logger
+
+
+def test_values_of_the_weights_before_the_step_have_a_row_of_their_own(tmp_path):
+    monitor = SharpnessMonitor()
+    found, logger = publisher_of(monitor, tmp_path)
+    module = Module()
+    one = Measured({"sharpness/sam": 2.0}, {"note": "a fact"}, before={"sharpness/critical": 3.0})
+    found.publish(module, monitor, one, 7, 40, final=False)
+    found.publish(module, monitor, Measured(before={"sharpness/critical": 4.0}), 8, 40, final=False)
+    assert logger.rows == [
+        (6, {"sharpness/critical": 3.0}),
+        (7, {"sharpness/sam": 2.0}),
+        (7, {"sharpness/critical": 4.0}),
+    ]
+    assert [(row["step"], row["probe_samples"]) for row in monitor.history] == [
+        (6, 40), (7, 40), (7, 40), (8, 40),
+    ]  # fmt: skip
+    assert read_history(tmp_path / "history.jsonl") == sorted(
+        monitor.history, key=lambda row: row["step"]
+    )
+    assert module.logged == {"sharpness/sam": 2.0, "sharpness/critical": 4.0}
+    assert monitor.measured == 2
+
+
+def test_listeners_get_the_row_of_their_key(tmp_path):
+    monitor = SharpnessMonitor()
+    found, _ = publisher_of(monitor, tmp_path)
+    heard = []
+
+    def fails(trainer, row):
+        raise ZeroDivisionError
+
+    keys = ("sharpness/critical", "sharpness/sam", "sharpness/none")
+    monitor._bookkeeping.listeners = [
+        SimpleNamespace(monitor="sharpness/sam", on_record=fails),
+        *(
+            SimpleNamespace(monitor=key, on_record=lambda _, row, k=key: heard.append((k, row)))
+            for key in keys
+        ),
+    ]
+    one = Measured({"sharpness/sam": 2.0}, before={"sharpness/critical": 3.0})
+    with pytest.warns(UserWarning, match=r"monitor='sharpness/sam'\) could not be informed of a"):
+        found.publish(Module(), monitor, one, 7, 40, final=False)
+    assert [(key, row["step"]) for key, row in heard] == [*zip(keys, (6, 7, 7), strict=True)]
+    found.publish(Module(), monitor, one, 8, 40, final=True)  # nothing can be stopped any more
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize("affordable", [True, False])
+def test_only_the_last_postponed_picture_of_a_tag_is_drawn(affordable, tmp_path, monkeypatch):
+    monitor = HessianMonitor(density_samples=2)
+    found, _ = publisher_of(monitor, tmp_path, affordable)
+    drawn = []
+    monkeypatch.setattr(
+        found.recorder, "picture", lambda tag, draw, step: drawn.append((tag, step))
+    )
+    for step in (1, 2):
+        pictures = {"hessian/density": print, "hessian/other": print}
+        found.publish(Module(), monitor, Measured(pictures=pictures), step, 40, final=False)
+    assert drawn == []
+    latest = [("hessian/density", 2), ("hessian/other", 2)]
+    found.draw()
+    assert drawn == (latest if affordable else [])
+    found.draw(final=True)
+    found.draw(final=True)
+    assert drawn == latest
+
+
+def test_pictures_are_not_postponed_without_a_limit(tmp_path, monkeypatch):
+    for monitor in (HessianMonitor(max_overhead=None), LandscapeMonitor()):
+        found, _ = publisher_of(monitor, tmp_path, affordable=False)
+        drawn = []
+        monkeypatch.setattr(found.recorder, "picture", lambda tag, *_, seen=drawn: seen.append(tag))
+        tag = monitor.key("picture")
+        found.publish(Module(), monitor, Measured(pictures={tag: print}), 1, 40, final=False)
+        assert drawn == [tag]
 
 
 def test_history_file_and_memory_agree(tmp_path):

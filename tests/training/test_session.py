@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +90,52 @@ def test_a_label_belongs_to_the_weights_of_the_training_loss_logged_there(tmp_pa
             assert value == pytest.approx(6 * math.sqrt(losses[step]), rel=1e-5)
             compared += 1
     assert compared >= 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulated", "first"),
+    [(10, 1, 9), (10, 5, 5), (10, 3, 9), (10, 4, 8), (1, 1, 0), (3, 8, 0), (math.inf, 2, None)],
+)
+def test_batches_of_the_last_step_of_an_epoch(batches, accumulated, first):
+    found = [
+        index
+        for index in range(12 if batches == math.inf else batches)
+        if session.Session._makes_last_step(
+            SimpleNamespace(
+                num_training_batches=batches,
+                accumulate_grad_batches=accumulated,
+                fit_loop=SimpleNamespace(batch_idx=index),
+            )
+        )
+    ]
+    assert found == ([] if first is None else list(range(first, batches)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "optimizers", "last"),
+    [
+        ({"max_epochs": 3, "max_steps": -1}, 1, [11]),
+        ({"max_epochs": 3, "max_steps": 9}, 1, [8, 9, 10, 11]),
+        ({"max_epochs": -1, "max_steps": 9}, 2, [7, 8, 9, 10, 11]),
+        ({"max_epochs": None, "max_steps": -1}, 1, []),
+    ],
+)
+def test_the_last_step_by_the_limits(limits, optimizers, last):
+    """``last``: of 12 batches in epochs of 4, one step each."""
+    found = [
+        step
+        for step in range(12)
+        if session.Session._is_last_step(
+            SimpleNamespace(
+                **limits,
+                current_epoch=step // 4,
+                is_last_batch=step % 4 == 3,
+                global_step=step,
+                optimizers=[None] * optimizers,
+            )
+        )
+    ]
+    assert found == last
 
 
 def test_barebones(tmp_path):
