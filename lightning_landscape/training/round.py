@@ -297,6 +297,19 @@ class Round:
             for (name, parameter), earlier in zip(objective.params.items(), before, strict=True)
         }
 
+    def has_moved(self, monitor: Measurer, objective: Objective, what: str) -> bool:
+        """Whether the last step moved the measured parameters; warns if not.
+
+        That of another optimizer does not.  The same on all processes.
+        """
+        if any(bool(part.any()) for part in self.last_update(objective).values()):
+            return True
+        monitor.warn_once(
+            f"{what} is not logged at steps that leave the measured parameters as they are: "
+            f"another optimizer stepped, or the learning rate was 0"
+        )
+        return False
+
     def last_rates(self, objective: Objective) -> dict[str, float]:
         """The learning rate of the last step, by parameter."""
         rates = self._run.last_step.before.rates

@@ -149,6 +149,116 @@ def test_ratio_on_the_batches_of_the_step(tmp_path, accumulate, schedule):
         assert row["hessian/batch_edge_ratio"] == pytest.approx(exact * 0.02 / 2, rel=1e-6)
 
 
+class InTurn(pl.LightningModule):
+    """Two parts, each with an optimizer and a quadratic loss of its own, as in a GAN.
+
+    The generator steps at the third of five batches, and the critic at the others.
+    """
+
+    parts, weight = ("critic", "generator"), {"critic": 1.0, "generator": 3.0}
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.critic, self.generator = (nn.Linear(5, 1, bias=False) for _ in range(2))
+
+    def loss_of(self, part, batch):
+        x, y = batch
+        return self.weight[part] * (getattr(self, part)(x) - y).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        turn = int(batch_idx % 3 == 2)
+        optimizer = self.optimizers()[turn]
+        optimizer.zero_grad()
+        self.manual_backward(self.loss_of(self.parts[turn], batch))
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return [
+            torch.optim.SGD(self.critic.parameters(), lr=0.02),
+            torch.optim.SGD(self.generator.parameters(), lr=0.004, momentum=0.9),
+        ]
+
+
+def test_optimizers_that_step_in_turn(tmp_path):
+    """Each monitor refers to the optimizer of its parameters, and to the batches of its steps."""
+    data = regression(batch_size=12)
+    x = data.dataset.tensors[0].double()
+    hessians = [2 * piece.T @ piece / 12 for piece in x.split(12)]
+    edges = {"critic": 2 / 0.02, "generator": (2 + 2 * 0.9) / 0.004}
+    weights = {part: [] for part in InTurn.parts}
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for part, kept in weights.items():
+                kept.append(getattr(pl_module, part).weight.detach().clone().flatten())
+
+        def on_train_end(self, trainer, pl_module):
+            self.on_train_batch_start(trainer, pl_module, None, 0)
+
+    common = {**SETTINGS, "every_n_train_steps": 1, "probe": data, "batch_edge_ratio": True}
+    monitors = {
+        part: HessianMonitor(
+            name=part,
+            parameters=f"{part}.*",
+            loss_fn=lambda module, batch, part=part: module.loss_of(part, batch),
+            update_curvature=True,
+            **common,
+        )
+        for part in InTurn.parts
+    }
+    with pytest.warns(UserWarning, match="generator/batch_edge_ratio is not logged at steps that"):
+        train(
+            InTurn, data, [*monitors.values(), Keep()], tmp_path, precision="64-true", max_epochs=3
+        )
+    for part, monitor in monitors.items():
+        of_probe = InTurn.weight[part] * 2 * x.T @ x / len(x)
+        exact = float(torch.linalg.eigvalsh(of_probe)[-1])
+        assert [row["step"] for row in monitor.history] == list(range(1, 16))
+        for row in monitor.history:
+            index = (row["step"] - 1) % 5
+            found = {key.rpartition("/")[2]: value for key, value in row.items()}
+            assert found["edge"] == pytest.approx(edges[part])
+            assert found["top_eigenvalue"] == pytest.approx(exact, rel=1e-6)
+            assert found["edge_ratio"] == pytest.approx(exact / edges[part], rel=1e-6)
+            stepped = (index == 2) == (part == "generator")
+            assert ("batch_edge_ratio" in found) == ("update_curvature" in found) == stepped
+            if stepped:
+                of_batch = InTurn.weight[part] * hessians[index]
+                top = float(torch.linalg.eigvalsh(of_batch)[-1])
+                assert found["batch_edge_ratio"] == pytest.approx(top / edges[part], rel=1e-6)
+                update = weights[part][row["step"]] - weights[part][row["step"] - 1]
+                along = float(update @ of_probe @ update / (update @ update))
+                assert found["update_curvature"] == pytest.approx(along, rel=1e-6)
+
+
+def test_one_monitor_of_several_optimizers(tmp_path):
+    """The ratio is that of the part that is nearest to the edge of its own optimizer."""
+    data = regression()
+    x = data.dataset.tensors[0].double()
+    exact = float(torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1])
+    monitor = HessianMonitor(
+        loss_fn=lambda module, batch: sum(module.loss_of(part, batch) for part in module.parts),
+        **SETTINGS,
+    )
+    with pytest.warns(UserWarning, match="edge is not logged: .* thresholds run from 100 to 950"):
+        train(InTurn, data, [monitor], tmp_path, precision="64-true")
+    for row in monitor.history:
+        assert row["hessian/top_eigenvalue"] == pytest.approx(3 * exact, rel=1e-6)
+        assert row["hessian/edge_ratio"] == pytest.approx(exact / 100, rel=1e-6)
+        assert "hessian/edge" not in row
+
+
+def test_no_update_no_curvature_along_it(tmp_path):
+    """A NaN in its place would end a run that stops at NaN."""
+    monitor = HessianMonitor(update_curvature=True, **SETTINGS)
+    with pytest.warns(UserWarning, match="hessian/update_curvature is not logged at steps that"):
+        train(lambda: Linear(lr=0.0), regression, [monitor], tmp_path)
+    assert monitor.measured > 1
+    assert not any("hessian/update_curvature" in row for row in monitor.history)
+
+
 # -- optional quantities ---------------------------------------------------------------------------
 
 
