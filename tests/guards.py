@@ -502,7 +502,7 @@ GUARDS = [
     Guard(
         "the size of a given batch is the logged one",
         OBJECTIVES,
-        "if self._correct_sizes(spec.probe, sizes):",
+        "if not spec.probe.captured and self._correct_sizes(monitor, spec.probe, sizes):",
         "if False:",
         "tests/training/test_logged_size.py -k given",
     ),
@@ -1471,7 +1471,7 @@ GUARDS = [
     Guard(
         "a complete validation probe costs nothing",
         GENERALIZATION,
-        "disable_hooks(self, [VALIDATION_BATCH_START], GeneralizationMonitor)",
+        "disable_hooks(self, VALIDATION_BATCH_HOOKS, GeneralizationMonitor)",
         "pass",
         f"{GAP} -k idle",
     ),

@@ -205,6 +205,14 @@ class Round:
         count = left / max(seconds, 1e-9) if processes.rank == 0 else 0.0
         return float(processes.sum(torch.tensor(count, device=processes.device)))
 
+    def use_logged_sizes(self, monitor: Measurer, probe: Probe) -> None:
+        """Count the examples of ``probe`` as the module does in ``self.log``.
+
+        By one evaluation of its batches, at the first measurement.
+        """
+        spec = replace(monitor.loss, probe=probe, reduction="mean")
+        self._objectives.use_logged_sizes(monitor, spec, captured=True)
+
     def from_rank_zero(self, tensor: Tensor) -> Tensor:
         """Rank zero's ``tensor``; on all others it must be zeros of the same shape."""
         return self._run.processes.sum(tensor)
