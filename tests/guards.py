@@ -535,6 +535,27 @@ GUARDS = [
         f"{HESSIAN_TESTS} -k batches_of_the_step",
     ),
     Guard(
+        "the batch of another optimizer's step is left out",
+        "callbacks/hessian_measurement.py",
+        "several = len(this_round.optimizers) > 1",
+        "several = False",
+        f"{HESSIAN_TESTS} -k in_turn",
+    ),
+    Guard(
+        "the size of a validation batch is the logged one",
+        GENERALIZATION,
+        "probe.batches[-1] = replace(probe.batches[-1], size=size)",
+        "pass",
+        "tests/training/test_logged_size.py -k validation",
+    ),
+    Guard(
+        "a resumed run counts the examples of a given probe as before",
+        OBJECTIVES,
+        "self.use_logged_sizes(monitor, spec)\n            return self._as_decided",
+        "return self._as_decided",
+        "tests/training/test_logged_size.py -k resumed",
+    ),
+    Guard(
         "what a signal handler raises ends the run",
         "training/interrupts.py",
         "if traceback.tb_frame.f_code in handlers:",
