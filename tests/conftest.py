@@ -25,7 +25,7 @@ _TITLES = ("zoo", "one process against two", "wrong uses")
 
 @pytest.fixture(autouse=True)
 def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run counts as long enough to pay for 512 examples and for the solver's products.
+    """Every run counts as long enough for 512 examples and for the solver's products.
 
     How large a probe is would otherwise depend on what else the machine does.
     """
@@ -33,7 +33,7 @@ def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(budget, "_SHORT_RUN", math.inf)
 
 
-# What draws: it takes most of a small run, and few tests look at the pictures.
+# What draws: most of the time of a small run, and few tests look at the pictures.
 _DRAWING = {
     (Recorder, "picture"): lambda *_: None,
     (film, "write_film"): lambda slices, path, *_: Path(path).touch(),

@@ -1,5 +1,8 @@
 """That ``make mutations`` will find what it takes out, without running it."""
 
+import ast
+import builtins
+
 import pytest
 
 from tests.guards import GUARDS
@@ -10,6 +13,23 @@ def test_each_guard_stands_in_the_code_once():
     for guard in GUARDS:
         source = (ROOT / PACKAGE / guard.file).read_text(encoding="utf-8")
         assert guard.removed_from(source) != source
+
+
+def test_no_test_fails_for_a_name_that_is_not_defined():
+    def names(source):
+        return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+    for guard in GUARDS:
+        source = (ROOT / PACKAGE / guard.file).read_text(encoding="utf-8")
+        known = names(source) | set(dir(builtins))
+        assert names(guard.removed_from(source)) <= known, guard.what
+
+
+def test_the_tests_of_each_guard_exist():
+    for guard in GUARDS:
+        assert guard.test_files
+        for path in guard.test_files:
+            assert (ROOT / path).is_file(), f"{guard.what}: {path}"
 
 
 def test_descriptions_are_unique():

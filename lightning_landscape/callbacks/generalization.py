@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from lightning_landscape.geometry.checks import check_callable
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.batch_mean import BatchMean, batch_mean
 from lightning_landscape.training.bookkeeping import VALIDATION, usable_state
-from lightning_landscape.training.data.batch import ProbeBatch, first_examples
+from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes, first_examples
 from lightning_landscape.training.data.probe import Probe, Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredProbe, is_entry
-from lightning_landscape.training.hooks import VALIDATION_BATCH_START, disable_hooks, enable_hooks
+from lightning_landscape.training.hooks import VALIDATION_BATCH_HOOKS, disable_hooks, enable_hooks
 from lightning_landscape.training.interrupts import reraise_interrupt
+from lightning_landscape.training.logged_size import LoggedSize
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
@@ -144,6 +146,9 @@ class GeneralizationMonitor(Monitor):
         self.tags = ("train_loss", "val_loss", "gap", "gap_stderr")
         self._process_samples = probe_samples  # validation examples per process
         self._without_validation = False
+        self._logged_size = LoggedSize()
+        self._copied = False  # the current validation batch
+        self._doubtful = False  # the size of a captured validation batch
 
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; names of ``metric_fn`` are known only later."""
@@ -197,12 +202,13 @@ class GeneralizationMonitor(Monitor):
                 "from; pass validation_probe=... (a DataLoader, a list of batches or one batch)"
             )
         elif not probe.closed:
-            enable_hooks(self, [VALIDATION_BATCH_START])
+            enable_hooks(self, VALIDATION_BATCH_HOOKS)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._captures(trainer) and not trainer.sanity_checking:
             self._validation.clear()  # the same examples follow again, from the first on
+            self._doubtful = False
 
     def on_validation_batch_start(
         self,
@@ -213,15 +219,37 @@ class GeneralizationMonitor(Monitor):
         dataloader_idx: int = 0,
     ) -> None:
         """Copy the batch.  No communication: processes may have different numbers of batches."""
+        self._copied = False
         probe = self._validation
         if dataloader_idx > 0 or not self._captures(trainer):
             return
         try:
             probe.offer(batch, batch_idx, lambda _: 0)
+            self._copied = True
+            self._logged_size.watch(trainer, validation=True)
         except Exception as error:  # a batch that cannot be copied
             reraise_interrupt(error)
             self.warn_once(f"a validation batch could not be copied ({error})")
             self._end_capture()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count its examples as validation_step does in ``self.log``."""
+        size, probe = self._logged_size.stop(), self._validation
+        if not self._copied:
+            return
+        self._copied = False
+        if size is not None:
+            probe.batches[-1] = replace(probe.batches[-1], size=size)
+        elif doubtful_sizes(probe.batches[-1].batch):
+            self._doubtful = True
         if probe.size >= self._process_samples:
             self._end_capture()
 
@@ -237,11 +265,13 @@ class GeneralizationMonitor(Monitor):
 
     def _end_capture(self) -> None:
         self._validation.closed = True
-        disable_hooks(self, [VALIDATION_BATCH_START], GeneralizationMonitor)
+        self._logged_size.stop()
+        disable_hooks(self, VALIDATION_BATCH_HOOKS, GeneralizationMonitor)
 
     # -- a measurement -------------------------------------------------------------------------
 
     def measure(self, this_round: Round) -> Measured:
+        self._use_logged_sizes(this_round)
         train, val = self._batches_of_equal_size(this_round)
         values: dict[str, float] = {}
         losses = []
@@ -261,6 +291,15 @@ class GeneralizationMonitor(Monitor):
                 f"their batches cannot be cut to the same number"
             )
         return Measured(values, {"probe_samples": sizes[0], "validation_samples": sizes[1]})
+
+    def _use_logged_sizes(self, this_round: Round) -> None:
+        """Count the examples as the module does, of a captured probe only if in doubt."""
+        if not self.loss.probe.captured:
+            this_round.use_logged_sizes(self, self.loss.probe)
+        probe = self._validation
+        if probe.captured and not probe.sized:  # on all processes or on none
+            probe.sized = not this_round.processes.total(self._doubtful)
+        this_round.use_logged_sizes(self, probe)
 
     def _batches_of_equal_size(
         self, this_round: Round

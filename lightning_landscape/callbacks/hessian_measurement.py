@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from pytorch_lightning import LightningModule, Trainer
+
 from lightning_landscape.callbacks.edge import edge_of, has_own_problem
 from lightning_landscape.callbacks.hessian_figures import (
     draw_density,
@@ -47,6 +49,11 @@ class HessianMeasurement(Monitor):
     _product_seconds: float | None
     _checked_at: int | None
 
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Have the weights before a step copied if the optimizers may step in turn."""
+        in_turn = self.batch_edge_ratio and len(trainer.optimizers) > 1
+        self.needs_update = self.update_curvature or in_turn
+
     def measure(self, this_round: Round) -> Measured:
         objective = this_round.objective(self)
         self._stay_within_budget(this_round, objective)
@@ -68,14 +75,13 @@ class HessianMeasurement(Monitor):
         self._add_edge(measured, this_round, objective, result)
         self._add_spectrum(objective, measured, this_round)
         if self.update_curvature and this_round.has_step(self, self.key("update_curvature")):
-            update = this_round.last_update(objective)
-            values[self.key("update_curvature")] = curvature_along(objective, update)
+            self._add_update(measured, this_round, objective)
         products = objective.hvps - before
         values[self.key("hvps")] = float(products)
         if products:
             self._product_seconds = (this_round.clock() - started) / products
         if self.batch_edge_ratio and this_round.has_batch(self, self.key("batch_edge_ratio")):
-            self._add_batch(measured, this_round)
+            self._add_batch(measured, this_round, objective)
         if result.asymmetry > _MAX_ASYMMETRY:
             self.warn_once(
                 f"u'Hv and v'Hu differ by {result.asymmetry:.1%} of the top eigenvalue: a kernel "
@@ -159,7 +165,17 @@ class HessianMeasurement(Monitor):
         else:
             self.warn_once(f"{self.key('edge')} is not logged: {edge.note}")
 
-    def _add_batch(self, measured: Measured, this_round: Round) -> None:
+    def _add_update(self, measured: Measured, this_round: Round, objective: Objective) -> None:
+        key = self.key("update_curvature")
+        if this_round.has_moved(self, objective, key):
+            update = this_round.last_update(objective)
+            measured.values[key] = curvature_along(objective, update)
+
+    def _add_batch(self, measured: Measured, this_round: Round, probe: Objective) -> None:
+        # The batch may be that of another optimizer's step.
+        several = len(this_round.optimizers) > 1
+        if several and not this_round.has_moved(self, probe, self.key("batch_edge_ratio")):
+            return
         objective = this_round.batch_objective(self)
         solver, gradient = self._solver, objective.gradient(products_follow=True)
         start = solver.start("batch", objective)

@@ -18,7 +18,7 @@ HOOK_SECONDS = 3e-6
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
 # Called at a step, before its gradient is clipped.
 STEP_HOOKS = ("on_after_backward", "on_before_optimizer_step")
-VALIDATION_BATCH_START = "on_validation_batch_start"
+VALIDATION_BATCH_HOOKS = ("on_validation_batch_start", "on_validation_batch_end")
 
 # The hooks that Lightning calls for every batch.
 EVERY_BATCH = (
@@ -28,8 +28,7 @@ EVERY_BATCH = (
     "on_before_backward",
     "on_after_backward",
     "on_before_optimizer_step",
-    VALIDATION_BATCH_START,
-    "on_validation_batch_end",
+    *VALIDATION_BATCH_HOOKS,
 )
 
 

@@ -8,16 +8,17 @@ from pytorch_lightning import Trainer
 
 
 class LoggedSize:
-    """Reads ``batch_size`` from the calls of ``self.log`` during a training step."""
+    """Reads ``batch_size`` from the calls of ``self.log`` during a training or validation step."""
 
     def __init__(self) -> None:
         self._results: Any = None
         self._size: int | None = None
 
-    def watch(self, trainer: Trainer) -> None:
+    def watch(self, trainer: Trainer, *, validation: bool = False) -> None:
         """Until :meth:`stop`; what is logged stays as it is."""
         self.stop()
-        self._results = results = trainer.fit_loop.epoch_loop._results
+        loop: Any = trainer.fit_loop.epoch_loop
+        self._results = results = (loop.val_loop if validation else loop)._results
         log = type(results).log
 
         def watched(*args: Any, batch_size: int | None = None, **kwargs: Any) -> None:

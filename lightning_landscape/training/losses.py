@@ -83,7 +83,8 @@ def loss_terms(
             with evaluation(trainer, isolation, seed, spec.mode, _kind(spec)):
                 # A new copy each time, because training_step may modify its batch in place.
                 value = _loss(pl_module, spec.loss_fn, make_batch(), index)
-            if sizes is not None and isolation.logged_size is not None:
+            whole = size == batches[position].size  # not a piece of the batch
+            if sizes is not None and whole and isolation.logged_size is not None:
                 sizes[position] = isolation.logged_size
             return value * scale if scale != 1.0 else value
 

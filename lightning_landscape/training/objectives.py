@@ -11,9 +11,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_landscape.geometry.batches import Cut, Term
+from lightning_landscape.geometry.checks import few
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.same_loss import agree, random_displacement
-from lightning_landscape.training.data.batch import NotConcatenable, ProbeBatch
+from lightning_landscape.training.data.batch import NotConcatenable, ProbeBatch, doubtful_sizes
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import Isolation
@@ -68,6 +69,7 @@ class Objectives:
         """The same with BatchNorm statistics of the callback's own probe; without gradients."""
         key = ("reestimated", monitor.loss.probe, spec)
         if key not in self._known:
+            self.use_logged_sizes(monitor, spec)
             terms = reestimated_term(
                 self._trainer,
                 self._pl_module,
@@ -145,10 +147,11 @@ class Objectives:
         if spec not in decided and spec == monitor.loss and monitor.concat is not None:
             decided[spec] = monitor.concat  # as in the run before
         if spec in decided:
+            self.use_logged_sizes(monitor, spec)
             return self._as_decided(spec, build)
         parts = build(False)
         parts.loss()
-        if self._correct_sizes(spec.probe, sizes):
+        if not spec.probe.captured and self._correct_sizes(monitor, spec.probe, sizes):
             parts = build(False)
         if spec.probe is monitor.loss.probe:
             self._warn_if_noisy(parts, monitor)
@@ -170,13 +173,33 @@ class Objectives:
         self._run.series[spec] = self._run.series.get(spec, 1) + 1
         return parts
 
-    def _correct_sizes(self, probe: Probe, sizes: Mapping[int, int]) -> bool:
-        """Use the numbers of examples that the module logged; whether one differs on any process.
+    def use_logged_sizes(
+        self, monitor: Measurer, spec: LossSpec, *, captured: bool = False
+    ) -> None:
+        """Use the numbers of examples that the module logs, by one evaluation for each probe.
 
-        Of a given probe: those of a captured one are known since training.
+        ``captured``: also of a captured probe; those of training batches are known already.
         """
-        if probe.captured:
-            return False
+        probe = spec.probe
+        if probe.sized or (probe.captured and not captured):
+            return
+        sizes: dict[int, int] = {}
+        terms, cut = self.terms(spec, probe.batches, sizes=sizes)
+        if terms:
+            self.from_terms(monitor, spec, ("sizes", spec), terms, cut).batch_losses()
+        self._correct_sizes(monitor, probe, sizes)
+
+    def _correct_sizes(self, monitor: Measurer, probe: Probe, sizes: Mapping[int, int]) -> bool:
+        """Use the numbers of examples that were logged; whether one differs on any process."""
+        probe.sized = True
+        for index, batch in enumerate(probe.batches):
+            if index not in sizes and (lengths := doubtful_sizes(batch.batch)):
+                monitor.warn_once(
+                    f"the tensors of a batch of the probe have lengths of {few(lengths)}: it "
+                    f"counts as {batch.size} examples; if that is not their number pass "
+                    f"batch_size=... to self.log in training_step"
+                )
+                break
         wrong = {i: n for i, n in sizes.items() if n != probe.batches[i].size}
         if not self._run.processes.total(len(wrong)):
             return False

@@ -205,6 +205,14 @@ class Round:
         count = left / max(seconds, 1e-9) if processes.rank == 0 else 0.0
         return float(processes.sum(torch.tensor(count, device=processes.device)))
 
+    def use_logged_sizes(self, monitor: Measurer, probe: Probe) -> None:
+        """Count the examples of ``probe`` as the module does in ``self.log``.
+
+        By one evaluation of its batches, at the first measurement.
+        """
+        spec = replace(monitor.loss, probe=probe, reduction="mean")
+        self._objectives.use_logged_sizes(monitor, spec, captured=True)
+
     def from_rank_zero(self, tensor: Tensor) -> Tensor:
         """Rank zero's ``tensor``; on all others it must be zeros of the same shape."""
         return self._run.processes.sum(tensor)
@@ -296,6 +304,19 @@ class Round:
             name: parameter.detach() - earlier
             for (name, parameter), earlier in zip(objective.params.items(), before, strict=True)
         }
+
+    def has_moved(self, monitor: Measurer, objective: Objective, what: str) -> bool:
+        """Whether the last step moved the measured parameters; warns if not.
+
+        That of another optimizer does not.  The same on all processes.
+        """
+        if any(bool(part.any()) for part in self.last_update(objective).values()):
+            return True
+        monitor.warn_once(
+            f"{what} is not logged at steps that leave the measured parameters as they are: "
+            f"another optimizer stepped, or the learning rate was 0"
+        )
+        return False
 
     def last_rates(self, objective: Objective) -> dict[str, float]:
         """The learning rate of the last step, by parameter."""

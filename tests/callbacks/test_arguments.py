@@ -86,6 +86,25 @@ def test_own_arguments(kind, arguments, message):
         kind(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (HessianMonitor, {"trace_samples": 1}, r"trace_samples=1\): expected an integer >= 2"),
+        (HessianMonitor, {"density_samples": -3}, r"density_samples=-3"),
+        (HessianMonitor, {"blocks": "layer"}, r"blocks='layer'\): expected True, False or a map"),
+        (SharpnessMonitor, {"worst_case_norm": "l1"}, r"worst_case_norm='l1'\): expected 'l2' or"),
+        (SharpnessMonitor, {"sigma": 0.0}, r"sigma=0.0\): expected a finite number > 0"),
+        (SharpnessMonitor, {"epsilon": -1.0}, r"epsilon=-1.0"),
+        (SharpnessMonitor, {"critical_rtol": 1.0}, r"critical_rtol=1.0\): expected a number from"),
+        (SharpnessMonitor, {"worst_case_steps": 0}, r"worst_case_steps=0\): expected an integer"),
+        (SharpnessMonitor, {"samples": 1}, r"samples=1\): expected an integer >= 2"),
+    ],
+)
+def test_optional_quantities(kind, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        kind(**arguments)
+
+
 @pytest.mark.parametrize("samples", [0, -1, 2.5, True])
 def test_probe_arguments(samples):
     with pytest.raises(ValueError, match=f"samples={samples}: expected an integer >= 1"):

@@ -564,7 +564,7 @@ def test_a_coarse_plane_says_so(tmp_path):
     assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [7, 7]}
 
 
-def test_the_copy_at_the_start_of_an_epoch_is_paid_for(tmp_path, monkeypatch):
+def test_the_copy_at_the_start_of_an_epoch_counts_as_measuring(tmp_path, monkeypatch):
     """By a clock that only the copy moves."""
     take, clock, spent = Reference.copy_from, [0.0], []
 

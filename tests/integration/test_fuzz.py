@@ -28,6 +28,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     r"is not settled, a longer search may find more": (),
     r"no critical sharpness at a step that did not move": ("critical",),
     r"update_curvature is not available here": ("update_curvature",),
+    r"update_curvature is not logged at steps that leave": ("update_curvature",),
     r"critical is not available here": ("critical",),
     r"batch_edge_ratio is not available here": ("batch_edge_ratio",),
     r"the eigenvalue solver stopped at max_hvps": (),

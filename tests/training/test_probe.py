@@ -1,84 +1,37 @@
-"""A batch in pieces: what is cut, what is shared, what cannot be."""
+"""The fingerprint of a probe."""
 
-from collections import namedtuple
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
 
-from lightning_landscape.training.data.batch import ProbeBatch, cut_batch
-
-X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
-
-
-@dataclass
-class Example:
-    x: Any
-    note: str = "kept"
+from lightning_landscape import Probe
 
 
 class Graphs:
-    """A graph library's batch: ``edges`` refer to ``nodes`` over all graphs."""
+    """A batch as graph libraries make it: an object that holds tensors."""
 
-    num_graphs = 5
-
-    def __init__(self):
-        self.nodes = torch.zeros(5)
-
-    def to(self, device):
-        return self
-
-
-Pair = namedtuple("Pair", "x y")
+    def __init__(self, values, name="a"):
+        self.x, self.name = values, name
 
 
 @pytest.mark.parametrize(
-    ("batch", "get"),
+    "other",
     [
-        (X, lambda b: b),
-        ((X, Y), lambda b: b[0]),
-        ([X, [Y, "a word"]], lambda b: b[0]),
-        ({"x": X, "deep": {"y": Y}}, lambda b: b["x"]),
-        (Pair(X, Y), lambda b: b.x),
-        (Example(X), lambda b: b.x),
+        Graphs(torch.tensor([1.0, 3.0])),
+        Graphs(torch.tensor([1.0, 2.0]).double()),
+        Graphs(torch.tensor([[1.0, 2.0]])),
+        Graphs(torch.tensor([1.0, 2.0]), "b"),
     ],
-    ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
+    ids=["values", "type", "shape", "name"],
 )
-def test_tensors_are_cut_along_the_examples(batch, get):
-    pieces = cut_batch(ProbeBatch(batch, 7, 5), 2)
-    assert [piece.size for piece in pieces] == [2, 2, 1]
-    assert [piece.index for piece in pieces] == [7, 7, 7]
-    assert {type(piece.batch) for piece in pieces} == {type(batch)}
-    assert torch.equal(torch.cat([get(piece.batch) for piece in pieces]), X)
-    assert torch.equal(get(batch), X)  # the whole is as it was
+def test_the_fingerprint_is_of_what_objects_hold(other, tmp_path):
+    def fingerprint(batch):
+        probe = Probe()
+        probe.offer(batch, 0, lambda _: 512)
+        return probe.fingerprint()
 
-
-def test_labels_go_with_their_inputs():
-    for piece in cut_batch(ProbeBatch((X, {"y": Y}), 0, 5), 3):
-        assert torch.equal(piece.batch[0][:, 0], 2.0 * piece.batch[1]["y"])
-
-
-def test_what_is_not_as_long_as_the_batch_is_shared():
-    weights, scale = torch.ones(3), torch.tensor(2.0)
-    for piece in cut_batch(ProbeBatch((X, weights, scale, "text", None), 0, 5), 2):
-        assert piece.batch[1] is weights
-        assert piece.batch[2] is scale
-        assert piece.batch[3:] == ("text", None)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        Graphs(),
-        (X, Graphs()),
-        pack_sequence([torch.ones(3), torch.ones(2)]),
-        {"words": ["a"] * 5},
-        torch.ones(3),
-        torch.eye(5).to_sparse(),
-    ],
-    ids=["graphs", "graphs within", "packed", "no tensor", "another length", "sparse"],
-)
-def test_what_cannot_be_cut(batch):
-    assert cut_batch(ProbeBatch(batch, 0, 5), 2) == []
+    batch = Graphs(torch.tensor([1.0, 2.0]))
+    torch.save(batch, tmp_path / "batch.pt")
+    again = torch.load(tmp_path / "batch.pt", weights_only=False)
+    assert fingerprint(batch) == fingerprint(again) != fingerprint(other)

@@ -44,6 +44,7 @@ class Probe:
         self.batches: list[ProbeBatch] = []
         self.complete = False
         self.closed = False  # this process adds no more batches
+        self.sized = False  # the sizes of its batches were compared with those that are logged
         self.file: str | None = None  # the file it was written to
 
     @property
@@ -99,6 +100,7 @@ class Probe:
     def clear(self) -> None:
         """Remove all batches."""
         self.batches, self.complete, self.closed, self.file = [], False, False, None
+        self.sized = False
 
     def fingerprint(self) -> str:
         """A hash of all data in the batches, also of what objects hold."""
@@ -131,7 +133,7 @@ class Probe:
         """Read the batches that :meth:`save` wrote."""
         rows = torch.load(path, weights_only=True, map_location="cpu")
         self.batches = [ProbeBatch(prepare(r["batch"]), r["index"], r["size"]) for r in rows]
-        self.complete = True
+        self.complete = self.sized = True
 
 
 def _data_in(item: Any, seen: set[int]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""A probe's batches are taken as one where that is the same, and only there."""
+"""A probe's batches are evaluated as one where that is the same loss, and only there."""
 
 from __future__ import annotations
 
@@ -6,75 +6,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
-from lightning_landscape.training.data.batch import (
-    NotConcatenable,
-    ProbeBatch,
-    concat_batches,
-    cut_batch,
-)
 from tests.runs import train
 from tests.small import Linear, regression
-from tests.training.test_probe import Example, Graphs, Pair
-
-X, Y = torch.arange(15.0).reshape(5, 3), torch.arange(5)
-
-
-# -- structures ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [X, (X, Y), [X, Y], {"x": X, "y": [Y]}, Pair(X, Y), Example(X)],
-    ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
-)
-def test_the_pieces_of_a_batch_make_the_batch(batch):
-    whole = concat_batches(cut_batch(ProbeBatch(batch, 7, 5), 2))
-    assert (whole.index, whole.size, type(whole.batch)) == (7, 5, type(batch))
-    assert repr(whole.batch) == repr(batch)
-
-
-def test_words_go_with_their_examples_and_constants_stay():
-    weights = torch.ones(7)
-    held = [
-        ProbeBatch({"x": X[:2], "words": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
-        ProbeBatch({"x": X[2:], "words": ["c", "d", "e"], "weights": weights, "name": "n"}, 1, 3),
-    ]
-    whole = concat_batches(held).batch
-    assert torch.equal(whole["x"], X)
-    assert whole["words"] == ["a", "b", "c", "d", "e"]
-    assert torch.equal(whole["weights"], weights)
-    assert whole["weights"] is not weights
-    assert whole["name"] == "n"
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (X, X.double()),
-        (torch.ones(5, 3), torch.ones(5, 4)),
-        ((X, Y), (X,)),
-        ({"x": X}, {"y": X}),
-        ((X, 1), (X, 2)),
-        ((X, torch.tensor(1.0)), (X, torch.tensor(2.0))),
-        (X, (X,)),
-        (Graphs(), Graphs()),
-        (torch.eye(5).to_sparse(), torch.eye(5).to_sparse()),
-        (pack_sequence([torch.ones(3)] * 5), pack_sequence([torch.ones(3)] * 5)),
-    ],
-    ids=[
-        "types", "padding", "lengths", "keys", "numbers", "constants", "structures", "graphs",
-        "sparse", "packed",
-    ],
-)  # fmt: skip
-def test_what_cannot_be_joined(first, second):
-    with pytest.raises(NotConcatenable):
-        concat_batches([ProbeBatch(first, 0, 5), ProbeBatch(second, 1, 5)])
-
-
-# -- in a run -----------------------------------------------------------------------------------
 
 
 class Watched(Linear):

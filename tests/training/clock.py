@@ -1,0 +1,52 @@
+"""Runs on a clock that only the test advances."""
+
+from __future__ import annotations
+
+import re
+
+from tests.small import Linear
+
+
+class Clock:
+    """Time that passes only where a test sets it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Timed:
+    """Every training step takes 1 s, every measurement ``cost`` s of the clock.
+
+    ``evaluation`` is what one evaluation of the loss on a batch takes when measuring.
+    """
+
+    def __init__(self, monkeypatch, clock, costs, evaluation=0.0):
+        step = Linear.training_step
+
+        def slow(module, batch, batch_idx):
+            if getattr(module.log, "__name__", "") != "_log_nothing":
+                clock.now += 1.0
+            else:
+                clock.now += evaluation
+            return step(module, batch, batch_idx)
+
+        monkeypatch.setattr(Linear, "training_step", slow)
+        for kind, cost in costs.items():
+            measure = kind.measure
+
+            def slowly(monitor, this_round, measure=measure, cost=cost):
+                clock.now += cost
+                return measure(monitor, this_round)
+
+            monkeypatch.setattr(kind, "measure", slowly)
+
+
+def closing_line(caplog):
+    return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape"))
+
+
+def share_in_closing_line(caplog):
+    return float(re.search(r"([\d.]+) % of the", closing_line(caplog))[1]) / 100

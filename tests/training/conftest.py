@@ -1,0 +1,17 @@
+"""What tests of several files need."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_landscape.training import costs, session
+from tests.training.clock import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the package; idle hooks take no time by it."""
+    clock = Clock()
+    monkeypatch.setattr(costs.time, "perf_counter", clock)
+    monkeypatch.setattr(session, "HOOK_SECONDS", 0.0)
+    return clock
