@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_landscape.geometry.archive import load_arrays
 from lightning_landscape.geometry.checks import (
     check_count,
     check_flags,
@@ -92,13 +93,13 @@ class Slice:
         """
         check_path("", "path", path, "the path of a file that Slice.save wrote")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
-                metadata = json.loads(str(file["metadata"]))
-                if not isinstance(metadata, dict):
-                    raise ValueError(f"its metadata is a {type(metadata).__name__}")
-                losses = file["losses"].astype(np.float64)
-                return cls(axes, losses, float(file["center_loss"]), metadata)
+            file = load_arrays(path)
+            axes = tuple(file[name].astype(np.float64) for name in "xy" if name in file)
+            metadata = json.loads(str(file["metadata"]))
+            if not isinstance(metadata, dict):
+                raise ValueError(f"its metadata is a {type(metadata).__name__}")
+            losses = file["losses"].astype(np.float64)
+            return cls(axes, losses, float(file["center_loss"]), metadata)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"path={str(path)!r}: no such file; expected one that Slice.save wrote"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.archive import load_arrays
 from lightning_landscape.geometry.checks import (
     check_count,
     check_number,
@@ -111,15 +112,15 @@ class SpectralDensity:
         """
         check_path("", "path", path, "the path of a file that SpectralDensity.save wrote")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                tensors = ("grid", "density", "stderr", "ritz_values", "ritz_weights")
-                return cls(
-                    **{name: torch.from_numpy(file[name].astype(np.float64)) for name in tensors},
-                    sigma=float(file["sigma"]),
-                    hvps=int(file["hvps"]),
-                    # Files of older versions hold no resolution.
-                    resolution=float(file.get("resolution", math.nan)),
-                )
+            file = load_arrays(path)
+            tensors = ("grid", "density", "stderr", "ritz_values", "ritz_weights")
+            return cls(
+                **{name: torch.from_numpy(file[name].astype(np.float64)) for name in tensors},
+                sigma=float(file["sigma"]),
+                hvps=int(file["hvps"]),
+                # Files of older versions hold no resolution.
+                resolution=float(file.get("resolution", np.array(math.nan))),
+            )
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"path={str(path)!r}: no such file; expected one that SpectralDensity.save wrote"

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightning_landscape.figures.data import evenly
+from lightning_landscape.geometry.archive import load_arrays
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.training.output.history import read_rows
 from lightning_landscape.training.output.recorder import FOLDER, HISTORY_FILE
 
 FRAMES = 24  # maximum number of pictures of one kind
-_LABELS = ("step", "epoch", "monitor")  # keys of a row that are not values
+_LABELS = ("step", "epoch", "monitor", "run")  # keys of a row that are not values
 _NAME = re.compile(r"(?P<kind>.+?)(?:(?<=-line)-(?P<number>\d+))?-step(?P<step>\d+)\.npz")
 
 
@@ -165,6 +164,5 @@ def _add_frame(
 
 
 def _load(path: Path) -> Slice | SpectralDensity:
-    with np.load(path, allow_pickle=False) as file:
-        holds_density = "density" in file
+    holds_density = "density" in load_arrays(path)
     return SpectralDensity.load(path) if holds_density else Slice.load(path)

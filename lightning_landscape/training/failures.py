@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_landscape.geometry.errors import OtherRankError, out_of_memory
 from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.isolation.errors import (
-    NothingRecordedError,
+    NotYetError,
     TouchedError,
     TrainingChangedError,
 )
@@ -31,8 +31,11 @@ _FAILURES_ALLOWED = 3
 def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
     """Warn of a failed measurement; after three in a row the callback stops measuring."""
     bookkeeping = quantity._bookkeeping
-    bookkeeping.failed_in_a_row += 1
     bookkeeping.failed += 1
+    bookkeeping.failed_in_a_row += not isinstance(error, NotYetError)
+    if isinstance(error, NotYetError):
+        quantity.warn_once(f"not measured at first: {error}. It is measured on schedule after that")
+        return
     if isinstance(error, (TouchedError, TrainingChangedError)):
         bookkeeping.disabled = True
         _warn(f"{quantity.prefix}: {error}. It stops measuring", error, rank)
@@ -69,8 +72,6 @@ def _remedy(quantity: Quantity, error: BaseException) -> str:
         return (
             "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
         )
-    if isinstance(error, NothingRecordedError):
-        return "It is measured again on schedule, when training has drawn some"
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     argument = isinstance(error, (TypeError, ValueError))
     if argument and places and not _SELF_EXPLAINING.isdisjoint(places[-1].parents):

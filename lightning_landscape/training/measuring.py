@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.failures import count_failure
 from lightning_landscape.training.interrupts import reraise_interrupt
-from lightning_landscape.training.isolation.errors import NothingRecordedError
+from lightning_landscape.training.isolation.errors import NotYetError
 from lightning_landscape.training.isolation.isolated import isolated
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.measured import Measured, validated
@@ -173,9 +173,9 @@ class Measuring:
         return result
 
     def _tried_again(self, quantity: Quantity, error: BaseException) -> bool:
-        """Measure at the next step, once, if training has yet to draw what the loss reads."""
-        nothing_recorded = isinstance(error, NothingRecordedError)
-        everywhere = self._run.processes.total(nothing_recorded) == self._run.processes.count
+        """Measure at the next step, once, if training has yet to make what the loss uses."""
+        not_yet = isinstance(error, NotYetError)
+        everywhere = self._run.processes.total(not_yet) == self._run.processes.count
         bookkeeping = quantity._bookkeeping
         if not everywhere or bookkeeping.tries_again:
             return False

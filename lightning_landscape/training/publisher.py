@@ -121,6 +121,7 @@ class Publisher:
             "step": step,
             "epoch": self._trainer.current_epoch,
             "monitor": quantity.prefix,
+            "run": quantity._bookkeeping.run,
             **values,
             "probe_samples": samples,
             "probe_mode": quantity.probe_mode,

@@ -322,6 +322,7 @@ class Session:
         """Print the closing line, once."""
         self._open = False
         self.run.recordings.remove()
+        self.recorder.release()
         rank_zero_info(self.budget.closing_line(self.run.trains))
 
     # -- without training ----------------------------------------------------------------------

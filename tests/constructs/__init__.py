@@ -1,7 +1,7 @@
 """State that research code keeps, in all places where Python and torch allow it.
 
-Each construct is a small module whose loss depends on that state and whose ``training_step`` changes
-it.  A measurement that is not isolated from it ends in other weights, or in another ``seen()``.
+Each construct is a small module whose loss depends on that state, which ``training_step`` changes.
+A measurement that is not isolated from it ends in other weights, or in another ``seen()``.
 """
 
 from tests.constructs import (  # noqa: F401

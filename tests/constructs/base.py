@@ -18,12 +18,14 @@ class Construct(pl.LightningModule):
     Attributes:
         refused: a regular expression of the message, where no number can be had.
         says: regular expressions of messages beside numbers.
+        may_fail: measurements that may be missing, with a message, before a later one has numbers.
         attributes: whether all attributes of the module are compared; else what ``seen`` returns.
         callbacks: further callbacks of the Trainer.
     """
 
     refused: ClassVar[str] = ""
     says: ClassVar[tuple[str, ...]] = ()
+    may_fail: ClassVar[int] = 0
     attributes: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:

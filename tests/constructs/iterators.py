@@ -109,6 +109,10 @@ class Generated(_Drawing):
         return batches()
 
 
+def _doubled(batch):
+    return 2 * batch[0], batch[1]
+
+
 class Mapped(_Drawing):
     """map over a generator"""
 
@@ -117,7 +121,7 @@ class Mapped(_Drawing):
             while True:
                 yield from loader(64)
 
-        return map(lambda batch: (2 * batch[0], batch[1]), batches())
+        return map(_doubled, batches())
 
 
 class Zipped(_Drawing):

@@ -735,7 +735,7 @@ class LogFile(Construct):
     attributes = False
 
     def start(self):
-        self.file = tempfile.TemporaryFile("w+")
+        self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115
 
     def factor(self, batch):
         self.file.write(f"{int(batch[1].sum())}\n")
@@ -770,7 +770,7 @@ class ReadFile(Construct):
     refused = r"the loss uses self\.file, which only training may use"
 
     def start(self):
-        self.file = tempfile.TemporaryFile("w+")
+        self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.file.writelines(f"{1 + 0.01 * i}\n" for i in range(500))
         self.file.seek(0)
 

@@ -301,3 +301,40 @@ class Scheduler(Construct):
 
     def seen(self):
         return self.weight.state_dict()
+
+
+class LazyBranch(Construct):
+    """a lazy branch that is used from the second epoch on"""
+
+    attributes = False
+    may_fail = 1
+
+    def start(self):
+        self.branch = nn.LazyLinear(3)
+
+    def factor(self, batch):
+        return 1 + self.branch(batch[0]).square().mean() if self.current_epoch else 1.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+class LazyByStep(LazyBranch):
+    """a lazy branch that is used from one step on"""
+
+    def factor(self, batch):
+        return 1 + self.branch(batch[0]).square().mean() if self.global_step >= 6 else 1.0
+
+
+class AddedLayer(Construct):
+    """a layer that is added during training"""
+
+    attributes = False
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.extra = nn.Linear(3, 3)
+            self.optimizers().add_param_group({"params": list(self.extra.parameters())})
+
+    def factor(self, batch):
+        return 1 + self.extra(self.net(batch[0])).square().mean() if self.current_epoch else 1.0

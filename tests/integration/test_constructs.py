@@ -57,7 +57,7 @@ def test_a_run_with_callbacks_ends_as_one_without(name, tmp_path):
         assert all(re.search(make.refused, message) for message in ours), ours
     else:
         assert all(c.measured >= 2 for c in callbacks), ours
-        assert [c.failed for c in callbacks] == [0, 0], ours
+        assert max(c.failed for c in callbacks) <= make.may_fail, ours
         noisy = [m for m in ours if "two evaluations" in m]
         assert noisy == []
 

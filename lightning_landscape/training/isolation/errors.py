@@ -7,8 +7,8 @@ class TouchedError(RuntimeError):
     """An evaluation used something that only training may use; training was not changed."""
 
 
-class NothingRecordedError(RuntimeError):
-    """Training has not yet drawn what an evaluation needs; a later measurement may have it."""
+class NotYetError(RuntimeError):
+    """Training has not yet drawn or made what an evaluation needs; a later measurement has it."""
 
 
 class TrainingChangedError(RuntimeError):

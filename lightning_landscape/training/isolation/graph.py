@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_landscape.training.isolation import places
@@ -47,6 +48,7 @@ from lightning_landscape.training.isolation.snapshots import (
 from lightning_landscape.training.isolation.stand_ins import (
     ExternalTypes,
     IteratorCopy,
+    LazyHooks,
     Recorded,
     SetCopy,
     Silenced,
@@ -260,6 +262,11 @@ class Graph:
             edges += [edge for edge in found if edge[0] is not places.MISSING]
         if isinstance(value, nn.Module):
             self.modules.append(value)
+            if any(p is not None and is_lazy(p) for p in value._parameters.values()):
+                hooks = value._forward_pre_hooks
+                lazy = LazyHooks(hooks, functools.partial(self.path, hooks))
+                lazy.places.append(Place(places.ATTRIBUTE, attributes, "_forward_pre_hooks"))
+                self.stand_ins[id(hooks)] = lazy
             if isinstance(value, torch.jit.ScriptModule) and hasattr(value, "_c"):
                 edges += self._script(value)
         if is_user_code(kind.__module__):

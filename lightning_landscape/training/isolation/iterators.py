@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_landscape.training.data.batch import clone_batch
-from lightning_landscape.training.isolation.errors import NothingRecordedError, TouchedError
+from lightning_landscape.training.isolation.errors import NotYetError, TouchedError
 from lightning_landscape.training.isolation.places import Place
 
 # Items of an iterator that are kept; evaluations of the probe's i-th batch begin with the i-th.
@@ -144,7 +144,7 @@ class Replay:
 
     def __next__(self) -> Any:
         if not self._items:
-            raise NothingRecordedError(
+            raise NotYetError(
                 f"training has drawn nothing from {self._path} since it was found, so that an "
                 f"evaluation has nothing to read"
             )

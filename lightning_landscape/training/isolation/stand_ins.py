@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import gc
 import io
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lightning_landscape.training.isolation.errors import TouchedError
+from lightning_landscape.training.isolation.errors import NotYetError, TouchedError
 from lightning_landscape.training.isolation.iterators import Replay, copy_iterator
 from lightning_landscape.training.isolation.places import Place
 
@@ -155,6 +156,21 @@ class UncachedCalls(StandIn):
         call.cache_clear = new.clear  # type: ignore[attr-defined]
         call.cache_parameters = cached.cache_parameters  # type: ignore[attr-defined]
         return call
+
+
+class LazyHooks(StandIn):
+    """The hooks of a lazy module: the first evaluation must not be what initializes it."""
+
+    def make(self, index: int) -> Any:
+        """The same hooks after one that raises."""
+
+        def not_yet(*args: Any) -> None:
+            raise NotYetError(
+                f"the loss uses {self.path().removesuffix('._forward_pre_hooks')}, whose "
+                f"parameters training has yet to initialize"
+            )
+
+        return collections.OrderedDict([(-1, not_yet), *self.original.items()])
 
 
 def is_cached_function(value: object) -> bool:

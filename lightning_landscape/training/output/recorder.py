@@ -25,6 +25,10 @@ from lightning_landscape.training.output.loggers import (
     show_text,
     writer_of,
 )
+from lightning_landscape.training.output.run_folder import (
+    claimed_folder,
+    release_folder,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +60,10 @@ class Recorder:
     def folder(self) -> Path:
         """``<log_dir>/landscape``."""
         return self.log_dir / FOLDER
+
+    def release(self) -> None:
+        """The run has ended: another one may write to its log directory."""
+        release_folder(self._trainer)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log scalars to every logger, with the label ``step``."""
@@ -213,12 +221,16 @@ def _is_disk_error(error: Exception) -> bool:
 
 
 def _log_dir(trainer: Trainer) -> Path:
-    """The folder of this run, the same on every process."""
+    """The folder of this run, the same on every process and of no other run."""
     folder = ""
     if trainer.is_global_zero:
+        writes = not getattr(trainer, "fast_dev_run", False)
         with preserve_rng_state():  # a logger may draw the name of its run at this point
             logger = trainer.loggers[0] if trainer.loggers else None
-            folder = str(folder_of(logger, trainer.default_root_dir))
+            path = folder_of(logger, trainer.default_root_dir)
+            if writes:
+                path = claimed_folder(trainer, path, numbered=not trainer.loggers)
+            folder = str(path)
     return Path(trainer.strategy.broadcast(folder))
 
 
