@@ -86,19 +86,33 @@ class Graph:
         self._silent = silent
         self._external = ExternalTypes()
         self._seen: dict[int, Any] = {}  # keeps the objects, so that ids stay theirs
-        self._origin: dict[int, tuple[int, str]] = {}  # id -> id of the holder, label
+        # id -> id of the holder, and the kind of place and the key of which the path is made.
+        self._origin: dict[int, tuple[int, Kind, Any]] = {}
+        self._ordinary: set[type] = set()  # types for which nothing stands in
 
     def walk(self, roots: Mapping[str, object]) -> None:
         """Visit everything that can be reached from ``roots`` and was not visited before."""
-        pending: list[_Edge] = [(v, places.FIXED, None, name) for name, v in roots.items()]
+        collects = gc.isenabled()
+        gc.disable()  # it would look at everything that is found, again and again
+        try:
+            self._visit([(v, places.FIXED, None, name) for name, v in roots.items()])
+        finally:
+            if collects:
+                gc.enable()
+
+    def _visit(self, pending: list[_Edge]) -> None:
         while pending:
             value, kind, holder, key = pending.pop()
             if type(value) in ATOMIC:
                 continue
             known = id(value) in self._seen
             if not known:
-                self._origin[id(value)] = (id(holder), kind.label(key))
-            if self._replaced(value, Place(kind, holder, key)) or known or is_atomic(value):
+                self._origin[id(value)] = id(holder), kind, key
+            if type(value) not in _PLAIN_CONTAINERS and (
+                self._replaced(value, Place(kind, holder, key)) or is_atomic(value)
+            ):
+                continue
+            if known:
                 continue
             self._seen[id(value)] = value
             pending.extend(self._expand(value))
@@ -108,8 +122,8 @@ class Graph:
         labels: list[str] = []
         key = id(value)
         while key in self._origin and len(labels) < 50:
-            key, label = self._origin[key]
-            labels.append(label)
+            key, kind, name = self._origin[key]
+            labels.append(kind.label(name))
         path = "".join(reversed(labels))
         return re.sub(r"\._(?:modules|buffers|parameters)\['(\w+)'\]", r".\1", path)
 
@@ -139,8 +153,12 @@ class Graph:
         if key in self.stand_ins:
             self.stand_ins[key].places.append(place)
             return True
+        if type(value) in self._ordinary and key not in self._silent:
+            return False
         stand_in = self._stand_in(value)
         if stand_in is None:
+            if not is_cached_function(value):
+                self._ordinary.add(type(value))
             return False
         self._seen[key] = value
         stand_in.places.append(place)
@@ -179,9 +197,11 @@ class Graph:
 
     def _expand(self, value: Any) -> Iterable[_Edge]:
         """Take snapshots of one object; gives what it holds."""
+        if type(value) in _PLAIN_CONTAINERS:
+            return self._content(value)
         if isinstance(value, Flags):
             self.snapshots.append(Values(value.attributes, places.ITEM, value.names))
-            self._origin[id(value.attributes)] = (id(value), "")
+            self._origin[id(value.attributes)] = id(value), places.FIXED, ""
             return []
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -220,14 +240,13 @@ class Graph:
             self.snapshots.append(Items(value))
             edges = _edges(dict.items(value), places.ITEM, value)
             if not _without_state(dict.keys(value)):
-                edges += [(k, places.FIXED, value, f".keys()[{k!r:.40}]") for k in dict.keys(value)]
+                edges += [(k, places.KEY, value, k) for k in dict.keys(value)]
             return edges
         if isinstance(value, (list, collections.deque)):
             self.snapshots.append(Elements(value))
             return [] if _without_state(value) else _edges(enumerate(value), places.ITEM, value)
         if isinstance(value, (tuple, frozenset)):
-            labelled = ((f"[{i}]", v) for i, v in enumerate(value))
-            return [] if _without_state(value) else _edges(labelled, places.FIXED, value)
+            return [] if _without_state(value) else _edges(enumerate(value), places.ELEMENT, value)
         if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
             self.snapshots.append(WeakItems(value))
             return [
@@ -253,7 +272,7 @@ class Graph:
         if type(attributes) is dict and not isinstance(value, _WEAK):
             self.snapshots.append(Items(attributes))
             edges += _edges(attributes.items(), places.ATTRIBUTE, attributes)
-            self._origin[id(attributes)] = (id(value), "")
+            self._origin[id(attributes)] = id(value), places.FIXED, ""
         kind: Any = type(value)
         slots = _slots(kind)
         if slots:
@@ -277,7 +296,7 @@ class Graph:
         """Attributes of a data set or a loader: all are restored, few are entered."""
         attributes: dict[str, Any] = value.__dict__
         self.snapshots.append(Items(attributes))
-        self._origin[id(attributes)] = (id(value), "")
+        self._origin[id(attributes)] = id(value), places.FIXED, ""
         return [
             (item, places.ATTRIBUTE, attributes, name)
             for name, item in attributes.items()
@@ -292,7 +311,7 @@ class Graph:
         values = {name: script.getattr(name) for name in names if script.hasattr(name)}
         others = [name for name, value in values.items() if not isinstance(value, Tensor)]
         self.snapshots.append(ScriptAttributes(script, others))
-        self._origin[id(script)] = (id(module), "")
+        self._origin[id(script)] = id(module), places.FIXED, ""
         self._seen[id(script)] = script
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         self._seen.update((id(tensor), tensor) for tensor in tensors.values())
@@ -319,7 +338,7 @@ class Graph:
             content = places.CELL.get(cell, None)
             if content is not places.MISSING:
                 self.snapshots.append(Values(cell, places.CELL, [None]))
-                self._origin[id(cell)] = (id(function), f"<{variable}>")
+                self._origin[id(cell)] = id(function), places.FIXED, f"<{variable}>"
                 edges.append((content, places.CELL, cell, None))
         edges.append((function.__dict__, *_fixed(function, "")))
         if is_user_code(function.__globals__.get("__name__", "")):
@@ -331,7 +350,7 @@ class Graph:
         names = [n for n in _global_names(function.__code__) if n not in _BUILTINS]
         if names:
             self.snapshots.append(Values(variables, places.ITEM, names))
-        self._origin.setdefault(id(variables), (0, variables.get("__name__", "")))
+        self._origin.setdefault(id(variables), (0, places.FIXED, variables["__name__"]))
         return [
             (variables[name], places.ATTRIBUTE, variables, name)
             for name in names
@@ -347,6 +366,7 @@ class Graph:
         return edges + [(base, *_fixed(kind, "")) for base in kind.__bases__]
 
 
+_PLAIN_CONTAINERS = frozenset({dict, list, collections.OrderedDict, collections.deque})
 _BUILTINS = frozenset(dir(__import__("builtins")))
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, np.ndarray)
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)

@@ -12,7 +12,7 @@ from lightning_landscape.geometry.checks import few
 from lightning_landscape.training.isolation.errors import TrainingChangedError
 from lightning_landscape.training.isolation.graph import Graph
 from lightning_landscape.training.isolation.iterators import Recordings
-from lightning_landscape.training.isolation.places import FIXED, Place
+from lightning_landscape.training.isolation.places import UNWRITABLE, Place
 from lightning_landscape.training.isolation.snapshots import (
     NoGradients,
     Snapshot,
@@ -238,7 +238,7 @@ class ModuleState:
 
 def _moved(place: Place, value: object) -> bool:
     """Whether another value was stored in a place of ``value``."""
-    return place.kind is not FIXED and not place.holds(value)
+    return place.kind not in UNWRITABLE and not place.holds(value)
 
 
 def record_iterators(module: nn.Module, recordings: Recordings) -> None:

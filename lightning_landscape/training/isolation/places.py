@@ -108,4 +108,8 @@ SCRIPT_ATTRIBUTE = Kind(
     _nothing,
     _attribute,
 )
+# Places that cannot be written.
+KEY = Kind(lambda holder, key: MISSING, _nothing, _nothing, lambda key: f".key {key!r:.40}")
+ELEMENT = Kind(lambda holder, key: MISSING, _nothing, _nothing, lambda key: f"[{key}]")
 FIXED = Kind(lambda holder, key: MISSING, _nothing, _nothing, str)
+UNWRITABLE = (FIXED, KEY, ELEMENT)
