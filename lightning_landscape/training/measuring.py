@@ -140,7 +140,11 @@ class Measuring:
         processes = self._run.processes
         with contextlib.ExitStack() as stack:
             isolation = isolated(
-                trainer, pl_module, sync=processes.sync_status, recordings=self._run.recordings
+                trainer,
+                pl_module,
+                sync=processes.sync_status,
+                recordings=self._run.recordings,
+                losses=[q.loss_fn for q in quantities if q.loss_fn is not None],
             )
             try:
                 entered = processes.run_on_all_ranks(partial(stack.enter_context, isolation))

@@ -10,6 +10,7 @@ import array
 import collections
 import functools
 import gc
+import math
 import re
 import types
 import weakref
@@ -88,10 +89,15 @@ class Graph:
         self._seen: dict[int, Any] = {}  # keeps the objects, so that ids stay theirs
         # id -> id of the holder, and the kind of place and the key of which the path is made.
         self._origin: dict[int, tuple[int, Kind, Any]] = {}
+        self._most = math.inf  # elements and bytes of what is entered
         self._ordinary: set[type] = set()  # types for which nothing stands in
 
-    def walk(self, roots: Mapping[str, object]) -> None:
-        """Visit everything that can be reached from ``roots`` and was not visited before."""
+    def walk(self, roots: Mapping[str, object], *, beside: bool = False) -> None:
+        """Visit everything that can be reached from ``roots`` and was not visited before.
+
+        ``beside``: they are not the module's, and large containers and arrays are not entered.
+        """
+        self._most = _MOST_BESIDE if beside else math.inf
         collects = gc.isenabled()
         gc.disable()  # it would look at everything that is found, again and again
         try:
@@ -238,13 +244,20 @@ class Graph:
         """What a built-in container, an array or a generator holds."""
         if isinstance(value, dict):
             self.snapshots.append(Items(value))
+            if len(value) > self._most:
+                return []
             edges = _edges(dict.items(value), places.ITEM, value)
             if not _without_state(dict.keys(value)):
                 edges += [(k, places.KEY, value, k) for k in dict.keys(value)]
             return edges
         if isinstance(value, (list, collections.deque)):
             self.snapshots.append(Elements(value))
-            return [] if _without_state(value) else _edges(enumerate(value), places.ITEM, value)
+            small = len(value) <= self._most
+            return (
+                []
+                if not small or _without_state(value)
+                else _edges(enumerate(value), places.ITEM, value)
+            )
         if isinstance(value, (tuple, frozenset)):
             return [] if _without_state(value) else _edges(enumerate(value), places.ELEMENT, value)
         if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
@@ -255,7 +268,7 @@ class Graph:
         if isinstance(value, (bytearray, array.array)):
             self.snapshots.append(Numbers(value))
         elif isinstance(value, np.ndarray):
-            if value.flags.writeable:
+            if value.flags.writeable and value.nbytes <= self._most * _BYTES_BESIDE:
                 self.snapshots.append(Entries(value))
             if value.dtype == object:
                 return _edges(enumerate(value.flat), places.ITEM, value)
@@ -367,6 +380,8 @@ class Graph:
 
 
 _PLAIN_CONTAINERS = frozenset({dict, list, collections.OrderedDict, collections.deque})
+# Of the Trainer's callbacks and data module: elements of a container, bytes of an array for each.
+_MOST_BESIDE, _BYTES_BESIDE = 10_000, 100
 _BUILTINS = frozenset(dir(__import__("builtins")))
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, np.ndarray)
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)

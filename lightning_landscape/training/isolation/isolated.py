@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -44,25 +44,17 @@ class Isolation:
 
     def __init__(
         self,
-        trainer: Trainer,
         pl_module: LightningModule,
         seed: int,
         unsharded: UnshardedParameters,
-        hooked: Sequence[str] = (),
-        recordings: Recordings | None = None,
-        silent: Mapping[int, Any] | None = None,
+        hooked: Sequence[str],
+        state: ModuleState,
     ) -> None:
         self.unsharded = unsharded
         self.logged_size: int | None = None  # batch_size of self.log in the last evaluation
         self.hooked = hooked  # parameters whose hooks are disabled
-        self._module = pl_module
         self._seed = seed
-        groups = [group for o in trainer.optimizers for group in o.param_groups]
-        optimized = {id(parameter) for group in groups for parameter in group["params"]}
-        trained = {id(p) for p in pl_module.parameters() if id(unsharded.shard_of(p)) in optimized}
-        self._state = ModuleState(
-            pl_module, trained, reachable_through(trainer), recordings, silent
-        )
+        self._state = state
         self._logging = [m for m in pl_module.modules() if _logs(m)]
 
     @contextlib.contextmanager
@@ -108,6 +100,7 @@ def isolated(
     seed: int = 0,
     sync: Callable[[], None] = lambda: None,
     recordings: Recordings | None = None,
+    losses: Sequence[Any] = (),
 ) -> Iterator[Isolation]:
     """Restore on exit everything that measuring may change, also after an exception.
 
@@ -115,6 +108,7 @@ def isolated(
     through its Trainer (:class:`ModuleState`), the global random states, and everything that
     ``self.log`` and ``self.logger`` write to in the user's code.  Inside, a sharded module has full
     parameters; for ``sync`` see :func:`unsharded`, for ``recordings`` :class:`Recordings`.
+    ``losses`` are functions that are evaluated in the place of ``training_step``.
     """
     random_state = RandomState()
     try:
@@ -123,7 +117,22 @@ def isolated(
             unsharded(pl_module, sync) as parameters,
             _without_logging(trainer, pl_module) as silent,
         ):
-            isolation = Isolation(trainer, pl_module, seed, parameters, hooked, recordings, silent)
+            optimized = {
+                id(parameter)
+                for optimizer in trainer.optimizers
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            }
+            own = pl_module.parameters()
+            state = ModuleState(
+                pl_module,
+                trained={id(p) for p in own if id(parameters.shard_of(p)) in optimized},
+                also={f"loss_fn {number}": loss for number, loss in enumerate(losses)},
+                beside=reachable_through(trainer),
+                recordings=recordings,
+                silent=silent,
+            )
+            isolation = Isolation(pl_module, seed, parameters, hooked, state)
             try:
                 yield isolation
             finally:

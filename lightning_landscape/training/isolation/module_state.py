@@ -62,6 +62,7 @@ class ModuleState:
         module: nn.Module,
         trained: Collection[int] = (),
         beside: Mapping[str, object] | None = None,
+        also: Mapping[str, object] | None = None,
         recordings: Recordings | None = None,
         silent: Mapping[int, Any] | None = None,
     ) -> None:
@@ -70,15 +71,16 @@ class ModuleState:
             module: the module.
             trained: ids of the parameters that a measurement may change between evaluations.
             beside: objects of the Trainer that the module can reach through it, by name.
+            also: what the loss reaches without the module, by name.
             recordings: what training has drawn from iterators.
             silent: what stands in for loggers, by their ids.
         """
         self._recordings = recordings or Recordings()
         graph = self._graph = Graph(self._recordings, silent or {})
-        graph.walk({"self": module})
+        graph.walk({"self": module, **(also or {})})
         parameters = {id(p): p for p in module.parameters()} | graph.parameters
         tensors = dict(graph.tensors)
-        graph.walk(beside or {})
+        graph.walk(beside or {}, beside=True)
 
         self._modes = [(m, m.training) for m in graph.modules]
         self._flags = [(p, p.requires_grad) for p in parameters.values()]

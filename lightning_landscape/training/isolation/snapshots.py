@@ -88,7 +88,7 @@ class Members:
         self._members = list(set.__iter__(value))
 
     def changed(self) -> bool:
-        return list(set.__iter__(self.value)) != self._members
+        return not _identical(list(set.__iter__(self.value)), self._members)
 
     def restore(self) -> bool:
         members = set(self._members)

@@ -1,0 +1,95 @@
+"""Reading a given probe draws nothing from the sources of random numbers of training."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
+
+from lightning_landscape import HessianMonitor
+from tests.constructs.base import Construct, dataset
+from tests.runs import DataOrder, differences, train
+
+
+class Noisy(Dataset):
+    """Draws from generators of its own and from the global ones, and counts."""
+
+    def __init__(self):
+        self.data = dataset(64)
+        self.numpy, self.python = np.random.default_rng(1), random.Random(1)
+        self.read: list[int] = []
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        inputs, label = self.data[index]
+        self.read.append(index)
+        scale = 1 + self.numpy.random() + self.python.random() + float(torch.rand(()))
+        return inputs * np.float32(scale + 0.001 * len(self.read)), label
+
+
+class Rotating(Sampler):
+    """Begins with another index each time it is iterated."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __len__(self):
+        return 64
+
+    def __iter__(self):
+        self.times += 1
+        return iter([(i + 5 * self.times) % 64 for i in range(64)])
+
+
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+LOADERS = {
+    "a generator": lambda: DataLoader(dataset(), 8, shuffle=True, generator=seeded()),
+    "a sampler's generator": lambda: DataLoader(
+        dataset(), 8, sampler=RandomSampler(dataset(), generator=seeded())
+    ),
+    "a sampler that counts": lambda: DataLoader(dataset(), 8, sampler=Rotating()),
+    "a data set with random sources": lambda: DataLoader(Noisy(), 8, shuffle=True),
+    "a subset of it": lambda: DataLoader(Subset(Noisy(), range(40)), 8, shuffle=True),
+    "the global generator": lambda: DataLoader(dataset(), 8, shuffle=True),
+}
+
+
+class Transfers(Construct):
+    """hooks that draw when a batch is transferred"""
+
+    def start(self):
+        self.noise = seeded()
+        self.transferred = 0
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.transferred += 1
+        return [batch[0] + 0.1 * torch.randn(batch[0].shape, generator=self.noise), batch[1]]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] * (1 + 0.01 * self.transferred), batch[1]]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_training_sees_the_same_batches(kind, tmp_path):
+    states = []
+    for watched in (False, True):
+        loader, order = LOADERS[kind](), DataOrder()
+        callbacks = [order]
+        if watched:
+            monitor = HessianMonitor(
+                probe=loader, probe_samples=24, every_n_train_steps=5, max_overhead=None
+            )
+            callbacks.append(monitor)
+        run = train(Transfers, loader, callbacks, tmp_path / str(watched))
+        del run.state["callbacks"]
+        states.append({**run.state, "order": order.seen})
+    assert differences(*states) == []
+    assert monitor.measured >= 2

@@ -1,0 +1,76 @@
+"""No run writes into the files of another one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import pytorch_lightning as pl
+
+from lightning_landscape import HessianMonitor, read_history
+from lightning_landscape.training.output import run_folder
+from tests.runs import train
+from tests.small import Linear, regression
+
+OFTEN = {"every_n_train_steps": 5, "max_overhead": None, "probe_samples": 4}
+
+
+class Inner(pl.Callback):
+    """Trains another module, with the same root directory, in the middle of a run."""
+
+    def __init__(self, root):
+        self.root = root
+        self.monitor = HessianMonitor(**OFTEN)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 7:
+            train(Linear, regression, [self.monitor], self.root, max_epochs=2)
+
+
+def test_two_runs_in_one_directory_at_once(tmp_path):
+    inner, outer = Inner(tmp_path), HessianMonitor(**OFTEN)
+    with pytest.warns(match="another run is writing to .*give each run a logger with a version"):
+        train(Linear, regression, [outer, inner], tmp_path, max_epochs=10)
+    [folder] = tmp_path.glob("run-*")
+    assert read_history(folder / "history.jsonl") == inner.monitor.history
+    assert read_history(tmp_path / "history.jsonl") == outer.history
+    assert (folder / "landscape").is_dir()
+    names = [{row["run"] for row in m.history} for m in (outer, inner.monitor)]
+    assert [len(found) for found in names] == [1, 1]
+    assert names[0] != names[1]
+
+
+def test_the_next_run_is_not_thought_to_run_at_once(tmp_path, recwarn):
+    for _ in range(2):
+        train(Linear, regression, [HessianMonitor(**OFTEN)], tmp_path)
+    assert not [w for w in recwarn if "another run" in str(w.message)]
+    assert {p.name for p in tmp_path.iterdir()} >= {"history.jsonl", "history-1.jsonl"}
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_without_loggers_runs_are_numbered(tmp_path):
+    for number in range(2):
+        monitor = HessianMonitor(**OFTEN)
+        run = train(Linear, regression, [monitor], tmp_path, logger=False)
+        folder = tmp_path / "lightning_landscape" / f"version_{number}"
+        assert read_history(folder / "history.jsonl") == monitor.history
+    rows = len(monitor.history)
+    run.trainer.fit_loop.max_epochs = 4
+    run.trainer.fit(run.trainer.lightning_module, regression())
+    assert len(monitor.history) > rows  # a second fit continues in the same folder
+    assert len((folder / "history.jsonl").read_text().splitlines()) == len(monitor.history)
+
+
+def test_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "lightning_landscape").write_text("a file")
+    folder = run_folder.numbered_folder(tmp_path)
+    assert folder == tmp_path / "lightning_landscape" / "version_0"
+    assert (tmp_path / "lightning_landscape").read_text() == "a file"
+
+
+def test_without_locks_runs_share_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "fcntl", None)  # Windows
+    monitor = HessianMonitor(**OFTEN)
+    train(Linear, regression, [monitor], tmp_path)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [r["step"] for r in monitor.history]
