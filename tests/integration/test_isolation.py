@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -173,13 +174,13 @@ def test_values_repeat_at_the_same_weights(tmp_path):
 def test_bitwise_equal_when_a_measurement_raises_half_way(without, tmp_path):
     """The probe's loss fails on its fifth evaluation, with the weights moved."""
 
-    class Fails(Everything):
-        calls = 0
+    calls = Mock()  # isolation leaves mocks alone
 
+    class Fails(Everything):
         def training_step(self, batch, batch_idx):
             if self._current_fx_name == "training_step" and self.log.__name__ == "_log_nothing":
-                Fails.calls += 1
-                if Fails.calls % 30 == 5:
+                calls()
+                if calls.call_count % 30 == 5:
                     self.ema = 100.0
                     raise RuntimeError("half way")
             return super().training_step(batch, batch_idx)

@@ -1,36 +1,188 @@
-"""What the module's state is put back from; most of it is held by the tests of isolation."""
+"""What is restored, what is left alone, and what is said where that is impossible."""
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
+import pytest
+import torch
 from torch import nn
 
-from lightning_landscape.training.isolation.module_state import ModuleState
+from lightning_landscape.training.isolation import module_state
+from lightning_landscape.training.isolation.errors import TouchedError, TrainingChangedError
+from lightning_landscape.training.isolation.iterators import Recordings, copy_iterator
+from lightning_landscape.training.isolation.module_state import ModuleState, record_iterators
 
 
-class Vocabulary(dict):
-    """Notes each time it is emptied."""
-
-    emptied = 0
-
-    def clear(self):
-        self.emptied += 1
-        super().clear()
+def evaluations(state, change, count=2, kind="loss"):
+    for _ in range(count):
+        state.begin_evaluation(kind=kind)
+        try:
+            change()
+        finally:
+            state.end_evaluation()
 
 
 def test_a_dict_is_written_to_only_where_it_changed():
     module = nn.Linear(2, 2)
-    module.words = Vocabulary(a=1, b=2)
-    state = ModuleState(module)
-    state.begin_evaluation()
-    state.end_evaluation()
-    assert module.words.emptied == 0
-    state.begin_evaluation()
-    module.words["a"], module.words["c"] = 5, 3
-    state.end_evaluation()
-    assert module.words.emptied == 1
+    module.words = {"a": 1, "b": 2}
+    reading = iter(module.words)
+    next(reading)
+    evaluations(ModuleState(module), lambda: None)
+    assert next(reading) == "b"  # it would raise if the dict had been refilled
+
+    def change():
+        module.words["a"], module.words["c"] = 5, 3
+
+    evaluations(ModuleState(module), change)
     assert module.words == {"a": 1, "b": 2}
-    state.begin_evaluation()
-    del module.words["a"]
-    module.words["a"] = 1  # the same content in another order
-    state.end_evaluation()
+
+    def reorder():
+        module.words["a"] = module.words.pop("a")
+
+    evaluations(ModuleState(module), reorder)
     assert list(module.words) == ["a", "b"]
+
+
+def test_a_large_tensor_outside_of_modules_is_watched(monkeypatch):
+    monkeypatch.setattr(module_state, "_LARGE_OUTSIDE", 32)
+    module = nn.Linear(2, 2)
+    module.small, module.banks = torch.zeros(100), {"keys": [torch.zeros(100), torch.zeros(4)]}
+    state = ModuleState(module)
+    evaluations(state, lambda: (module.small.add_(1), module.banks["keys"][1].add_(1)))
+    assert not module.small.any()
+    assert not module.banks["keys"][1].any()
+    with pytest.raises(TrainingChangedError, match=r"self\.banks\['keys'\]\[0\]"):
+        evaluations(state, lambda: module.banks["keys"][0].add_(1), kind="another loss")
+    assert module.banks["keys"][0].all()  # that is why it is said
+
+
+def test_what_only_a_later_evaluation_changes_is_restored_at_the_end():
+    module = nn.Linear(2, 2)
+    module.rows, module.scale = [], torch.ones(2)
+    state = ModuleState(module)
+    evaluations(state, lambda: None, 1)
+    evaluations(state, lambda: (module.rows.append(1), module.scale.mul_(2)), 1)
+    assert state.restore() is None
+    assert module.rows == []
+    assert module.scale.tolist() == [1.0, 1.0]
+
+
+def test_a_change_that_cannot_be_restored_is_named_at_the_end(monkeypatch):
+    monkeypatch.setattr(module_state, "_LARGE_OUTSIDE", 32)
+    module = nn.Linear(2, 2)
+    module.banks = [torch.zeros(100)]
+    state = ModuleState(module)
+    evaluations(state, lambda: None, 1)
+    evaluations(state, lambda: module.banks[0].add_(1), 1)
+    assert "self.banks[0]" in str(state.restore())
+
+
+def test_tensors_that_share_memory_have_copies_that_share_it():
+    module = nn.Linear(2, 2)
+    module.register_buffer("whole", torch.zeros(2, 3))
+    module.row = module.whole[1]
+    seen = []
+
+    def change():
+        module.row.fill_(1.0)
+        seen.append(module.whole.sum().item())
+
+    evaluations(ModuleState(module), change)
+    assert seen == [3.0, 3.0]
+    assert not module.whole.any()
+
+
+def test_signs_of_zeros_and_nan_are_compared_by_their_bits():
+    module = nn.Linear(2, 2)
+    module.zero = [torch.zeros(2), torch.tensor([float("nan")])]
+    before = [tensor.view(torch.int32).tolist() for tensor in module.zero]
+    for tensor in module.zero:
+        evaluations(ModuleState(module), tensor.neg_)  # behind the back of its copy
+    assert [tensor.view(torch.int32).tolist() for tensor in module.zero] == before
+    state = ModuleState(module)
+    versions = [tensor._version for tensor in module.zero]
+    evaluations(state, lambda: None)
+    state.restore()
+    assert [tensor._version for tensor in module.zero] == versions  # not written
+
+
+def made(name):
+    """An iterator and the values it gives next."""
+    return {
+        "list": lambda: iter([1, 2, 3]),
+        "range": lambda: iter(range(3)),
+        "dict": lambda: iter({"a": 1, "b": 2}),
+        "string": lambda: iter("abc"),
+        "array": lambda: iter(np.arange(3).tolist()),
+        "reversed": lambda: reversed([1, 2, 3]),
+        "count": lambda: itertools.islice(itertools.count(2, 3), 4),
+        "cycle": lambda: itertools.islice(itertools.cycle([1, 2]), 5),
+        "chain": lambda: itertools.chain([1], (2, 3)),
+        "zip": lambda: zip([1, 2, 3], itertools.count(), strict=False),
+        "enumerate": lambda: enumerate("abc"),
+        "map": lambda: map(str, iter([1, 2, 3])),
+        "filter": lambda: filter(None, [0, 1, 2, 3]),
+        "accumulate": lambda: itertools.accumulate([1, 2, 3]),
+        "product": lambda: itertools.product([1, 2], "ab"),
+        "permutations": lambda: itertools.permutations([1, 2, 3], 2),
+        "takewhile": lambda: itertools.takewhile(bool, [1, 2, 3]),
+    }[name]()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("list", "range", "dict", "string", "array", "reversed", "count", "cycle", "chain", "zip"),
+        *("enumerate", "map", "filter", "accumulate", "product", "permutations", "takewhile"),
+    ],
+)
+def test_a_copy_of_an_iterator_starts_where_it_is(name):
+    for read in range(3):
+        iterator, expected = made(name), list(made(name))[read:]
+        for _ in range(read):
+            next(iterator, None)
+        copy = copy_iterator(iterator)
+        assert list(copy) == expected
+        assert list(iterator) == expected
+
+
+def test_iterators_that_would_be_read_by_their_copies_have_none():
+    generator = (i for i in range(3))
+    for iterator in (
+        generator,
+        map(str, generator),
+        zip(generator, [1], strict=False),
+        iter([generator]),
+        itertools.chain.from_iterable([iter([1])]),
+        itertools.groupby([1, 1]),
+        itertools.tee([1, 2])[0],
+    ):
+        assert copy_iterator(iterator) is None
+    assert list(generator) == [0, 1, 2]
+
+
+def test_what_training_drew_is_read_again():
+    module = nn.Linear(2, 2)
+    module.stream = (torch.full((1,), float(i)) for i in itertools.count())
+    generator = module.stream
+    recordings = Recordings()
+    record_iterators(module, recordings)
+    drawn = [next(module.stream) for _ in range(3)]
+    drawn[0].add_(100)  # training edits what it drew
+    state = ModuleState(module, recordings=recordings)
+    for index in range(2):
+        state.begin_evaluation(index, kind="loss")
+        read = [next(module.stream).item() for _ in range(4)]
+        assert read == [[0.0, 1.0, 2.0, 0.0], [1.0, 2.0, 0.0, 1.0]][index]
+        state.end_evaluation()
+    state.begin_evaluation(kind="loss")
+    with pytest.raises(TouchedError, match=r"read more than 1000 items from self\.stream"):
+        list(module.stream)
+    state.end_evaluation()
+    state.restore()
+    assert next(module.stream).item() == 3.0
+    recordings.remove()
+    assert module.stream is generator
+    assert next(module.stream).item() == 4.0
