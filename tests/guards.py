@@ -422,7 +422,7 @@ GUARDS = [
     Guard(
         "isolation: weak references",
         "training/isolation/graph.py",
-        'return [(value(), *_fixed(value, "()"))]',
+        'return [(value(), *fixed(value, "()"))]',
         "return []",
         f"{CONSTRUCTS} -k behind",
     ),
@@ -435,7 +435,7 @@ GUARDS = [
     ),
     Guard(
         "isolation: generators of loaders",
-        "training/isolation/graph.py",
+        "training/isolation/edges.py",
         '"generator", "sampler", "batch_sampler"',
         '"sampler"',
         "tests/training/test_probe_sources.py",

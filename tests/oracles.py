@@ -5,6 +5,7 @@ Nothing here imports the package: what is checked must not check itself.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -211,3 +212,8 @@ def dense_hessian(module: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Ten
 
     hessian = torch.func.hessian(of)(flat(held))
     return (hessian + hessian.T) / 2
+
+
+def arguments(mock: Mock) -> list[Any]:
+    """The first argument of each call.  Isolation leaves mocks alone, and restores all else."""
+    return [call.args[0] for call in mock.call_args_list]

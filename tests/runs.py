@@ -21,6 +21,8 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn, optim
 from torch.utils import data as torch_data
 
+from lightning_landscape import read_history
+
 
 class MemoryLogger(Logger):
     """Keeps what it is given."""
@@ -46,6 +48,11 @@ class MemoryLogger(Logger):
     def values(self, key: str) -> list[tuple[int | None, float]]:
         """``(step, value)`` of one key, in the order logged."""
         return [(step, row[key]) for step, row in self.rows if key in row]
+
+
+def rows_of(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a ``history.jsonl`` as callbacks hold them: without the id of the run."""
+    return [{k: v for k, v in row.items() if k != "run"} for row in read_history(path)]
 
 
 # Where runs train; the whole of `pytest --device` is in here.

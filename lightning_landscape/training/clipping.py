@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor
 
 _WINDOW = 20  # steps that are remembered
@@ -99,3 +100,8 @@ def _gradient_norm(optimizer: Any) -> Tensor | None:
 def _wide(gradient: Tensor) -> torch.dtype:
     """Half precision overflows where squares are added up."""
     return torch.promote_types(gradient.dtype, torch.float32)
+
+
+def is_scaled(trainer: Trainer) -> bool:
+    """Whether a GradScaler scales gradients."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None

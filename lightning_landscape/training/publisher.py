@@ -121,7 +121,6 @@ class Publisher:
             "step": step,
             "epoch": self._trainer.current_epoch,
             "monitor": quantity.prefix,
-            "run": quantity._bookkeeping.run,
             **values,
             "probe_samples": samples,
             "probe_mode": quantity.probe_mode,
@@ -140,7 +139,8 @@ class Publisher:
         # All callbacks share the file, including those that the run before did not have.
         states = [q._bookkeeping for q in self._quantities]
         continued = any(state.history or state.resumed for state in states)
-        self.recorder.row(row, continued=continued)
+        run = {"run": quantity._bookkeeping.run}
+        self.recorder.row({**row, **run}, continued=continued)
         history = quantity._bookkeeping.history
         history.add(row)
         if self._trainer.is_global_zero and launched_by_another_process(self._trainer):

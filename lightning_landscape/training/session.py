@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.clipping import is_scaled
 from lightning_landscape.training.data.batch import batch_size
 from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, STEP_HOOKS
 from lightning_landscape.training.isolation.module_state import record_iterators
@@ -176,10 +177,8 @@ class Session:
         self, trainer: Trainer, batch: Any, batch_idx: int, due: Sequence[Quantity]
     ) -> None:
         self.probes.copy_batch(batch, batch_idx)
-        last_step, ending = (
-            self.run.last_step,
-            self._copies_at_ends and self._makes_last_step(trainer),
-        )
+        last_step = self.run.last_step
+        ending = self._copies_at_ends and self._makes_last_step(trainer)
         if ending or any(q.needs_batch for q in due):
             last_step.begin_copy(self._last_global_step)
             last_step.attempt(partial(last_step.copy_batch, batch, batch_idx))
@@ -255,11 +254,11 @@ class Session:
 
     def on_after_backward(self, trainer: Trainer) -> None:
         """The gradient before it is clipped."""
-        self.run.clipped_steps.after_backward(trainer.optimizers, _is_scaled(trainer))
+        self.run.clipped_steps.after_backward(trainer.optimizers, is_scaled(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, automatic: bool, optimizer: Any) -> None:
         """The gradient before Lightning clips it; in manual optimization after that."""
-        self.run.clipped_steps.before_step(optimizer, automatic, _is_scaled(trainer))
+        self.run.clipped_steps.before_step(optimizer, automatic, is_scaled(trainer))
 
     def _capture(
         self,
@@ -398,8 +397,3 @@ class Session:
         """Count the time inside as measuring; with a module, including work on its device."""
         clock = time.perf_counter if pl_module is None else partial(self.run.clock, pl_module)
         return self.run.costs.time.measuring(clock)
-
-
-def _is_scaled(trainer: Trainer) -> bool:
-    """Whether a GradScaler scales gradients."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None

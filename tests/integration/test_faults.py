@@ -13,6 +13,7 @@ import math
 import signal
 import warnings
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -35,8 +36,8 @@ from lightning_landscape.training.failures import count_failure
 from lightning_landscape.training.isolation import module_state
 from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.output import recorder
-from lightning_landscape.training.output.history import read_history
-from tests.runs import MemoryLogger, differences, train
+from tests.oracles import arguments
+from tests.runs import MemoryLogger, differences, rows_of, train
 from tests.small import Linear, regression
 
 
@@ -238,11 +239,11 @@ def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
     copy = module_state.ModuleState.__init__
     left = [2]
 
-    def fails_twice(self, *args):
+    def fails_twice(self, *args, **kwargs):
         if left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("no room for the copy")
-        copy(self, *args)
+        copy(self, *args, **kwargs)
 
     monkeypatch.setattr(module_state.ModuleState, "__init__", fails_twice)
     callbacks = monitors()
@@ -324,7 +325,7 @@ def test_one_failing_monitor_takes_no_other_along(tmp_path):
 
 def test_nothing_stays_alive_after_a_fault(tmp_path):
     """Neither the graph nor the module hangs on the exception, with the collector off."""
-    graphs = []
+    graphs, alive = Mock(), Mock()  # isolation restores all other state
 
     class Fails(NoMemoryForProducts):
         def __init__(self):
@@ -333,17 +334,15 @@ def test_nothing_stays_alive_after_a_fault(tmp_path):
 
         def note(self, module, inputs):
             if self.probing and torch.is_grad_enabled():
-                graphs.append(weakref.ref(inputs[0]))  # saved for the backward of the last layer
-
-    alive = []
+                graphs(weakref.ref(inputs[0]))  # saved for the backward of the last layer
 
     def count(module, batch):
-        alive.append(sum(graph() is not None for graph in graphs))
+        alive(sum(graph() is not None for graph in arguments(graphs)))
         return module.layer[0].weight.square().sum()
 
     class Check(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            alive.append(sum(graph() is not None for graph in graphs))
+            alive(sum(graph() is not None for graph in arguments(graphs)))
 
     common = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 40}
     monitor = HessianMonitor(**common)
@@ -356,8 +355,8 @@ def test_nothing_stays_alive_after_a_fault(tmp_path):
     finally:
         gc.enable()
     assert monitor.failed == 3
-    assert len(alive) > 10
-    assert not any(alive)
+    assert len(arguments(alive)) > 10
+    assert not any(arguments(alive))
 
 
 # -- exceptions that end the run ------------------------------------------------------------------
@@ -384,16 +383,17 @@ def test_an_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, whe
             return loss
 
     if where == "putting back":
-        overwrite, calls = module_state._overwrite, [0]
+        restore, calls = module_state.ModuleState._restore, [0]
 
-        def stops_half_way(tensor, content):
+        def stops_half_way(state):
             calls[0] += 1
-            if calls[0] == 2:
-                tensor.detach().fill_(7.0)
+            if calls[0] == 1:
+                for content in state._trained:
+                    content.value.detach().fill_(7.0)
                 raise kind
-            overwrite(tensor, content)
+            return restore(state)
 
-        monkeypatch.setattr(module_state, "_overwrite", stops_half_way)
+        monkeypatch.setattr(module_state.ModuleState, "_restore", stops_half_way)
     saver = ModelCheckpoint(tmp_path, filename="saved", save_on_exception=True)
     callbacks = monitors()
     modules = []
@@ -555,7 +555,7 @@ def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
     assert all(math.isnan(x) for _, x in run.logger.values("hessian/top_eigenvalue"))
     kept = strict_rows(tmp_path / "history.jsonl")
     assert [r["hessian/edge_ratio"] for r in kept if "hessian/edge_ratio" in r] == [None] * 8
-    again = read_history(tmp_path / "history.jsonl")
+    again = rows_of(tmp_path / "history.jsonl")
     ours = [row for row in again if "sharpness/sam" in row]
     assert all(math.isnan(row["sharpness/sam"]) for row in ours)
     residuals = [row["residuals"] for row in again if row["monitor"] == "hessian"]

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import HessianMonitor, SharpnessMonitor
 from lightning_landscape.geometry import batches
-from tests.oracles import dense_hessian, generator
+from tests.oracles import arguments, dense_hessian, generator
 from tests.runs import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,7 +154,7 @@ LOSSES = {
 class Module(pl.LightningModule):
     """Trains one of them; a head of zeros gives all examples the same loss at first."""
 
-    evaluated: list[int] = []  # noqa: RUF012  # examples of each evaluation of a probe
+    evaluated = Mock()  # examples of each evaluation; isolation restores all other state
 
     def __init__(self, loss: Loss, head: str):
         super().__init__()
@@ -172,7 +173,7 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if getattr(self.log, "__name__", "") == "_log_nothing":
-            Module.evaluated.append(len(batch["x"]))
+            Module.evaluated(len(batch["x"]))
         loss = self.loss.of(self, batch, self.global_step)
         self.seen += 1
         self.calls += 1
@@ -382,12 +383,13 @@ def test_a_run_resumed_at_step_10(name, head, tmp_path):
     truth, _ = fit(loss, head, whole, tmp_path / "whole", max_epochs=4)
     _, trainer = fit(loss, head, begun, tmp_path / "begun", max_epochs=2)
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
-    Module.evaluated.clear()
+    Module.evaluated.reset_mock()
     more = {"max_epochs": 4, "ckpt_path": tmp_path / "saved.ckpt"}
     fit(loss, head, resumed, tmp_path / "resumed", **more)
     # A decision would begin with the batches one by one, and then take them as one.
     joined = loss.joined or name in ONE_TASK_AT_FIRST
-    assert Module.evaluated[0] == HELD if joined else HELD not in Module.evaluated
+    evaluated = arguments(Module.evaluated)
+    assert evaluated[0] == HELD if joined else HELD not in evaluated
     assert [row["step"] for row in resumed[0].history] == [13, 16, 19]
     truth.check(resumed[0], resumed[0].history)
     for row, before in zip(resumed[0].history, whole[0].history[3:], strict=True):

@@ -4,6 +4,7 @@ import gc
 import math
 import re
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.geometry import batches
 from lightning_landscape.training import objectives
+from tests.oracles import arguments
 from tests.runs import differences, train
 from tests.small import regression
 
@@ -40,7 +42,7 @@ class Net(pl.LightningModule):
         x, y = batch
         probing = self.log.__name__ == "_log_nothing"
         if probing:
-            seen.append((len(x), torch.is_grad_enabled()))
+            seen((len(x), torch.is_grad_enabled()))
         if probing and torch.is_grad_enabled() and len(x) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return nn.functional.mse_loss(self.net(x), y)
@@ -57,7 +59,7 @@ class TightNorm(Tight):
     norm = True
 
 
-seen: list[tuple[int, bool]] = []
+seen = Mock()  # isolation restores all other state
 EXACT = {"every_n_train_steps": 5, "max_overhead": None}
 
 
@@ -67,7 +69,7 @@ def probe(examples=20):
 
 @pytest.fixture(autouse=True)
 def nothing_seen():
-    seen.clear()
+    seen.reset_mock()
 
 
 def measured(make, tmp_path, monkeypatch, free, callbacks=None):
@@ -87,9 +89,9 @@ def test_graphs_are_no_larger_than_what_there_is_room_for(
     make, free, largest, tmp_path, monkeypatch, recwarn
 ):
     reference, _ = measured(Net, tmp_path / "a", monkeypatch, 2**40)
-    seen.clear()
+    seen.reset_mock()
     monitor, outcome = measured(make, tmp_path / "b", monkeypatch, free)
-    graphs = [size for size, graph in seen if graph]
+    graphs = [size for size, graph in arguments(seen) if graph]
     assert max(graphs[-10:]) <= largest  # known by the last measurement
     assert len(monitor.history) == 2
     for row, truth in zip(monitor.history, reference.history, strict=True):
@@ -142,7 +144,7 @@ def test_sharpness_alone_builds_one_graph(tmp_path, monkeypatch):
     """Its gradient is taken from the graph that its product is made on."""
     train(Net, regression(60, 6), [SharpnessMonitor(probe=probe(), **EXACT)], tmp_path, max_steps=1)
     # Two forwards to see that the loss does not vary; a graph of 6 to count its bytes.
-    assert seen == [(20, False)] * 2 + [(6, True), (20, True), (20, False)]
+    assert arguments(seen) == [(20, False)] * 2 + [(6, True), (20, True), (20, False)]
 
 
 # -- over many measurements -----------------------------------------------------------------------

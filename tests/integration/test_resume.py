@@ -27,7 +27,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.training.output.history import read_history
 from lightning_landscape.training.output.recorder import Recorder
-from tests.runs import train
+from tests.runs import MemoryLogger, train
 from tests.small import Linear, regression
 
 
@@ -70,7 +70,7 @@ def resume(checkpoint, resumed, root, make_module=Network, data=regression, **se
     pl.seed_everything(99, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
-        logger=False,
+        logger=MemoryLogger(),
         callbacks=resumed,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -465,7 +465,7 @@ def test_read_history(tmp_path):
 
 
 def test_a_torn_line_is_completed_before_the_next_row(tmp_path):
-    trainer = pl.Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")
+    trainer = pl.Trainer(logger=MemoryLogger(), default_root_dir=tmp_path, accelerator="cpu")
     file = tmp_path / "history.jsonl"
     file.write_text('{"step": 1}\n{"st')
     Recorder(trainer).row({"step": 2}, continued=True)

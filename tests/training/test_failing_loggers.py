@@ -13,9 +13,9 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, read_history
+from lightning_landscape import HessianMonitor, LandscapeMonitor
 from lightning_landscape.training.output.loggers import folder_of
-from tests.runs import MemoryLogger, differences, train
+from tests.runs import MemoryLogger, differences, rows_of, train
 from tests.small import Linear, regression
 
 FEW = {"every_n_train_steps": 4, "max_overhead": None, "probe_samples": 20}
@@ -145,7 +145,7 @@ def run(plain, folder, loggers):
     assert [[row["step"] for row in m.history] for m in monitors] == [[1, 5, 9]] * 2
     assert all(m.failed == 0 for m in monitors)
     (file,) = folder.rglob("history.jsonl")
-    rows = read_history(file)
+    rows = rows_of(file)
     for monitor in monitors:
         assert [row for row in rows if row["monitor"] == monitor.prefix] == monitor.history
     told = [str(w.message) for w in caught]
@@ -308,5 +308,7 @@ def test_a_run_whose_logs_are_elsewhere(kind, plain, tmp_path):
 def test_a_run_without_loggers_whose_root_is_elsewhere(tmp_path):
     monitor = HessianMonitor(**FEW)
     train(Network, regression, [monitor], "memory://bucket", logger=False)
-    assert read_history("history.jsonl") == monitor.history
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "landscape"]
+    folder = tmp_path / "lightning_landscape" / "version_0"
+    assert rows_of(folder / "history.jsonl") == monitor.history
+    assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "landscape"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lightning_landscape"]

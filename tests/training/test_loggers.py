@@ -18,7 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from lightning_landscape import HessianMonitor, LandscapeMonitor, landscape_callbacks, read_history
 from lightning_landscape.training.output.loggers import show_image, show_text
 from tests import wandb_file
-from tests.runs import MemoryLogger, train
+from tests.runs import MemoryLogger, rows_of, train
 from tests.small import Linear, regression
 
 PICTURES = {"landscape/line", "landscape/plane"}
@@ -252,7 +252,7 @@ def test_pictures_are_files_where_nobody_takes_them(tmp_path, logger):
     whole = {"hessian-eigenvalue": 1, "landscape-film": 1}
     assert kept == {"landscape-line": 4, "landscape-plane": 4, **whole}
     (path,) = tmp_path.rglob("history.jsonl")
-    rows = [row for row in read_history(path) if row["monitor"] == "hessian"]
+    rows = [row for row in rows_of(path) if row["monitor"] == "hessian"]
     assert rows == callbacks[0].history
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from tests.oracles import arguments
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -15,11 +18,11 @@ from tests.small import Linear, regression
 class Watched(Linear):
     """Notes how many examples each evaluation of the probe had."""
 
-    seen: list[int] = []  # noqa: RUF012  # of the class: what hangs on the module is put back
+    seen = Mock()  # isolation restores all other state
 
     def training_step(self, batch, batch_idx):
         if getattr(self.log, "__name__", "") == "_log_nothing":
-            Watched.seen.append(len(batch[0]))
+            Watched.seen(len(batch[0]))
         return super().training_step(batch, batch_idx)
 
 
@@ -39,10 +42,10 @@ class OfTwenty(Watched):
 
 
 def sizes(module, monitors, tmp_path) -> list[int]:
-    Watched.seen = []
+    Watched.seen.reset_mock()
     train(module, regression, monitors, tmp_path, max_epochs=1)
     assert all(monitor.failed == 0 and monitor.measured == 1 for monitor in monitors)
-    return Watched.seen
+    return arguments(Watched.seen)
 
 
 def test_three_batches_of_twenty_are_one_of_sixty(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from types import SimpleNamespace
@@ -22,11 +21,10 @@ from lightning_landscape import (
     SharpnessMonitor,
     Slice,
     landscape_callbacks,
-    read_history,
 )
 from lightning_landscape.training import costs, publisher
 from lightning_landscape.training.costs import Costs
-from tests.runs import MemoryLogger, train
+from tests.runs import MemoryLogger, rows_of, train
 from tests.small import Linear, Quartic, ones, regression
 from tests.training.clock import Timed, closing_line, share_in_closing_line
 
@@ -73,7 +71,7 @@ def test_values_of_the_weights_before_the_step_have_a_row_of_their_own(tmp_path)
     assert [(row["step"], row["probe_samples"]) for row in monitor.history] == [
         (6, 40), (7, 40), (7, 40), (8, 40),
     ]  # fmt: skip
-    assert read_history(tmp_path / "history.jsonl") == sorted(
+    assert rows_of(tmp_path / "history.jsonl") == sorted(
         monitor.history, key=lambda row: row["step"]
     )
     assert module.logged == {"sharpness/sam": 2.0, "sharpness/critical": 4.0}
@@ -141,7 +139,7 @@ def test_history_file_and_memory_agree(tmp_path):
     ]
     train(Quartic, ones, callbacks, tmp_path)
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = rows_of(tmp_path / "history.jsonl")
     assert rows[::2] == callbacks[0].history
     assert rows[1::2] == callbacks[1].history
     # A second run in the same folder does not mix with the first one's rows.
@@ -155,8 +153,9 @@ def test_without_a_logger(tmp_path):
     callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=10)
     train(Linear, regression, callbacks, tmp_path, logger=False)
     assert [len(c.history) for c in callbacks] == [1, 1, 2]
-    assert (tmp_path / "history.jsonl").exists()
-    assert sorted(p.suffix for p in (tmp_path / "landscape").iterdir()).count(".png") == 6
+    folder = tmp_path / "lightning_landscape" / "version_0"
+    assert (folder / "history.jsonl").exists()
+    assert sorted(p.suffix for p in (folder / "landscape").iterdir()).count(".png") == 6
 
 
 @pytest.mark.pictures

@@ -22,7 +22,7 @@ from tests.small import Linear, Quartic, ones, regression
 class Records:
     """As much of a Trainer as a recorder uses."""
 
-    loggers = ()
+    loggers = (MemoryLogger(),)
     is_global_zero = True
     fast_dev_run = False
 
@@ -56,6 +56,7 @@ def test_the_file_of_another_run_is_renamed_and_that_of_the_same_one_continued(t
         recorder = Recorder(Records(tmp_path))
         recorder.row({**ROW, "step": step}, continued=continued)
         recorder.row({**ROW, "step": step + 10}, continued=continued)
+        recorder.release()
     assert steps("history-1.jsonl") == [1, 11]
     assert steps("history.jsonl") == [2, 3, 12, 13]
     Recorder(Records(tmp_path)).row({**ROW, "step": 4}, continued=False)

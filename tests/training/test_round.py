@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_landscape import HessianMonitor, InterpolationMonitor, Measured, Monitor
 from lightning_landscape.training.data import batch as batches
+from tests.oracles import arguments
 from tests.runs import differences, train
 from tests.small import Linear, regression
 
@@ -78,17 +81,17 @@ def test_callbacks_of_one_loss_share_it(tmp_path, monkeypatch):
     def of(*kinds):
         count[0] = 0
         made = [kind(every_n_train_steps=10**6, max_overhead=None) for kind in kinds]
-        evaluations = []
+        evaluations = Mock()  # isolation restores all other state
 
         class Counting(Plain):
             def training_step(self, batch, batch_idx):
                 if self.log.__name__ != "log":
-                    evaluations.append(len(batch[0]))
+                    evaluations(len(batch[0]))
                 return super().training_step(batch, batch_idx)
 
         train(Counting, regression, made, tmp_path, max_epochs=1)
         assert [m.failed for m in made] == [0] * len(made)
-        return evaluations
+        return arguments(evaluations)
 
     monkeypatch.setattr(batches, "_concat", counted)
     both = of(HessianMonitor, InterpolationMonitor)

@@ -14,7 +14,7 @@ import math
 import re
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,16 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_landscape.training.isolation import places
+from lightning_landscape.training.isolation.edges import (
+    OF_LOADERS,
+    Edge,
+    edges_to,
+    fixed,
+    global_names,
+    of_datasets,
+    slots_of,
+    without_state,
+)
 from lightning_landscape.training.isolation.entered import ATOMIC, enters, is_atomic, is_user_code
 from lightning_landscape.training.isolation.iterators import (
     Recorder,
@@ -58,9 +68,6 @@ from lightning_landscape.training.isolation.stand_ins import (
     is_cached_function,
 )
 from lightning_landscape.training.isolation.tensors import is_plain
-
-# An edge: the value, the kind of the place where it is stored, its holder and its key.
-_Edge = tuple[Any, Kind, Any, Any]
 
 
 class Graph:
@@ -106,7 +113,7 @@ class Graph:
             if collects:
                 gc.enable()
 
-    def _visit(self, pending: list[_Edge]) -> None:
+    def _visit(self, pending: list[Edge]) -> None:
         while pending:
             value, kind, holder, key = pending.pop()
             if type(value) in ATOMIC:
@@ -133,6 +140,13 @@ class Graph:
         path = "".join(reversed(labels))
         return re.sub(r"\._(?:modules|buffers|parameters)\['(\w+)'\]", r".\1", path)
 
+    def release(self) -> None:
+        """Drop everything: stand-ins refer to their graph, and would keep it until a collection."""
+        for part in (self.snapshots, self.tensors, self.parameters, self.stand_ins, self.tuples):
+            part.clear()
+        self.modules.clear()
+        self._seen.clear()
+
     def with_copies(self, value: Any, made: Mapping[int, object]) -> Any:
         """What stands in for ``value``; a tuple with the stand-ins of what it contains."""
         if id(value) in made:
@@ -152,7 +166,7 @@ class Graph:
         if isinstance(value, Tensor):
             return self._tensor(value, place)
         if isinstance(value, tuple):
-            if _without_state(value):
+            if without_state(value):
                 return True
             self.tuples.setdefault(key, (value, []))[1].append(place)
             return False
@@ -171,7 +185,7 @@ class Graph:
         self.stand_ins[key] = stand_in
         if isinstance(value, (set, weakref.WeakSet)):
             self.snapshots.append(Members(value) if isinstance(value, set) else WeakItems(value))
-            if not _without_state(value):
+            if not without_state(value):
                 self.walk({f"{self.path(value)}[{i}]": v for i, v in enumerate(value)})
         elif isinstance(stand_in, UncachedCalls):
             self.walk({self.path(value): value.__wrapped__})
@@ -201,7 +215,7 @@ class Graph:
 
     # -- what an object holds --------------------------------------------------------------------
 
-    def _expand(self, value: Any) -> Iterable[_Edge]:
+    def _expand(self, value: Any) -> Iterable[Edge]:
         """Take snapshots of one object; gives what it holds."""
         if type(value) in _PLAIN_CONTAINERS:
             return self._content(value)
@@ -214,40 +228,40 @@ class Graph:
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
-            return [(value.__self__, *_fixed(value, ""))]  # a bound method of a list, a generator
+            return [(value.__self__, *fixed(value, ""))]  # a bound method of a list, a generator
         if isinstance(value, types.MethodType):
-            return [(value.__self__, *_fixed(value, "")), (value.__func__, *_fixed(value, ""))]
+            return [(value.__self__, *fixed(value, "")), (value.__func__, *fixed(value, ""))]
         if isinstance(value, _WRAPPERS):
             parts = (getattr(value, name, None) for name in _WRAPPED)
-            return [(part, *_fixed(value, "")) for part in parts if part is not None]
+            return [(part, *fixed(value, "")) for part in parts if part is not None]
         if isinstance(value, weakref.ref):
-            return [(value(), *_fixed(value, "()"))]
+            return [(value(), *fixed(value, "()"))]
         if isinstance(value, types.MappingProxyType):
-            return [(part, *_fixed(value, "")) for part in gc.get_referents(value)]
+            return [(part, *fixed(value, "")) for part in gc.get_referents(value)]
         state = state_of(value)
         if state is not None:
             self.snapshots.append(state)
             if isinstance(value, np.random.BitGenerator):
-                return [(value.seed_seq, *_fixed(value, ".seed_seq"))]
+                return [(value.seed_seq, *fixed(value, ".seed_seq"))]
         elif not enters(value) and not isinstance(value, _CONTAINERS):
             return []
         edges = self._content(value)
         if isinstance(value, Dataset):
-            edges += self._shallow(value, _of_datasets)
+            edges += self._shallow(value, of_datasets)
         elif isinstance(value, DataLoader):
-            edges += self._shallow(value, lambda name, item: name in _OF_LOADERS)
+            edges += self._shallow(value, lambda name, item: name in OF_LOADERS)
         elif enters(value):
             edges += self._attributes(value)
         return edges
 
-    def _content(self, value: Any) -> list[_Edge]:
+    def _content(self, value: Any) -> list[Edge]:
         """What a built-in container, an array or a generator holds."""
         if isinstance(value, dict):
             self.snapshots.append(Items(value))
             if len(value) > self._most:
                 return []
-            edges = _edges(dict.items(value), places.ITEM, value)
-            if not _without_state(dict.keys(value)):
+            edges = edges_to(dict.items(value), places.ITEM, value)
+            if not without_state(dict.keys(value)):
                 edges += [(k, places.KEY, value, k) for k in dict.keys(value)]
             return edges
         if isinstance(value, (list, collections.deque)):
@@ -255,15 +269,15 @@ class Graph:
             small = len(value) <= self._most
             return (
                 []
-                if not small or _without_state(value)
-                else _edges(enumerate(value), places.ITEM, value)
+                if not small or without_state(value)
+                else edges_to(enumerate(value), places.ITEM, value)
             )
         if isinstance(value, (tuple, frozenset)):
-            return [] if _without_state(value) else _edges(enumerate(value), places.ELEMENT, value)
+            return [] if without_state(value) else edges_to(enumerate(value), places.ELEMENT, value)
         if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
             self.snapshots.append(WeakItems(value))
             return [
-                (part, *_fixed(value, f"[{k!r:.40}]")) for k, v in value.items() for part in (k, v)
+                (part, *fixed(value, f"[{k!r:.40}]")) for k, v in value.items() for part in (k, v)
             ]
         if isinstance(value, (bytearray, array.array)):
             self.snapshots.append(Numbers(value))
@@ -271,23 +285,23 @@ class Graph:
             if value.flags.writeable and value.nbytes <= self._most * _BYTES_BESIDE:
                 self.snapshots.append(Entries(value))
             if value.dtype == object:
-                return _edges(enumerate(value.flat), places.ITEM, value)
+                return edges_to(enumerate(value.flat), places.ITEM, value)
         elif isinstance(value, functools.partial):
-            return [(p, *_fixed(value, "")) for p in (value.func, value.args, value.keywords)]
+            return [(p, *fixed(value, "")) for p in (value.func, value.args, value.keywords)]
         elif isinstance(value, np.random.Generator):
-            return [(value.bit_generator, *_fixed(value, ".bit_generator"))]
+            return [(value.bit_generator, *fixed(value, ".bit_generator"))]
         return []
 
-    def _attributes(self, value: Any) -> list[_Edge]:
+    def _attributes(self, value: Any) -> list[Edge]:
         """The ``__dict__``, the slots and the class of an object."""
-        edges: list[_Edge] = []
+        edges: list[Edge] = []
         attributes = getattr(value, "__dict__", None)
         if type(attributes) is dict and not isinstance(value, _WEAK):
             self.snapshots.append(Items(attributes))
-            edges += _edges(attributes.items(), places.ATTRIBUTE, attributes)
+            edges += edges_to(attributes.items(), places.ATTRIBUTE, attributes)
             self._origin[id(attributes)] = id(value), places.FIXED, ""
         kind: Any = type(value)
-        slots = _slots(kind)
+        slots = slots_of(kind)
         if slots:
             self.snapshots.append(Values(value, places.SLOT, slots))
             found = [(places.SLOT.get(value, s), places.SLOT, value, s) for s in slots]
@@ -302,10 +316,10 @@ class Graph:
             if isinstance(value, torch.jit.ScriptModule) and hasattr(value, "_c"):
                 edges += self._script(value)
         if is_user_code(kind.__module__):
-            edges.append((kind, *_fixed(value, ".__class__")))
+            edges.append((kind, *fixed(value, ".__class__")))
         return edges
 
-    def _shallow(self, value: Any, chosen: Callable[[str, Any], bool]) -> list[_Edge]:
+    def _shallow(self, value: Any, chosen: Callable[[str, Any], bool]) -> list[Edge]:
         """Attributes of a data set or a loader: all are restored, few are entered."""
         attributes: dict[str, Any] = value.__dict__
         self.snapshots.append(Items(attributes))
@@ -316,7 +330,7 @@ class Graph:
             if chosen(name, item)
         ]
 
-    def _script(self, module: Any) -> list[_Edge]:
+    def _script(self, module: Any) -> list[Edge]:
         """The buffers and attributes of a TorchScript module, which live in C++."""
         script = module._c
         names = {*module._concrete_type.get_attributes(), *module._buffers.keys()}
@@ -328,21 +342,21 @@ class Graph:
         self._seen[id(script)] = script
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         self._seen.update((id(tensor), tensor) for tensor in tensors.values())
-        edges: list[_Edge] = [
+        edges: list[Edge] = [
             (tensor, places.SCRIPT_ATTRIBUTE, script, name) for name, tensor in tensors.items()
         ]
-        edges += [(m, *_fixed(module, f".{n}")) for n, m in module.named_children()]
+        edges += [(m, *fixed(module, f".{n}")) for n, m in module.named_children()]
         return edges + [
-            (p, *_fixed(module, f".{n}")) for n, p in module.named_parameters(recurse=False)
+            (p, *fixed(module, f".{n}")) for n, p in module.named_parameters(recurse=False)
         ]
 
-    def _function(self, function: types.FunctionType) -> list[_Edge]:
+    def _function(self, function: types.FunctionType) -> list[Edge]:
         """Closure, default arguments, attributes, and the global variables that it names."""
         if not is_user_code(function.__module__ or ""):
             return []
         names = ["__defaults__", "__kwdefaults__"]
         self.snapshots.append(Values(function, places.FUNCTION_ATTRIBUTE, names))
-        edges: list[_Edge] = [
+        edges: list[Edge] = [
             (getattr(function, name), places.FUNCTION_ATTRIBUTE, function, name) for name in names
         ]
         for variable, cell in zip(
@@ -353,14 +367,14 @@ class Graph:
                 self.snapshots.append(Values(cell, places.CELL, [None]))
                 self._origin[id(cell)] = id(function), places.FIXED, f"<{variable}>"
                 edges.append((content, places.CELL, cell, None))
-        edges.append((function.__dict__, *_fixed(function, "")))
+        edges.append((function.__dict__, *fixed(function, "")))
         if is_user_code(function.__globals__.get("__name__", "")):
             edges += self._globals(function)
         return edges
 
-    def _globals(self, function: types.FunctionType) -> list[_Edge]:
+    def _globals(self, function: types.FunctionType) -> list[Edge]:
         variables = function.__globals__
-        names = [n for n in _global_names(function.__code__) if n not in _BUILTINS]
+        names = global_names(function.__code__)
         if names:
             self.snapshots.append(Values(variables, places.ITEM, names))
         self._origin.setdefault(id(variables), (0, places.FIXED, variables["__name__"]))
@@ -370,69 +384,19 @@ class Graph:
             if name in variables
         ]
 
-    def _class(self, kind: type) -> list[_Edge]:
+    def _class(self, kind: type) -> list[Edge]:
         """The attributes of a class of the user's code, and of its bases."""
         if not is_user_code(kind.__module__):
             return []
         self.snapshots.append(ClassAttributes(kind))
-        edges = _edges(vars(kind).items(), places.CLASS_ATTRIBUTE, kind)
-        return edges + [(base, *_fixed(kind, "")) for base in kind.__bases__]
+        edges = edges_to(vars(kind).items(), places.CLASS_ATTRIBUTE, kind)
+        return edges + [(base, *fixed(kind, "")) for base in kind.__bases__]
 
 
 _PLAIN_CONTAINERS = frozenset({dict, list, collections.OrderedDict, collections.deque})
 # Of the Trainer's callbacks and data module: elements of a container, bytes of an array for each.
 _MOST_BESIDE, _BYTES_BESIDE = 10_000, 100
-_BUILTINS = frozenset(dir(__import__("builtins")))
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, np.ndarray)
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _WRAPPERS = (property, staticmethod, classmethod, functools.cached_property)
 _WRAPPED = ("fget", "fset", "__func__", "func")
-# Attributes of a DataLoader that draw random numbers, or call the user's code.
-_OF_LOADERS = ("dataset", "generator", "sampler", "batch_sampler", "collate_fn", "worker_init_fn")
-
-
-def _of_datasets(name: str, item: Any) -> bool:
-    """What is entered of a data set: all but the data, i.e. tensors, arrays and containers."""
-    if isinstance(item, (list, tuple, set, collections.deque, dict)):
-        values = item.values() if isinstance(item, dict) else item
-        return _without_state(values) or all(isinstance(value, Dataset) for value in values)
-    return not isinstance(item, (Tensor, np.ndarray))
-
-
-def _fixed(holder: object, label: str) -> tuple[Kind, Any, Any]:
-    """The place of something that cannot be replaced."""
-    return places.FIXED, holder, label
-
-
-def _edges(items: Iterable[tuple[Any, Any]], kind: Kind, holder: Any) -> list[_Edge]:
-    """Edges to those of the values that may have state."""
-    return [(value, kind, holder, key) for key, value in items if type(value) not in ATOMIC]
-
-
-def _without_state(values: Collection[Any]) -> bool:
-    return set(map(type, values)) <= ATOMIC
-
-
-@functools.cache
-def _slots(kind: Any) -> tuple[types.MemberDescriptorType, ...]:
-    found = []
-    for base in kind.__mro__:
-        names = base.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else tuple(names):
-            name = f"_{base.__name__.lstrip('_')}{name}" if _is_private(name) else name
-            slot = base.__dict__.get(name)
-            if isinstance(slot, types.MemberDescriptorType):
-                found.append(slot)
-    return tuple(found)
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("__") and not name.endswith("__")
-
-
-@functools.cache
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    inner = [
-        name for c in code.co_consts if isinstance(c, types.CodeType) for name in _global_names(c)
-    ]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))

@@ -222,7 +222,9 @@ class ModuleState:
             self._restore()
             raise
         _record(self._graph, self._recordings)
-        return self._changed_by(failed) if failed else None
+        error = self._changed_by(failed) if failed else None
+        self._graph.release()
+        return error
 
     def _restore(self) -> list[Snapshot]:
         self.set_mode(None)
@@ -248,6 +250,7 @@ def record_iterators(module: nn.Module, recordings: Recordings) -> None:
     graph = Graph(recordings, {})
     graph.walk({"self": module})
     _record(graph, recordings)
+    graph.release()
 
 
 def _record(graph: Graph, recordings: Recordings) -> None:
