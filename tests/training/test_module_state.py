@@ -186,3 +186,13 @@ def test_what_training_drew_is_read_again():
     recordings.remove()
     assert module.stream is generator
     assert next(module.stream).item() == 4.0
+
+
+def test_modules_that_are_not_registered_keep_their_modes():
+    module = nn.Sequential(nn.Dropout())
+    module.hidden = [nn.Dropout()]
+    state = ModuleState(module)
+    state.set_mode(False)
+    assert (module[0].training, module.hidden[0].training) == (False, True)
+    state.restore()
+    assert (module.training, module[0].training, module.hidden[0].training) == (True, True, True)

@@ -82,7 +82,8 @@ class ModuleState:
         tensors = dict(graph.tensors)
         graph.walk(beside or {}, beside=True)
 
-        self._modes = [(m, m.training) for m in graph.modules]
+        # Those that are not registered keep their modes, as when Lightning validates.
+        self._modes = [(m, m.training) for m in module.modules()]
         self._flags = [(p, p.requires_grad) for p in parameters.values()]
         plain = [p for p in parameters.values() if is_plain(p)]
         contents = [TensorContent(p) for p in plain]
