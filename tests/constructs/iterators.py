@@ -42,6 +42,13 @@ class Loader(_Drawing):
     """iter(loader)"""
 
 
+class Workers(_Drawing):
+    """iter(loader) with a worker process"""
+
+    def make_stream(self):
+        return iter(loader(400, num_workers=1))
+
+
 class Restarted(_Drawing):
     """iter(loader), made anew at its end"""
 

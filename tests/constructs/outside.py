@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import queue
 import threading
@@ -84,3 +85,54 @@ class Lock(Construct):
 
     def seen(self):
         return self.meter.total
+
+
+class ThreadLocal(Construct):
+    """threading.local"""
+
+    attributes = False
+
+    def start(self):
+        self.local = threading.local()
+        self.local.steps = 0
+
+    def factor(self, batch):
+        self.local.steps += 1
+        return 1 / (1 + 0.001 * self.local.steps)
+
+    def seen(self):
+        return self.local.steps
+
+
+class SharedValue(Construct):
+    """multiprocessing.Value and Array"""
+
+    attributes = False
+
+    def start(self):
+        self.steps = multiprocessing.Value("i", 0)
+        self.scales = multiprocessing.Array("d", [1.0, 0.5])
+
+    def factor(self, batch):
+        self.steps.value += 1
+        self.scales[0] *= 0.999
+        return self.scales[0] / (1 + 0.001 * self.steps.value)
+
+    def seen(self):
+        return self.steps.value, list(self.scales)
+
+
+class CType(Construct):
+    """a number of ctypes"""
+
+    attributes = False
+
+    def start(self):
+        self.scale = ctypes.c_double(1.0)
+
+    def factor(self, batch):
+        self.scale.value *= 0.999
+        return self.scale.value
+
+    def seen(self):
+        return self.scale.value

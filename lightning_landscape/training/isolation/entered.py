@@ -89,7 +89,7 @@ def is_user_code(module: str) -> bool:
 
 @functools.cache
 def _enters_type(kind: Any) -> bool:
-    if issubclass(kind, (nn.Module, *DATA_MODULES)):
+    if issubclass(kind, (nn.Module, threading.local, *DATA_MODULES)):
         return True
     if any(base.__module__.partition(".")[0] in _NOT_ENTERED_AS_BASES for base in kind.__mro__):
         return False

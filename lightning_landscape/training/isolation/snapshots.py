@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import collections
+import ctypes
 import io
 import random
 import weakref
@@ -297,6 +298,10 @@ def state_of(value: object) -> State | None:
         return State(value, lambda bits: bits.state, lambda bits, x: setattr(bits, "state", x))
     if isinstance(value, np.random.SeedSequence):  # counts the generators that were spawned
         return State(value, _seed_state, lambda seeds, state: seeds.__setstate_cython__(state))
+    if isinstance(value, ctypes._SimpleCData) or type(value).__name__ == "Synchronized":
+        return State(value, lambda shared: shared.value, lambda s, x: setattr(s, "value", x))
+    if isinstance(value, ctypes.Array) or type(value).__name__ == "SynchronizedArray":
+        return State(value, lambda shared: shared[:], lambda s, x: s.__setitem__(slice(None), x))
     if isinstance(value, (io.StringIO, io.BytesIO)):
         return None if value.closed else State(value, _buffer_state, _set_buffer_state)
     return None

@@ -114,6 +114,20 @@ class Discarding(StandIn):
         return _Silent(self.original, self.path(), readable=())
 
 
+class TableCopy(StandIn):
+    """A copy of a pandas object, whose content is not in attributes."""
+
+    always = False
+
+    def make(self, index: int) -> Any:
+        """A copy with copies of the data."""
+        return self.original.copy()
+
+    def touched(self, made: Any) -> bool:
+        """Whether the copy differs."""
+        return not self.original.equals(made)
+
+
 class Silenced(StandIn):
     """A logger of the Trainer that the module holds itself."""
 
@@ -270,6 +284,7 @@ _WRITERS = (
     ("tensorboardX.writer", "SummaryWriter"),
     ("wandb.sdk.wandb_run", "Run"),
 )
+_TABLES = (("pandas", "DataFrame"), ("pandas", "Series"))
 _REFUSED = (
     ("queue", "Queue"),
     ("queue", "SimpleQueue"),
@@ -296,6 +311,7 @@ class ExternalTypes:
 
     def __init__(self) -> None:
         self._writers, self._refused = _classes(_WRITERS), _classes(_REFUSED)
+        self._tables = _classes(_TABLES)
         csv: Any = sys.modules.get("_csv")
         self._csv: Any = getattr(csv, "writer", None) and type(csv.writer(io.StringIO()))
 
@@ -305,4 +321,6 @@ class ExternalTypes:
             return None if isinstance(value, (io.StringIO, io.BytesIO)) else Discarding(value, path)
         if (self._csv is not None and type(value) is self._csv) or isinstance(value, self._writers):
             return Discarding(value, path)
+        if isinstance(value, self._tables):
+            return TableCopy(value, path)
         return Refused(value, path) if isinstance(value, self._refused) else None
