@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -196,3 +200,39 @@ def test_modules_that_are_not_registered_keep_their_modes():
     assert (module[0].training, module.hidden[0].training) == (False, True)
     state.restore()
     assert (module.training, module[0].training, module.hidden[0].training) == (True, True, True)
+
+
+class Table:
+    """As much of a pandas table as isolation uses; its content is not an attribute."""
+
+    contents: ClassVar[Mock] = Mock()  # which isolation leaves alone
+
+    def __init__(self, rows):
+        Table.contents.tables[id(self)] = list(rows)
+
+    @property
+    def rows(self):
+        return Table.contents.tables[id(self)]
+
+    def copy(self):
+        return Table(self.rows)
+
+    def equals(self, other):
+        return self.rows == other.rows
+
+
+def test_tables_of_pandas_are_copied(monkeypatch):
+    Table.contents.tables = {}
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Table, Series=Table))
+    module = nn.Linear(2, 2)
+    module.log_table, read = Table([1]), []
+
+    def change():
+        module.log_table.rows.append(2)
+        read.append(len(module.log_table.rows))
+
+    own = module.log_table
+    evaluations(ModuleState(module), change)
+    assert module.log_table is own
+    assert own.rows == [1]
+    assert read == [2, 2]
