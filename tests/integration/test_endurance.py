@@ -5,6 +5,7 @@ import io
 import itertools
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -36,14 +37,14 @@ class Net(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
 
     def training_step(self, batch, batch_idx):
-        evaluations[0] += 1
+        evaluations.count += 1
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-evaluations = [0]  # not the module's, which measuring would put back
+evaluations = Mock(count=0)  # isolation restores all other state
 
 
 class Watch(pl.Callback):
@@ -69,7 +70,7 @@ class Watch(pl.Callback):
         self.called[-1] += event == "c_call" or frame.f_code.co_filename.startswith(OURS)
 
     def _look(self, trainer):
-        self.evaluated.append(evaluations[0])
+        self.evaluated.append(evaluations.count)
         for logger in trainer.loggers:
             logger.save()
         gc.collect()

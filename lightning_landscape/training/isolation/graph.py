@@ -76,7 +76,7 @@ class Graph:
     Attributes:
         snapshots: of containers, objects, arrays and generators.
         tensors: by id, with the places where each is stored; no parameters.
-        parameters: by id, registered in a module or not.
+        parameters: by id, registered in a module or not, with their places.
         stand_ins: by id of the original.
         tuples: by id, with their places: those that contain a tensor or another original.
         modules: all modules.
@@ -86,7 +86,7 @@ class Graph:
         """``silent``: what stands in for the loggers, by their ids."""
         self.snapshots: list[Snapshot] = []
         self.tensors: dict[int, tuple[Tensor, list[Place]]] = {}
-        self.parameters: dict[int, nn.Parameter] = {}
+        self.parameters: dict[int, tuple[nn.Parameter, list[Place]]] = {}
         self.stand_ins: dict[int, StandIn] = {}
         self.tuples: dict[int, tuple[tuple[Any, ...], list[Place]]] = {}
         self.modules: list[nn.Module] = []
@@ -193,7 +193,7 @@ class Graph:
 
     def _tensor(self, tensor: Tensor, place: Place) -> bool:
         if isinstance(tensor, nn.Parameter):
-            self.parameters.setdefault(id(tensor), tensor)
+            self.parameters.setdefault(id(tensor), (tensor, []))[1].append(place)
         elif is_plain(tensor):
             self.tensors.setdefault(id(tensor), (tensor, []))[1].append(place)
         # The attributes of the tensor itself.

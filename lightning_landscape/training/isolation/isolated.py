@@ -70,7 +70,9 @@ class Isolation:
         seed_everything(self._seed + index)
         self._state.set_mode(None if mode == "train" else False)
         try:
-            self._state.begin_evaluation(index, None if kind is None else (mode, kind))
+            # Another batch may touch other parts of the state, such as the counts of its labels.
+            known = None if kind is None else (mode, kind, index)
+            self._state.begin_evaluation(index, known)
             for module in self._logging:
                 # Also prevents `sync_dist=True` from communicating; restored as an attribute.
                 module.__dict__.update(log=self._log_nothing, log_dict=self._log_nothing)

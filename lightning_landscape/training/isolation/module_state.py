@@ -78,8 +78,15 @@ class ModuleState:
         self._recordings = recordings or Recordings()
         graph = self._graph = Graph(self._recordings, silent or {})
         graph.walk({"self": module, **(also or {})})
-        parameters = {id(p): p for p in module.parameters()} | graph.parameters
+        registered = {id(p): p for p in module.parameters()}
+        parameters = registered | {i: p for i, (p, _) in graph.parameters.items()}
         tensors = dict(graph.tensors)
+        # Frozen ones that the module does not know as its own, such as a teacher's in a list.
+        hidden = [
+            (p, found)
+            for i, (p, found) in graph.parameters.items()
+            if i not in registered and i not in trained and not p.requires_grad and is_plain(p)
+        ]
         graph.walk(beside or {}, beside=True)
 
         # Those that are not registered keep their modes, as when Lightning validates.
@@ -94,7 +101,7 @@ class ModuleState:
         ]
         owned = {storage_of(p) for p in plain} - {0}
         attributes = {id(d) for m in graph.modules for d in (m.__dict__, m._buffers)}
-        self._tensors: list[tuple[Tensor, list[Place]]] = []  # copied for evaluations
+        self._tensors: list[tuple[Tensor, list[Place]]] = [*hidden]  # copied for evaluations
         for tensor, found in tensors.values():
             if storage_of(tensor) in owned:
                 continue
@@ -103,7 +110,7 @@ class ModuleState:
             self._snapshots.append(TensorContent(tensor) if small else TensorVersion(tensor))
             if small:
                 self._tensors.append((tensor, found))
-        for tensor in [t for t, _ in graph.tensors.values()] + [*graph.parameters.values()]:
+        for tensor, _ in [*graph.tensors.values(), *graph.parameters.values()]:
             known = id(tensor) in tensors or id(tensor) in parameters
             if not known and is_plain(tensor) and storage_of(tensor) not in owned:
                 small = tensor.nbytes <= _LARGE_OF_TRAINER

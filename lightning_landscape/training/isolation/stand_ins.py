@@ -14,6 +14,8 @@ from lightning_landscape.training.isolation.errors import NotYetError, TouchedEr
 from lightning_landscape.training.isolation.iterators import Replay, copy_iterator
 from lightning_landscape.training.isolation.places import Place
 
+_SMALL_SET = 10_000  # members
+
 
 class StandIn:
     """Takes the place of ``original`` at ``places`` during an evaluation.
@@ -41,7 +43,10 @@ class StandIn:
 class SetCopy(StandIn):
     """A copy of a set: writing to it could change the order in which the set is iterated."""
 
-    always = False
+    @property
+    def always(self) -> bool:  # type: ignore[override]
+        """Of all but large sets, because another batch may add other members."""
+        return len(self.original) <= _SMALL_SET
 
     def make(self, index: int) -> Any:
         """A copy, which is iterated in the order of the original until it is written to."""
@@ -72,8 +77,11 @@ def _writing(name: str) -> Callable[..., Any]:
     method = getattr(set, name)
 
     def write(self: _OrderedCopy, *args: Any) -> Any:
-        self._order = None
-        return method(self, *args)
+        result = method(self, *args)
+        order = self._order
+        if order is not None and not (len(self) == len(order) and self.issuperset(order)):
+            self._order = None
+        return result
 
     return write
 

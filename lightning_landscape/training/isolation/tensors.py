@@ -87,7 +87,9 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _like(tensor: Tensor, copy: Any) -> Tensor:
     """``copy`` with the class, the attributes and the ``requires_grad`` of ``tensor``."""
-    if type(tensor) not in (Tensor, nn.Buffer):
+    if isinstance(tensor, nn.Parameter):
+        copy = nn.Parameter(copy, requires_grad=False)
+    elif type(tensor) not in (Tensor, nn.Buffer):
         with torch._C.DisableTorchFunctionSubclass():
             copy = copy.as_subclass(type(tensor))
     if tensor.__dict__:
