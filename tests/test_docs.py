@@ -55,6 +55,7 @@ def test_code_of(page, tmp_path, monkeypatch):
 def test_tutorial(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("tutorial.md")
+    assert len({row.pop("run") for row in names["rows"]}) == 1
     assert names["rows"] == names["monitor"].history
     ratios = {
         key: [row["hessian/edge_ratio"] for row in names[key].history]
