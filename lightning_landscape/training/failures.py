@@ -11,11 +11,6 @@ from torch import Tensor
 
 from lightning_landscape.geometry.errors import OtherRankError, out_of_memory
 from lightning_landscape.training.bookkeeping import LOSS
-from lightning_landscape.training.isolation.errors import (
-    NotYetError,
-    TouchedError,
-    TrainingChangedError,
-)
 from lightning_landscape.training.quantity import Quantity
 
 _PACKAGE = Path(__file__).parents[1]
@@ -28,18 +23,18 @@ _CALLERS_OF_USER_CODE = {_PACKAGE / "training" / name for name in ("measuring.py
 _FAILURES_ALLOWED = 3
 
 
+def stop_measuring(quantity: Quantity, error: BaseException, rank: int) -> None:
+    """Warn that a measurement would change training, or has changed it, and make no more."""
+    quantity._bookkeeping.failed += 1
+    quantity._bookkeeping.disabled = True
+    _warn(f"{quantity.prefix}: {error}. It stops measuring", error, rank)
+
+
 def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
     """Warn of a failed measurement; after three in a row the callback stops measuring."""
     bookkeeping = quantity._bookkeeping
     bookkeeping.failed += 1
-    bookkeeping.failed_in_a_row += not isinstance(error, NotYetError)
-    if isinstance(error, NotYetError):
-        quantity.warn_once(f"not measured at first: {error}. It is measured on schedule after that")
-        return
-    if isinstance(error, (TouchedError, TrainingChangedError)):
-        bookkeeping.disabled = True
-        _warn(f"{quantity.prefix}: {error}. It stops measuring", error, rank)
-        return
+    bookkeeping.failed_in_a_row += 1
     bookkeeping.disabled = bookkeeping.failed_in_a_row >= _FAILURES_ALLOWED
     ending = (
         f"it failed {bookkeeping.failed_in_a_row} times in a row and stops measuring; "

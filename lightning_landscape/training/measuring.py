@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 
+from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
-from lightning_landscape.training.failures import count_failure
+from lightning_landscape.training.failures import count_failure, stop_measuring
 from lightning_landscape.training.interrupts import reraise_interrupt
-from lightning_landscape.training.isolation.errors import NotYetError
+from lightning_landscape.training.isolation.errors import (
+    NotYetError,
+    TouchedError,
+    TrainingChangedError,
+)
 from lightning_landscape.training.isolation.isolated import isolated
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.measured import Measured, validated
@@ -23,6 +29,8 @@ from lightning_landscape.training.round import Round
 from lightning_landscape.training.run_state import RunState
 
 _Result = TypeVar("_Result")
+# The callback stops measuring, because training would change or has changed.
+_REFUSED = (TouchedError, TrainingChangedError)
 
 # Seconds that a callback must have spent before pictures of the run so far are drawn.
 _MIN_SECONDS = 2.0
@@ -159,9 +167,11 @@ class Measuring:
                 yield self.current
             finally:
                 self.current = None
-        if entered.changed is not None:
+        changed = entered.changed
+        if processes.total(changed is not None):
             for quantity in quantities:
-                self.count_failure(quantity, entered.changed)
+                reason = changed or OtherRankError("training was changed on another process")
+                stop_measuring(quantity, reason, processes.rank)
 
     def _attempt(self, quantity: Quantity, compute: Callable[[], _Result]) -> _Result | None:
         """The result of ``compute``; None after a failure here or on another process."""
@@ -169,23 +179,28 @@ class Measuring:
             result = self._run.processes.run_on_all_ranks(compute)
         except BaseException as error:  # of the user's code, a solver or a device
             reraise_interrupt(error)
-            if not self._tried_again(quantity, error):
-                self.count_failure(quantity, error)
+            self._note_failure(quantity, error)
             return None
         quantity._bookkeeping.failed_in_a_row = 0
         quantity._bookkeeping.tries_again = False
         return result
 
-    def _tried_again(self, quantity: Quantity, error: BaseException) -> bool:
-        """Measure at the next step, once, if training has yet to make what the loss uses."""
-        not_yet = isinstance(error, NotYetError)
-        everywhere = self._run.processes.total(not_yet) == self._run.processes.count
-        bookkeeping = quantity._bookkeeping
-        if not everywhere or bookkeeping.tries_again:
-            return False
-        bookkeeping.tries_again = True
-        bookkeeping.schedule.last_step = None
-        return True
+    def _note_failure(self, quantity: Quantity, error: BaseException) -> None:
+        """Do what the failure asks for, on all processes the same: one may have raised it alone."""
+        processes, bookkeeping = self._run.processes, quantity._bookkeeping
+        kinds = [isinstance(error, kind) for kind in (_REFUSED, NotYetError)]
+        seen = processes.sum(torch.tensor(kinds, dtype=torch.int64, device=processes.device))
+        refused, not_yet = seen.tolist()
+        if refused:
+            stop_measuring(quantity, error, processes.rank)
+        elif not not_yet:
+            self.count_failure(quantity, error)
+        elif not bookkeeping.tries_again:
+            bookkeeping.tries_again = True
+            bookkeeping.schedule.last_step = None  # due at the next step
+        else:
+            bookkeeping.failed += 1
+            quantity.warn_once(f"not measured yet: {error}. It is tried again on schedule")
 
     def count_failure(self, quantity: Quantity, error: BaseException) -> None:
         """Warn; after three failures in a row the callback stops measuring."""

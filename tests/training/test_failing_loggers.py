@@ -308,7 +308,7 @@ def test_a_run_whose_logs_are_elsewhere(kind, plain, tmp_path):
 def test_a_run_without_loggers_whose_root_is_elsewhere(tmp_path):
     monitor = HessianMonitor(**FEW)
     train(Network, regression, [monitor], "memory://bucket", logger=False)
-    folder = tmp_path / "lightning_landscape" / "version_0"
+    folder = tmp_path / "landscape_logs" / "version_0"
     assert rows_of(folder / "history.jsonl") == monitor.history
     assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "landscape"]
-    assert [path.name for path in tmp_path.iterdir()] == ["lightning_landscape"]
+    assert [path.name for path in tmp_path.iterdir()] == ["landscape_logs"]

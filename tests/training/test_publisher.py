@@ -153,7 +153,7 @@ def test_without_a_logger(tmp_path):
     callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=10)
     train(Linear, regression, callbacks, tmp_path, logger=False)
     assert [len(c.history) for c in callbacks] == [1, 1, 2]
-    folder = tmp_path / "lightning_landscape" / "version_0"
+    folder = tmp_path / "landscape_logs" / "version_0"
     assert (folder / "history.jsonl").exists()
     assert sorted(p.suffix for p in (folder / "landscape").iterdir()).count(".png") == 6
 

@@ -60,7 +60,7 @@ def test_without_loggers_runs_are_numbered(tmp_path):
     for number in range(2):
         monitor = HessianMonitor(**OFTEN)
         run = train(Linear, regression, [monitor], tmp_path, logger=False)
-        folder = tmp_path / "lightning_landscape" / f"version_{number}"
+        folder = tmp_path / "landscape_logs" / f"version_{number}"
         assert rows(folder)[0] == monitor.history
     count = len(monitor.history)
     run.trainer.fit_loop.max_epochs = 4
@@ -70,10 +70,10 @@ def test_without_loggers_runs_are_numbered(tmp_path):
 
 
 def test_a_root_that_cannot_be_written(tmp_path):
-    (tmp_path / "lightning_landscape").write_text("a file")
+    (tmp_path / "landscape_logs").write_text("a file")
     folder = run_folder.numbered_folder(tmp_path)
-    assert folder == tmp_path / "lightning_landscape" / "version_0"
-    assert (tmp_path / "lightning_landscape").read_text() == "a file"
+    assert folder == tmp_path / "landscape_logs" / "version_0"
+    assert (tmp_path / "landscape_logs").read_text() == "a file"
 
 
 def test_without_locks_runs_share_a_directory(tmp_path, monkeypatch):

@@ -45,6 +45,18 @@ def edges_to(items: Iterable[tuple[Any, Any]], kind: Kind, holder: Any) -> list[
     return [(value, kind, holder, key) for key, value in items if type(value) not in ATOMIC]
 
 
+def members(value: Collection[Any]) -> list[Edge]:
+    """Edges to the members of a set or a tuple."""
+    return [] if without_state(value) else edges_to(enumerate(value), places.ELEMENT, value)
+
+
+def script_values(module: Any) -> dict[str, Any]:
+    """The buffers and attributes of a TorchScript module, without its parameters."""
+    names = {*module._concrete_type.get_attributes(), *module._buffers.keys()}
+    names -= {"training", "_is_full_backward_hook", *module._parameters.keys()}
+    return {name: module._c.getattr(name) for name in names if module._c.hasattr(name)}
+
+
 def without_state(values: Collection[Any]) -> bool:
     """Whether none of the values has state."""
     return set(map(type, values)) <= ATOMIC

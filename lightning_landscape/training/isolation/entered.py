@@ -84,7 +84,7 @@ def is_user_code(module: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
     if module in sys.builtin_module_names or module == "builtins":
         return False
-    return file is None or not (file.startswith(_INSTALLED) or "site-packages" in file)
+    return file is None or not (file.startswith(_INSTALLED) or "-packages" in file)
 
 
 @functools.cache
@@ -112,8 +112,15 @@ def enters(value: object) -> bool:
     return not any(_runs_beside(item) for item in attributes.values())
 
 
+# Of processes, pools and executors.
+_RUNNING = (
+    *("multiprocessing.context", "multiprocessing.process", "multiprocessing.pool"),
+    *("multiprocessing.managers", "concurrent.futures", "subprocess"),
+)
+
+
 def _runs_beside(item: Any) -> bool:
     """Whether it is a thread or a process, which may write to the object at any time."""
     if isinstance(item, threading.Thread):
         return True
-    return type(item).__module__.startswith(("multiprocessing.", "concurrent.", "subprocess"))
+    return type(item).__module__.startswith(_RUNNING)

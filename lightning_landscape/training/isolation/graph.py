@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation import places
 from lightning_landscape.training.isolation.edges import (
     OF_LOADERS,
@@ -30,7 +31,9 @@ from lightning_landscape.training.isolation.edges import (
     edges_to,
     fixed,
     global_names,
+    members,
     of_datasets,
+    script_values,
     slots_of,
     without_state,
 )
@@ -121,14 +124,16 @@ class Graph:
             known = id(value) in self._seen
             if not known:
                 self._origin[id(value)] = id(holder), kind, key
-            if type(value) not in _PLAIN_CONTAINERS and (
-                self._replaced(value, Place(kind, holder, key)) or is_atomic(value)
-            ):
-                continue
-            if known:
-                continue
-            self._seen[id(value)] = value
-            pending.extend(self._expand(value))
+            try:
+                if type(value) not in _PLAIN_CONTAINERS and (
+                    self._replaced(value, Place(kind, holder, key)) or is_atomic(value)
+                ):
+                    continue
+                if not known:
+                    self._seen[id(value)] = value
+                    pending.extend(self._expand(value))
+            except Exception as error:  # of a property, or of a proxy without its object
+                reraise_interrupt(error)  # the object is not entered
 
     def path(self, value: object) -> str:
         """Where ``value`` was found, as Python would write it."""
@@ -185,10 +190,9 @@ class Graph:
         self.stand_ins[key] = stand_in
         if isinstance(value, (set, weakref.WeakSet)):
             self.snapshots.append(Members(value) if isinstance(value, set) else WeakItems(value))
-            if not without_state(value):
-                self.walk({f"{self.path(value)}[{i}]": v for i, v in enumerate(value)})
+            self._visit(members(value) + self._attributes(value))
         elif isinstance(stand_in, UncachedCalls):
-            self.walk({self.path(value): value.__wrapped__})
+            self._visit([(value.__wrapped__, *fixed(value, ""))])
         return True
 
     def _tensor(self, tensor: Tensor, place: Place) -> bool:
@@ -206,7 +210,7 @@ class Graph:
         if isinstance(value, Recorder) or is_iterator(value):
             if not isinstance(value, Recorder) and copy_iterator(value) is not None:
                 return IteratorCopy(value, path)
-            return Recorded(value, path, self._recordings.items[path()])
+            return Recorded(value, path, self._recordings)
         if is_cached_function(value):
             return UncachedCalls(value, path) if is_user_code(value.__module__) else None
         if id(value) in self._silent:
@@ -266,14 +270,11 @@ class Graph:
             return edges
         if isinstance(value, (list, collections.deque)):
             self.snapshots.append(Elements(value))
-            small = len(value) <= self._most
-            return (
-                []
-                if not small or without_state(value)
-                else edges_to(enumerate(value), places.ITEM, value)
-            )
+            if len(value) > self._most or without_state(value):
+                return []
+            return edges_to(enumerate(value), places.ITEM, value)
         if isinstance(value, (tuple, frozenset)):
-            return [] if without_state(value) else edges_to(enumerate(value), places.ELEMENT, value)
+            return members(value)
         if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
             self.snapshots.append(WeakItems(value))
             return [
@@ -332,10 +333,7 @@ class Graph:
 
     def _script(self, module: Any) -> list[Edge]:
         """The buffers and attributes of a TorchScript module, which live in C++."""
-        script = module._c
-        names = {*module._concrete_type.get_attributes(), *module._buffers.keys()}
-        names -= {"training", "_is_full_backward_hook", *module._parameters.keys()}
-        values = {name: script.getattr(name) for name in names if script.hasattr(name)}
+        script, values = module._c, script_values(module)
         others = [name for name, value in values.items() if not isinstance(value, Tensor)]
         self.snapshots.append(ScriptAttributes(script, others))
         self._origin[id(script)] = id(module), places.FIXED, ""
@@ -377,7 +375,8 @@ class Graph:
         names = global_names(function.__code__)
         if names:
             self.snapshots.append(Values(variables, places.ITEM, names))
-        self._origin.setdefault(id(variables), (0, places.FIXED, variables["__name__"]))
+        module = variables.get("__name__", "")
+        self._origin.setdefault(id(variables), (0, places.FIXED, module))
         return [
             (variables[name], places.ATTRIBUTE, variables, name)
             for name in names

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-from lightning_landscape.training.isolation.errors import TrainingChangedError
+from lightning_landscape.training.isolation.errors import NotYetError, TrainingChangedError
 from lightning_landscape.training.isolation.iterators import Recordings
 from lightning_landscape.training.isolation.module_state import ModuleState
 from lightning_landscape.training.isolation.parameter_hooks import without_parameter_hooks
@@ -69,17 +69,19 @@ class Isolation:
         self.logged_size = None
         seed_everything(self._seed + index)
         self._state.set_mode(None if mode == "train" else False)
+        # Another batch may touch other parts of the state, such as the counts of its labels.
+        known = None if kind is None else (mode, kind, index)
+        self._state.begin_evaluation(index, known)
+        complete = False
         try:
-            # Another batch may touch other parts of the state, such as the counts of its labels.
-            known = None if kind is None else (mode, kind, index)
-            self._state.begin_evaluation(index, known)
             for module in self._logging:
                 # Also prevents `sync_dist=True` from communicating; restored as an attribute.
                 module.__dict__.update(log=self._log_nothing, log_dict=self._log_nothing)
             with self.unsharded.autocast():
                 yield
+            complete = True
         finally:
-            self._state.end_evaluation()
+            self._state.end_evaluation(complete)
 
     def _log_nothing(self, *args: Any, batch_size: Any = None, **kwargs: Any) -> None:
         """Replaces ``log`` and ``log_dict``."""
@@ -148,12 +150,20 @@ def isolated_reading(pl_module: LightningModule, source: object) -> Iterator[Non
     """Restore on exit what reading ``source`` changes: random states, its samplers, the module.
 
     The module's hooks for batches run inside.
+
+    Raises:
+        ValueError: reading would draw from an iterator that training reads.
     """
     random_state = RandomState()
-    state = ModuleState(pl_module, beside={"the probe's source": source})
+    state = ModuleState(pl_module, beside={"probe": source})
     try:
         state.begin_evaluation()
         yield
+    except NotYetError as error:
+        raise ValueError(
+            f"the given probe cannot be read without drawing what training reads: {error}; pass "
+            f"probe=[...], a list of batches"
+        ) from error
     finally:
         changed = state.restore()
         random_state.restore()

@@ -126,14 +126,20 @@ class Recorder:
     def __len__(self) -> int:
         return len(self.iterator)
 
+    def __bool__(self) -> bool:
+        return bool(self.iterator)  # most iterators have no length
+
     def __getattr__(self, name: str) -> Any:
+        if name == "iterator":  # while a copy is made
+            raise AttributeError(name)
         return getattr(self.iterator, name)
 
 
 class Replay:
     """Takes the place of a recorded iterator in an evaluation."""
 
-    def __init__(self, items: list[Any], start: int, path: str) -> None:
+    def __init__(self, iterator: Any, items: list[Any], start: int, path: str) -> None:
+        self._iterator = iterator
         self._items = items
         self._read = start
         self._last = start + _MOST_READ
@@ -165,6 +171,12 @@ class Replay:
 
     def close(self) -> None:
         """Nothing: the generator goes on."""
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+    def __bool__(self) -> bool:
+        return bool(self._iterator)
 
 
 class Recordings:

@@ -72,11 +72,11 @@ class ModuleState:
             trained: ids of the parameters that a measurement may change between evaluations.
             beside: objects of the Trainer that the module can reach through it, by name.
             also: what the loss reaches without the module, by name.
-            recordings: what training has drawn from iterators.
+            recordings: what training has drawn from iterators; None: nothing is recorded.
             silent: what stands in for loggers, by their ids.
         """
-        self._recordings = recordings or Recordings()
-        graph = self._graph = Graph(self._recordings, silent or {})
+        self._recordings = recordings
+        graph = self._graph = Graph(recordings or Recordings(), silent or {})
         graph.walk({"self": module, **(also or {})})
         registered = {id(p): p for p in module.parameters()}
         parameters = registered | {i: p for i, (p, _) in graph.parameters.items()}
@@ -159,8 +159,10 @@ class ModuleState:
             for place in found:
                 place.put(copy)
 
-    def end_evaluation(self) -> None:
+    def end_evaluation(self, complete: bool = True) -> None:
         """Restore the state.
+
+        ``complete``: the evaluation did not fail, so that it touched all that its kind does.
 
         Raises:
             TrainingChangedError: the evaluation changed something that cannot be restored.
@@ -174,7 +176,7 @@ class ModuleState:
         snapshots = self._snapshots if first else touched.snapshots
         changed = [snapshot for snapshot in snapshots if snapshot.changed()]
         failed = [snapshot for snapshot in changed if not snapshot.restore()]
-        if first and kind is not None:
+        if first and complete and kind is not None:
             touched.snapshots += changed
             self._touched[kind] = touched
         if failed:
@@ -229,7 +231,8 @@ class ModuleState:
         except BaseException:  # e.g. Ctrl-C in the middle: restoring twice does no harm
             self._restore()
             raise
-        _record(self._graph, self._recordings)
+        if self._recordings is not None:
+            _record(self._graph, self._recordings)
         error = self._changed_by(failed) if failed else None
         self._graph.release()
         return error

@@ -22,8 +22,10 @@ def reachable_through(trainer: Trainer) -> dict[str, Any]:
     for number, callback in enumerate(callbacks):
         if _is_of(callback, "lightning_landscape") or _is_progress_bar(callback):
             continue
-        # Callbacks of Lightning are not entered as objects.
-        found[f"trainer.callbacks[{number}]"] = callback if enters(callback) else vars(callback)
+        # As an object only if its class is the user's; not if it has a thread.
+        by_lightning = type(callback).__module__.startswith(("pytorch_lightning.", "lightning."))
+        if by_lightning or enters(callback):
+            found[f"trainer.callbacks[{number}]"] = vars(callback) if by_lightning else callback
     datamodule: Any = getattr(trainer, "datamodule", None)
     if datamodule is not None:
         found["trainer.datamodule"] = datamodule

@@ -29,7 +29,8 @@ def _silent_class(kind: Any) -> Any:
             return _nothing
         return kind.__getattribute__(self, name)
 
-    return type(kind.__name__, (kind,), {"__getattribute__": get, "__module__": kind.__module__})
+    methods = {"__getattribute__": get, "__del__": _nothing, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), methods)
 
 
 # Methods of loggers that write, besides log_metrics and its kin.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import gc
 import io
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_landscape.training.isolation.errors import NotYetError, TouchedError
-from lightning_landscape.training.isolation.iterators import Replay, copy_iterator
+from lightning_landscape.training.isolation.iterators import Recordings, Replay, copy_iterator
 from lightning_landscape.training.isolation.places import Place
 
 _SMALL_SET = 10_000  # members
@@ -52,7 +53,7 @@ class SetCopy(StandIn):
         """A copy, which is iterated in the order of the original until it is written to."""
         if type(self.original) is set:
             return _OrderedCopy(self.original)
-        return self.original.copy()
+        return copy.copy(self.original)
 
     def touched(self, made: Any) -> bool:
         """Whether members were added or removed."""
@@ -105,13 +106,14 @@ class IteratorCopy(StandIn):
 class Recorded(StandIn):
     """What training has drawn before, in the place of an iterator that cannot be copied."""
 
-    def __init__(self, original: Any, path: Callable[[], str], items: list[Any]) -> None:
+    def __init__(self, original: Any, path: Callable[[], str], recordings: Recordings) -> None:
         super().__init__(original, path)
-        self._items = items
+        self._recordings = recordings
 
     def make(self, index: int) -> Any:
         """Starts with another item for each of the probe's batches."""
-        return Replay(self._items, index, self.path())
+        path = self.path()
+        return Replay(self.original, self._recordings.items[path], index, path)
 
 
 class Discarding(StandIn):
@@ -119,7 +121,7 @@ class Discarding(StandIn):
 
     def make(self, index: int) -> Any:
         """An object whose methods do nothing."""
-        return _Silent(self.original, self.path(), readable=())
+        return _Silent(self.original, self.path())
 
 
 class TableCopy(StandIn):
@@ -153,7 +155,7 @@ class Refused(StandIn):
 
     def make(self, index: int) -> Any:
         """An object whose attributes and methods raise."""
-        return _Guard(self.original, self.path())
+        return _Guard(self.path())
 
 
 class UncachedCalls(StandIn):
@@ -202,29 +204,29 @@ def is_cached_function(value: object) -> bool:
 
 def _cache_of(cached: Any) -> dict[Any, Any]:
     """The results that the function keeps; they have no name in Python."""
-    function_attributes = cached.__dict__
-    found = [
-        part
-        for part in gc.get_referents(cached)
-        if type(part) is dict and part is not function_attributes
-    ]
-    size = cached.cache_info().currsize
-    return next((part for part in found if len(part) == size), {})
+    bounded = cached.cache_parameters()["maxsize"] is not None
+    for part in gc.get_referents(cached):
+        if type(part) is not dict or part is cached.__dict__:
+            continue
+        # Of a bounded cache the results are among the referents too, and may be dicts.
+        if not bounded or all(type(v).__name__ == "_lru_list_elem" for v in part.values()):
+            return part
+    return {}
 
 
-# Names of methods that only read, and of those that write and return nothing that matters.
-_WRITES = ("write", "writelines", "flush", "close", "truncate", "fsync")
+# Methods of files and writers that neither read nor write.
+_HARMLESS = ("tell", "fileno", "isatty", "readable", "seekable", "writable", "get_logdir")
 
 
 class _Silent:
     """A file or a writer of which nothing is read, and to which nothing is written."""
 
-    def __init__(self, original: Any, path: str, readable: Sequence[str]) -> None:
-        self._original, self._path, self._readable = original, path, readable
+    def __init__(self, original: Any, path: str) -> None:
+        self._original, self._path = original, path
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._original, name)
-        if not callable(value):
+        if not callable(value) or name in _HARMLESS:
             return value
         if name.startswith(("read", "recv", "seek", "detach", "peek")):
             return functools.partial(_refuse, self._path)
@@ -254,7 +256,7 @@ def _discard_text(text: Any) -> int:
 class _Guard:
     """Raises on every use."""
 
-    def __init__(self, original: Any, path: str) -> None:
+    def __init__(self, path: str) -> None:
         self.__dict__["_path"] = path
 
     def __getattr__(self, name: str) -> Any:
@@ -291,6 +293,10 @@ _WRITERS = (
     ("torch.utils.tensorboard.writer", "SummaryWriter"),
     ("tensorboardX.writer", "SummaryWriter"),
     ("wandb.sdk.wandb_run", "Run"),
+    ("tempfile", "_TemporaryFileWrapper"),
+    ("codecs", "StreamReaderWriter"),
+    ("zipfile", "ZipFile"),
+    ("tarfile", "TarFile"),
 )
 _TABLES = (("pandas", "DataFrame"), ("pandas", "Series"))
 _REFUSED = (

@@ -36,7 +36,7 @@ _CLAIMS: weakref.WeakKeyDictionary[Trainer, _Claim] = weakref.WeakKeyDictionary(
 def claimed_folder(trainer: Trainer, log_dir: Path, *, numbered: bool = False) -> Path:
     """``log_dir``, or a folder in it if another run of this machine is writing there.
 
-    ``numbered``: a new ``<log_dir>/lightning_landscape/version_<n>``.  A second fit of the Trainer
+    ``numbered``: a new ``<log_dir>/landscape_logs/version_<n>``.  A second fit of the Trainer
     continues in the folder of the first.
     """
     known = _CLAIMS.get(trainer)
@@ -76,7 +76,8 @@ def _lock(folder: Path) -> IO[bytes]:
     """
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]
     path = Path(tempfile.gettempdir()) / f"lightning_landscape-{digest}.lock"
-    lock = path.open("ab")
+    # Anybody may write to that directory: a link is not followed.
+    lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -86,11 +87,11 @@ def _lock(folder: Path) -> IO[bytes]:
 
 
 def numbered_folder(root: Path) -> Path:
-    """A new ``<root>/lightning_landscape/version_<n>``, as Lightning numbers a logger's runs.
+    """A new ``<root>/landscape_logs/version_<n>``, as Lightning numbers a logger's runs.
 
     Where nothing can be written, it is not made.
     """
-    base = root / "lightning_landscape"
+    base = root / "landscape_logs"
     while True:
         names = [path.name for path in base.iterdir()] if base.is_dir() else []
         numbers = [int(m[1]) for name in names if (m := re.fullmatch(r"version_(\d+)", name))]
