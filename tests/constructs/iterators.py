@@ -49,6 +49,18 @@ class Workers(_Drawing):
         return iter(loader(400, num_workers=1))
 
 
+class Tested(_Drawing):
+    """a generator of which the truth is tested"""
+
+    def make_stream(self):
+        return (batch for batch in loader(400))
+
+    def draw(self):
+        if not self.stream:
+            raise ValueError("there is no stream")
+        return next(self.stream)
+
+
 class Restarted(_Drawing):
     """iter(loader), made anew at its end"""
 

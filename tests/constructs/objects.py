@@ -605,6 +605,25 @@ def forever(number):
     return float(torch.rand(()))
 
 
+@functools.lru_cache(maxsize=4)
+def table(number):
+    return {i: float(torch.rand(())) for i in range(number)}
+
+
+class CachedDicts(Construct):
+    """lru_cache, whose results are dicts"""
+
+    def start(self):
+        table.cache_clear()
+        table(1)
+
+    def factor(self, batch):
+        return 1 + table(1 + int(batch[1].sum()) % 4)[0]
+
+    def seen(self):
+        return table.cache_info().currsize, table.cache_info().misses
+
+
 class LruCache(Construct):
     """lru_cache, of a function that draws"""
 
@@ -684,6 +703,32 @@ class SetSubclass(Construct):
         return sorted(self.both[0])
 
 
+class Remembering(set):
+    def __init__(self, *members):
+        super().__init__(members)
+        self.history = []
+
+    def add(self, member):
+        self.history.append(member)
+        super().add(member)
+
+
+class SetHistory(Construct):
+    """a subclass of set with a list of its own"""
+
+    attributes = False
+
+    def start(self):
+        self.sums = Remembering(0)
+
+    def factor(self, batch):
+        self.sums.add(int(batch[1].sum()))
+        return 1 / (1 + 0.001 * len(self.sums.history))
+
+    def seen(self):
+        return sorted(self.sums), self.sums.history
+
+
 class Deep(Construct):
     """five containers inside one another"""
 
@@ -744,6 +789,23 @@ class LogFile(Construct):
     def seen(self):
         self.file.seek(0)
         return self.file.read()
+
+
+class NamedFile(Construct):
+    """a named temporary file, and its position"""
+
+    attributes = False
+
+    def start(self):
+        self.file = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
+
+    def factor(self, batch):
+        self.file.write("x")
+        self.file.flush()
+        return 1 / (1 + 0.001 * self.file.tell())
+
+    def seen(self):
+        return self.file.tell()
 
 
 class CsvFile(Construct):

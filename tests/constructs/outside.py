@@ -122,6 +122,29 @@ class SharedValue(Construct):
         return self.steps.value, list(self.scales)
 
 
+class Shared:
+    def __init__(self):
+        self.steps = multiprocessing.Value("i", 0)
+        self.calls = 0
+
+
+class SharedInObject(Construct):
+    """an object with a multiprocessing.Value"""
+
+    attributes = False
+
+    def start(self):
+        self.meter = Shared()
+
+    def factor(self, batch):
+        self.meter.steps.value += 1
+        self.meter.calls += 1
+        return 1 / (1 + 0.001 * self.meter.steps.value + 0.001 * self.meter.calls)
+
+    def seen(self):
+        return self.meter.steps.value, self.meter.calls
+
+
 class CType(Construct):
     """a number of ctypes"""
 

@@ -142,13 +142,10 @@ def _new():
     return torch.Generator().manual_seed(3)
 
 
-class Partial(Construct):
-    """a torch.Generator in a partial"""
+class _Draws(Construct):
+    """(the base of those with a function that draws)"""
 
     attributes = False
-
-    def start(self):
-        self.draw = functools.partial(torch.rand, (), generator=_new())
 
     def factor(self, batch):
         return 1 + 0.1 * self.draw()
@@ -157,26 +154,23 @@ class Partial(Construct):
         return self.draw()
 
 
-class Closure(Construct):
-    """a torch.Generator in a closure"""
+class Partial(_Draws):
+    """a torch.Generator in a partial"""
 
-    attributes = False
+    def start(self):
+        self.draw = functools.partial(torch.rand, (), generator=_new())
+
+
+class Closure(_Draws):
+    """a torch.Generator in a closure"""
 
     def start(self):
         generator = _new()
         self.draw = lambda: torch.rand((), generator=generator)
 
-    def factor(self, batch):
-        return 1 + 0.1 * self.draw()
 
-    def seen(self):
-        return self.draw()
-
-
-class Default(Construct):
+class Default(_Draws):
     """a torch.Generator in a default argument"""
-
-    attributes = False
 
     def start(self):
         def draw(generator=_new()):  # noqa: B008
@@ -184,29 +178,15 @@ class Default(Construct):
 
         self.draw = draw
 
-    def factor(self, batch):
-        return 1 + 0.1 * self.draw()
 
-    def seen(self):
-        return self.draw()
-
-
-class KeywordDefault(Construct):
+class KeywordDefault(_Draws):
     """a torch.Generator in a keyword-only default"""
-
-    attributes = False
 
     def start(self):
         def draw(*, generator=_new()):  # noqa: B008
             return torch.rand((), generator=generator)
 
         self.draw = draw
-
-    def factor(self, batch):
-        return 1 + 0.1 * self.draw()
-
-    def seen(self):
-        return self.draw()
 
 
 @dataclass

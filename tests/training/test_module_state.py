@@ -236,3 +236,59 @@ def test_tables_of_pandas_are_copied(monkeypatch):
     assert module.log_table is own
     assert own.rows == [1]
     assert read == [2, 2]
+
+
+def test_an_evaluation_that_fails_teaches_nothing():
+    module = nn.Linear(2, 2)
+    module.rows, module.more = [], {}
+    state = ModuleState(module)
+    state.begin_evaluation(kind="loss")
+    module.rows.append(1)
+    state.end_evaluation(complete=False)  # it raised before it touched the dict
+    evaluations(state, lambda: (module.rows.append(1), module.more.update(a=1)))
+    assert (module.rows, module.more) == ([], {})
+
+
+class Unbound:
+    """A proxy without its object."""
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("outside of its context")
+
+
+def test_an_object_that_cannot_be_looked_at_is_not_entered():
+    module = nn.Linear(2, 2)
+    module.proxy, module.rows = Unbound(), []
+    evaluations(ModuleState(module), lambda: module.rows.append(1))
+    assert module.rows == []
+
+
+def test_recorders_stand_for_iterators_also_in_truth_and_length():
+    module = nn.Linear(2, 2)
+    module.stream = (i for i in range(3))
+    loader = torch.utils.data.DataLoader(torch.arange(6), batch_size=2)
+    module.batches = iter(loader)
+    recordings = Recordings()
+    record_iterators(module, recordings)
+    assert module.stream
+    assert len(module.batches) == 3
+    next(module.stream), next(module.batches)
+    state = ModuleState(module, recordings=recordings)
+    state.begin_evaluation()
+    assert module.stream
+    assert len(module.batches) == 3
+    state.end_evaluation()
+    state.restore()
+    recordings.remove()
+    assert module.batches._num_yielded == 1
+
+
+def test_reading_without_recordings_leaves_iterators_as_they_are():
+    module = nn.Linear(2, 2)
+    module.stream = (i for i in range(3))
+    generator = module.stream
+    state = ModuleState(module)
+    state.begin_evaluation()
+    state.restore()
+    assert module.stream is generator

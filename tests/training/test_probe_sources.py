@@ -93,3 +93,22 @@ def test_training_sees_the_same_batches(kind, tmp_path):
         states.append({**run.state, "order": order.seen})
     assert differences(*states) == []
     assert monitor.measured >= 2
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Gives out one generator, from which training reads too."""
+
+    def __init__(self):
+        self.batches = ((torch.randn(6), i % 3) for i in range(10**6))
+
+    def __iter__(self):
+        return self.batches
+
+
+def test_a_source_that_training_would_miss_is_refused(tmp_path):
+    loader = DataLoader(Stream(), batch_size=8)
+    monitor = HessianMonitor(probe=loader, probe_samples=24)
+    with pytest.raises(ValueError, match=r"cannot be read without drawing .*pass probe="):
+        train(Transfers, loader, [monitor], tmp_path, limit_train_batches=3)
+    first, _ = next(loader.dataset.batches)
+    assert first.shape == (6,)

@@ -147,10 +147,10 @@ class Graph:
 
     def release(self) -> None:
         """Drop everything: stand-ins refer to their graph, and would keep it until a collection."""
-        for part in (self.snapshots, self.tensors, self.parameters, self.stand_ins, self.tuples):
-            part.clear()
-        self.modules.clear()
-        self._seen.clear()
+        for found in (self.snapshots, self.modules):
+            found.clear()
+        for known in (self.tensors, self.parameters, self.stand_ins, self.tuples, self._seen):
+            known.clear()
 
     def with_copies(self, value: Any, made: Mapping[int, object]) -> Any:
         """What stands in for ``value``; a tuple with the stand-ins of what it contains."""
@@ -302,8 +302,7 @@ class Graph:
             edges += edges_to(attributes.items(), places.ATTRIBUTE, attributes)
             self._origin[id(attributes)] = id(value), places.FIXED, ""
         kind: Any = type(value)
-        slots = slots_of(kind)
-        if slots:
+        if slots := slots_of(kind):
             self.snapshots.append(Values(value, places.SLOT, slots))
             found = [(places.SLOT.get(value, s), places.SLOT, value, s) for s in slots]
             edges += [edge for edge in found if edge[0] is not places.MISSING]

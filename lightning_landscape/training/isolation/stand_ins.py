@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import gc
 import io
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,7 +53,12 @@ class SetCopy(StandIn):
         """A copy, which is iterated in the order of the original until it is written to."""
         if type(self.original) is set:
             return _OrderedCopy(self.original)
-        return copy.copy(self.original)
+        if isinstance(self.original, weakref.WeakSet):
+            return self.original.copy()
+        made = self.original.__new__(type(self.original))  # its __init__ may take anything
+        set.update(made, self.original)
+        made.__dict__.update(self.original.__dict__)
+        return made
 
     def touched(self, made: Any) -> bool:
         """Whether members were added or removed."""
