@@ -28,6 +28,12 @@ from lightning_landscape.training import session
 from lightning_landscape.training.data import batch as batches
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.isolation import isolated, sharding
+from lightning_landscape.training.isolation.errors import (
+    NotYetError,
+    TouchedError,
+    TrainingChangedError,
+)
+from lightning_landscape.training.isolation.module_state import ModuleState
 from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output import recorder
@@ -159,6 +165,33 @@ def test_always_in_training_step(tmp_path, without):
     found = run(tmp_path, patches=on_rank_one(Kind, "fault", raising(ValueError("always"), 1)))
     assert check(found, without) == [(0, 3, True)] * 2
     assert not list(tmp_path.rglob("history.jsonl"))
+
+
+def test_what_one_process_refuses_all_refuse(tmp_path, without):
+    """Such as a queue that rank one alone writes to."""
+    fault = raising(TouchedError("the loss uses self.losses"), 1)
+    found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
+    assert check(found, without) == [(0, 1, True)] * 2
+
+
+def test_what_one_process_does_not_have_yet_is_measured_later_by_all(tmp_path, without):
+    fault = raising(NotYetError("training has drawn nothing"), 1, 1)
+    found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
+    counts = check(found, without)
+    assert [(failed, disabled) for _, failed, disabled in counts] == [(0, False)] * 2
+    assert all(measured >= 2 for measured, _, _ in counts)
+
+
+def test_a_change_on_one_process_stops_all(tmp_path, without):
+    error = TrainingChangedError("an evaluation changed self.bank")
+    restore = ModuleState.restore
+
+    def changed(state):
+        restore(state)
+        return error
+
+    found = run(tmp_path, patches=on_rank_one(ModuleState, "restore", changed))
+    assert check(found, without) == [(0, 1, True)] * 2
 
 
 def test_nan(tmp_path, without):
