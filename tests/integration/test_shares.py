@@ -43,7 +43,8 @@ def measured(kind, probe, root, **settings):
     """Figure -> its values along a short run that is the same run on one process and on two."""
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe": probe}
     monitors: list[pl.Callback] = [
-        HessianMonitor(**common, update_curvature=True),
+        # So exact that it does not matter when each looks at the residual and stops.
+        HessianMonitor(**common, update_curvature=True, tol=1e-4, max_hvps=150),
         SharpnessMonitor(**common, worst_case=True, worst_case_steps=4, critical=True),
         LandscapeMonitor(**common, resolution=3, line_resolution=5),
     ]

@@ -292,3 +292,21 @@ def test_reading_without_recordings_leaves_iterators_as_they_are():
     state.begin_evaluation()
     state.restore()
     assert module.stream is generator
+
+
+def test_a_set_that_an_evaluation_enlarges_keeps_its_order():
+    module = nn.Linear(2, 2)
+    module.left = {487 * i + 3 for i in range(60)}
+    for i in range(7, 60):  # what is left lies in a table of the former size
+        module.left.discard(487 * i + 3)
+    before, seen = list(module.left), []
+    state = ModuleState(module)
+
+    def change():
+        seen.append(list(module.left))
+        module.left.update(range(1000))
+
+    evaluations(state, change)
+    assert state.restore() is None
+    assert list(module.left) == before
+    assert seen == [before, before]

@@ -50,6 +50,7 @@ from lightning_landscape.training.isolation.snapshots import (
     ClassAttributes,
     Elements,
     Entries,
+    FreedTensor,
     Items,
     Members,
     Numbers,
@@ -70,7 +71,7 @@ from lightning_landscape.training.isolation.stand_ins import (
     UncachedCalls,
     is_cached_function,
 )
-from lightning_landscape.training.isolation.tensors import is_plain
+from lightning_landscape.training.isolation.tensors import is_freed, is_plain
 
 
 class Graph:
@@ -200,6 +201,8 @@ class Graph:
             self.parameters.setdefault(id(tensor), (tensor, []))[1].append(place)
         elif is_plain(tensor):
             self.tensors.setdefault(id(tensor), (tensor, []))[1].append(place)
+        elif is_freed(tensor):
+            self.snapshots.append(FreedTensor(tensor))
         # The attributes of the tensor itself.
         return id(tensor) in self._seen or not tensor.__dict__
 
@@ -372,10 +375,8 @@ class Graph:
     def _globals(self, function: types.FunctionType) -> list[Edge]:
         variables = function.__globals__
         names = global_names(function.__code__)
-        if names:
-            self.snapshots.append(Values(variables, places.ITEM, names))
-        module = variables.get("__name__", "")
-        self._origin.setdefault(id(variables), (0, places.FIXED, module))
+        self.snapshots.append(Values(variables, places.ITEM, names))
+        self._origin.setdefault(id(variables), (0, places.FIXED, variables.get("__name__", "")))
         return [
             (variables[name], places.ATTRIBUTE, variables, name)
             for name in names
@@ -387,8 +388,8 @@ class Graph:
         if not is_user_code(kind.__module__):
             return []
         self.snapshots.append(ClassAttributes(kind))
-        edges = edges_to(vars(kind).items(), places.CLASS_ATTRIBUTE, kind)
-        return edges + [(base, *fixed(kind, "")) for base in kind.__bases__]
+        bases: list[Edge] = [(base, *fixed(kind, "")) for base in kind.__bases__]
+        return edges_to(vars(kind).items(), places.CLASS_ATTRIBUTE, kind) + bases
 
 
 _PLAIN_CONTAINERS = frozenset({dict, list, collections.OrderedDict, collections.deque})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.training.isolation.places import CLASS_ATTRIBUTE, MISSING, Kind
-from lightning_landscape.training.isolation.tensors import overwrite, same_bits
+from lightning_landscape.training.isolation.tensors import is_freed, overwrite, same_bits
 
 
 class Snapshot(Protocol):
@@ -180,6 +180,22 @@ class TensorContent:
         if self.value.layout == torch.strided and self.value.data_ptr() != self._data.data_ptr():
             self.value.data = self._data  # rebound by `.data = ...`
         overwrite(self.value, self._content)
+        return True
+
+
+class FreedTensor:
+    """That the memory of a tensor is freed."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._size = value.untyped_storage().nbytes()
+
+    def changed(self) -> bool:
+        return not is_freed(self.value)
+
+    def restore(self) -> bool:
+        memory: Any = self.value.untyped_storage()
+        memory.resize_(self._size)
         return True
 
 

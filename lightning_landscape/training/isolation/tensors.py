@@ -14,8 +14,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def is_plain(value: Tensor) -> bool:
     """Whether the tensor has content that can be copied, compared and written.
 
-    Not: lazy and meta tensors, inference tensors (validation may leave some), wrappers of others.
+    Not: lazy and meta tensors, inference tensors (validation may leave some), wrappers of others,
+    and those whose memory is freed: FSDP2 does that with gathered parameters.
     """
+    return _is_own(value) and not is_freed(value)
+
+
+def _is_own(value: Tensor) -> bool:
     return not (
         is_lazy(value)
         or value.is_meta
@@ -23,6 +28,21 @@ def is_plain(value: Tensor) -> bool:
         or is_traceable_wrapper_subclass(value)
         or value.is_nested
     )
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the storage is too small for the tensor: torch does not check that when it reads."""
+    if not _is_own(tensor) or tensor.layout != torch.strided:
+        return False
+    return tensor.untyped_storage().nbytes() < _extent(tensor)
+
+
+def _extent(tensor: Tensor) -> int:
+    """The bytes of its storage that the tensor needs."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -36,6 +56,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
         return False
     if one.layout != torch.strided:
         return False  # not compared: counts as changed
+    if is_freed(one) or is_freed(other):
+        return False
     one, other = one.detach(), other.detach()
     if one.is_complex():
         one, other = (
@@ -57,6 +79,9 @@ def overwrite(tensor: Tensor, content: Tensor) -> None:
         target = tensor.detach()
         if target.layout == torch.strided and target.shape != content.shape:
             target = tensor.data.resize_(content.shape)
+        if is_freed(target):
+            memory: Any = target.untyped_storage()
+            memory.resize_(_extent(target))
         target.copy_(content)
 
 
