@@ -101,7 +101,7 @@ GUARDS = [
         ISOLATED,
         "isolation.restore()",
         "pass",
-        EQUAL,
+        f"{ISOLATION} -k gradients_in_flight",
         within="isolated",
     ),
     Guard(
@@ -132,7 +132,7 @@ GUARDS = [
         STATE,
         "leaf.grad = None",
         "pass",
-        f"{ISOLATION} -k its_own",
+        "tests/training/test_module_state.py -k backward_of_its_own",
         within="ModuleState.__init__",
     ),
     Guard(
@@ -140,7 +140,7 @@ GUARDS = [
         STATE,
         "place.put(copy)",
         "pass",
-        f"{ISOLATION} -k values_repeat",
+        "tests/training/test_module_state.py -k retained",
         within="ModuleState.begin_evaluation",
     ),
     Guard(
@@ -148,7 +148,7 @@ GUARDS = [
         STATE,
         "failed = [snapshot for snapshot in changed if not snapshot.restore()]",
         "failed = []",
-        EQUAL,
+        "tests/training/test_module_state.py -k the_same_state",
         within="ModuleState.end_evaluation",
     ),
     Guard(
@@ -185,7 +185,7 @@ GUARDS = [
         STATE,
         "self.set_mode(None)",
         "pass",
-        EQUAL,
+        "tests/training/test_module_state.py -k the_mode_is_restored",
         within="ModuleState._restore",
     ),
     Guard(
@@ -325,7 +325,7 @@ GUARDS = [
         "training/isolation/stand_ins.py",
         "else iter(self._order)",
         "else super().__iter__()",
-        f"{CONSTRUCTS} -k 'order and matters'",
+        "tests/training/test_module_state.py -k in_the_order",
     ),
     Guard(
         "isolation: copies of iterators",

@@ -13,6 +13,7 @@ import types
 import typing
 import weakref
 from dataclasses import dataclass, field
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -276,9 +277,8 @@ class Referenced(Construct):
     attributes = False
 
     def start(self):
-        global _KEPT
-        _KEPT = Node(1.0)
-        self.node = weakref.ref(_KEPT)
+        _KEEPER.node = Node(1.0)
+        self.node = weakref.ref(_KEEPER.node)
 
     def factor(self, batch):
         self.node().value *= 0.999
@@ -288,7 +288,7 @@ class Referenced(Construct):
         return self.node().value
 
 
-_KEPT = None
+_KEEPER = Mock()  # isolation leaves mocks alone
 
 
 class Shared(Construct):

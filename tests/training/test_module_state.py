@@ -98,6 +98,67 @@ def test_tensors_that_share_memory_have_copies_that_share_it():
     assert not module.whole.any()
 
 
+def test_each_evaluation_starts_from_the_same_state():
+    module = nn.Linear(2, 2)
+    module.count, seen = 0, []
+
+    def change():
+        seen.append(module.count)
+        module.count += 1
+
+    evaluations(ModuleState(module), change, 3)
+    assert seen == [0, 0, 0]
+
+
+def test_the_mode_is_restored_without_writing_to_anything_else():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    reading = [iter(vars(m)) for m in module.modules()]
+    for names in reading:
+        next(names)
+    state = ModuleState(module)
+    state.set_mode(False)
+    assert state.restore() is None
+    assert all(m.training for m in module.modules())
+    assert all(list(names) for names in reading)  # it would raise if a dict had been refilled
+
+
+def test_a_copy_of_a_set_is_iterated_in_the_order_of_the_original():
+    module = nn.Linear(2, 2)
+    module.members = set(range(100))
+    module.members -= set(range(100)) - {2, 9}
+    assert list(module.members) == [2, 9]
+    assert list(set(module.members)) == [9, 2]  # by their places in a small table
+    seen = []
+    evaluations(ModuleState(module), lambda: seen.append(list(module.members)))
+    assert seen == [[2, 9], [2, 9]]
+
+
+def test_a_graph_that_is_retained_keeps_the_buffers_that_it_used():
+    module = nn.Linear(2, 2)
+    module.register_buffer("scale", torch.ones(2))
+    losses = []
+
+    def change():
+        module.scale.mul_(2)
+        losses.append((module.weight.square() * module.scale).sum())
+
+    evaluations(ModuleState(module), change)
+    for loss in losses:
+        (gradient,) = torch.autograd.grad(loss, module.weight)
+        assert torch.equal(gradient, 4 * module.weight)
+
+
+def test_a_loss_with_a_backward_of_its_own_leaves_the_gradients_of_training():
+    module = nn.Linear(2, 2)
+    module.weight.grad = gradient = torch.ones(2, 2)
+    state = ModuleState(module)
+    evaluations(state, lambda: module(torch.ones(1, 2)).sum().backward())
+    assert state.restore() is None
+    assert module.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones(2, 2))
+    assert module.bias.grad is None
+
+
 def test_signs_of_zeros_and_nan_are_compared_by_their_bits():
     module = nn.Linear(2, 2)
     module.zero = [torch.zeros(2), torch.tensor([float("nan")])]

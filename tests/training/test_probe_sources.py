@@ -46,6 +46,14 @@ class Rotating(Sampler):
         return iter([(i + 5 * self.times) % 64 for i in range(64)])
 
 
+class RotatingBatches(Rotating):
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter(torch.tensor(list(super().__iter__())).split(8))
+
+
 def seeded():
     return torch.Generator().manual_seed(3)
 
@@ -56,6 +64,10 @@ LOADERS = {
         dataset(), 8, sampler=RandomSampler(dataset(), generator=seeded())
     ),
     "a sampler that counts": lambda: DataLoader(dataset(), 8, sampler=Rotating()),
+    "a generator beside a sampler": lambda: DataLoader(
+        dataset(), 8, sampler=range(64), generator=seeded()
+    ),
+    "a batch sampler that counts": lambda: DataLoader(dataset(), batch_sampler=RotatingBatches()),
     "a data set with random sources": lambda: DataLoader(Noisy(), 8, shuffle=True),
     "a subset of it": lambda: DataLoader(Subset(Noisy(), range(40)), 8, shuffle=True),
     "the global generator": lambda: DataLoader(dataset(), 8, shuffle=True),
@@ -90,7 +102,8 @@ def test_training_sees_the_same_batches(kind, tmp_path):
             callbacks.append(monitor)
         run = train(Transfers, loader, callbacks, tmp_path / str(watched))
         del run.state["callbacks"]
-        states.append({**run.state, "order": order.seen})
+        drawn = None if loader.generator is None else loader.generator.get_state()
+        states.append({**run.state, "order": order.seen, "generator": drawn})
     assert differences(*states) == []
     assert monitor.measured >= 2
 
