@@ -185,7 +185,7 @@ GUARDS = [
         STATE,
         "self.set_mode(None)",
         "pass",
-        "tests/training/test_module_state.py -k the_mode_is_restored",
+        "tests/training/test_module_state.py -k mode_is_restored",
         within="ModuleState._restore",
     ),
     Guard(
