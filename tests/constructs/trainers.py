@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import pytorch_lightning as pl
 import torch
@@ -169,10 +170,11 @@ class KeptLogger(Construct):
 
     def on_fit_start(self):
         self.own = self.trainer.logger
+        self.own.log_metrics = Mock(wraps=self.own.log_metrics)  # isolation leaves mocks alone
 
     def factor(self, batch):
         self.own.log_metrics({"labels": float(batch[1].sum())}, step=self.global_step)
         return 1.0
 
     def seen(self):
-        return self.own.values("labels")
+        return sum("labels" in str(call) for call in self.own.log_metrics.call_args_list)
