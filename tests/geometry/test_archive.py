@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 
 import numpy as np
 import pytest
@@ -36,8 +37,13 @@ def test_a_small_file_of_large_arrays(kind, tmp_path):
 @pytest.mark.parametrize("kind", [Slice, SpectralDensity])
 def test_a_pipe_does_not_block(kind, tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
+    writer = os.open(tmp_path / "pipe.npz", os.O_RDWR | os.O_NONBLOCK)
+    end = threading.Timer(1.0, os.close, [writer])  # a reader would wait until then
+    end.start()
     with pytest.raises(ValueError, match="not a regular file"):
         kind.load(tmp_path / "pipe.npz")
+    assert end.is_alive()
+    end.join()
 
 
 def test_nothing_is_unpickled(tmp_path):
