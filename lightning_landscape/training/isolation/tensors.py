@@ -42,7 +42,7 @@ def _extent(tensor: Tensor) -> int:
     if not tensor.numel():
         return 0
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return int(tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
 def storage_of(tensor: Tensor) -> int:
