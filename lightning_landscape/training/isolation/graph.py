@@ -354,11 +354,9 @@ class Graph:
         """Closure, default arguments, attributes, and the global variables that it names."""
         if not is_user_code(function.__module__ or ""):
             return []
-        names = ["__defaults__", "__kwdefaults__"]
-        self.snapshots.append(Values(function, places.FUNCTION_ATTRIBUTE, names))
-        edges: list[Edge] = [
-            (getattr(function, name), places.FUNCTION_ATTRIBUTE, function, name) for name in names
-        ]
+        kind, names = places.FUNCTION_ATTRIBUTE, ["__defaults__", "__kwdefaults__"]
+        self.snapshots.append(Values(function, kind, names))
+        edges: list[Edge] = [(getattr(function, name), kind, function, name) for name in names]
         for variable, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
@@ -375,7 +373,8 @@ class Graph:
     def _globals(self, function: types.FunctionType) -> list[Edge]:
         variables = function.__globals__
         names = global_names(function.__code__)
-        self.snapshots.append(Values(variables, places.ITEM, names))
+        if names:
+            self.snapshots.append(Values(variables, places.ITEM, names))
         self._origin.setdefault(id(variables), (0, places.FIXED, variables.get("__name__", "")))
         return [
             (variables[name], places.ATTRIBUTE, variables, name)

@@ -184,7 +184,7 @@ class TensorContent:
 
 
 class FreedTensor:
-    """That the memory of a tensor is freed."""
+    """A tensor whose memory is freed: it is freed again if an evaluation has allocated it."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value

@@ -17,10 +17,11 @@ def is_plain(value: Tensor) -> bool:
     Not: lazy and meta tensors, inference tensors (validation may leave some), wrappers of others,
     and those whose memory is freed: FSDP2 does that with gathered parameters.
     """
-    return _is_own(value) and not is_freed(value)
+    return _has_storage(value) and not is_freed(value)
 
 
-def _is_own(value: Tensor) -> bool:
+def _has_storage(value: Tensor) -> bool:
+    """Whether the tensor has a storage that may be read and written, or a sparse layout."""
     return not (
         is_lazy(value)
         or value.is_meta
@@ -32,7 +33,7 @@ def _is_own(value: Tensor) -> bool:
 
 def is_freed(tensor: Tensor) -> bool:
     """Whether the storage is too small for the tensor: torch does not check that when it reads."""
-    if not _is_own(tensor) or tensor.layout != torch.strided:
+    if not _has_storage(tensor) or tensor.layout != torch.strided:
         return False
     return tensor.untyped_storage().nbytes() < _extent(tensor)
 
