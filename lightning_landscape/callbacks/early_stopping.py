@@ -185,6 +185,11 @@ class SharpnessEarlyStopping(Callback):
         self._stop_if_allowed(trainer)
 
     @property
+    def least_values(self) -> int:
+        """Values without which it cannot stop."""
+        return self.patience
+
+    @property
     def state_key(self) -> str:
         """Distinguishes several of these by their monitor and threshold."""
         return self._generate_state_key(

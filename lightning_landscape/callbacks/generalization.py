@@ -25,6 +25,7 @@ from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLo
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.round import Round
+from lightning_landscape.training.schedule import EveryNSteps
 
 MetricFn = Callable[[Any, Any], Any]  # returns a mapping from name to tensor; see UserLoss
 
@@ -43,15 +44,19 @@ class GeneralizationMonitor(Monitor):
     but not that of the training set.
 
     Args:
-        every_n_train_steps: steps between measurements; ``None``: epochs only.
+        every_n_train_steps: measure when the probe is complete, and then at multiples of this
+            number of steps.  ``"auto"``: about 50 times in the run, every 100 steps if its length
+            is unknown.  ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
         max_overhead: largest share of the training time that all these callbacks together may
-            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
+            take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
+            schedule.
+        grace_seconds: a short run may become up to twice as long, or 10 s longer if that is more,
+            but not by more than these seconds.
         probe: the training examples: a ``DataLoader``, a list of batches, one batch (a tuple, a
             dict), or a shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: number of examples to keep of each kind, over all processes; fewer, with a
-            warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_samples: number of examples to keep of each kind, over all processes.
         probe_mode: ``"eval"``: the module in eval mode.  ``"train"``: fixed dropout masks and
             BatchNorm on batch statistics.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -97,9 +102,10 @@ class GeneralizationMonitor(Monitor):
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 100,
+        every_n_train_steps: EveryNSteps = "auto",
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
+        grace_seconds: float = 30.0,
         probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "eval",
@@ -117,6 +123,7 @@ class GeneralizationMonitor(Monitor):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             max_overhead=max_overhead,
+            grace_seconds=grace_seconds,
             probe=probe,
             probe_samples=probe_samples,
             probe_mode=probe_mode,

@@ -19,6 +19,7 @@ from lightning_landscape.geometry.checks import (
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.data.probe import Source
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
+from lightning_landscape.training.schedule import EveryNSteps
 
 
 class HessianMonitor(HessianMeasurement):
@@ -31,15 +32,19 @@ class HessianMonitor(HessianMeasurement):
     ``edge_ratio`` 1 is normal: full-batch training reaches it by itself and stays there.
 
     Args:
-        every_n_train_steps: steps between measurements; ``None``: epochs only.
+        every_n_train_steps: measure when the probe is complete, and then at multiples of this
+            number of steps.  ``"auto"``: about 50 times in the run, every 100 steps if its length
+            is unknown.  ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
         max_overhead: largest share of the training time that all these callbacks together may
-            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
+            take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
+            schedule.
+        grace_seconds: a short run may become up to twice as long, or 10 s longer if that is more,
+            but not by more than these seconds.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: number of examples to keep, over all processes; fewer training examples, with
-            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_samples: number of examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -100,8 +105,7 @@ class HessianMonitor(HessianMeasurement):
 
     Cost: about 3 Hessian-vector products (8 gradients of the probe) per measurement, twice that for
     Adam and similar optimizers; 5 products while the eigenvalue changes much, 8 or more at first.
-    Fewer, with a larger residual and a warning, if they exceed half of the whole run's budget
-    (``max_overhead`` times its length, at least one minute).
+    If the budget does not allow as many as the solver needs, no value is logged, with a warning.
 
     Source: Cohen et al., Gradient descent on neural networks typically occurs at the edge of
     stability, ICLR 2021; Adaptive gradient methods at the edge of stability, 2022.
@@ -117,9 +121,10 @@ class HessianMonitor(HessianMeasurement):
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 100,
+        every_n_train_steps: EveryNSteps = "auto",
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
+        grace_seconds: float = 30.0,
         probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
@@ -146,6 +151,7 @@ class HessianMonitor(HessianMeasurement):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             max_overhead=max_overhead,
+            grace_seconds=grace_seconds,
             probe=probe,
             probe_samples=probe_samples,
             probe_mode=probe_mode,

@@ -22,6 +22,7 @@ from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.sam import curvature_along
 from lightning_landscape.geometry.spectrum import spectral_density
 from lightning_landscape.geometry.trace import hessian_trace
+from lightning_landscape.training.failures import OverBudgetError
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.round import Round
@@ -64,6 +65,8 @@ class HessianMeasurement(Monitor):
         solver.store("top", result)
         measured = Measured()
         values = measured.values
+        if self._is_cut_off(result.converged, float(result.eigenvalues[0])):
+            raise OverBudgetError(self._solver.cut_off_warning(self.key("top_eigenvalue")))
         self._add(measured, "top_eigenvalue", result)
         values[self.key("residual")] = float(result.residuals[0])
         for index in range(1, self.k):
@@ -111,7 +114,14 @@ class HessianMeasurement(Monitor):
         problems = (1 + preconditioned) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
         others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
         most = (this_round.operations_within_budget(seconds) - others) / problems
-        self._solver.limit_products(max(most, self.k + 1))
+        if most < self.k + 1:
+            raise OverBudgetError(
+                f"not measured: one Hessian-vector product takes about {seconds:.2g} s, and "
+                f"{problems} eigenvalue problems need {problems * (self.k + 1)} at least, which is "
+                f"more than this run may become longer; pass a larger max_overhead or "
+                f"grace_seconds, max_overhead=None for no limit, or a smaller probe_samples"
+            )
+        self._solver.limit_products(most)
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
         """The eigenvalue and the edge; at the end of the fit also the densities."""
@@ -129,13 +139,21 @@ class HessianMeasurement(Monitor):
     def _add_value(
         self, measured: Measured, name: str, value: float, residual: float, converged: bool
     ) -> None:
-        """Add an eigenvalue or a ratio, and its residual."""
+        """Add an eigenvalue or a ratio, and its residual, unless the budget ended the solver."""
         key = self.key(name)
+        if self._is_cut_off(converged, value):
+            self.warn_once(self._solver.cut_off_warning(key))
+            return
         measured.values[key] = value
         measured.facts.setdefault("residuals", {})[key] = residual
-        limit = self.max_overhead if self._solver.is_limited else None
-        if warning := self._solver.warning_for(key, value, residual, converged, limit):
+        if not converged and math.isfinite(value):
+            measured.unconverged.add(key)
+        if warning := self._solver.warning_for(key, value, residual, converged):
             self.warn_once(warning)
+
+    def _is_cut_off(self, converged: bool, value: float) -> bool:
+        """Whether the budget ended the solver before it had converged."""
+        return not converged and self._solver.is_limited and math.isfinite(value)
 
     # -- the edge ------------------------------------------------------------------------------
 

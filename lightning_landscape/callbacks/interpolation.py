@@ -27,8 +27,10 @@ from lightning_landscape.training.isolation.sharding import UnshardedParameters,
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.monitor import session_of
 from lightning_landscape.training.parameters import measured_parameters
+from lightning_landscape.training.schedule import EveryNSteps
 
 _FROM_RUN = ("initial", "last_epoch")  # references copied during the run
+_LEAST_POINTS = 11  # along an axis of the plane, if the budget is too small for more
 _OTHER_PROBE_TAGS = ("loss", "rise", "barrier")
 
 
@@ -40,15 +42,19 @@ class InterpolationMonitor(InterpolationMeasurement):
     example on the old task during fine-tuning.
 
     Args:
-        every_n_train_steps: steps between measurements; ``None``: epochs only.
+        every_n_train_steps: measure when the probe is complete, and then at multiples of this
+            number of steps.  ``"auto"``: about 50 times in the run, every 100 steps if its length
+            is unknown.  ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
         max_overhead: largest share of the training time that all these callbacks together may
-            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
+            take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
+            schedule.
+        grace_seconds: a short run may become up to twice as long, or 10 s longer if that is more,
+            but not by more than these seconds.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: number of examples to keep, over all processes; fewer training examples, with
-            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_samples: number of examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -116,9 +122,10 @@ class InterpolationMonitor(InterpolationMeasurement):
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 100,
+        every_n_train_steps: EveryNSteps = "auto",
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
+        grace_seconds: float = 30.0,
         probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
@@ -141,6 +148,7 @@ class InterpolationMonitor(InterpolationMeasurement):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             max_overhead=max_overhead,
+            grace_seconds=grace_seconds,
             probe=probe,
             probe_samples=probe_samples,
             probe_mode=probe_mode,
@@ -258,13 +266,18 @@ class InterpolationMonitor(InterpolationMeasurement):
         size, full = self._plane_size, self.plane_resolution
         return f"{size} x {size} of {full} x {full} points"
 
-    def fit_to_budget(self, forwards: float | None) -> None:
-        """Reduce the points along the axes of the plane, to 5 at least."""
+    def fit_to_budget(self, forwards: float | None) -> bool:
+        """Reduce the points along the axes of the plane, to 11 at least."""
         self._plane_size = self.plane_resolution
         if forwards is None or self.third is None:
-            return
-        while self._plane_size > 5 and self._line_forwards + self._plane_size**2 > forwards:
-            self._plane_size = max(self._plane_size - 2, 5)
+            return super().fit_to_budget(forwards)
+        least = min(_LEAST_POINTS, self.plane_resolution)
+        while self._line_forwards + self._plane_size**2 > forwards:
+            if self._plane_size == least:
+                self._plane_size = self.plane_resolution
+                return False
+            self._plane_size = max(self._plane_size - 2, least)
+        return True
 
     # -- the reference -------------------------------------------------------------------------
 

@@ -30,6 +30,10 @@ from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.sharding import UnshardedParameters, is_sharded
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.parameters import measured_parameters
+from lightning_landscape.training.schedule import EveryNSteps
+
+# Along an axis of a plane, if the budget is too small for the resolution.
+_LEAST_POINTS = 11
 
 
 class LandscapeMonitor(LandscapeMeasurement):
@@ -41,15 +45,19 @@ class LandscapeMonitor(LandscapeMeasurement):
     the steep directions.
 
     Args:
-        every_n_train_steps: steps between pictures; ``None``: epochs only.
+        every_n_train_steps: draw when the probe is complete, and then at multiples of this number
+            of steps.  ``"auto"``: about 5 times in the run, every 100 steps if its length is
+            unknown.  ``None``: epochs only.
         every_n_epochs: draw also at the last batch of every n-th epoch.
         max_overhead: largest share of the training time that all these callbacks together may
-            take; the smallest value applies.  ``None``: no limit, exactly on schedule.
+            take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
+            schedule.
+        grace_seconds: a short run may become up to twice as long, or 10 s longer if that is more,
+            but not by more than these seconds.
         probe: the data: a ``DataLoader``, a list of batches, one batch (a tuple, a dict), or a
             shared ``Probe``; in a LightningCLI the path of a function annotated
             ``-> DataLoader`` or ``-> Probe``.  ``None``: the first training batches are kept.
-        probe_samples: number of examples to keep, over all processes; fewer training examples, with
-            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_samples: number of examples to keep, over all processes.
         probe_mode: ``"train"``: the loss that is trained, with fixed dropout masks and BatchNorm on
             batch statistics.  ``"eval"``: the module in eval mode.
         loss_fn: ``loss_fn(pl_module, batch) -> scalar tensor`` instead of ``training_step``;
@@ -105,7 +113,8 @@ class LandscapeMonitor(LandscapeMeasurement):
     fit.
 
     If the budget is too small for the picture at the end of the fit, it has fewer points, at least
-    5 x 5 and 7, as shown by its title, the metadata of the slice (``coarse``) and the closing line.
+    11 x 11 and 17, as shown by its title, the metadata of the slice (``coarse``) and the closing
+    line; if it is too small for these too, there is no picture, with a warning.
     The film shows the pictures of full size; it and its animation are left out if there is no time.
 
     Cost: one forward of the probe per point, 267 by default, and 60 ms to draw; a validation probe
@@ -124,9 +133,10 @@ class LandscapeMonitor(LandscapeMeasurement):
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 100,
+        every_n_train_steps: EveryNSteps = "auto",
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
+        grace_seconds: float = 30.0,
         probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
@@ -152,6 +162,7 @@ class LandscapeMonitor(LandscapeMeasurement):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             max_overhead=max_overhead,
+            grace_seconds=grace_seconds,
             probe=probe,
             probe_samples=probe_samples,
             probe_mode=probe_mode,
@@ -243,16 +254,18 @@ class LandscapeMonitor(LandscapeMeasurement):
         """The number of points of the last picture, if it was reduced."""
         return "" if self._points == self._full else f"{self._points} of {self._full} points"
 
-    def fit_to_budget(self, forwards: float | None) -> None:
-        """Reduce the points, to at least 5 along an axis of the plane and 7 along a line."""
+    def fit_to_budget(self, forwards: float | None) -> bool:
+        """Reduce the points, to at least 11 along an axis of the plane and 17 along a line."""
         self._points = self._full
         if forwards is None:
-            return
+            return True
         fixed = self.forwards - self._evaluations(self._full)
-        for size in range(max(*self._full.plane, self._full.line) | 1, 3, -2):
+        for size in range(max(*self._full.plane, self._full.line, _LEAST_POINTS) | 1, 9, -2):
             self._points = self._full.at_most(size)
             if fixed + self._evaluations(self._points) <= forwards:
-                break
+                return True
+        self._points = self._full
+        return False
 
     # -- the path of the weights ---------------------------------------------------------------
 

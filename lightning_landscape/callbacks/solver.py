@@ -99,28 +99,29 @@ class Solver:
             self.store(problem, found.solved)
         return found
 
+    def cut_off_warning(self, key: str) -> str:
+        """Why there is no value where the budget ended the solver, and what to pass instead."""
+        return (
+            f"{key} is not logged: the eigenvalue solver had not converged after "
+            f"{self.settings['max_hvps']} products, which is what this run may become longer; "
+            f"pass a larger max_overhead or grace_seconds, max_overhead=None for no limit, or a "
+            f"smaller probe_samples; the next measurement continues from here"
+        )
+
     def warning_for(
         self,
         key: str,
         value: float,
         residual: float,
         converged: bool,
-        max_overhead: float | None,
     ) -> str:
-        """Why a value may be inaccurate and what to pass instead, or an empty string.
-
-        ``max_overhead``: the limit of the products; None if ``max_hvps`` is.
-        """
+        """Why a value may be inaccurate and what to pass instead, or an empty string."""
         if not converged and math.isfinite(value):
             most, tol = self.settings["max_hvps"], self.settings["tol"]
-            if max_overhead is not None:
-                why = f"after {most} products, the limit of this run by {max_overhead=},"
-                advice = "raise max_overhead, or pass None; later measurements continue from here"
-            else:
-                why, advice = f"at max_hvps={most}", "raise max_hvps or tol"
             return (
-                f"the eigenvalue solver stopped {why} before its residual fell to {tol=}, so the "
-                f"value may be too low by about the residual; {advice}"
+                f"the eigenvalue solver stopped at max_hvps={most} before its residual fell to "
+                f"{tol=}, so the value may be too low by about the residual, and no stopper and no "
+                f"other callback is given it; raise max_hvps or tol"
             )
         if residual > abs(value):
             return (

@@ -12,13 +12,15 @@ from lightning_landscape.callbacks.sharpness import SharpnessMonitor
 from lightning_landscape.geometry.checks import check_count, check_number
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
+from lightning_landscape.training.schedule import EveryNSteps
 
 
 def landscape_callbacks(
     *,
-    every_n_train_steps: int | None = 100,
+    every_n_train_steps: EveryNSteps = "auto",
     every_n_epochs: int | None = None,
     max_overhead: float | None = 0.05,
+    grace_seconds: float = 30.0,
     probe: Source = None,
     probe_samples: int = 512,
     probe_mode: ProbeMode = "train",
@@ -30,13 +32,17 @@ def landscape_callbacks(
     """``HessianMonitor``, ``SharpnessMonitor`` and ``LandscapeMonitor`` on one probe.
 
     Args:
-        every_n_train_steps: steps between measurements; ``None``: epochs only.
+        every_n_train_steps: measure when the probe is complete, and then at multiples of this
+            number of steps.  ``"auto"``: about 50 times in the run, every 100 steps if its length
+            is unknown.  ``None``: epochs only.
         every_n_epochs: measure also at the last batch of every n-th epoch.
-        max_overhead: largest share of the training time that all of them together may take;
-            ``None``: no limit, exactly on schedule.
+        max_overhead: largest share of the training time that all of them together may
+            take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
+            schedule.
+        grace_seconds: a short run may become up to twice as long, or 10 s longer if that is more,
+            but not by more than these seconds.
         probe: the data, see ``HessianMonitor``; ``None``: the first training batches are kept.
-        probe_samples: number of examples to keep, over all processes; fewer training examples, with
-            a warning, if ``max_overhead`` of the whole run does not allow more.
+        probe_samples: number of examples to keep, over all processes.
         probe_mode: ``"train"`` or ``"eval"``.
         loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.
@@ -60,6 +66,7 @@ def landscape_callbacks(
         "every_n_train_steps": every_n_train_steps,
         "every_n_epochs": every_n_epochs,
         "max_overhead": max_overhead,
+        "grace_seconds": grace_seconds,
         "probe": shared,
         "probe_samples": probe_samples,
         "probe_mode": probe_mode,

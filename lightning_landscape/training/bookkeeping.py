@@ -18,9 +18,13 @@ LOSS, VALIDATION = "loss", "validation"  # roles of probes
 
 
 class Listener(Protocol):
-    """Called with the row of each new measurement of the callback that logs ``monitor``."""
+    """Called with the row of each new measurement of the callback that logs ``monitor``.
+
+    ``least_values``: values without which it cannot act.
+    """
 
     monitor: str
+    least_values: int
 
     def on_record(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         """Handle a new measurement; called on every process."""
@@ -51,6 +55,9 @@ class Bookkeeping:
         resumed: whether its state was loaded from a checkpoint.
         resumed_after: the last measured step of the run before; -1 without one.
         listeners: see :class:`Listener`.
+        heard: key -> how many of its values the listeners have had.
+        read: keys that callbacks and schedulers of Lightning read.
+        published: key -> the step of its value in ``trainer.callback_metrics``.
         warnings: the messages that ``warn_once`` has given.
     """
 
@@ -74,6 +81,9 @@ class Bookkeeping:
     resumed: bool = False
     resumed_after: int = -1
     listeners: list[Listener] = field(default_factory=list)
+    heard: dict[str, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    published: dict[str, int] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
 
     def state(self) -> dict[str, Any]:

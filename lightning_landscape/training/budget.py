@@ -1,132 +1,192 @@
-"""The time budget of measuring, and which of the callbacks that are due fit into it."""
+"""How much slower a run may become, and which measurements that allows, spread over the run."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.quantity import Quantity
 
+# A short run may at least become this much longer, as far as `grace_seconds` allows it.
+_SHORTEST_GRACE = 10.0
+# The share of the whole budget for values: the larger one, and down to the smaller one where the
+# pictures at the end of the fit need more than the rest.
+_VALUES, _VALUES_BESIDE_PICTURES = 0.7, 0.35
+# Warm-started measurements cost about this much of the first one.
+_LATER = 0.6
 # The part of the remaining seconds to plan with at the end of the fit, when no training follows.
 _SAFETY = 0.8
-# The part of the whole run's allowance that values may use in advance; the rest is for pictures.
-# A run counts as one minute at least: the first values cost the most.
-_SHARE_IN_ADVANCE, _SHORT_RUN = 0.5, 60.0
-# The first values take at least this many gradients of the probe.
-_MIN_GRADIENTS = 10
-
-
-def choose(
-    due: Sequence[Quantity], seconds: Callable[[Quantity], float], left: float
-) -> list[Quantity]:
-    """The callbacks that fit into ``left`` seconds, and those without a limit.
-
-    Scalars are chosen all together; otherwise cheap ones could exclude an expensive one forever.
-    One that has not been measured yet is always chosen.
-    """
-    unlimited = [q for q in due if q.max_overhead is None]
-    limited = [q for q in due if q.max_overhead is not None]
-    scalars = [q for q in limited if not q.draws]
-    left -= sum(map(seconds, scalars))
-    if left < 0.0:
-        return unlimited + [q for q in scalars if not q.measured]
-    chosen = unlimited + scalars
-    for quantity in limited:
-        if quantity.draws and seconds(quantity) <= left:
-            left -= seconds(quantity)
-            chosen.append(quantity)
-    return chosen
 
 
 class Budget:
-    """One run's allowance: ``limit`` times the time spent training.
+    """One run's allowance, for all callbacks with a ``max_overhead``.
+
+    ``B = max(max_overhead * T, min(max(T, 10 s), grace_seconds))`` for a training time of T, which
+    is estimated from the batches so far and those ahead.
 
     Attributes:
         limit: the smallest ``max_overhead``; None without one.
+        grace_seconds: the smallest of these callbacks.
+        batches_ahead: training batches still to come; infinite if unknown.
         spent_on: purpose -> seconds.
         left_out: pictures of the whole run that were not drawn for lack of time.
     """
 
     def __init__(self, quantities: Sequence[Quantity], costs: Costs) -> None:
-        limits = [q.max_overhead for q in quantities if q.max_overhead is not None]
-        self.limit = min(limits) if limits else None
+        limited = [q for q in quantities if q.max_overhead is not None]
+        self.limit = min((q.max_overhead for q in limited if q.max_overhead), default=None)
+        self.grace_seconds = min((q.grace_seconds for q in limited), default=0.0)
+        self.batches_ahead = math.inf
         self.spent_on: defaultdict[str, float] = defaultdict(float)
         self.left_out: list[str] = []
-        self._quantities = quantities
+        self._limited = limited
         self._costs = costs
 
-    # -- costs ---------------------------------------------------------------------------------
+    # -- seconds -------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> float:
+        """Seconds that the whole run may become longer; infinite without a limit.
+
+        A run of unknown length counts as half done.
+        """
+        if self.limit is None:
+            return math.inf
+        trained = self._costs.time.trained
+        known = math.isfinite(self.batches_ahead)
+        ahead = self._costs.seconds_per_batch * self.batches_ahead if known else trained
+        return max(self.limit * (trained + ahead), self._grace(trained + ahead))
+
+    def _grace(self, seconds: float) -> float:
+        return min(max(seconds, _SHORTEST_GRACE), self.grace_seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds that may still be spent; negative above the limit."""
+        return self.whole - self._costs.time.spent
 
     def seconds_of(self, quantity: Quantity) -> float:
         """Estimated seconds of the callback's next measurement."""
         last = quantity._bookkeeping.last_seconds
         if last is not None:
-            return last
+            warms_up = quantity.measured == 1 and not quantity.draws
+            return _LATER * last if warms_up else last
         forwards = quantity.forwards * self._costs.forward_seconds(quantity.loss.probe)
         return forwards + self._costs.drawing_seconds(quantity.pictures if quantity.draws else 0)
 
-    @property
-    def allowance(self) -> float:
-        """Seconds that may be spent so far; infinite without a limit."""
-        return math.inf if self.limit is None else self.limit * self._costs.time.trained
+    def _sum(self, quantities: Sequence[Quantity]) -> float:
+        return sum(map(self.seconds_of, quantities))
 
     @property
-    def left(self) -> float:
-        """Seconds that may still be spent; negative above the limit."""
-        return self.allowance - self._costs.time.spent
+    def _active(self) -> list[Quantity]:
+        """The callbacks with a limit whose data is there."""
+        return [
+            q
+            for q in self._limited
+            if not q.disabled and all(p.complete for p in q._bookkeeping.probes.values())
+        ]
 
     @property
-    def reserve(self) -> float:
-        """Seconds reserved for the last pictures, at most half of the allowance."""
-        last = [q for q in self._quantities if q.draws and q.max_overhead and not q.disabled]
-        return min(sum(map(self.seconds_of, last)), 0.5 * self.allowance)
+    def _scalars(self) -> list[Quantity]:
+        return [q for q in self._active if not q.draws]
+
+    @property
+    def _drawing(self) -> list[Quantity]:
+        return [q for q in self._active if q.draws]
+
+    @property
+    def left_for_values(self) -> float:
+        """Seconds for values, with the pictures at the end of the fit still to come."""
+        whole, drawing = self.whole, self._drawing
+        if not math.isfinite(whole):
+            return whole
+        beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole)
+        share = min(beside, _VALUES * whole)
+        on_pictures = sum(q.seconds_spent for q in drawing)
+        return min(share - (self._costs.time.spent - on_pictures), self.left)
+
+    def left_for_pictures(self, steps_ahead: float) -> float:
+        """Seconds for pictures, with the values that are planned still to come."""
+        left, scalars = self.left, self._scalars
+        if not math.isfinite(left) or not scalars:
+            return left
+        due = max(q._bookkeeping.schedule.ahead(steps_ahead) for q in scalars)
+        planned = min(self._sum(scalars) * due, self.left_for_values)
+        return left - max(planned, 0.0)
 
     # -- decisions -----------------------------------------------------------------------------
 
-    def within_budget(self, due: Sequence[Quantity]) -> list[Quantity]:
-        """The callbacks that can be measured now, with the last pictures still to come."""
-        return choose(due, self.seconds_of, self.left - self.reserve)
+    def within_budget(
+        self, due: Sequence[Quantity], step: int, steps_ahead: float
+    ) -> list[Quantity]:
+        """The callbacks among ``due`` that can be measured at ``step``, and those without a limit.
 
-    def allows_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
-        """Whether there is time for ``pictures`` now; ``beside_last``: and for the last ones."""
-        reserve = self.reserve if beside_last else 0.0
-        return reserve + self._costs.drawing_seconds(pictures) <= self.left
+        Scalars all together or, where that is too much, only those whose values somebody acts on.
+        Where there is time for one measurement alone, it is the last of the run.
+        """
+        chosen = [q for q in due if q.max_overhead is None or q.must_measure]
+        scalars = [q for q in due if q not in chosen and not q.draws]
+        left = self.left_for_values
+        for group in (scalars, [q for q in scalars if q.is_watched]):
+            if group and self._fits(group, left, step):
+                chosen += group
+                break
+        left = self.left_for_pictures(steps_ahead)
+        for quantity in due:
+            draws = quantity.draws and quantity not in chosen
+            if draws and self._fits([quantity], left, step):
+                left -= self.seconds_of(quantity)
+                chosen.append(quantity)
+        return chosen
 
-    def should_time_forward(self, due: Sequence[Quantity]) -> bool:
-        """Whether to time a forward before deciding on a picture."""
-        if self._costs.forward is not None or not all(q.draws for q in due):
-            return False
+    def _fits(self, group: Sequence[Quantity], left: float, step: int) -> bool:
+        """Whether there is time for the group, and at the first time for another one later."""
+        last = all(step >= q._bookkeeping.schedule.last_planned for q in group)
+        times = 1 if last or any(q.measured for q in group) else 2
+        return times * self._sum(group) <= left
+
+    def next_steps(self, step: int, steps_ahead: float) -> dict[str, float]:
+        """Prefix -> the step before which the budget allows no measurement after ``step``.
+
+        What is affordable is spread evenly over the steps ahead; a run of unknown length counts
+        as half done.  Where nothing is, a decision is made anew after a quarter of them.
+        """
+        if not math.isfinite(steps_ahead):
+            steps_ahead = step
+        scalars, left = self._scalars, self.left_for_values
+        groups = [(scalars, left)] if scalars else []
+        groups += [([q], self.left_for_pictures(steps_ahead)) for q in self._drawing]
+        found: dict[str, float] = {}
+        for group, seconds in groups:
+            cost = max(self._sum(group), 1e-9)
+            affordable = max(math.floor(min(seconds / cost, 1e9)), 0)
+            wait = steps_ahead / (affordable or 4)
+            found |= {quantity.prefix: step + wait for quantity in group}
+        return found
+
+    def should_time_forward(self, due: Sequence[Quantity], chosen: Sequence[Quantity]) -> bool:
+        """Whether to time a forward before refusing a first measurement."""
         return any(
-            q.max_overhead is not None
+            not q.measured
+            and q not in chosen
             and 3 * self._costs.forward_seconds(q.loss.probe) <= self.left
             for q in due
         )
 
-    def seconds_for_values(self, batches_ahead: float) -> float:
-        """Seconds for values: those left, or a part of the whole run's allowance if larger."""
-        if self.limit is None or not math.isfinite(batches_ahead):
-            return math.inf
-        time = self._costs.time
-        length = time.trained + self._costs.seconds_per_batch * batches_ahead
-        in_advance = _SHARE_IN_ADVANCE * self.limit * max(length, _SHORT_RUN)
-        return max(self.left, in_advance - time.spent)
-
-    def allows_probe(self, batches: int, batches_ahead: float) -> bool:
-        """Whether there is time for values on a probe of ``batches`` training batches.
-
-        A training step takes about as long as a gradient of its batch.
-        """
-        gradient = batches * self._costs.seconds_per_batch
-        return _MIN_GRADIENTS * gradient <= self.seconds_for_values(batches_ahead)
+    def allows_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
+        """Whether there is time for ``pictures`` now; ``beside_last``: and for the last ones."""
+        reserve = min(self._sum(self._drawing), 0.5 * self.whole) if beside_last else 0.0
+        return reserve + self._costs.drawing_seconds(pictures) <= self.left
 
     def forwards_at_end(self, quantity: Quantity, remaining: int) -> float | None:
-        """Forwards for the last picture, one of ``remaining``; None: no limit."""
+        """Forwards for the last measurement, one of ``remaining``; None: no limit."""
         left = _SAFETY * self.left / remaining
         if quantity.max_overhead is None or self.seconds_of(quantity) <= left:
             return None
-        left -= self._costs.drawing_seconds(quantity.pictures)
+        if quantity.draws:
+            left -= self._costs.drawing_seconds(quantity.pictures)
         return max(left / max(self._costs.forward_seconds(quantity.loss.probe), 1e-9), 0.0)
 
     # -- what was spent ------------------------------------------------------------------------
@@ -135,32 +195,7 @@ class Budget:
         """Add seconds to those spent on ``purpose``."""
         self.spent_on[purpose] += seconds
 
-    def closing_line(self, trains: bool) -> str:
-        """One line: measurements made and skipped, time spent, and on what if above the limit."""
-        time, quantities = self._costs.time, self._quantities
-        counts = ", ".join(f"{q.prefix} {q.measured}" for q in quantities)
-        skipped = sum(q.skipped for q in quantities)
-        failed = sum(q.failed for q in quantities)
-        line = f"lightning_landscape: measured {counts} times in {time.spent:.1f} s"
-        if trains:
-            line += f", {100 * time.share:.1f} % of the {time.trained:.1f} s spent training"
-        if self.limit is not None:
-            line += f" (max_overhead={self.limit})"
-        if skipped:
-            line += f"; skipped {skipped} to stay within it"
-        if failed:
-            line += f"; {failed} failed"
-        reduced = [f"{q.prefix} {q.reduced_resolution}" for q in quantities if q.reduced_resolution]
-        if reduced:
-            line += f"; the last picture is coarser: {', '.join(reduced)}"
-        if self.left_out:
-            line += f"; left out: {', '.join(self.left_out)}"
-        if self.limit is not None and time.spent > self.limit * time.trained:
-            other = time.spent - sum(self.spent_on.values())
-            parts = {**self.spent_on, "hooks, copies, probe": other}
-            listed = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in parts.items())
-            line += ". Above the limit, because first values and last pictures are always made; "
-            line += f"the time was spent on: {listed}"
-            if any(q.max_overhead is None for q in quantities):
-                line += " (a callback with max_overhead=None always measures on schedule)"
-        return line
+    @property
+    def exceeded(self) -> bool:
+        """Whether more was spent than allowed."""
+        return self._costs.time.spent > self.whole

@@ -110,7 +110,6 @@ class Costs:
             0.0 if "matplotlib.figure" in sys.modules else _IMPORT_SECONDS
         )
 
-    def record_first_forward(self, seconds: float) -> None:
-        """Store the duration of the first forward; slices, of many forwards, update it later."""
-        if self.forward is None:
-            self.forward = seconds
+    def record_forward(self, seconds: float) -> None:
+        """Store the duration of a forward, if it is the shortest: load only makes it longer."""
+        self.forward = seconds if self.forward is None else min(self.forward, seconds)

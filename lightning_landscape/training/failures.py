@@ -23,6 +23,10 @@ _CALLERS_OF_USER_CODE = {_PACKAGE / "training" / name for name in ("measuring.py
 _FAILURES_ALLOWED = 3
 
 
+class OverBudgetError(RuntimeError):
+    """A measurement was ended, because it would have exceeded the budget: there is no value."""
+
+
 def stop_measuring(quantity: Quantity, error: BaseException, rank: int) -> None:
     """Warn that a measurement would change training, or has changed it, and make no more."""
     quantity._bookkeeping.failed += 1

@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
-from lightning_landscape.training.failures import count_failure, stop_measuring
+from lightning_landscape.training.failures import OverBudgetError, count_failure, stop_measuring
 from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.errors import (
     NotYetError,
@@ -98,10 +98,10 @@ class Measuring:
     def time_forward(
         self, trainer: Trainer, pl_module: LightningModule, quantity: Quantity, step: int
     ) -> None:
-        """Evaluate the loss once; the round times it."""
+        """Time a forward of the callback's probe."""
         with self._isolated(trainer, pl_module, [quantity], step) as this_round:
             if this_round is not None:
-                self._attempt(quantity, partial(this_round.objective, quantity))
+                self._attempt(quantity, partial(this_round.time_forward, quantity))
 
     @preserve_rng_state()
     def summarize(
@@ -188,11 +188,14 @@ class Measuring:
     def _note_failure(self, quantity: Quantity, error: BaseException) -> None:
         """Do what the failure asks for, on all processes the same: one may have raised it alone."""
         processes, bookkeeping = self._run.processes, quantity._bookkeeping
-        kinds = [isinstance(error, kind) for kind in (_REFUSED, NotYetError)]
+        kinds = [isinstance(error, kind) for kind in (_REFUSED, NotYetError, OverBudgetError)]
         seen = processes.sum(torch.tensor(kinds, dtype=torch.int64, device=processes.device))
-        refused, not_yet = seen.tolist()
+        refused, not_yet, over_budget = seen.tolist()
         if refused:
             stop_measuring(quantity, error, processes.rank)
+        elif over_budget:
+            bookkeeping.skipped += 1
+            quantity.warn_once(str(error))
         elif not not_yet:
             self.count_failure(quantity, error)
         elif not bookkeeping.tries_again:

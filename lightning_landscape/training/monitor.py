@@ -17,6 +17,7 @@ from lightning_landscape.training.hooks import (
 from lightning_landscape.training.isolation.sharding import refuse_tensor_parallel
 from lightning_landscape.training.lightning_packages import Callback, misconfiguration
 from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.readers import refuse_step_schedulers
 from lightning_landscape.training.run_token import run_token
 from lightning_landscape.training.session import Session
 
@@ -139,6 +140,7 @@ class Monitor(Quantity, Callback):
         """Check the parameters: this is the first hook after ``configure_model``."""
         if self._leads(trainer):
             refuse_tensor_parallel(trainer, pl_module)
+            refuse_step_schedulers(trainer, _monitors(trainer))
         self.check_parameters([name for name, _ in pl_module.named_parameters()])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -243,7 +243,7 @@ class Objectives:
         first = objective.loss()
         started = self._run.clock(self._pl_module)
         again = objective.losses_at([], [()])[0]
-        self._run.costs.record_first_forward(self._run.clock(self._pl_module) - started)
+        self._run.costs.record_forward(self._run.clock(self._pl_module) - started)
         if not torch.allclose(first, again, rtol=1e-5, atol=0.0, equal_nan=True):
             rank_zero_warn(
                 f"{monitor.prefix}: two evaluations of the probe at the same weights gave "

@@ -5,7 +5,6 @@ Captured probes are written beside the logs and read again by a resumed run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,6 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_landscape.geometry.checks import few
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.bookkeeping import LOSS, VALIDATION
-from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes
 from lightning_landscape.training.data.probe import Probe, probe_of
 from lightning_landscape.training.data.stored import StoredProbe
@@ -25,8 +23,8 @@ from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.isolated import isolated_reading
 from lightning_landscape.training.output.recorder import Recorder
 from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.readers import Reader
 from lightning_landscape.training.run_state import RunState
-from lightning_landscape.training.schedule import batches_ahead
 
 
 class Probes:
@@ -158,28 +156,20 @@ class Probes:
             nonempty = self._processes.total(bool(probe.batches))
             probe.complete = nonempty == self._processes.count
 
-    def end_expensive_capture(self, trainer: Trainer, budget: Budget) -> None:
-        """Complete a probe before it has all examples, if the budget does not allow more."""
-        ahead, costs = batches_ahead(trainer), self._run.costs
-        if costs.batches < 2 or not math.isfinite(ahead):
-            return
-        for probe in self.captured():
-            users = [q for q in self._quantities if q.loss.probe is probe and not q.disabled]
-            if any(q.max_overhead is None for q in users):
-                continue
-            expensive = not budget.allows_probe(len(probe.batches) + 1, ahead)
-            if not trainer.strategy.broadcast(expensive):  # decided on rank zero
+    def complete_for(self, readers: Sequence[Reader]) -> None:
+        """End the capture of training batches where a value is read before it has ended."""
+        for reader in readers:
+            probe = reader.quantity.loss.probe
+            if probe.complete or not probe.captured or reader.quantity.disabled:
                 continue
             self.complete(probe)
-            if not probe.complete:  # a process has no batch
-                continue
-            users[0].warn_once(
-                f"the probe holds {self._run.probe_size(probe)} examples, {len(probe.batches)} "
-                f"training batches, instead of {probe.samples}: a gradient of one takes "
-                f"{costs.seconds_per_batch:.2g} s, and the budget of a run as short as this "
-                f"does not allow more; for more pass a larger max_overhead than {budget.limit}, "
-                f"or a probe of your own"
-            )
+            if probe.complete:
+                reader.quantity.warn_once(
+                    f"the probe holds {self._run.probe_size(probe)} examples instead of "
+                    f"{probe.samples}, because {reader.name}(monitor={reader.key!r}) reads a value "
+                    f"after {len(probe.batches)} training batches; for more pass probe=..., or let "
+                    f"it read later"
+                )
 
     def complete_validation(self, trainer: Trainer, quantities: Sequence[Quantity]) -> None:
         """Complete the validation probes whose capture has ended on all processes.

@@ -78,10 +78,16 @@ class Publisher:
         for values, label in ((measured.before, step - 1), (measured.values, step)):
             if values or label == step:
                 rows.append(self._row(quantity, measured, values, label, samples))
-                self._log(pl_module, quantity, values, rows[-1], final)
+                self._log(quantity, values, rows[-1])
+                if not final:  # Lightning forbids `self.log` when training has ended
+                    self._set_metrics(pl_module, quantity, measured, values, label)
         bookkeeping = quantity._bookkeeping
         for listener in () if final else bookkeeping.listeners:
             row = next((row for row in rows if listener.monitor in row), rows[-1])
+            if listener.monitor in measured.unconverged:
+                continue
+            heard = listener.monitor in row
+            bookkeeping.heard[listener.monitor] = bookkeeping.heard.get(listener.monitor, 0) + heard
             self.recorder.guarded(
                 f"{type(listener).__name__}(monitor={listener.monitor!r})",
                 partial(listener.on_record, trainer, row),
@@ -125,17 +131,11 @@ class Publisher:
             "probe_samples": samples,
             "probe_mode": quantity.probe_mode,
             **({"series": series} if (series := quantity._bookkeeping.series) > 1 else {}),
+            **({"unconverged": sorted(keys)} if (keys := measured.unconverged) else {}),
             **measured.facts,
         }
 
-    def _log(
-        self,
-        pl_module: LightningModule,
-        quantity: Quantity,
-        values: Mapping[str, float],
-        row: dict[str, Any],
-        final: bool,
-    ) -> None:
+    def _log(self, quantity: Quantity, values: Mapping[str, float], row: dict[str, Any]) -> None:
         # All callbacks share the file, including those that the run before did not have.
         states = [q._bookkeeping for q in self._quantities]
         continued = any(state.history or state.resumed for state in states)
@@ -150,11 +150,32 @@ class Publisher:
             if quantity.verbose:
                 shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
                 rank_zero_info(f"step {row['step']}: {shown}")
-        if not final:  # Lightning forbids `self.log` when training has ended
-            self.recorder.guarded(
-                "trainer.callback_metrics",
-                partial(self.recorder.metrics, pl_module, values, quantity.prog_bar),
+
+    def _set_metrics(
+        self,
+        pl_module: LightningModule,
+        quantity: Quantity,
+        measured: Measured,
+        values: Mapping[str, float],
+        step: int,
+    ) -> None:
+        """Set ``trainer.callback_metrics``; the last converged value of a key stays there.
+
+        The first one is set in any case where something reads the key: Lightning would end the fit.
+        """
+        bookkeeping = quantity._bookkeeping
+        first = bookkeeping.read - bookkeeping.published.keys()
+        values = {k: v for k, v in values.items() if k not in measured.unconverged - first}
+        for key in first & measured.unconverged:
+            quantity.warn_once(
+                f"the first value of {key} that is read has not converged, see its row; raise "
+                f"max_hvps, or grace_seconds where the budget ended it"
             )
+        self.recorder.guarded(
+            "trainer.callback_metrics",
+            partial(self.recorder.metrics, pl_module, values, quantity.prog_bar),
+        )
+        bookkeeping.published |= dict.fromkeys(values, step)
 
     def _log_engine(self, quantity: Quantity, facts: Mapping[str, Any], step: int) -> None:
         """Log as text how Hessian-vector products were computed, if that has changed."""
@@ -183,10 +204,12 @@ class Publisher:
             lambda: summaries.append(quantity.run_summary(self.recorder.folder, final)),
         )
         makes = {
-            name: partial(self._make, Measured(**{kind: {name: made}}), step)
+            name: partial(self._make, part, step)
             for measured in summaries
-            for kind in ("pictures", "files")
-            for name, made in getattr(measured, kind).items()
+            for name, part in (
+                *((tag, Measured(pictures={tag: draw})) for tag, draw in measured.pictures.items()),
+                *((name, Measured(files={name: write})) for name, write in measured.files.items()),
+            )
         }
         costs = summaries[0].drawings if summaries else {}
         return [Output(quantity, name, costs.get(name, 1.0), make) for name, make in makes.items()]

@@ -29,7 +29,7 @@ from lightning_landscape.training.output.recorder import HISTORY_FILE
 from lightning_landscape.training.output.run_files import saved_files
 from lightning_landscape.training.parameters import check_patterns, patterns_of
 from lightning_landscape.training.round import Round
-from lightning_landscape.training.schedule import Schedule
+from lightning_landscape.training.schedule import EveryNSteps, Schedule
 
 # Names of earlier versions -> their names now.
 _RENAMED = {
@@ -49,10 +49,12 @@ _RESERVED_NAMES = {
     "disabled",
     "failed",
     "history",
+    "is_watched",
     "key",
     "keys",
     "loss",
     "measured",
+    "must_measure",
     "prefix",
     "run_files",
     "run_rows",
@@ -80,9 +82,10 @@ class Quantity:
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 100,
+        every_n_train_steps: EveryNSteps = "auto",
         every_n_epochs: int | None = None,
         max_overhead: float | None = 0.05,
+        grace_seconds: float = 30.0,
         probe: Source = None,
         probe_samples: int = 512,
         probe_mode: ProbeMode = "train",
@@ -100,7 +103,9 @@ class Quantity:
             raise TypeError(
                 f"class {owner}: expected an attribute kind, the first part of its keys"
             )
-        if every_n_train_steps is not None:
+        if isinstance(every_n_train_steps, str):
+            check_choice(owner, "every_n_train_steps", every_n_train_steps, ("auto",))
+        elif every_n_train_steps is not None:
             every_n_train_steps = check_count(owner, "every_n_train_steps", every_n_train_steps)
         if every_n_epochs is not None:
             every_n_epochs = check_count(owner, "every_n_epochs", every_n_epochs)
@@ -122,6 +127,8 @@ class Quantity:
                     f"{quoted(owner, 'max_overhead', max_overhead)}: that is {max_overhead:.0%} of "
                     f"the training time; for {max_overhead:g} per cent pass {max_overhead / 100:g}"
                 )
+        expected = "seconds >= 0; 0: only max_overhead counts"
+        check_number(owner, "grace_seconds", grace_seconds, expected, lambda x: 0.0 <= x < math.inf)
         check_source(owner, "probe", probe)
         check_choice(owner, "probe_mode", probe_mode, ("train", "eval"))
         check_choice(owner, "loss_reduction", loss_reduction, ("mean", "sum"))
@@ -137,6 +144,7 @@ class Quantity:
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.max_overhead = max_overhead
+        self.grace_seconds = grace_seconds
         self.probe = probe
         self.probe_samples = probe_samples
         self.probe_mode: ProbeMode = probe_mode
@@ -218,11 +226,13 @@ class Quantity:
         """How the resolution of the last picture was reduced; empty if it was not."""
         return ""
 
-    def fit_to_budget(self, forwards: float | None) -> None:
+    def fit_to_budget(self, forwards: float | None) -> bool:
         """Use at most about ``forwards`` for the next picture; ``None``: no limit.
 
-        Called on all processes, before the last picture at the end of the fit.
+        Called on all processes, before the last picture at the end of the fit.  Returns False if
+        even the smallest one takes more; then none is made.
         """
+        return forwards is None or self.forwards <= forwards
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
         """Pictures and files of all measurements so far; called on rank zero.
@@ -347,6 +357,16 @@ class Quantity:
     def seconds_spent(self) -> float:
         """Seconds of all its measurements and pictures."""
         return self._bookkeeping.seconds_spent
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a stopper, another callback or a scheduler acts on one of its values."""
+        return bool(self._bookkeeping.listeners or self._bookkeeping.read)
+
+    @property
+    def must_measure(self) -> bool:
+        """Whether a callback of Lightning would end the fit without a first value."""
+        return bool(self._bookkeeping.read and not self._bookkeeping.published)
 
     @property
     def disabled(self) -> bool:

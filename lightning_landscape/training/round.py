@@ -192,7 +192,7 @@ class Round:
         return self._run.clock(self.pl_module)
 
     def is_limited(self, monitor: Measurer) -> bool:
-        """Whether the callback has a budget, and the length of the run is known."""
+        """Whether the callback has a budget."""
         return monitor.max_overhead is not None and math.isfinite(self._run.deadline)
 
     def operations_within_budget(self, seconds: float) -> float:
@@ -204,6 +204,14 @@ class Round:
         left = max(self._run.deadline - self.clock(), 0.0)
         count = left / max(seconds, 1e-9) if processes.rank == 0 else 0.0
         return float(processes.sum(torch.tensor(count, device=processes.device)))
+
+    def time_forward(self, monitor: Measurer) -> None:
+        """Time a forward of the callback's probe."""
+        objective = self.objective(monitor)
+        for _ in range(2):
+            started = self.clock()
+            objective.losses_at([], [()])
+            self._run.costs.record_forward(self.clock() - started)
 
     def use_logged_sizes(self, monitor: Measurer, probe: Probe) -> None:
         """Count the examples of ``probe`` as the module does in ``self.log``.

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.clipping import is_scaled
+from lightning_landscape.training.closing import closing_line, warn_of_missing
 from lightning_landscape.training.data.batch import batch_size
 from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, STEP_HOOKS
 from lightning_landscape.training.isolation.module_state import record_iterators
@@ -30,8 +31,9 @@ from lightning_landscape.training.output.recorder import Recorder
 from lightning_landscape.training.probes import Probes, is_ready
 from lightning_landscape.training.publisher import Publisher
 from lightning_landscape.training.quantity import Quantity
+from lightning_landscape.training.readers import Reader, find_readers
+from lightning_landscape.training.rounds import Rounds
 from lightning_landscape.training.run_state import RunState
-from lightning_landscape.training.schedule import batches_ahead
 
 
 class Session:
@@ -51,6 +53,8 @@ class Session:
         self.probes = Probes(self.quantities, self.run)
         self._publisher = Publisher(trainer, self.quantities, self.budget, self.run.costs)
         self._measuring = Measuring(self.run, self.budget, self.probes, self._publisher)
+        self._rounds = Rounds(self.quantities, self.run, self.budget, self._measuring)
+        self._readers: list[Reader] = []
         self._watch = watch
         self._logged_size = LoggedSize()
         self._sees_clipping = any(q.needs_clipping for q in quantities)
@@ -79,6 +83,8 @@ class Session:
             self._prepare(trainer, pl_module, begins_at)
         # A checkpoint written at the end of an epoch needs no correction.
         self._track_weights(trainer, pl_module, min(begins_at, trainer.global_step))
+        self._readers = find_readers(trainer, self.quantities)
+        self._rounds.plan(trainer, begins_at)
         self._find_next_step()
         if self._sees_clipping:
             self.run.clipped_steps.watching = True
@@ -145,6 +151,7 @@ class Session:
             step >= self._next_step
             or loop.batch_progress.is_last_batch
             or (self._copies_at_ends and self._makes_last_step(trainer))
+            or (self._readers and self._reading(trainer))
             or (self._trackers and any(q.wants_weights(step) for q in self._trackers))
             or (self._watches_end and self._is_last_step(trainer))
         )
@@ -201,9 +208,18 @@ class Session:
     def _due(self, quantity: Quantity, trainer: Trainer) -> bool:
         """Whether it is due at the end of this batch, if an optimizer steps."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        return quantity._bookkeeping.schedule.due(
-            step, trainer.current_epoch, trainer.is_last_batch
-        )
+        schedule = quantity._bookkeeping.schedule
+        if schedule.due(step, trainer.current_epoch, trainer.is_last_batch):
+            return True
+        allowed = step >= schedule.not_before or quantity.must_measure
+        return allowed and any(r.quantity is quantity for r in self._reading(trainer))
+
+    def _reading(self, trainer: Trainer) -> list[Reader]:
+        """What reads a value after this batch, if an optimizer steps."""
+        steps = trainer.global_step
+        if steps == self._last_global_step:  # not yet
+            steps += len(trainer.optimizers)
+        return [reader for reader in self._readers if reader.reads(trainer, steps)]
 
     def on_train_batch_end(
         self,
@@ -233,15 +249,19 @@ class Session:
         self._track_weights(trainer, pl_module, step)
         due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
         self.probes.complete_validation(trainer, due)
+        reading = self._reading(trainer)
+        self.probes.complete_for([r for r in reading if r.quantity.must_measure])
         due = [q for q in due if is_ready(q)]
         if due:
             with self._measuring_time(pl_module):
                 self.run.costs.batch_size = size or batch_size(batch)
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
-                self._measure_due(trainer, pl_module, due, step)
+                self._rounds.measure_due(trainer, pl_module, due, step)
             self.run.last_step.batches = []
             if not self._is_last_step(trainer):
                 self.run.last_step.clear_weights()
+        for reader in reading:
+            reader.warn_if_stale(step)
         self._find_next_step()
 
     def _watch_clipping(self, trainer: Trainer, automatic: bool) -> None:
@@ -282,8 +302,6 @@ class Session:
             self.probes.add_copied(self._measuring.count_failure, size)
         if trainer.is_last_batch:
             self.probes.complete()
-        else:
-            self.probes.end_expensive_capture(trainer, self.budget)
         return size
 
     def on_validation_start(self, trainer: Trainer) -> None:
@@ -297,19 +315,15 @@ class Session:
         self._count_batches(trainer)
         with self._measuring_time(pl_module):
             self.probes.complete()
-            last = [q for q in self.quantities if q.measures_at_end and not q.disabled]
-            self.probes.complete_validation(trainer, last)
-            last = [q for q in last if is_ready(q) and q._bookkeeping.last_measured_step != step]
-            for number, quantity in enumerate(last if step > 0 and self.run.trains else ()):
-                if quantity.draws:  # before the remaining budget is divided
-                    self._publisher.draw(final=True)
-                forwards = self.budget.forwards_at_end(quantity, len(last) - number)
-                quantity.fit_to_budget(trainer.strategy.broadcast(forwards))
-                self._measuring.measure(trainer, pl_module, [quantity], step, final=True)
+            self.probes.complete_validation(trainer, self.quantities)
+            if step > 0 and self.run.trains:
+                self._rounds.measure_at_end(trainer, pl_module, step)
             self._publisher.draw(final=True)
             measured = [q for q in self.quantities if q._bookkeeping.history]
             self._measuring.summarize(pl_module, measured, step)
         self._print_closing_line()
+        if step > 0 and self.run.trains:
+            warn_of_missing(self.quantities, self.budget, step)
 
     def on_exception(self, trainer: Trainer) -> None:
         """Training was interrupted or has failed: print the closing line, draw nothing."""
@@ -322,7 +336,8 @@ class Session:
         self._open = False
         self.run.recordings.remove()
         self.recorder.release()
-        rank_zero_info(self.budget.closing_line(self.run.trains))
+        costs = self.run.costs
+        rank_zero_info(closing_line(self.quantities, self.budget, costs, self.run.trains))
 
     # -- without training ----------------------------------------------------------------------
 
@@ -363,26 +378,6 @@ class Session:
             if ready:
                 self._measuring.measure(trainer, pl_module, ready, step, final=True)
                 self._publisher.draw(final=True)
-
-    # -- a round -------------------------------------------------------------------------------
-
-    def _measure_due(
-        self, trainer: Trainer, pl_module: LightningModule, due: list[Quantity], step: int
-    ) -> None:
-        draws_only = all(q.draws for q in due)
-        if draws_only and trainer.strategy.broadcast(self.budget.should_time_forward(due)):
-            self._measuring.time_forward(trainer, pl_module, due[0], step)
-        # Rank zero decides for all: by their own clocks processes could choose differently.
-        names = [q.prefix for q in self.budget.within_budget(due)]
-        seconds = self.budget.seconds_for_values(batches_ahead(trainer))
-        names, seconds = trainer.strategy.broadcast((names, seconds))
-        self.run.begin_round(time.perf_counter() + seconds)
-        chosen = [q for q in due if q.prefix in names]  # scalars before pictures
-        for quantity in due:
-            quantity._bookkeeping.schedule.last_step = step
-            quantity._bookkeeping.skipped += quantity not in chosen
-        if chosen:
-            self._measuring.measure(trainer, pl_module, chosen, step)
 
     # -- helpers -------------------------------------------------------------------------------
 

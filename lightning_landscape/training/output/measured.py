@@ -28,6 +28,7 @@ class Measured:
         surfaces: tag -> a function that makes a 3D surface.
         drawings: tag or file name -> the cost of a picture or a file of the whole run, in units of
             one ordinary picture; 1 if missing.
+        unconverged: keys of values that no stopper and no other callback should act on.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Measured:
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     surfaces: dict[str, Callable[[], Surface]] = field(default_factory=dict)
     drawings: dict[str, float] = field(default_factory=dict)
+    unconverged: set[str] = field(default_factory=set)
 
 
 def validated(measured: object, prefix: str) -> Measured:
