@@ -14,8 +14,10 @@ _SHORTEST_GRACE = 10.0
 # The share of the whole budget for values: the larger one, and down to the smaller one where the
 # pictures at the end of the fit need more than the rest.
 _VALUES, _VALUES_BESIDE_PICTURES = 0.7, 0.35
-# Warm-started measurements cost about this much of the first one.
+# Warm-started measurements take about this much of the first one.
 _LATER = 0.6
+# A forward is timed before a first measurement is refused, if this many of them fit.
+_FIRST_FORWARDS, _MORE_FORWARDS = 3, 10
 # The part of the remaining seconds to plan with at the end of the fit, when no training follows.
 _SAFETY = 0.8
 
@@ -71,8 +73,7 @@ class Budget:
         """Estimated seconds of the callback's next measurement."""
         last = quantity._bookkeeping.last_seconds
         if last is not None:
-            warms_up = quantity.measured == 1 and not quantity.draws
-            return _LATER * last if warms_up else last
+            return last
         forwards = quantity.forwards * self._costs.forward_seconds(quantity.loss.probe)
         return forwards + self._costs.drawing_seconds(quantity.pictures if quantity.draws else 0)
 
@@ -162,16 +163,19 @@ class Budget:
         for group, seconds in groups:
             cost = max(self._sum(group), 1e-9)
             affordable = max(math.floor(min(seconds / cost, 1e9)), 0)
+            if affordable > 3 and all(q.measured == 1 and not q.draws for q in group):
+                affordable = int(affordable / _LATER)
             wait = steps_ahead / (affordable or 4)
             found |= {quantity.prefix: step + wait for quantity in group}
         return found
 
     def should_time_forward(self, due: Sequence[Quantity], chosen: Sequence[Quantity]) -> bool:
-        """Whether to time a forward before refusing a first measurement."""
+        """Whether to time a forward, the first or another one, before refusing a measurement."""
+        times = _FIRST_FORWARDS if self._costs.forward is None else _MORE_FORWARDS
         return any(
             not q.measured
             and q not in chosen
-            and 3 * self._costs.forward_seconds(q.loss.probe) <= self.left
+            and times * self._costs.forward_seconds(q.loss.probe) <= self.left
             for q in due
         )
 

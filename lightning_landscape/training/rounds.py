@@ -85,6 +85,9 @@ class Rounds:
         self._budget.batches_ahead = 0.0
         due = [q for q in self._quantities if self._due_at_end(q, step)]
         for number, quantity in enumerate(due):
+            times = self._budget.should_time_forward([quantity], [])
+            if quantity.max_overhead is not None and trainer.strategy.broadcast(times):
+                self._measuring.time_forward(trainer, pl_module, quantity, step)
             forwards = self._budget.forwards_at_end(quantity, len(due) - number)
             if not quantity.fit_to_budget(trainer.strategy.broadcast(forwards)):
                 quantity._bookkeeping.skipped += 1

@@ -46,9 +46,9 @@ class Timed:
             monkeypatch.setattr(kind, "measure", slowly)
 
 
-def closing_line(caplog):
+def closing_line_of(caplog):
     return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape"))
 
 
 def share_in_closing_line(caplog):
-    return float(re.search(r"([\d.]+) % of the", closing_line(caplog))[1]) / 100
+    return float(re.search(r"([\d.]+) % of the", closing_line_of(caplog))[1]) / 100

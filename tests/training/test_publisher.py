@@ -26,7 +26,7 @@ from lightning_landscape.training import costs, publisher
 from lightning_landscape.training.costs import Costs
 from tests.runs import MemoryLogger, rows_of, train
 from tests.small import Linear, Quartic, ones, regression
-from tests.training.clock import Timed, closing_line, share_in_closing_line
+from tests.training.clock import Timed, closing_line_of, share_in_closing_line
 
 
 def steps(callback) -> list[int]:
@@ -388,6 +388,6 @@ def test_expensive_pictures_of_the_whole_run_are_left_out(tmp_path, monkeypatch,
     monitor._bookkeeping.schedule.due = lambda step, *_: step == 110
     train(Linear, regression, [monitor], tmp_path, max_epochs=40)
     assert [row["step"] for row in monitor.history] == [110, 120]
-    assert "left out: landscape-plane.gif" in closing_line(caplog)
-    assert "landscape/film" not in closing_line(caplog)
+    assert "left out: landscape-plane.gif" in closing_line_of(caplog)
+    assert "landscape/film" not in closing_line_of(caplog)
     assert share_in_closing_line(caplog) <= 0.05

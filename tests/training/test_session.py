@@ -16,7 +16,7 @@ from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.run_state import RunState
 from tests.runs import train
 from tests.small import Linear, Quartic, ones, regression
-from tests.training.clock import Timed, closing_line
+from tests.training.clock import Timed, closing_line_of
 
 
 def steps(callback) -> list[int]:
@@ -195,4 +195,4 @@ def test_the_time_of_idle_hooks_is_counted(tmp_path, monkeypatch, clock, caplog)
     monkeypatch.setattr(session, "HOOK_SECONDS", 0.01)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
-    assert "times in 1.2 s" in closing_line(caplog)  # 120 steps
+    assert "times in 1.2 s" in closing_line_of(caplog)  # 120 steps
