@@ -17,7 +17,7 @@ USES = choose_optimizer compare_architectures ensemble fine_tune label_noise war
 
 .PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations mutations-changed \
 	lint check-environments docs check-docs bench \
-	bench-accuracy bench-overhead bench-memory bench-scale bench-endurance bench-blindness bench-smoke clean
+	bench-accuracy bench-first-run bench-overhead bench-memory bench-scale bench-endurance bench-blindness bench-smoke clean
 
 install: $(VENV)/installed
 
@@ -128,6 +128,9 @@ bench-accuracy: install
 bench-overhead: install
 	$(RUN) benchmarks/overhead.py $(BENCH)
 
+bench-first-run: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.first_run $(BENCH)
+
 bench-memory: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.memory $(BENCH)
 
@@ -148,6 +151,7 @@ bench-smoke: install
 	$(RUN) -m benchmarks --quick --only eigenvalue-mlp pictures
 	$(RUN) -m benchmarks.accuracy --quick
 	$(RUN) benchmarks/overhead.py --quick
+	$(RUN) -m benchmarks.first_run --quick
 	$(RUN) -m benchmarks.memory --quick
 	$(RUN) -m benchmarks.scale --largest 2e4
 	$(RUN) -m benchmarks.endurance --steps 60

@@ -55,8 +55,9 @@ def test_without_lightning(capsys):
 
 
 def test_tensorboard_opens_the_logs(tmp_path):
-    assert "tensorboard --logdir runs/digits" in COMMANDS
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "0"]
+    assert "tensorboard --logdir runs/digits --samples_per_plugin images=100" in COMMANDS
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path)]
+    command += ["--samples_per_plugin", "images=100", "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         said = ""

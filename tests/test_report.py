@@ -85,10 +85,10 @@ def test_a_run(tmp_path, kind):
         "none": lambda: False,
     }[kind]()
     callbacks = [
-        HessianMonitor(every_n_train_steps=2, max_overhead=None, density_samples=2),
-        LandscapeMonitor(every_n_train_steps=2, max_overhead=None, resolution=3, name="a"),
+        HessianMonitor(every_n_train_steps=3, max_overhead=None, density_samples=2),
+        LandscapeMonitor(every_n_train_steps=3, max_overhead=None, resolution=3, name="a"),
     ]
-    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=3)
+    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=4)
     path = write_report(tmp_path)
     assert path.name == "report.html"
     assert (path.parent / "history.jsonl").exists()
@@ -100,7 +100,7 @@ def test_a_run(tmp_path, kind):
     assert "hessian 4 times, landscape/a 4 times" in page.words
     assert "double_backward" in page.words
     ratio = callbacks[0].history[-1]["hessian/edge_ratio"]
-    assert f"hessian/edge_ratio is {ratio:.3f} at step 9" in page.words
+    assert f"hessian/edge_ratio is {ratio:.3f} at step 12" in page.words
     # Every picture is one, is not blank, and differs from the one before.
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 * (4 + 1)

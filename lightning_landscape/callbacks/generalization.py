@@ -174,6 +174,11 @@ class GeneralizationMonitor(Monitor):
         }
 
     @property
+    def main_tags(self) -> tuple[str, ...]:
+        """The scalars that the summary at the end of the fit shows."""
+        return ("gap",)
+
+    @property
     def forwards(self) -> int:
         """Approximate forwards of the probe per measurement."""
         return 2 if self.metric_fn is None else 4

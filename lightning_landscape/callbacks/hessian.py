@@ -211,6 +211,11 @@ class HessianMonitor(HessianMeasurement):
         self._product_seconds: float | None = None  # at the last measurement
         self._checked_at: int | None = None  # the last step with a checked eigenvalue
 
+    @property
+    def main_tags(self) -> tuple[str, ...]:
+        """The scalars that the summary at the end of the fit shows."""
+        return ("top_eigenvalue", "edge_ratio")
+
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``; the names of blocks are known only later."""
         of_block = key.startswith((self.key("block/"), self.key("block_trace/")))
@@ -223,23 +228,29 @@ class HessianMonitor(HessianMeasurement):
 
     @property
     def charts(self) -> dict[str, list[Any]]:
-        """The eigenvalue and the edge on one chart."""
-        # Tags are regular expressions that match at the start: without "$", hessian/edge would
-        # match hessian/edge_ratio too.
-        return {
-            f"{self.prefix}: eigenvalue and the optimizer's edge": [
-                "Multiline",
-                [
-                    self.key("top_eigenvalue") + "$",
-                    self.key("preconditioned_eigenvalue") + "$",
-                    self.key("edge") + "$",
-                ],
-            ],
-            f"{self.prefix}: ratio to the edge (1 = edge of stability)": [
-                "Multiline",
-                [self.key("edge_ratio") + "$"],
-            ],
+        """The ratio to the edge first; then the eigenvalue and the edge on one chart.
+
+        For adaptive optimizers that is the preconditioned eigenvalue, and the other one is apart:
+        they may differ by orders of magnitude.
+        """
+
+        def chart(*tags: str) -> list[Any]:
+            # Tags are regular expressions that match at the start: without "$", hessian/edge would
+            # match hessian/edge_ratio too.
+            return ["Multiline", [self.key(tag) + "$" for tag in tags]]
+
+        found = {
+            f"{self.prefix}: ratio to the edge (1 = edge of stability)": chart("edge_ratio"),
         }
+        preconditioned = self.key("preconditioned_eigenvalue")
+        title = f"{self.prefix}: eigenvalue and the optimizer's edge"
+        if any(preconditioned in row for row in self.history[-1:]):
+            title = f"{self.prefix}: preconditioned eigenvalue and the optimizer's edge"
+            found[title] = chart("preconditioned_eigenvalue", "edge")
+            found[f"{self.prefix}: eigenvalue of the Hessian"] = chart("top_eigenvalue")
+        else:
+            found[title] = chart("top_eigenvalue", "edge")
+        return found
 
     @property
     def forwards(self) -> int:

@@ -15,6 +15,17 @@ from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLo
 from lightning_landscape.training.schedule import EveryNSteps
 
 
+class Callbacks(list[Any]):
+    """A list of callbacks, which explains itself where Lightning takes it for a callback."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"landscape_callbacks() returns a list, which has no attribute {name!r}: pass "
+            f"callbacks=landscape_callbacks(), or beside other callbacks "
+            f"callbacks=[*landscape_callbacks(), ...]"
+        )
+
+
 def landscape_callbacks(
     *,
     every_n_train_steps: EveryNSteps = "auto",
@@ -73,7 +84,8 @@ def landscape_callbacks(
         "loss_fn": loss_fn,
         "loss_reduction": loss_reduction,
     }
-    callbacks: list[Any] = [
+    callbacks = Callbacks()
+    callbacks += [
         HessianMonitor(**common),
         SharpnessMonitor(**common),
         LandscapeMonitor(**common),

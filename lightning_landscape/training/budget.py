@@ -11,8 +11,8 @@ from lightning_landscape.training.quantity import Quantity
 
 # A short run may at least become this much longer, as far as `grace_seconds` allows it.
 _SHORTEST_GRACE = 10.0
-# The share of the whole budget for values: the larger one, and down to the smaller one where the
-# pictures at the end of the fit need more than the rest.
+# The share of the whole budget for values: the larger one, and down to the smaller one, or three
+# values, where the pictures at the end of the fit need more than the rest.
 _VALUES, _VALUES_BESIDE_PICTURES = 0.7, 0.35
 # Warm-started measurements take about this much of the first one.
 _LATER = 0.6
@@ -20,6 +20,8 @@ _LATER = 0.6
 _FIRST_FORWARDS, _MORE_FORWARDS = 3, 10
 # The part of the remaining seconds to plan with at the end of the fit, when no training follows.
 _SAFETY = 0.8
+# The purpose of pictures that callbacks for values draw during the run.
+BESIDE_VALUES = "pictures beside values"
 
 
 class Budget:
@@ -32,6 +34,7 @@ class Budget:
         limit: the smallest ``max_overhead``; None without one.
         grace_seconds: the smallest of these callbacks.
         batches_ahead: training batches still to come; infinite if unknown.
+        steps_ahead: optimizer steps still to come; infinite if unknown.
         spent_on: purpose -> seconds.
         left_out: pictures of the whole run that were not drawn for lack of time.
     """
@@ -41,6 +44,7 @@ class Budget:
         self.limit = min((q.max_overhead for q in limited if q.max_overhead), default=None)
         self.grace_seconds = min((q.grace_seconds for q in limited), default=0.0)
         self.batches_ahead = math.inf
+        self.steps_ahead = math.inf
         self.spent_on: defaultdict[str, float] = defaultdict(float)
         self.left_out: list[str] = []
         self._limited = limited
@@ -52,13 +56,13 @@ class Budget:
     def whole(self) -> float:
         """Seconds that the whole run may become longer; infinite without a limit.
 
-        A run of unknown length counts as half done.
+        A run of unknown length may end now.
         """
         if self.limit is None:
             return math.inf
         trained = self._costs.time.trained
         known = math.isfinite(self.batches_ahead)
-        ahead = self._costs.seconds_per_batch * self.batches_ahead if known else trained
+        ahead = self._costs.seconds_per_batch * self.batches_ahead if known else 0.0
         return max(self.limit * (trained + ahead), self._grace(trained + ahead))
 
     def _grace(self, seconds: float) -> float:
@@ -103,9 +107,10 @@ class Budget:
         whole, drawing = self.whole, self._drawing
         if not math.isfinite(whole):
             return whole
-        beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole)
+        three = 3 * self._sum(self._scalars)  # the first, one in the middle, the last
+        beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole, three)
         share = min(beside, _VALUES * whole)
-        on_pictures = sum(q.seconds_spent for q in drawing)
+        on_pictures = sum(q.seconds_spent for q in drawing) + self._drawn
         return min(share - (self._costs.time.spent - on_pictures), self.left)
 
     def left_for_pictures(self, steps_ahead: float) -> float:
@@ -152,10 +157,10 @@ class Budget:
         """Prefix -> the step before which the budget allows no measurement after ``step``.
 
         What is affordable is spread evenly over the steps ahead; a run of unknown length counts
-        as half done.  Where nothing is, a decision is made anew after a quarter of them.
+        as a quarter done.  Where nothing is, a decision is made anew after half of them.
         """
         if not math.isfinite(steps_ahead):
-            steps_ahead = step
+            steps_ahead = 3 * step
         scalars, left = self._scalars, self.left_for_values
         groups = [(scalars, left)] if scalars else []
         groups += [([q], self.left_for_pictures(steps_ahead)) for q in self._drawing]
@@ -165,9 +170,27 @@ class Budget:
             affordable = max(math.floor(min(seconds / cost, 1e9)), 0)
             if affordable > 3 and all(q.measured == 1 and not q.draws for q in group):
                 affordable = int(affordable / _LATER)
-            wait = steps_ahead / (affordable or 4)
+            wait = steps_ahead / (affordable or 2)
             found |= {quantity.prefix: step + wait for quantity in group}
         return found
+
+    def forecast(self, steps_ahead: float) -> str:
+        """What is affordable from now on, e.g. "about 20 values and 1 picture"; or empty.
+
+        Empty as well until a value has been measured, and where the whole schedule is affordable.
+        """
+        scalars, drawing = self._scalars, self._drawing
+        if not scalars or not all(q.measured for q in scalars):
+            return ""
+        planned = max(q._bookkeeping.schedule.ahead(steps_ahead) for q in scalars)
+        affordable = max(self.left_for_values / max(self._sum(scalars), 1e-9), 0.0)
+        if affordable >= planned:
+            return ""
+        values = int(affordable)
+        left = self.left_for_pictures(steps_ahead)
+        pictures = sum(self.seconds_of(q) <= left for q in drawing)
+        text = f"about {values} more value{'s' * (values != 1)}"
+        return f"{text} and {pictures} picture{'s' * (pictures != 1)}" if drawing else text
 
     def should_time_forward(self, due: Sequence[Quantity], chosen: Sequence[Quantity]) -> bool:
         """Whether to time a forward, the first or another one, before refusing a measurement."""
@@ -180,17 +203,41 @@ class Budget:
         )
 
     def allows_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
-        """Whether there is time for ``pictures`` now; ``beside_last``: and for the last ones."""
-        reserve = min(self._sum(self._drawing), 0.5 * self.whole) if beside_last else 0.0
-        return reserve + self._costs.drawing_seconds(pictures) <= self.left
+        """Whether there is time for ``pictures`` now.
+
+        ``beside_last``: with the values that are planned and the last pictures still to come; what
+        these leave is spread over the run.
+        """
+        seconds = self._costs.drawing_seconds(pictures)
+        if not beside_last:
+            return seconds <= self.left
+        reserve = min(self._sum(self._drawing), 0.5 * self.whole)
+        reserve += seconds if self.steps_ahead else 0.0  # the last of these, drawn in any case
+        allowed = self.left_for_pictures(self.steps_ahead) - reserve + self._drawn
+        return self._drawn + seconds <= self._done * allowed
+
+    @property
+    def _done(self) -> float:
+        """The share of the run that is done; a run of unknown length may end now."""
+        batches, known = self._costs.batches, math.isfinite(self.batches_ahead)
+        return batches / (batches + self.batches_ahead) if known and self.batches_ahead else 1.0
+
+    @property
+    def _drawn(self) -> float:
+        """Seconds spent on pictures beside values."""
+        return self.spent_on.get(BESIDE_VALUES, 0.0)
 
     def forwards_at_end(self, quantity: Quantity, remaining: int) -> float | None:
-        """Forwards for the last measurement, one of ``remaining``; None: no limit."""
-        left = _SAFETY * self.left / remaining
+        """Forwards for the last measurement, of ``remaining`` ones; None: no limit.
+
+        Values may take all that is left, pictures share it.
+        """
+        left = _SAFETY * self.left / remaining if quantity.draws else self.left
         if quantity.max_overhead is None or self.seconds_of(quantity) <= left:
             return None
-        if quantity.draws:
-            left -= self._costs.drawing_seconds(quantity.pictures)
+        if not quantity.draws:
+            return 0.0  # a value cannot be made smaller
+        left -= self._costs.drawing_seconds(quantity.pictures)
         return max(left / max(self._costs.forward_seconds(quantity.loss.probe), 1e-9), 0.0)
 
     # -- what was spent ------------------------------------------------------------------------

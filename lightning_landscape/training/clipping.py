@@ -70,6 +70,10 @@ class ClippedSteps:
                 if (after := _gradient_norm(optimizer)) is not None:
                     self._seen.append((norm, after))
             self.watching, self._watched_at = False, step
+        self.plan(step, next_measurement)
+
+    def plan(self, step: int, next_measurement: float) -> None:
+        """Decide whether the step after ``step`` is watched."""
         passed = step + 1 - self._watched_at
         due = step + 1 >= next_measurement and passed >= _BEFORE_MEASURING
         self.watching = due or passed >= _EVERY

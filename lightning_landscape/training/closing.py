@@ -1,12 +1,18 @@
-"""What is said when a fit ends: one line, and warnings where there is less than was asked for."""
+"""What is said when a fit ends: a summary, and warnings where there is less than was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.quantity import Quantity
+
+# Ratios to the edge that count as near 1, and how many of the last values must agree.
+_NEAR, _ABOVE, _LAST_VALUES = 0.8, 1.3, 3
+_MOST_KEYS = 5  # in the summary
 
 
 def closing_line(quantities: Sequence[Quantity], budget: Budget, costs: Costs, trains: bool) -> str:
@@ -39,6 +45,91 @@ def closing_line(quantities: Sequence[Quantity], budget: Budget, costs: Costs, t
     return line
 
 
+# -- what was measured -----------------------------------------------------------------------------
+
+
+def summary(quantities: Sequence[Quantity]) -> list[tuple[str, str]]:
+    """``(key, text)`` for the main keys: the first, the last and the highest value."""
+    rows = []
+    for quantity in quantities:
+        for key in _main_keys(quantity):
+            found = _values(quantity, key)
+            if not found:
+                continue
+            (first_step, first), (last_step, last) = found[0], found[-1]
+            text = f"{first:.3g} at step {first_step}"
+            if len(found) > 1:
+                high_step, high = max(found, key=lambda pair: pair[1])
+                text += f", {last:.3g} at step {last_step}, highest {high:.3g} at step {high_step}"
+            rows.append((key, f"{text} ({len(found)} value{'s' if len(found) > 1 else ''})"))
+    return rows[:_MOST_KEYS]
+
+
+def judgement(quantities: Sequence[Quantity]) -> str:
+    """One sentence on the distance to the stability edge; empty without enough values."""
+    for quantity in quantities:
+        found = _values(quantity, quantity.key("edge_ratio"))
+        if len(found) < _LAST_VALUES:
+            continue
+        key = quantity.key("edge_ratio")
+        last = [ratio for _, ratio in found[-_LAST_VALUES:]]
+        if min(last) > _ABOVE:
+            step = _since(found, lambda ratio: ratio > _ABOVE)
+            return (
+                f"{key} was above {_ABOVE:g} from step {step}: steps overshoot along the top "
+                f"eigenvector; if the loss rises too, lower the learning rate or warm up longer"
+            )
+        if min(last) >= _NEAR:
+            step = _since(found, lambda ratio: ratio >= _NEAR)
+            return (
+                f"{key} stayed near 1 from step {step}: this learning rate is at its stability "
+                f"limit"
+            )
+        step, highest = max(found, key=lambda pair: pair[1])
+        return (
+            f"{key} ended at {last[-1]:.2g}, at most {highest:.2g} at step {step}: below the edge "
+            f"of the full batch; with small batches and momentum that does not say how much higher "
+            f"the learning rate can be"
+        )
+    return ""
+
+
+def as_lines(rows: Sequence[tuple[str, str]], sentence: str) -> list[str]:
+    """The summary as lines of plain text."""
+    width = max((len(key) for key, _ in rows), default=0)
+    lines = [f"  {key.ljust(width)}  {text}" for key, text in rows]
+    return lines + ([f"  {sentence}"] if sentence else [])
+
+
+def as_markdown(rows: Sequence[tuple[str, str]], sentence: str, line: str) -> str:
+    """The summary as Markdown, for the loggers that take text."""
+    table = ["| key | values |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in rows)]
+    return "\n\n".join(filter(None, ("\n".join(table) if rows else "", sentence, line)))
+
+
+def _main_keys(quantity: Quantity) -> list[str]:
+    return [quantity.key(tag) for tag in quantity.main_tags]
+
+
+def _values(quantity: Quantity, key: str) -> list[tuple[int, float]]:
+    """Step and value of ``key``, where it is finite."""
+    rows = ((int(row["step"]), row.get(key)) for row in quantity.history)
+    return [(step, value) for step, value in rows if value is not None and math.isfinite(value)]
+
+
+def _since(found: Sequence[tuple[int, float]], holds: Callable[[float], bool]) -> int:
+    """The first step from which ``holds`` is true of all values."""
+    since = found[-1][0]
+    for step, value in reversed(found):
+        if not holds(value):
+            break
+        since = step
+    return since
+
+
+# -- what is missing -------------------------------------------------------------------------------
+
+
 def warn_of_missing(quantities: Sequence[Quantity], budget: Budget, steps: int) -> None:
     """Warn of callbacks that measured nothing, and of stoppers that could not have stopped."""
     for quantity in quantities:
@@ -46,17 +137,24 @@ def warn_of_missing(quantities: Sequence[Quantity], budget: Budget, steps: int) 
         if not quantity.measured and not quantity.disabled and not quantity.failed:
             quantity.warn_once(f"measured 0 times in {steps} steps: {_reason(quantity, budget)}")
         for listener in bookkeeping.listeners:
-            if bookkeeping.heard.get(listener.monitor, 0) < listener.least_values:
+            heard = bookkeeping.heard.get(listener.monitor, 0)
+            if heard < listener.least_values:
                 quantity.warn_once(
-                    f"{type(listener).__name__}(monitor={listener.monitor!r}) got "
-                    f"{bookkeeping.heard.get(listener.monitor, 0)} values in {steps} steps and "
-                    f"needs {listener.least_values}: it could not have stopped; pass "
-                    f"max_overhead=None, a smaller every_n_train_steps or a smaller patience"
+                    f"{type(listener).__name__}(monitor={listener.monitor!r}) got {heard} "
+                    f"value{'' if heard == 1 else 's'} in {steps} steps and needs "
+                    f"{listener.least_values}: it could not have stopped; pass max_overhead=None, "
+                    f"a smaller every_n_train_steps or a smaller patience"
                 )
 
 
 def _reason(quantity: Quantity, budget: Budget) -> str:
-    if not all(probe.complete for probe in quantity._bookkeeping.probes.values()):
+    probes = quantity._bookkeeping.probes
+    if LOSS in probes and probes[LOSS].captured and not probes[LOSS].batches:
+        return (
+            "no training batch gave a loss, e.g. because training_step always returns None; return "
+            "the loss, or pass loss_fn=... and probe=..."
+        )
+    if not all(probe.complete for probe in probes.values()):
         return "its data was never complete; pass probe=..."
     if quantity.max_overhead is None:
         return "its schedule gave no step; pass a smaller every_n_train_steps"

@@ -34,8 +34,13 @@ def stop_measuring(quantity: Quantity, error: BaseException, rank: int) -> None:
     _warn(f"{quantity.prefix}: {error}. It stops measuring", error, rank)
 
 
-def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
-    """Warn of a failed measurement; after three in a row the callback stops measuring."""
+def count_failure(
+    quantity: Quantity, error: BaseException, rank: int, batch_kind: str = ""
+) -> None:
+    """Warn of a failed measurement; after three in a row the callback stops measuring.
+
+    ``batch_kind``: the :func:`kind_of` the training batches, if known.
+    """
     bookkeeping = quantity._bookkeeping
     bookkeeping.failed += 1
     bookkeeping.failed_in_a_row += 1
@@ -48,7 +53,7 @@ def count_failure(quantity: Quantity, error: BaseException, rank: int) -> None:
     )
     quantity.reset_warm_start()
     message = f"{quantity.prefix}: a measurement failed ({_describe(error)}); {ending}"
-    if remedy := _remedy(quantity, error):
+    if remedy := _remedy(quantity, error, batch_kind):
         message += f". {remedy}"
     _warn(message, error, rank)
 
@@ -66,7 +71,15 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _remedy(quantity: Quantity, error: BaseException) -> str:
+def kind_of(batch: object) -> str:
+    """The structure of a batch in a word or two, for messages."""
+    if isinstance(batch, (tuple, list)):
+        return f"sequences of {len(batch)}"
+    names = {dict: "dicts", Tensor: "tensors"}
+    return names.get(type(batch), f"objects of type {type(batch).__name__}")
+
+
+def _remedy(quantity: Quantity, error: BaseException, batch_kind: str) -> str:
     if out_of_memory(error):
         return (
             "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
@@ -86,6 +99,13 @@ def _remedy(quantity: Quantity, error: BaseException) -> str:
             "probe is a list, so each of its items was used as a batch; if the list is one batch, "
             "pass probe=tuple(batch)"
         )
+    if batch_kind and probe is not None and probe.batches:
+        kind = kind_of(probe.batches[0].batch)
+        if kind != batch_kind:
+            return (
+                f"The batches of the probe are {kind}, those of training are {batch_kind}: pass a "
+                f"probe of the same structure, e.g. probe=next(iter(train_loader))"
+            )
     return (
         "If training_step cannot be called on the probe at this point, pass a fixed probe=... that "
         "fits it, or loss_fn=lambda pl_module, batch: ..."

@@ -207,7 +207,7 @@ class Measuring:
 
     def count_failure(self, quantity: Quantity, error: BaseException) -> None:
         """Warn; after three failures in a row the callback stops measuring."""
-        count_failure(quantity, error, self._run.processes.rank)
+        count_failure(quantity, error, self._run.processes.rank, self._run.batch_kind)
 
 
 def _measure_validated(quantity: Quantity, this_round: Round) -> Measured:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.budget import BESIDE_VALUES, Budget
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.isolation.random_state import preserve_rng_state
 from lightning_landscape.training.output.history import launched_by_another_process
@@ -113,7 +113,7 @@ class Publisher:
                 self._postponed.pop(tag).make()
                 seconds = time.perf_counter() - started
                 output.quantity._bookkeeping.seconds_spent += seconds
-                self._budget.record("last pictures" if final else "later measurements", seconds)
+                self._budget.record("last pictures" if final else BESIDE_VALUES, seconds)
 
     def _row(
         self,

@@ -103,10 +103,11 @@ class Quantity:
             raise TypeError(
                 f"class {owner}: expected an attribute kind, the first part of its keys"
             )
-        if isinstance(every_n_train_steps, str):
-            check_choice(owner, "every_n_train_steps", every_n_train_steps, ("auto",))
-        elif every_n_train_steps is not None:
-            every_n_train_steps = check_count(owner, "every_n_train_steps", every_n_train_steps)
+        named = isinstance(every_n_train_steps, str) and every_n_train_steps == "auto"
+        if every_n_train_steps is not None and not named:
+            every_n_train_steps = check_count(
+                owner, "every_n_train_steps", every_n_train_steps, 1, ", 'auto', or None"
+            )
         if every_n_epochs is not None:
             every_n_epochs = check_count(owner, "every_n_epochs", every_n_epochs)
         if every_n_train_steps is None and every_n_epochs is None:
@@ -201,6 +202,11 @@ class Quantity:
         A gradient is 3, a Hessian-vector product 6.  A subclass may set a plain number.
         """
         return 0
+
+    @property
+    def main_tags(self) -> tuple[str, ...]:
+        """The scalars that the summary at the end of the fit shows."""
+        return self.tags[:1]
 
     def owns(self, key: str) -> bool:
         """Whether this callback may log ``key``."""

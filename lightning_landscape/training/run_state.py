@@ -31,6 +31,7 @@ class RunState:
             on all processes or on none.
         clipped_share: share of the clipped steps among the last ones that were seen; None without
             any.
+        batch_kind: the structure of the training batches, for messages.
         largest_batch: examples in the largest training batch at the measurements so far.
         recordings: what training has drawn from the module's iterators.
         trains: False if a finished model is measured, without training steps.
@@ -48,6 +49,7 @@ class RunState:
         self._rounds = 0
         self.concatenated: dict[Hashable, bool] = {}
         self.deadline = math.inf
+        self.batch_kind = ""
         self.largest_batch = 1
         self.trains = True
         self._sizes: dict[int, int] = {}
@@ -70,7 +72,9 @@ class RunState:
         In rounds 1, 2, 4, 8 and then in every 8th: by their number, which is the same on all
         processes also after a failure on one of them.
         """
-        return self._rounds & (self._rounds - 1) == 0 or self._rounds % 8 == 0
+        return self._rounds > 0 and (
+            self._rounds & (self._rounds - 1) == 0 or self._rounds % 8 == 0
+        )
 
     def begin_round(self, deadline: float) -> None:
         """Set the deadline and ``clipped_share``; called on all processes."""

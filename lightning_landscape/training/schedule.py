@@ -64,12 +64,27 @@ class Schedule:
             after = self.last_planned
         return self.n * math.ceil(after / self.n) if math.isfinite(after) else math.inf
 
+    def was_due(self, after: int, until: int) -> bool:
+        """Whether a multiple lies after the first step, and not after the second."""
+        return bool(self.n and until // self.n > after // self.n)
+
     def advance(self, step: int) -> int:
         """Note that it was due at ``step``; returns how many multiples it has passed before."""
         last, self.last_step = self.last_step, step
         if last is None or self.n is None:
             return 0
         return max((step - 1) // self.n - last // self.n, 0)
+
+    def end(self, step: int, decided: bool) -> int:
+        """Note that the fit ends after ``step``; returns how many multiples it has passed.
+
+        ``decided``: without ``step`` itself, because it was measured or counted.
+        """
+        if self.last_step is None:
+            return 0
+        passed = self.advance(step if decided else step + 1)
+        self.last_step = step
+        return passed
 
     def due(self, step: int, epoch: int, epoch_ends: bool) -> bool:
         """Whether to measure after ``step`` steps, in ``epoch`` (from 0)."""

@@ -20,8 +20,16 @@ from pytorch_lightning.utilities import rank_zero_info
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.clipping import is_scaled
-from lightning_landscape.training.closing import closing_line, warn_of_missing
+from lightning_landscape.training.closing import (
+    as_lines,
+    as_markdown,
+    closing_line,
+    judgement,
+    summary,
+    warn_of_missing,
+)
 from lightning_landscape.training.data.batch import batch_size
+from lightning_landscape.training.failures import kind_of
 from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, STEP_HOOKS
 from lightning_landscape.training.isolation.module_state import record_iterators
 from lightning_landscape.training.logged_size import LoggedSize
@@ -53,7 +61,9 @@ class Session:
         self.probes = Probes(self.quantities, self.run)
         self._publisher = Publisher(trainer, self.quantities, self.budget, self.run.costs)
         self._measuring = Measuring(self.run, self.budget, self.probes, self._publisher)
-        self._rounds = Rounds(self.quantities, self.run, self.budget, self._measuring)
+        self._rounds = Rounds(
+            self.quantities, self.run, self.budget, self._measuring, self._publisher
+        )
         self._readers: list[Reader] = []
         self._watch = watch
         self._logged_size = LoggedSize()
@@ -168,7 +178,7 @@ class Session:
         """Copy the batch before it can be modified, and the weights before the step, if needed."""
         if self._idle(trainer):
             return
-        due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
+        due = self._due(trainer, self._reading(trainer))
         measuring = [*due, *(q for q in self.quantities if q.draws and self._is_last_step(trainer))]
         last_step, copies = self.run.last_step, any(q.needs_update for q in measuring)
         copies = copies and last_step.needs_weights_at(trainer.global_step)
@@ -205,17 +215,22 @@ class Session:
         last_step = steps > 0 and trainer.global_step + len(trainer.optimizers) >= steps
         return bool(last_step or (last_epoch and trainer.is_last_batch))
 
-    def _due(self, quantity: Quantity, trainer: Trainer) -> bool:
-        """Whether it is due at the end of this batch, if an optimizer steps."""
+    def _due(self, trainer: Trainer, reading: Sequence[Reader]) -> list[Quantity]:
+        """The callbacks that are due at the end of this batch, if an optimizer steps."""
+        return [q for q in self.quantities if not q.disabled and self._is_due(q, trainer, reading)]
+
+    def _is_due(self, quantity: Quantity, trainer: Trainer, reading: Sequence[Reader]) -> bool:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         schedule = quantity._bookkeeping.schedule
         if schedule.due(step, trainer.current_epoch, trainer.is_last_batch):
             return True
         allowed = step >= schedule.not_before or quantity.must_measure
-        return allowed and any(r.quantity is quantity for r in self._reading(trainer))
+        return allowed and any(r.quantity is quantity for r in reading)
 
     def _reading(self, trainer: Trainer) -> list[Reader]:
         """What reads a value after this batch, if an optimizer steps."""
+        if not self._readers:
+            return []
         steps = trainer.global_step
         if steps == self._last_global_step:  # not yet
             steps += len(trainer.optimizers)
@@ -238,6 +253,7 @@ class Session:
         self._count_batches(trainer)
         with self._measuring_time():
             size = self._capture(trainer, pl_module, outputs, batch, batch_idx)
+        reading = self._reading(trainer)
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
         before, self._last_global_step = self._last_global_step, trainer.global_step
@@ -247,14 +263,14 @@ class Session:
         # counter is incremented after this hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         self._track_weights(trainer, pl_module, step)
-        due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
+        due = self._due(trainer, reading)
         self.probes.complete_validation(trainer, due)
-        reading = self._reading(trainer)
         self.probes.complete_for([r for r in reading if r.quantity.must_measure])
         due = [q for q in due if is_ready(q)]
         if due:
             with self._measuring_time(pl_module):
                 self.run.costs.batch_size = size or batch_size(batch)
+                self.run.batch_kind = kind_of(batch)
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
                 self._rounds.measure_due(trainer, pl_module, due, step)
             self.run.last_step.batches = []
@@ -263,6 +279,9 @@ class Session:
         for reader in reading:
             reader.warn_if_stale(step)
         self._find_next_step()
+        if self._sees_clipping:
+            self.run.clipped_steps.plan(step, self._next_step)
+            self._watch(STEP_HOOKS, self.run.clipped_steps.watching)
 
     def _watch_clipping(self, trainer: Trainer, automatic: bool) -> None:
         """Compare the gradients of this step, if they were watched, and watch those of the next."""
@@ -294,7 +313,7 @@ class Session:
         """
         size = self._logged_size.stop()
         if self._takes_iterator:  # not available at the start of the batch
-            due = [q for q in self.quantities if not q.disabled and self._due(q, trainer)]
+            due = self._due(trainer, self._reading(trainer))
             self._copy_batch(trainer, batch, batch_idx, due)
         if pl_module.automatic_optimization and not outputs:
             self.run.last_step.drop_batch()  # training_step returned no loss
@@ -318,9 +337,11 @@ class Session:
             self.probes.complete_validation(trainer, self.quantities)
             if step > 0 and self.run.trains:
                 self._rounds.measure_at_end(trainer, pl_module, step)
+            self._rounds.count_passed(step)
             self._publisher.draw(final=True)
             measured = [q for q in self.quantities if q._bookkeeping.history]
             self._measuring.summarize(pl_module, measured, step)
+            self._summarize(step)
         self._print_closing_line()
         if step > 0 and self.run.trains:
             warn_of_missing(self.quantities, self.budget, step)
@@ -329,15 +350,25 @@ class Session:
         """Training was interrupted or has failed: print the closing line, draw nothing."""
         if self._open:
             self._count_batches(trainer)
+            self._rounds.count_passed(trainer.fit_loop.epoch_loop._batches_that_stepped)
             self._print_closing_line()
 
+    def _summarize(self, step: int) -> None:
+        """Log the summary as text."""
+        rows, sentence = summary(self.quantities), judgement(self.quantities)
+        if rows and self.run.trains:
+            line = closing_line(self.quantities, self.budget, self.run.costs, trains=True)
+            text = as_markdown(rows, sentence, line)
+            self.recorder.text("landscape/summary", text, step)
+
     def _print_closing_line(self) -> None:
-        """Print the closing line, once."""
+        """Print the closing line and the summary, once."""
         self._open = False
         self.run.recordings.remove()
         self.recorder.release()
-        costs = self.run.costs
-        rank_zero_info(closing_line(self.quantities, self.budget, costs, self.run.trains))
+        line = closing_line(self.quantities, self.budget, self.run.costs, self.run.trains)
+        rows = as_lines(summary(self.quantities), judgement(self.quantities))
+        rank_zero_info("\n".join([line, *(rows if self.run.trains else [])]))
 
     # -- without training ----------------------------------------------------------------------
 

@@ -69,7 +69,10 @@ def _flags(call, *arguments):
 
 ROWS = [
     # What all monitors have.
-    wrong(ALL, "every_n_train_steps", COUNTS, ValueError, "expected an integer >= 1"),
+    wrong(
+        ALL, "every_n_train_steps", (*COUNTS, "Auto"), ValueError,
+        "expected an integer >= 1, 'auto', or None",
+    ),
     wrong(ALL, "every_n_epochs", COUNTS, ValueError, "expected an integer >= 1"),
     wrong(
         ALL, "every_n_train_steps", (None,), ValueError,
@@ -80,6 +83,14 @@ ROWS = [
         r"expected a share of .*\(0\.05 is 5 per cent\), or None for the exact schedule",
     ),
     wrong(ALL, "max_overhead", ("5%", "0.05", True, [0.05]), TypeError, "expected a share of the "),
+    wrong(
+        ALL, "grace_seconds", (-1.0, NAN, INF, 10**400), ValueError,
+        "expected seconds >= 0; 0: only max_overhead counts",
+    ),
+    wrong(
+        ALL, "grace_seconds", ("30", True, None, [30.0]), TypeError,
+        "expected seconds >= 0; 0: only max_overhead counts",
+    ),
     wrong(ALL, "probe", (*NO_DATA, Datamodule()), TypeError, DATA),
     wrong(ALL, "probe", ("data.train",), TypeError, "a LightningCLI, .* -> DataLoader or -> Probe"),
     wrong(ALL, "probe", ([],), ValueError, f"it holds no batch; {DATA}"),
@@ -210,6 +221,7 @@ FINE = [
     (HESSIAN, {"every_n_train_steps": np.int64(5), "k": np.int32(2), "tol": np.float32(0.1)}),
     (HESSIAN, {"max_overhead": 1, "blocks": {}}),
     (HESSIAN, {"max_overhead": 5}),  # 500 per cent: warned of
+    (HESSIAN, {"every_n_train_steps": "auto", "grace_seconds": 0}),
     (HESSIAN, {"parameters": "layer.*"}),
     (SHARPNESS, {"parameters": ("layer.*",), "rho": torch.tensor(0.1), "sigma": 1}),
     (LANDSCAPE, {"span": np.array([0.0, 1.0]), "resolution": [3, 0], "directions": ["pca", "pca"]}),

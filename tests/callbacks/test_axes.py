@@ -21,6 +21,7 @@ from lightning_landscape.geometry.vectors import inner, norm
 from lightning_landscape.training.costs import Stopwatch
 from tests.runs import differences, train
 from tests.small import Linear, ones, regression
+from tests.training.clock import Timed
 
 SETTINGS = {"every_n_train_steps": 2, "max_overhead": None}
 F64 = {"precision": "64-true"}
@@ -96,12 +97,16 @@ def test_the_update_is_the_step_also_at_the_end(tmp_path, taken, settings):
         assert inner(x.vector, y.vector) == pytest.approx(0.0, abs=1e-9 * norm(x.vector) ** 2)
 
 
-def test_the_last_picture_where_the_last_step_could_not_be_afforded(tmp_path, taken):
-    monitor = LandscapeMonitor(
-        directions="update", resolution=3, every_n_train_steps=1, max_overhead=1e-9
-    )
+@pytest.mark.short_runs
+def test_the_last_picture_where_the_last_step_could_not_be_afforded(
+    tmp_path, monkeypatch, clock, taken
+):
+    """A forward of .05 s: 10 s longer is too little for 225 points, and enough for 121."""
+    Timed(monkeypatch, clock, {}, evaluation=0.05)
+    monitor = LandscapeMonitor(directions="update", line_resolution=0, every_n_train_steps=1)
     train(Linear, regression, [monitor], tmp_path)
     assert monitor.skipped > 0
+    assert monitor.reduced_resolution == "11 x 11 of 15 x 15 points"
     assert [(step, axes[0].name) for step, axes in taken] == [(6, "update")]
 
 

@@ -21,6 +21,7 @@ from lightning_landscape.measure import measure
 from tests.integration.test_resume import resume
 from tests.runs import differences, train
 from tests.small import Linear, regression
+from tests.training.clock import Timed
 
 EXACTLY = {"every_n_train_steps": 5, "max_overhead": None}
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(1))
@@ -91,7 +92,7 @@ def test_values_are_those_of_explicit_copies(tmp_path, reference):
     monitor = InterpolationMonitor(reference=wanted, probe=(X, Y), resolution=5, **EXACTLY)
     module = run(monitor, tmp_path)
     rows = monitor.history
-    assert [row["step"] for row in rows] == [1, 6, 11, 12]
+    assert [row["step"] for row in rows] == [1, 5, 10, 12]
     for row in rows:
         now = module.seen[f"step {row['step']}"]
         start = {"initial": module.seen["start"]}.get(reference, own)
@@ -510,43 +511,49 @@ def test_a_checkpoint_is_measured_as_the_live_run_was(tmp_path):
 # -- the budget -----------------------------------------------------------------------------------
 
 
-def test_a_plane_is_a_picture_and_a_line_is_none(tmp_path):
-    """Scalars are had at once; a plane waits for its time, and at the end what fits is drawn."""
+@pytest.mark.short_runs
+def test_a_plane_is_a_picture_and_a_line_is_none(tmp_path, monkeypatch, clock):
+    """Scalars are had at once; a plane waits for its time, and at the end what fits is drawn.
+
+    12 steps of 1 s may become 12 s longer; a line takes .15 s, the plane of full size 11.4 s.
+    """
     torch.manual_seed(8)
     third = Kept().state_dict()
-    common = {"probe": (X, Y), "every_n_train_steps": 1, "max_overhead": 1e-9, "resolution": 3}
+    Timed(monkeypatch, clock, {}, evaluation=0.05)
+    common = {"probe": (X, Y), "every_n_train_steps": 1, "resolution": 3}
     line = InterpolationMonitor(name="line", **common)
     plane = InterpolationMonitor(name="plane", third=third, **common)
     run(plane, tmp_path, callbacks=[line])
-    assert [row["step"] for row in line.history] == [1, 12]
+    assert [row["step"] for row in line.history] == list(range(1, 13))
     assert [row["step"] for row in plane.history] == [12]
-    assert plane.reduced_resolution == "5 x 5 of 15 x 15 points"
+    assert plane.reduced_resolution == "11 x 11 of 15 x 15 points"
     drawn = Slice.load(tmp_path / "landscape" / "interpolation-plane-plane-step00000012.npz")
-    assert drawn.losses.shape == (5, 5)
+    assert drawn.losses.shape == (11, 11)
 
 
 @pytest.mark.parametrize(
-    ("forwards", "size", "coarse"),
+    ("forwards", "fits", "size", "coarse"),
     [
-        (None, 15, ""),
-        (1000, 15, ""),
-        (247, 15, ""),  # 2 lines of 11 points and 225
-        (246, 13, "13 x 13 of 15 x 15 points"),
-        (47, 5, "5 x 5 of 15 x 15 points"),
-        (46, 5, "5 x 5 of 15 x 15 points"),
-        (0, 5, "5 x 5 of 15 x 15 points"),
+        (None, True, 15, ""),
+        (1000, True, 15, ""),
+        (247, True, 15, ""),  # 2 lines of 11 points and 225
+        (246, True, 13, "13 x 13 of 15 x 15 points"),
+        (143, True, 11, "11 x 11 of 15 x 15 points"),
+        (142, False, 15, ""),
+        (0, False, 15, ""),
     ],
 )
-def test_the_plane_shrinks_to_what_is_left(forwards, size, coarse):
+def test_the_plane_shrinks_to_what_is_left(forwards, fits, size, coarse):
     monitor = InterpolationMonitor(third=Kept().state_dict(), other_probes={"o": (X, Y)})
-    monitor.fit_to_budget(forwards)
+    assert monitor.fit_to_budget(forwards) == fits
     assert (monitor._plane_size, monitor.reduced_resolution) == (size, coarse)
     assert monitor.forwards == 247
     small = InterpolationMonitor(third=Kept().state_dict(), plane_resolution=4)
-    small.fit_to_budget(0)
+    assert not small.fit_to_budget(0)
     assert small.reduced_resolution == ""
+    assert small.fit_to_budget(small.forwards)
     alone = InterpolationMonitor()
-    alone.fit_to_budget(forwards)
+    assert alone.fit_to_budget(forwards) == (forwards != 0)
     assert (alone.reduced_resolution, alone.forwards, alone.draws) == ("", 11, False)
 
 
@@ -555,13 +562,13 @@ def test_a_coarse_plane_says_so(tmp_path):
 
     class Poor(InterpolationMonitor):
         def fit_to_budget(self, forwards):
-            super().fit_to_budget(60)
+            return super().fit_to_budget(130)
 
     monitor = Poor(third=Kept().state_dict(), probe=(X, Y), resolution=2, **EXACTLY)
     run(monitor, tmp_path, max_epochs=1)
     plane = Slice.load(tmp_path / "landscape" / "interpolation-plane-step00000003.npz")
-    assert plane.losses.shape == (7, 7)
-    assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [7, 7]}
+    assert plane.losses.shape == (11, 11)
+    assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [11, 11]}
 
 
 def test_the_copy_at_the_start_of_an_epoch_counts_as_measuring(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from lightning_landscape import LandscapeMonitor, Slice
 from tests.runs import train
 from tests.small import Linear, regression
+from tests.training.clock import Timed
 
 PAIRS = [
     "random",
@@ -78,8 +79,12 @@ def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
 
 
 @pytest.mark.pictures
-def test_one_picture_at_the_end_in_any_case(tmp_path):
-    monitor = LandscapeMonitor(every_n_train_steps=1000, max_overhead=1e-9, resolution=3)
+@pytest.mark.short_runs
+def test_one_picture_is_that_of_the_end(tmp_path, monkeypatch, clock):
+    """A forward of .12 s, 51 of them for a picture: 10 s longer is enough for one, not for two."""
+    Timed(monkeypatch, clock, {}, evaluation=0.12)
+    probe = regression().dataset.tensors
+    monitor = LandscapeMonitor(every_n_train_steps=1000, resolution=3, probe=probe)
     train(Linear, regression, [monitor], tmp_path)
     assert [row["step"] for row in monitor.history] == [6]
     assert len(list((tmp_path / "landscape").glob("*.png"))) == 2

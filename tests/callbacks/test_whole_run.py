@@ -46,7 +46,8 @@ def test_event_file_holds_the_pictures_of_the_whole_run(tmp_path):
     assert {tag for tag in events.Tags()["tensors"] if tag.startswith("landscape/surface")} == {
         f"landscape/surface_{part}" for part in ("VERTEX", "FACE", "COLOR")
     }
-    assert len(events.Tensors("landscape/surface_VERTEX")) == 3
+    surfaces = events.Tensors("landscape/surface_VERTEX")
+    assert [event.step for event in surfaces] == [1, 10, 20, 21]
     folder = tmp_path / "landscape"
     names = ("landscape-plane.gif", "landscape-lines-line-1.gif")
     assert all((folder / name).read_bytes()[:6] == b"GIF89a" for name in names)
@@ -127,7 +128,10 @@ def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
 
 
 def test_no_film_of_one_picture(tmp_path):
-    train(Linear, regression, [LandscapeMonitor(every_n_train_steps=100, **SMALL)], tmp_path)
+    """The probe is complete when the only epoch ends."""
+    monitor = LandscapeMonitor(**SMALL)
+    train(Linear, regression, [monitor], tmp_path, max_epochs=1)
+    assert [row["step"] for row in monitor.history] == [3]
     assert not [p for p in (tmp_path / "landscape").iterdir() if p.suffix == ".gif"]
 
 

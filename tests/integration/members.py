@@ -211,7 +211,8 @@ def ours(**extra: Any) -> list[pl.Callback]:
             **common, max_hvps=6, tol=0.05, update_curvature=True, batch_edge_ratio=True
         ),
         SharpnessMonitor(**common, critical=True),
-        LandscapeMonitor(**{**common, "every_n_train_steps": 6}, resolution=2, line_resolution=3),
+        # At step 8, and not after the validation that follows, which FSDP leaves unsharded.
+        LandscapeMonitor(**{**common, "every_n_train_steps": 8}, resolution=2, line_resolution=3),
     ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 
 import pytest
 
 from lightning_landscape import HessianMonitor, SharpnessMonitor
+from lightning_landscape.training.isolation.stand_ins import UncachedCalls
 from tests.constructs import CONSTRUCTS
 from tests.constructs.base import loader
 from tests.runs import differences, train
@@ -38,7 +40,7 @@ CONSTRUCTS_BASE = next(iter(CONSTRUCTS.values())).__mro__[1]
 
 
 def monitors():
-    common = {"every_n_train_steps": 6, "max_overhead": None, "probe_samples": 24}
+    common = {"every_n_train_steps": 5, "max_overhead": None, "probe_samples": 24}
     return [HessianMonitor(max_hvps=8, **common), SharpnessMonitor(**common)]
 
 
@@ -60,6 +62,45 @@ def test_a_run_with_callbacks_ends_as_one_without(name, tmp_path):
         assert max(c.failed for c in callbacks) <= make.may_fail, ours
         noisy = [m for m in ours if "two evaluations" in m]
         assert noisy == []
+
+
+def test_what_a_loss_freezes_is_constant(tmp_path):
+    """At odd steps the gate is frozen already; at even ones the evaluation freezes it."""
+    common = {"every_n_train_steps": 5, "max_overhead": None, "probe_samples": 24}
+    common |= {"tol": 1e-4, "rtol": 0.0, "max_hvps": 100}
+    callbacks = [HessianMonitor(**common), HessianMonitor(name="net", parameters="net.*", **common)]
+    train(CONSTRUCTS["tensors: requires_grad that is toggled"], loader, callbacks, tmp_path)
+    rows, of_net = (callback.history for callback in callbacks)
+    assert [row["step"] for row in rows] == [3, 5, 10, 15]
+    for row, other in zip(rows, of_net, strict=True):
+        eigenvalue = other["hessian/net/top_eigenvalue"]
+        assert row["hessian/top_eigenvalue"] == pytest.approx(eigenvalue, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"maxsize": 4}, {"maxsize": None}, {"maxsize": 4, "typed": True}]
+)
+def test_known_results_of_a_cached_function_are_read_unseen(options):
+    """Whatever its arguments are; the one that training would forget next stays the next."""
+    made = []
+
+    @functools.lru_cache(**options)
+    def cached(*args, **names):
+        made.append((args, names))
+        return {}
+
+    calls = [((), {}), ((1,), {}), ((1.5, "a"), {}), ((2,), {"b": 3})]
+    known = [cached(*args, **names) for args, names in calls]
+    before = cached.cache_info()
+    stand_in = UncachedCalls(cached, lambda: "self.cached").make(0)
+    for (args, names), result in zip(calls[::-1], known[::-1], strict=True):
+        assert stand_in(*args, **names) is result
+    assert len(made) == 4
+    assert stand_in("new") is stand_in("new")
+    assert cached.cache_info() == before
+    for number in range(3):
+        cached("another", number)
+    assert cached(2, b=3) is known[3]
 
 
 def test_the_table_is_as_long_as_promised():

@@ -207,7 +207,7 @@ class PlainNorm(nn.Module):
 
 
 class Truth(pl.Callback):
-    """Keeps copies of the module where monitors measure, every ``every`` steps."""
+    """Keeps copies of the module where monitors measure: first, and at multiples of ``every``."""
 
     def __init__(self, loss: Loss, held: list[Batch], every: int) -> None:
         self.loss, self.every = loss, every
@@ -218,7 +218,7 @@ class Truth(pl.Callback):
         self.known: dict[int, float] = {}
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        if (trainer.global_step - 1) % self.every in (0, FROZEN - 1):
+        if trainer.global_step in (1, FROZEN) or trainer.global_step % self.every == 0:
             self.kept[trainer.global_step] = copy.deepcopy(pl_module)
 
     def at(self, step: int) -> float:
@@ -266,7 +266,7 @@ COLUMNS = ("as chosen", "apart", "by hand")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """``runs(name, head)``: one of 13 and one of 202 steps; those of the last call are kept."""
+    """``runs(name, head)``: one of 12 and one of 202 steps; those of the last call are kept."""
     known: dict[Any, Any] = {}
 
     def run(loss: Loss, head: str, every: int, steps: int) -> Any:
@@ -284,7 +284,7 @@ def runs(tmp_path_factory):
     def both(name: str, head: str) -> Any:
         if (name, head) not in known:
             known.clear()
-            known[name, head] = [run(LOSSES[name], head, *of) for of in ((9, 13), (99, 202))]
+            known[name, head] = [run(LOSSES[name], head, *of) for of in ((6, 12), (101, 202))]
         return known[name, head]
 
     return both
@@ -301,14 +301,14 @@ CASES = [
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_the_eigenvalue_is_that_of_the_loss(name, head, column, runs):
-    """At the initial weights, 9 steps later, and after about 200."""
+    """At the initial weights, after 12 steps, and after about 200."""
     steps = []
     for truth, monitors in runs(name, head):
         monitor = monitors[column]
         rows = [monitor.history[0], monitor.history[-1]]
         steps += [row["step"] for row in rows]
         truth.check(monitor, rows)
-    assert steps == ([1, 10, 1, 199] if column == "apart" else [4, 13, 4, 202])
+    assert steps == ([1, 12, 1, 202] if column == "apart" else [4, 12, 4, 202])
     assert monitor.state_dict()["concat"] is (LOSSES[name].joined and column != "apart")
 
 
@@ -325,10 +325,10 @@ LATE, SLOWLY = (two_tasks(f) for f in (lambda m, t: float(t >= 80), lambda m, t:
 @pytest.mark.parametrize(
     ("of", "head", "steps"),
     [
-        (LATE, "random", 148),
-        wrong("steps 85 to 130: up to 1.9 % off, not compared again", LATE, "random", 130),
-        (SLOWLY, "random", 166),
-        (tilted_mean, "zero", 13),
+        (LATE, "random", 144),
+        wrong("steps 81 to 126: up to 5.3 % off, not compared again", LATE, "random", 126),
+        (SLOWLY, "random", 162),
+        (tilted_mean, "zero", 9),
         (tilted_mean, "zero", 4),
     ],
     ids=["late", "late, ends before", "slowly", "tilted", "tilted, measured once"],
@@ -349,7 +349,9 @@ def test_rows_that_are_not_superseded(of, head, steps, tmp_path):
         "ignore_index",
         "class weights",
         "token mean",
-        wrong("1.7 % off: a task that begins later, not compared again", "tasks by an attribute"),
+        wrong(
+            "up to 3.1 % off: a task that begins later, not compared again", "tasks by an attribute"
+        ),
     ],
 )
 def test_one_large_batch_and_little_memory(name, tmp_path, monkeypatch):
@@ -358,7 +360,7 @@ def test_one_large_batch_and_little_memory(name, tmp_path, monkeypatch):
     loss = LOSSES[name]
     monitor = hessian(9, loss, probe=[WHOLE])
     with pytest.warns(match="does not fit into memory"):
-        truth, _ = fit(loss, "zero", [monitor], tmp_path, [WHOLE], max_steps=37)
+        truth, _ = fit(loss, "zero", [monitor], tmp_path, [WHOLE], max_steps=36)
     truth.check(monitor, monitor.history)
 
 
@@ -390,7 +392,7 @@ def test_a_run_resumed_at_step_10(name, head, tmp_path):
     joined = loss.joined or name in ONE_TASK_AT_FIRST
     evaluated = arguments(Module.evaluated)
     assert evaluated[0] == HELD if joined else HELD not in evaluated
-    assert [row["step"] for row in resumed[0].history] == [13, 16, 19]
+    assert [row["step"] for row in resumed[0].history] == [12, 15, 18]
     truth.check(resumed[0], resumed[0].history)
     for row, before in zip(resumed[0].history, whole[0].history[3:], strict=True):
         value, expected = (of["hessian/top_eigenvalue"] for of in (row, before))

@@ -60,7 +60,7 @@ class TightNorm(Tight):
 
 
 seen = Mock()  # isolation restores all other state
-EXACT = {"every_n_train_steps": 5, "max_overhead": None}
+EXACT = {"every_n_train_steps": 6, "max_overhead": None}
 
 
 def probe(examples=20):
@@ -126,7 +126,7 @@ def test_nothing_is_computed_twice_in_a_round(tmp_path, monkeypatch):
 
     monkeypatch.setattr(objectives, "Objective", Kept)
     data = probe()
-    settings = {"probe": data, "every_n_train_steps": 5, "max_overhead": None}
+    settings = {"probe": data, "every_n_train_steps": 6, "max_overhead": None}
     callbacks = [
         LandscapeMonitor(span=(-1.0, 1.0), resolution=3, line_resolution=11, **settings),
         SharpnessMonitor(**settings),

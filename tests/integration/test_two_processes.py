@@ -96,7 +96,7 @@ def test_stopping_stops_both(name, tmp_path):
     def work(rank):
         stopper = SharpnessEarlyStopping("sharpness/gradient_norm", 0.0, patience=2)
         strategy = fsdp2() if name == "fsdp2" else name
-        callbacks = [stopper, *ours(probe_samples=16)[1:2]]
+        callbacks = [stopper, *ours(probe_samples=16, every_n_train_steps=3)[1:2]]
         end_of(Mlp, callbacks, tmp_path, strategy=strategy, devices=2, max_epochs=50)
         return stopper.stopped_step
 

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, SharpnessMonitor
 from tests.runs import train
 from tests.small import Quartic, ones
+from tests.training.clock import Timed
 
 
 class Fails(Quartic):
@@ -18,6 +20,12 @@ class Fails(Quartic):
     def training_step(self, batch, batch_idx):
         if self.global_step == self.at and self.log.__name__ == "log":  # not while measured
             raise self.error("enough")
+        return super().training_step(batch, batch_idx)
+
+
+class Stops(Quartic):
+    def training_step(self, batch, batch_idx):
+        self.trainer.should_stop = self.global_step == 4
         return super().training_step(batch, batch_idx)
 
 
@@ -51,10 +59,10 @@ def closing_lines(caplog):
 @pytest.mark.parametrize(
     ("module", "ends", "settings", "times"),
     [
-        (Quartic, None, {"max_epochs": 1}, 5),
+        (Quartic, None, {"max_epochs": 1}, 6),
         (Fails, ValueError, {}, 3),
         (Interrupted, SystemExit, {}, 3),  # what Lightning makes of KeyboardInterrupt
-        (FailsAfterwards, ValueError, {"max_epochs": 1}, 5),
+        (FailsAfterwards, ValueError, {"max_epochs": 1}, 6),
         (Quartic, None, {"max_time": {"microseconds": 1}}, 1),
     ],
     ids=["to the end", "exception", "interrupted", "exception afterwards", "max_time"],
@@ -90,13 +98,20 @@ def test_not_said_where_nothing_began(tmp_path, caplog):
     assert closing_lines(caplog) == []
 
 
-def test_what_was_skipped_is_said_after_an_exception(tmp_path, caplog):
-    """A budget that is spent by the first values: all others are skipped."""
+@pytest.mark.short_runs
+@pytest.mark.parametrize(
+    ("module", "ends"), [(Fails, pytest.raises(ValueError, match="enough")), (Stops, nullcontext())]
+)
+def test_what_was_skipped_is_said_where_a_run_ends_early(
+    module, ends, tmp_path, monkeypatch, clock, caplog
+):
+    """The first values take 6 of the 7 s that there are for values: all others are skipped."""
     caplog.set_level("INFO")
-    monitor = HessianMonitor(every_n_train_steps=1, max_overhead=1e-9, probe_samples=4)
+    Timed(monkeypatch, clock, {HessianMonitor: 6.0})
+    monitor = HessianMonitor(every_n_train_steps=1, probe_samples=4)
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="enough"):
-        train(Fails, ones, [monitor], tmp_path)
+    with ends:
+        train(module, ones, [monitor], tmp_path)
     (line,) = closing_lines(caplog)
     assert "measured hessian 1 times" in line
     assert "skipped 4 to stay within it" in line

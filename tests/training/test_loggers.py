@@ -27,9 +27,9 @@ IMAGE = np.zeros((4, 5, 3), dtype=np.uint8)
 
 
 def run(tmp_path, logger, **settings):
-    """Nine steps, four measurements of each callback."""
-    callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=2)
-    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=3, **settings)
+    """Twelve steps, four measurements of each callback."""
+    callbacks = landscape_callbacks(max_overhead=None, every_n_train_steps=3)
+    train(Linear, regression, callbacks, tmp_path, logger=logger, max_epochs=4, **settings)
     return callbacks
 
 

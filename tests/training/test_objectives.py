@@ -101,7 +101,7 @@ def test_batches_of_other_types_stay_apart(tmp_path):
         def training_step(self, batch, batch_idx):
             return super().training_step([part.float() for part in batch], batch_idx)
 
-    monitor = HessianMonitor(max_overhead=None, probe=batches)
+    monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None, probe=batches)
     assert set(sizes(Mixed, [monitor], tmp_path)) == {4}
 
 

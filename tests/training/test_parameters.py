@@ -53,6 +53,6 @@ def test_unused_and_frozen_parameters(tmp_path):
             self.unused = nn.Linear(3, 3)
             self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
 
-    monitor = HessianMonitor(max_overhead=None)
+    monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None)
     train(Partly, regression, [monitor], tmp_path)
     assert len(monitor.history) == 1

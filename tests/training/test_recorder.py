@@ -126,4 +126,4 @@ def test_a_failing_logger_does_not_fail_the_run(tmp_path):
     with pytest.warns(match="Broken could not be written .OSError: disk full") as caught:
         train(Quartic, ones, [monitor], tmp_path, logger=Broken())
     assert len([w for w in caught if "disk full" in str(w.message)]) == 1
-    assert len(monitor.history) == 4
+    assert len(monitor.history) == 5

@@ -15,11 +15,58 @@ def test_schedule():
     plan = Schedule(10, None)
     assert plan.due(7, 0, False)  # the first time at once
     plan.last_step = 7
-    assert next(step for step in range(8, 40) if plan.due(step, 0, False)) == 17
+    assert next(step for step in range(8, 40) if plan.due(step, 0, False)) == 10
     epochs = Schedule(None, 3)
     epochs.last_step = 1
     due = [(epoch, ends) for epoch in range(7) for ends in (False, True)]
     assert [e for e, ends in due if epochs.due(5, e, ends)] == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "every"),
+    [
+        (237, 50, 5),
+        (250, 50, 5),
+        (251, 50, 6),
+        (20, 50, 1),
+        (1500, 5, 300),
+        (float("inf"), 50, 100),
+    ],
+)
+def test_auto(steps, count, every):
+    plan = Schedule("auto", None)
+    plan.set_length(steps, count, at_end=False)
+    assert plan.n == every
+    given = Schedule(7, None)
+    given.set_length(steps, count, at_end=False)
+    assert given.n == 7
+
+
+def test_what_is_waited_for_is_made_at_the_last_multiple():
+    plan = Schedule(10, None)
+    plan.set_length(237, 50, at_end=False)
+    plan.last_step, plan.not_before = 8, 100.5
+    assert plan.next_step == 110
+    assert not plan.due(100, 0, False)
+    plan.not_before = 237
+    assert plan.next_step == 230
+    plan.last_step = 230
+    assert plan.next_step == 240
+    at_end = Schedule(10, None)  # made when training has ended
+    at_end.set_length(237, 5, at_end=True)
+    at_end.last_step, at_end.not_before = 8, 237
+    assert at_end.next_step == 240
+
+
+def test_ends_of_epochs_wait_too():
+    plan = Schedule(None, 2)
+    plan.last_step, plan.not_before = 1, 20
+    assert [plan.due(step, 1, True) for step in (19, 20)] == [False, True]
+
+
+def test_multiples_that_were_passed_are_counted():
+    plan = Schedule(10, None)
+    assert [plan.advance(step) for step in (7, 10, 20, 50, 55, 60)] == [0, 0, 0, 2, 0, 0]
 
 
 class TwoOptimizers(Linear):
@@ -60,7 +107,11 @@ def test_batches_ahead(tmp_path, kind, settings, ahead):
     assert seen[-1] <= 1
 
 
-def test_nobody_knows_how_long_it_will_be(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_epochs": -1, "max_steps": -1}, {"max_epochs": None}, {"max_time": "00:00:10:00"}],
+)
+def test_nobody_knows_how_long_it_will_be(tmp_path, settings):
     seen = []
 
     class Look(pl.Callback):
@@ -68,5 +119,5 @@ def test_nobody_knows_how_long_it_will_be(tmp_path):
             seen.append(batches_ahead(trainer))
             trainer.should_stop = True
 
-    train(Linear, regression, [Look()], tmp_path, max_epochs=-1, max_steps=-1)
+    train(Linear, regression, [Look()], tmp_path, **settings)
     assert seen == [float("inf")]

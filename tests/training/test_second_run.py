@@ -145,6 +145,6 @@ def test_a_stopper_counts_anew_and_the_other_runs_do_not_hear_of_it(tmp_path):
     fit([monitor, stopper], 0, tmp_path / "0")
     assert stopper.stopped_step is not None
     fit([monitor], 1, tmp_path / "1")
-    assert [row["step"] for row in monitor.history] == [2, 6]  # nobody stops it
+    assert [row["step"] for row in monitor.history] == [2, 4, 8]  # nobody stops it
     fit([monitor, stopper], 1, tmp_path / "2")
-    assert (stopper.stopped_step, len(monitor.history)) == (6, 2)
+    assert (stopper.stopped_step, len(monitor.history)) == (4, 2)

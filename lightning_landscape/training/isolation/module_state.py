@@ -49,10 +49,10 @@ class ModuleState:
     - :meth:`begin_evaluation` and :meth:`end_evaluation` enclose one evaluation.  It works on fresh
       copies of buffers, tensors and sets, because a retained graph may refer to them; iterators
       and files have stand-ins.  At its end everything is restored, so that all evaluations start
-      from the same state.  Parameters that no optimizer trains are restored too, such as those of
-      a teacher that is an average of the student.
+      from the same state: also parameters that no optimizer trains, such as those of a teacher that
+      is an average of the student, and ``requires_grad`` (what a loss freezes is constant there).
     - :meth:`restore` is called once at the end: the values of parameters and buffers, gradients,
-      ``requires_grad`` and train/eval flags, and whatever else has changed.
+      train/eval flags, and whatever else has changed.
 
     The first evaluation of each kind compares all state; later ones restore what it has touched.
     """
@@ -173,6 +173,7 @@ class ModuleState:
         if touched is None:
             touched = self._find_touched()
         self._undo()
+        self._restore_flags()
         snapshots = self._snapshots if first else touched.snapshots
         changed = [snapshot for snapshot in snapshots if snapshot.changed()]
         failed = [snapshot for snapshot in changed if not snapshot.restore()]
@@ -243,12 +244,15 @@ class ModuleState:
         every: list[Snapshot] = [*self._snapshots, *self._trained]
         changed = [snapshot for snapshot in every if snapshot.changed()]
         failed = [snapshot for snapshot in changed if not snapshot.restore()]
-        for parameter, requires_grad in self._flags:
-            if parameter.requires_grad is not requires_grad:
-                parameter.requires_grad_(requires_grad)
+        self._restore_flags()
         for leaf, gradient in self._gradients:
             leaf.grad = gradient
         return failed
+
+    def _restore_flags(self) -> None:
+        for parameter, requires_grad in self._flags:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
 
 
 def _moved(place: Place, value: object) -> bool:

@@ -164,19 +164,24 @@ class Refused(StandIn):
 
 
 class UncachedCalls(StandIn):
-    """A function with ``lru_cache``: known results are read, new ones are not kept."""
+    """A function with ``lru_cache``: known results are read, new ones are not kept.
+
+    They are read beside the function, which would note that they were used just now.
+    """
 
     def make(self, index: int) -> Any:
         """A function with a cache of its own for one evaluation."""
-        cached, known = self.original, _cache_of(self.original)
+        cached, (known, separator) = self.original, _known_results(self.original)
         function, typed = cached.__wrapped__, cached.cache_parameters()["typed"]
         new: dict[Any, Any] = {}
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            key = functools._make_key(args, kwargs, typed)
+            key: Any = functools._make_key(args, kwargs, typed, separator)
+            if isinstance(key, list):
+                key = tuple(key)
             if key in known:
-                return cached(*args, **kwargs)
+                return known[key]
             if key not in new:
                 new[key] = function(*args, **kwargs)
             return new[key]
@@ -207,16 +212,24 @@ def is_cached_function(value: object) -> bool:
     return isinstance(value, functools._lru_cache_wrapper)
 
 
-def _cache_of(cached: Any) -> dict[Any, Any]:
-    """The results that the function keeps; they have no name in Python."""
-    bounded = cached.cache_parameters()["maxsize"] is not None
-    for part in gc.get_referents(cached):
-        if type(part) is not dict or part is cached.__dict__:
-            continue
-        # Of a bounded cache the results are among the referents too, and may be dicts.
-        if not bounded or all(type(v).__name__ == "_lru_list_elem" for v in part.values()):
-            return part
-    return {}
+def _known_results(cached: Any) -> tuple[dict[Any, Any], tuple[object, ...]]:
+    """The results that the function keeps, and what stands in their keys before keyword arguments.
+
+    They have no names in Python.
+    """
+    parts = gc.get_referents(cached)
+    own = cached.__dict__
+    at = max(i for i, part in enumerate(parts) if type(part) is dict and part is not own)
+    cache = parts[at]
+    separator = tuple(part for part in parts[at:] if type(part) is object)
+    if cached.cache_parameters()["maxsize"] is None:
+        return cache, separator
+    # Of a bounded one it holds links without attributes, but keys and results are listed before it,
+    # with the type of the links in between.
+    types = {type(link) for link in cache.values()}
+    listed = [part for part in parts[:at] if not any(part is link for link in types)]
+    listed = listed[len(listed) - 2 * len(cache) :]
+    return dict(zip(listed[::2], listed[1::2], strict=True)), separator
 
 
 # Methods of files and writers that neither read nor write.

@@ -1,0 +1,212 @@
+"""What a first run shows, with all defaults, and what it costs.
+
+    make bench-first-run
+
+Four networks, each trained for 200 steps, for 1,500 steps and for three minutes with the usual
+callbacks: how many values and the longest gap between two, the planes and their resolution, what a
+value takes, and the time that is added to the same training without callbacks (each a process of
+its own, one thread), beside what is promised:
+``max(max_overhead * T, min(max(T, 10 s), grace_seconds))``.
+Each logged eigenvalue is then measured again, at ``tol=1e-4`` on the same probe and weights: runs
+with callbacks have the same weights, so a third run writes a checkpoint at each of these steps.
+
+    python -m benchmarks.first_run --trainings mlp --lengths 200
+
+``--quick`` makes the shortest one: to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.overhead import _ONE_THREAD, TRAININGS
+
+_MINUTES = 3
+_LENGTHS = ("200", "1500", "minutes")
+
+
+def train(name: str, steps: int, folder: str, kind: str) -> None:
+    """Train in this process, and print what the other one wants to know as one line of JSON.
+
+    ``kind``: "plain", "measured", or "kept" with the steps of checkpoints in ``folder/steps.json``.
+    """
+    import pytorch_lightning as pl
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    class Module(pl.LightningModule):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    class Keep(pl.Callback):
+        def __init__(self) -> None:
+            self.steps = set(json.loads(Path(folder, "steps.json").read_text()))
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step in self.steps:
+                trainer.save_checkpoint(Path(folder, f"{trainer.global_step}.ckpt"))
+
+    torch.set_num_threads(1)
+    pl.seed_everything(0, verbose=False)
+    net, data, size = TRAININGS[name]()
+    module = Module(net)
+    callbacks: list[Any] = [Keep()] if kind == "kept" else []
+    if kind == "measured":
+        from lightning_landscape import landscape_callbacks
+
+        callbacks = landscape_callbacks()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
+    started = time.perf_counter()
+    trainer.fit(module, loader)
+    result: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    if kind == "measured":
+        hessian, sharpness, landscape = callbacks
+        result["rows"] = hessian.history
+        result["values"] = [len(hessian.history), len(sharpness.history)]
+        result["pictures"] = [row["step"] for row in landscape.history]
+        spent = hessian.seconds_spent + sharpness.seconds_spent
+        result["cost"] = spent / max(len(hessian.history), 1)
+    if kind == "kept":
+        result["exact"] = _exact(module, loader, Path(folder))
+    print(json.dumps(result))
+
+
+def _exact(module: Any, loader: Any, folder: Path) -> dict[str, float]:
+    """Step -> the eigenvalue at ``tol=1e-4``, on the probe of the run with callbacks."""
+    import torch
+
+    from lightning_landscape import HessianMonitor
+    from lightning_landscape.measure import measure
+
+    (file,) = folder.rglob("probe-*-rank0.pt")
+    batches = [entry["batch"] for entry in torch.load(file, weights_only=True)]
+    found = {}
+    for checkpoint in folder.glob("*.ckpt"):
+        exact = HessianMonitor(tol=1e-4, rtol=0.0, max_hvps=400, max_overhead=None, probe=batches)
+        measured = measure(
+            module,
+            loader,
+            checkpoint=checkpoint,
+            callbacks=[exact],
+            logdir=folder / "exact",
+            accelerator="cpu",
+            report=False,
+        )
+        found[checkpoint.stem] = measured.values["hessian/top_eigenvalue"]
+    return found
+
+
+def _run(name: str, steps: int, folder: str, kind: str) -> tuple[dict[str, Any], float]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.first_run",
+        "--run",
+        name,
+        str(steps),
+        folder,
+        kind,
+    ]
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, env={**os.environ, **_ONE_THREAD}, check=True, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result, seconds
+
+
+def row_of(name: str, length: str) -> list[str]:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        if length == "minutes":
+            tried, _ = _run(name, 300, folder, "plain")
+            steps = max(int(300 * 60 * _MINUTES / tried["seconds"]), 300)
+        else:
+            steps = int(length)
+        alone, plain = _run(name, steps, folder, "plain")
+        measured, whole = _run(name, steps, folder, "measured")
+        labels = [row["step"] for row in measured["rows"]]
+        Path(folder, "steps.json").write_text(json.dumps(labels))
+        kept, _ = _run(name, steps, folder, "kept")
+        errors = sorted(
+            abs(row["hessian/top_eigenvalue"] / kept["exact"][str(row["step"])] - 1)
+            for row in measured["rows"]
+        )
+        sizes = _plane_sizes(Path(folder))
+    gaps = [b - a for a, b in zip([0, *labels], [*labels, steps], strict=True)]
+    trained = alone["seconds"]
+    promised = max(0.05 * trained, min(max(trained, 10.0), 30.0))
+    return [
+        name,
+        f"{steps:,}",
+        "{} + {}".format(*measured["values"]),
+        f"{max(gaps) / steps:.0%}",
+        f"{len(sizes)} {', '.join(sorted({f'{x} x {y}' for x, y in sizes}))}",
+        f"{measured['cost']:.2f} s",
+        f"{whole - plain:.1f} of {promised:.0f} s",
+        f"{statistics.median(errors):.1%}" if errors else "",
+        f"{errors[int(0.95 * (len(errors) - 1))]:.1%}" if errors else "",
+    ]
+
+
+def _plane_sizes(folder: Path) -> list[tuple[int, int]]:
+    import numpy as np
+
+    shapes = [np.load(file)["losses"].shape for file in folder.rglob("landscape-plane-*.npz")]
+    return [(x, y) for x, y in shapes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
+    parser.add_argument("--lengths", nargs="+", choices=_LENGTHS, default=_LENGTHS)
+    parser.add_argument("--quick", action="store_true", help="the shortest one")
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.run:
+        name, steps, folder, kind = chosen.run
+        train(name, int(steps), folder, kind)
+        return
+    if chosen.quick:
+        chosen.trainings, chosen.lengths = ["mlp"], ["200"]
+    columns = ["training", "steps", "values (Hessian + SAM)", "longest gap", "planes", "a value"]
+    columns += ["added, of what is promised", "error, median", "95 %"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for length in chosen.lengths:
+        for name in chosen.trainings:
+            print("| " + " | ".join(row_of(name, length)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
