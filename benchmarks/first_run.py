@@ -107,7 +107,7 @@ def _exact(module: Any, loader: Any, folder: Path) -> dict[str, float]:
     from lightning_landscape import HessianMonitor
     from lightning_landscape.measure import measure
 
-    (file,) = folder.rglob("probe-*-rank0.pt")
+    (file,) = folder.rglob("training-examples-*-rank0.pt")
     batches = [entry["batch"] for entry in torch.load(file, weights_only=True)]
     found = {}
     for checkpoint in folder.glob("*.ckpt"):

@@ -121,7 +121,8 @@ def main() -> None:
 
     if arguments.picture:
         draw(watched, hessian, arguments.picture)
-    print(f"\nThe charts and the slices:\n\n    tensorboard --logdir {arguments.logdir} --samples_per_plugin images=100\n")
+    command = f"tensorboard --logdir {arguments.logdir} --samples_per_plugin images=100"
+    print(f"\nThe charts and the slices:\n\n    {command}\n")
 
 
 def report(monitors: list[Monitor], seconds: float) -> None:

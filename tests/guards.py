@@ -2020,7 +2020,7 @@ GUARDS = [
     Guard(
         "a probe that replaces a dropped one is stored",
         PROBES,
-        "if not stored.holds(probe):",
+        "if not stored.holds(probe) and all(q.save_probe for q in users):",
         "if not quantity.measured:",
         f"{RESUME} -k kept_in_its_turn",
     ),

@@ -97,7 +97,7 @@ def begun(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_what_a_resumed_run_finds_beside_its_logs(kind, bomb, begun, tmp_path):
-    files = {"probe": "probe-20-rank0.pt", "reference": "interpolation-reference.pt"}
+    files = {"probe": "training-examples-20-rank0.pt", "reference": "interpolation-reference.pt"}
     kept = {name: (begun / "landscape" / file).read_bytes() for name, file in files.items()}
     for file in files.values():
         weights(begun / "landscape" / file, bomb, kind)

@@ -52,6 +52,8 @@ class HessianMonitor(HessianMeasurement):
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples, not a mean.
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
         engine: how Hessian-vector products are computed, see ``Objective``.
+        save_probe: write the kept batches beside the logs, so that a resumed run measures the same
+            ones; ``False`` if they must not be on disk.
         name: for a second monitor; keys become ``hessian/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
@@ -132,6 +134,7 @@ class HessianMonitor(HessianMeasurement):
         loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
+        save_probe: bool = True,
         name: str | None = None,
         prog_bar: bool = False,
         verbose: bool = False,
@@ -159,6 +162,7 @@ class HessianMonitor(HessianMeasurement):
             loss_reduction=loss_reduction,
             parameters=parameters,
             engine=engine,
+            save_probe=save_probe,
             name=name,
             prog_bar=prog_bar,
             verbose=verbose,

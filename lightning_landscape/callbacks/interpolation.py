@@ -63,6 +63,8 @@ class InterpolationMonitor(InterpolationMeasurement):
         parameters: glob patterns over parameter names; ``None``: all that an optimizer trains.
             All others keep their current values on the whole line.
         engine: not used, because there are no derivatives.
+        save_probe: write the kept batches beside the logs, so that a resumed run measures the same
+            ones; ``False`` if they must not be on disk.
         name: for a second monitor; keys become ``interpolation/<name>/...``.
         prog_bar: show the values in the progress bar.
         verbose: print the values of each measurement.
@@ -133,6 +135,7 @@ class InterpolationMonitor(InterpolationMeasurement):
         loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
+        save_probe: bool = True,
         name: str | None = None,
         prog_bar: bool = False,
         verbose: bool = False,
@@ -156,6 +159,7 @@ class InterpolationMonitor(InterpolationMeasurement):
             loss_reduction=loss_reduction,
             parameters=parameters,
             engine=engine,
+            save_probe=save_probe,
             name=name,
             prog_bar=prog_bar,
             verbose=verbose,

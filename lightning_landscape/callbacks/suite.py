@@ -9,7 +9,7 @@ from lightning_landscape.callbacks.early_stopping import SharpnessEarlyStopping
 from lightning_landscape.callbacks.hessian import HessianMonitor
 from lightning_landscape.callbacks.landscape import LandscapeMonitor
 from lightning_landscape.callbacks.sharpness import SharpnessMonitor
-from lightning_landscape.geometry.checks import check_count, check_number
+from lightning_landscape.geometry.checks import check_count, check_flags, check_number
 from lightning_landscape.training.data.probe import Source, check_source, probe_of
 from lightning_landscape.training.losses import LossReduction, ProbeMode, UserLoss
 from lightning_landscape.training.schedule import EveryNSteps
@@ -37,6 +37,7 @@ def landscape_callbacks(
     probe_mode: ProbeMode = "train",
     loss_fn: UserLoss | None = None,
     loss_reduction: LossReduction = "mean",
+    save_probe: bool = True,
     stop_above: float | None = None,
     patience: int = 3,
 ) -> list[Any]:
@@ -57,6 +58,7 @@ def landscape_callbacks(
         probe_mode: ``"train"`` or ``"eval"``.
         loss_fn: ``loss_fn(pl_module, batch)`` instead of ``training_step``.
         loss_reduction: ``"sum"`` if the loss is a sum over the batch's examples.
+        save_probe: write the kept batches beside the logs, see ``HessianMonitor``.
         stop_above: stop the run when ``hessian/edge_ratio`` is above this at ``patience``
             measurements in a row; ``None``: never.
         patience: see ``stop_above``.
@@ -69,6 +71,7 @@ def landscape_callbacks(
     check_source(owner, "probe", probe)
     check_count(owner, "probe_samples", probe_samples)
     check_count(owner, "patience", patience)
+    check_flags(owner, save_probe=save_probe)
     if stop_above is not None:
         expected = "a finite number, the edge ratio above which to stop, or None"
         check_number(owner, "stop_above", stop_above, expected, math.isfinite)
@@ -83,6 +86,7 @@ def landscape_callbacks(
         "probe_mode": probe_mode,
         "loss_fn": loss_fn,
         "loss_reduction": loss_reduction,
+        "save_probe": save_probe,
     }
     callbacks = Callbacks()
     callbacks += [

@@ -78,6 +78,9 @@ class Probes:
             if stored.entry is not None:
                 if problem := stored.read(probe, recorder, trainer):
                     _start_new_series(quantity, probe, stored, problem)
+            elif resumed and quantity._bookkeeping.measured:
+                problem = "it was not saved (save_probe=False, or it could not be written)"
+                _start_new_series(quantity, probe, stored, problem)
             elif resumed:
                 quantity.warn_once(
                     f"the checkpoint was written before the first measurement and has no "
@@ -92,7 +95,8 @@ class Probes:
         if getattr(trainer, "fast_dev_run", False):
             return
         for probe, stored in _captured_probes(quantity):
-            if not stored.holds(probe):
+            users = [q for q in self._quantities if probe in q._bookkeeping.probes.values()]
+            if not stored.holds(probe) and all(q.save_probe for q in users):
                 stored.write(probe, recorder, trainer)
 
     # -- captured while training ---------------------------------------------------------------

@@ -93,6 +93,7 @@ class Quantity:
         loss_reduction: LossReduction = "mean",
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
+        save_probe: bool = True,
         name: str | None = None,
         prog_bar: bool = False,
         verbose: bool = False,
@@ -141,7 +142,7 @@ class Quantity:
         parameters = patterns_of(owner, parameters)
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"{quoted(owner, 'name', name)}: expected a word without '/', or None")
-        check_flags(owner, prog_bar=prog_bar, verbose=verbose)
+        check_flags(owner, save_probe=save_probe, prog_bar=prog_bar, verbose=verbose)
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.max_overhead = max_overhead
@@ -153,6 +154,7 @@ class Quantity:
         self.loss_reduction: LossReduction = loss_reduction
         self.parameters = parameters
         self.engine: Engine = engine
+        self.save_probe = save_probe
         self.name = name
         self.prog_bar = prog_bar
         self.verbose = verbose

@@ -105,6 +105,7 @@ ROWS = [
     ),
     wrong(MONITORS, "engine", ("jax", None, 3), ValueError, "expected 'auto' or 'double_backward'"),
     wrong(MONITORS, "name", ("a/b", "", 3, ["a"]), ValueError, "expected a word without '/', or N"),
+    *_flags(ALL, "save_probe"),
     *_flags(MONITORS, "prog_bar", "verbose"),
     # HessianMonitor.
     wrong(HESSIAN, "k", (*COUNTS, None), ValueError, "expected an integer >= 1"),

@@ -378,7 +378,7 @@ def test_resumed(tmp_path):
     assert own.fingerprint() == expected.fingerprint()
     assert len(resumed.history) >= 3
     assert resumed.history[0]["step"] - whole.history[0]["step"] in range(2, 12, 2)
-    (tmp_path / "a" / "landscape" / "validation-probe-512-rank0.pt").unlink()
+    (tmp_path / "a" / "landscape" / "validation-examples-512-rank0.pt").unlink()
     with pytest.warns(match="the validation probe of the run before could not be used: its file"):
         train(
             Shifted, regression, [anew := monitor()], tmp_path / "c", max_epochs=6,

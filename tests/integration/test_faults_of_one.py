@@ -375,7 +375,7 @@ def test_resuming_with_one_part_of_the_probe(name, lost, tmp_path):
         end_of(Kind, [*first, _Checkpoint(path)], tmp_path, strategy=strategy(name), **settings)
         kept = first[0].loss.probe.fingerprint()
         if lost == rank:
-            next(tmp_path.rglob(f"probe-*-rank{rank}.pt")).unlink()
+            next(tmp_path.rglob(f"training-examples-*-rank{rank}.pt")).unlink()
         torch.distributed.barrier()
         again = monitors()
         end_of(Kind, again, tmp_path, seed=9, ckpt_path=path, strategy=strategy(name), **settings)

@@ -42,8 +42,8 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
 }
 _OWN_CLASSES = ("dataclass", "named tuple")
 _NOT_KEPT = re.compile(
-    r"^(validation-)?probe-\d+-rank0.pt could not be written \(ValueError: the probe's batches "
-    r"hold objects that cannot be loaded safely "
+    r"^(training|validation)-examples-\d+-rank0.pt could not be written "
+    r"\(ValueError: the probe's batches hold objects that cannot be loaded safely "
     r"\(Unsupported global: GLOBAL tests.fuzz.(Named|Record) [^.]*"
 )
 _ADAPTIVE = ("adam", "adamw", "rmsprop")

@@ -160,7 +160,7 @@ def test_a_missing_probe_starts_a_new_series_and_says_so(runs, tmp_path):
 
 def test_an_altered_probe_is_noticed(runs, tmp_path):
     _, _, _, (_, begun, _) = runs
-    path = next((begun / "landscape").glob("probe-*.pt"))
+    path = next((begun / "landscape").glob("training-examples-*.pt"))
     content = path.read_bytes()
     rows = torch.load(path, weights_only=True)
     rows[0]["batch"][0][0, 0] += 1.0
@@ -192,9 +192,9 @@ def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
     first = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     for state in first["callbacks"].values():
         if "probe" in state:
-            state["probe"]["file"] = str(tmp_path / "a/landscape/probe-40-rank0.pt")
+            state["probe"]["file"] = str(tmp_path / "a/landscape/training-examples-40-rank0.pt")
     torch.save(first, tmp_path / "first.ckpt")
-    path = tmp_path / "a" / "landscape" / "probe-40-rank0.pt"
+    path = tmp_path / "a" / "landscape" / "training-examples-40-rank0.pt"
     if damage == "deleted":
         path.unlink()
     else:  # in whose place the new one is written
@@ -234,7 +234,7 @@ def test_a_probe_that_was_moved_is_told_of_where_it_is(runs, tmp_path):
     finally:
         hidden.rename(begun)
     files, _ = probe_told(tmp_path / "second.ckpt")
-    assert files == [moved / "landscape" / "probe-40-rank0.pt"] * 3
+    assert files == [moved / "landscape" / "training-examples-40-rank0.pt"] * 3
 
 
 # -- in the middle of an epoch, and after a kill --------------------------------------------------
@@ -404,6 +404,27 @@ def test_a_checkpoint_written_before_the_probe_was_complete(steady, tmp_path):
         resume(tmp_path / "saved.ckpt", resumed, tmp_path, Steady, Batches)
     assert resumed[0].history[0]["step"] == 6  # 40 examples from the third batch on
     assert resumed[0].history[0]["probe_samples"] == 40
+
+
+def test_a_probe_that_was_not_saved(tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings = {"every_n_train_steps": 2, "max_overhead": None, "probe_samples": 40}
+    saver = ModelCheckpoint(tmp_path, filename="saved", every_n_train_steps=6)
+    stopped = {"max_steps": 7, "enable_checkpointing": True}
+
+    def ours(**more):  # a probe that two callbacks share is written only if both allow it
+        return [HessianMonitor(**settings, **more), SharpnessMonitor(**settings)]
+
+    train(Steady, Batches, [*ours(save_probe=False), saver], tmp_path / "begun", **stopped)
+    assert not list(tmp_path.rglob("*.pt"))
+    resumed = ours()
+    with pytest.warns(match="the run before could not be used: it was not saved .*a new series"):
+        resume(tmp_path / "saved.ckpt", resumed, tmp_path / "resumed", Steady, Batches)
+    assert resumed[0].history[0]["probe_samples"] == 40
+    (path,) = tmp_path.rglob("*.pt")
+    assert path.name == "training-examples-40-rank0.pt"
+    said = [m for m in caplog.messages if "training-examples-40-rank0.pt holds training" in m]
+    assert len(said) == 1
 
 
 # -- what else may be in a file -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_info
 
 from lightning_landscape.training.data.probe import Probe, why_unreadable
 from lightning_landscape.training.interrupts import reraise_interrupt
@@ -120,5 +120,10 @@ class StoredProbe(StoredFile):
 
     def write(self, probe: Probe, recorder: Recorder, trainer: Trainer) -> None:
         """Write this process's batches beside the logs, once."""
-        stem = self.label.replace(" ", "-")
-        self.write_as(f"{stem}-{probe.samples}-rank{trainer.global_rank}.pt", probe, recorder)
+        name = f"{self.source}-examples-{probe.samples}-rank{trainer.global_rank}.pt"
+        if probe.file is None:
+            rank_zero_info(
+                f"lightning_landscape: {recorder.folder / name} holds {self.source} examples, so "
+                f"that a resumed run measures the same ones; save_probe=False leaves it out"
+            )
+        self.write_as(name, probe, recorder)
