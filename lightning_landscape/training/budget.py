@@ -14,8 +14,8 @@ _SHORTEST_GRACE = 10.0
 # The share of the whole budget for values: the larger one, and down to the smaller one, or three
 # values, where the pictures at the end of the fit need more than the rest.
 _VALUES, _VALUES_BESIDE_PICTURES = 0.7, 0.35
-# Warm-started measurements take about this much of the first one.
-_LATER = 0.6
+# Warm-started measurements take about this much of the first one; more if they are far apart.
+_LATER, _LATER_FAR_APART = 0.6, 0.8
 # A forward is timed before a first measurement is refused, if this many of them fit.
 _FIRST_FORWARDS, _MORE_FORWARDS = 3, 10
 # The part of the remaining seconds to plan with at the end of the fit, when no training follows.
@@ -159,17 +159,17 @@ class Budget:
         What is affordable is spread evenly over the steps ahead; a run of unknown length counts
         as a quarter done.  Where nothing is, a decision is made anew after half of them.
         """
-        if not math.isfinite(steps_ahead):
-            steps_ahead = 3 * step
+        known = math.isfinite(steps_ahead)
+        steps_ahead = steps_ahead if known else 3 * step
         scalars, left = self._scalars, self.left_for_values
         groups = [(scalars, left)] if scalars else []
         groups += [([q], self.left_for_pictures(steps_ahead)) for q in self._drawing]
         found: dict[str, float] = {}
         for group, seconds in groups:
             cost = max(self._sum(group), 1e-9)
+            if known and all(q.measured == 1 and not q.draws for q in group):
+                cost *= _LATER if seconds > 3 * cost else _LATER_FAR_APART
             affordable = max(math.floor(min(seconds / cost, 1e9)), 0)
-            if affordable > 3 and all(q.measured == 1 and not q.draws for q in group):
-                affordable = int(affordable / _LATER)
             wait = steps_ahead / (affordable or 2)
             found |= {quantity.prefix: step + wait for quantity in group}
         return found

@@ -47,7 +47,7 @@ class Timed:
 
 
 def closing_line_of(caplog):
-    return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape"))
+    return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape: measured"))
 
 
 def share_in_closing_line(caplog):
