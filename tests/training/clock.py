@@ -47,7 +47,8 @@ class Timed:
 
 
 def closing_line_of(caplog):
-    return next(r.message for r in caplog.records if r.message.startswith("lightning_landscape: measured"))
+    start = "lightning_landscape: measured"
+    return next(r.message for r in caplog.records if r.message.startswith(start))
 
 
 def share_in_closing_line(caplog):
