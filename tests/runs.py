@@ -136,9 +136,7 @@ def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogg
 
 
 def _ours(callback: pl.Callback) -> bool:
-    return any(
-        c.__module__.startswith("lightning_landscape: measured") for c in type(callback).__mro__
-    )
+    return any(c.__module__.startswith("lightning_landscape") for c in type(callback).__mro__)
 
 
 # Compared on their own, or the trainer's.
