@@ -48,6 +48,7 @@ class Budget:
         self.spent_on: defaultdict[str, float] = defaultdict(float)
         self.left_out: list[str] = []
         self._limited = limited
+        self._spent_before = {q.prefix: q.seconds_spent for q in limited}  # in another fit
         self._costs = costs
 
     # -- seconds -------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ class Budget:
         three = 3 * self._sum(self._scalars)  # the first, one in the middle, the last
         beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole, three)
         share = min(beside, _VALUES * whole)
-        on_pictures = sum(q.seconds_spent for q in drawing) + self._drawn
+        on_pictures = sum(q.seconds_spent - self._spent_before[q.prefix] for q in drawing)
+        on_pictures += self._drawn
         return min(share - (self._costs.time.spent - on_pictures), self.left)
 
     def left_for_pictures(self, steps_ahead: float) -> float:

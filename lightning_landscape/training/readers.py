@@ -43,6 +43,10 @@ class Reader(NamedTuple):
 def find_readers(trainer: Trainer, quantities: Sequence[Quantity]) -> list[Reader]:
     """All that read one of our keys, in the order of the Trainer's callbacks."""
     found = []
+    for quantity in quantities:  # of a fit before, with the same callbacks
+        quantity._bookkeeping.read.clear()
+        quantity._bookkeeping.published.clear()
+        quantity._bookkeeping.heard.clear()
     others = [c for c in trainer.callbacks if not isinstance(c, Quantity)]  # type: ignore[attr-defined]
     for callback in others:
         if hasattr(callback, "on_record"):

@@ -44,7 +44,7 @@ class Schedule:
         if self._auto:
             known = math.isfinite(steps)
             self.n = max(math.ceil(steps / measurements), 1) if known else _STEPS_APART
-        self.last_planned = steps
+        self.not_before, self.last_planned = 0.0, steps
         if not at_end and self.every_n_epochs is None and self.n and self.n <= steps < math.inf:
             self.last_planned = steps // self.n * self.n
 

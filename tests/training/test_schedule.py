@@ -121,3 +121,10 @@ def test_nobody_knows_how_long_it_will_be(tmp_path, settings):
 
     train(Linear, regression, [Look()], tmp_path, **settings)
     assert seen == [float("inf")]
+
+
+def test_a_second_fit_does_not_wait_for_steps_of_the_first():
+    plan = Schedule(10, None)
+    plan.last_step, plan.not_before = 20, 400.0
+    plan.set_length(60, 50, at_end=False)
+    assert plan.next_step == 30
