@@ -35,7 +35,7 @@ class HessianMonitor(HessianMeasurement):
         every_n_train_steps: measure when the probe is complete, and then at multiples of this
             number of steps.  ``"auto"``: about 50 times in the run, every 100 steps if its length
             is unknown.  ``None``: epochs only.
-        every_n_epochs: measure also at the last batch of every n-th epoch.
+        every_n_epochs: measure at the last batch of every n-th epoch, with ``"auto"`` only there.
         max_overhead: largest share of the training time that all these callbacks together may
             take; measurements are spread over the run accordingly.  ``None``: no limit, exactly on
             schedule.

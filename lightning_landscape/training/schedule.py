@@ -39,9 +39,11 @@ class Schedule:
     def set_length(self, steps: float, measurements: int, at_end: bool) -> None:
         """Plan for a run of ``steps``; with "auto" about ``measurements`` of them.
 
+        With "auto" and ``every_n_epochs`` only those at ends of epochs.
+
         ``at_end``: whether the last one is made when training has ended.
         """
-        if self._auto:
+        if self._auto and not self.every_n_epochs:
             known = math.isfinite(steps)
             self.n = max(math.ceil(steps / measurements), 1) if known else _STEPS_APART
         self.not_before, self.last_planned = 0.0, steps

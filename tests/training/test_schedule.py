@@ -42,6 +42,14 @@ def test_auto(steps, count, every):
     assert given.n == 7
 
 
+def test_auto_with_epochs():
+    plan = Schedule("auto", 2)
+    plan.set_length(100, 50, at_end=False)
+    assert plan.n is None
+    plan.last_step = 1
+    assert [e for e in range(6) if plan.due(9 + e, e, True)] == [1, 3, 5]
+
+
 def test_what_is_waited_for_is_made_at_the_last_multiple():
     plan = Schedule(10, None)
     plan.set_length(237, 50, at_end=False)
