@@ -33,6 +33,7 @@ class ClippedSteps:
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_WINDOW)
         self._before: dict[int, tuple[Any, Tensor]] = {}  # id of an optimizer -> it, and the norm
         self._stepped = False
+        self._waiting = False  # for the end of a step, or for one with a loss
 
     def after_backward(self, optimizers: list[Any], scaled: bool) -> None:
         """The gradients before clipping; ``scaled``: not by a GradScaler."""
@@ -63,9 +64,9 @@ class ClippedSteps:
         if self.watching:
             before, stepped = list(self._before.values()), self._stepped
             self._before.clear()
-            self._stepped = False
+            self._stepped, self._waiting = False, not stepped
             if not stepped:
-                return  # accumulating
+                return
             for optimizer, norm in before if automatic else ():
                 if (after := _gradient_norm(optimizer)) is not None:
                     self._seen.append((norm, after))
@@ -74,6 +75,8 @@ class ClippedSteps:
 
     def plan(self, step: int, next_measurement: float) -> None:
         """Decide whether the step after ``step`` is watched."""
+        if self._waiting:
+            return  # it is
         passed = step + 1 - self._watched_at
         due = step + 1 >= next_measurement and passed >= _BEFORE_MEASURING
         self.watching = due or passed >= _EVERY

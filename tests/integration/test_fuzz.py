@@ -38,6 +38,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     r"are parallel; [xy] is a random direction instead": (),
     r"is zero or not finite, and is replaced by a random direction": (),
     r"training ended earlier than the Trainer's limits": (),
+    r"SharpnessEarlyStopping.*: it could not have stopped": (),
     r"nothing is measured: this fit has no validation loop": (),
 }
 _OWN_CLASSES = ("dataclass", "named tuple")

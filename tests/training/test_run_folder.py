@@ -82,3 +82,31 @@ def test_without_locks_runs_share_a_directory(tmp_path, monkeypatch):
     train(Linear, regression, [monitor], tmp_path)
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [r["step"] for r in monitor.history]
+
+
+def test_no_lock_stays_behind(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path / "temporary"))
+    train(Linear, regression, [HessianMonitor(**OFTEN)], tmp_path / "run")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_lock_whose_file_was_removed_is_not_held(tmp_path, monkeypatch):
+    """Another run removes the file after this one has opened it, and before it is locked."""
+    path = run_folder._lock_path(tmp_path)
+    locked = []
+    flock = run_folder.fcntl.flock
+
+    def removed_before(lock, flags):
+        if not locked:
+            path.unlink()
+        locked.append(lock)
+        flock(lock, flags)
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", removed_before)
+    lock = run_folder._lock(tmp_path)
+    assert len(locked) == 2
+    with pytest.raises(BlockingIOError):
+        run_folder._lock(tmp_path)
+    lock.close()
+    path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -64,6 +65,7 @@ def release_folder(trainer: Trainer) -> None:
     """Let other runs write to the folder."""
     known = _CLAIMS.get(trainer)
     if known is not None and known.lock is not None:
+        _lock_path(known.folder).unlink(missing_ok=True)  # while it is locked
         fcntl.flock(known.lock, fcntl.LOCK_UN)  # also of copies in forked processes
         known.lock.close()
         known.lock = None
@@ -74,16 +76,24 @@ def _lock(folder: Path) -> IO[bytes]:
 
     It is in the directory for temporary files, so that log directories hold nothing but logs.
     """
+    path = _lock_path(folder)
+    while True:
+        # Anybody may write to that directory: a link is not followed.
+        lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # the run that held it has removed the file since
+
+
+def _lock_path(folder: Path) -> Path:
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]
-    path = Path(tempfile.gettempdir()) / f"lightning_landscape-{digest}.lock"
-    # Anybody may write to that directory: a link is not followed.
-    lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock
+    return Path(tempfile.gettempdir()) / f"lightning_landscape-{digest}.lock"
 
 
 def numbered_folder(root: Path) -> Path:
