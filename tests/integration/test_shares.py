@@ -44,7 +44,7 @@ def measured(kind, probe, root, **settings):
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe": probe}
     monitors: list[pl.Callback] = [
         # So exact that it does not matter when each looks at the residual and stops.
-        HessianMonitor(**common, update_curvature=True, tol=1e-4, max_hvps=150),
+        HessianMonitor(**common, update_curvature=True, tol=1e-5, rtol=0.0, max_hvps=300),
         SharpnessMonitor(**common, worst_case=True, worst_case_steps=4, critical=True),
         LandscapeMonitor(**common, resolution=3, line_resolution=5),
     ]
