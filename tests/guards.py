@@ -943,7 +943,7 @@ GUARDS = [
         ACCOUNT,
         "beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole, three)",
         "beside = whole",
-        f"{BUDGET_TESTS} -k come_first",
+        f"{BUDGET_TESTS} -k last_pictures_take",
     ),
     Guard(
         "what is affordable is spread over the steps ahead",
@@ -957,7 +957,7 @@ GUARDS = [
         "training/rounds.py",
         "self._measuring.time_forward(trainer, pl_module, first, step)",
         "pass",
-        f"{BUDGET_TESTS} -k slow_once",
+        f"{BUDGET_TESTS} -k 'slow_once or before_it_refuses'",
     ),
     Guard(
         "a picture that does not fit at the smallest size is not made",
