@@ -138,12 +138,14 @@ def warn_of_missing(quantities: Sequence[Quantity], budget: Budget, steps: int) 
             quantity.warn_once(f"measured 0 times in {steps} steps: {_reason(quantity, budget)}")
         for listener in bookkeeping.listeners:
             heard = bookkeeping.heard.get(listener.monitor, 0)
-            if heard < listener.least_values:
+            if heard < listener.least_values and not bookkeeping.resumed:
+                limited = quantity.max_overhead is not None
+                remedy = "max_overhead=None, " if limited else ""
                 quantity.warn_once(
                     f"{type(listener).__name__}(monitor={listener.monitor!r}) got {heard} "
                     f"value{'' if heard == 1 else 's'} in {steps} steps and needs "
-                    f"{listener.least_values}: it could not have stopped; pass max_overhead=None, "
-                    f"a smaller every_n_train_steps or a smaller patience"
+                    f"{listener.least_values}: it could not have stopped; pass {remedy}a smaller "
+                    f"every_n_train_steps or a smaller patience"
                 )
 
 
