@@ -967,6 +967,13 @@ GUARDS = [
         f"{BUDGET_TESTS} -k less_than_11",
     ),
     Guard(
+        "a fit that ends before the first measurement measures once",
+        "training/rounds.py",
+        "if quantity.measures_at_end or not (quantity.measured or quantity.failed):",
+        "if quantity.measures_at_end:",
+        f"{GAP} -k ends_with",
+    ),
+    Guard(
         "a fast_dev_run has no grace",
         "training/rounds.py",
         "self._budget.grace_seconds = 0.0",
@@ -1850,13 +1857,6 @@ GUARDS = [
         "disable_hooks(self, VALIDATION_BATCH_HOOKS, GeneralizationMonitor)",
         "pass",
         f"{GAP} -k idle",
-    ),
-    Guard(
-        "the first values of a fit that ends with its first validation",
-        GENERALIZATION,
-        "return not self.measured",
-        "return False",
-        f"{GAP} -k ends_with",
     ),
     Guard(
         "the validation probe of the run before",

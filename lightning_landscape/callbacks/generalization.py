@@ -191,11 +191,6 @@ class GeneralizationMonitor(Monitor):
     def _validation(self) -> Probe:
         return self._bookkeeping.probes[VALIDATION]
 
-    @property
-    def measures_at_end(self) -> bool:
-        """True until the first measurement: a fit may end with its first validation."""
-        return not self.measured
-
     # -- the validation probe ------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
