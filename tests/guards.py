@@ -971,7 +971,7 @@ GUARDS = [
         "training/rounds.py",
         "if quantity.measures_at_end or not (quantity.measured or quantity.failed):",
         "if quantity.measures_at_end:",
-        f"{GAP} -k ends_with",
+        f"{SESSION_TESTS} -k ends_before_the_probe",
     ),
     Guard(
         "a fast_dev_run has no grace",
