@@ -118,7 +118,7 @@ class HessianMeasurement(Monitor):
             raise OverBudgetError(
                 f"not measured: one Hessian-vector product takes about {seconds:.2g} s, and "
                 f"{problems} eigenvalue problems need {problems * (self.k + 1)} at least, which is "
-                f"more than this run may become longer; pass a larger max_overhead or "
+                f"more than the budget of this run allows; pass a larger max_overhead or "
                 f"grace_seconds, max_overhead=None for no limit, or a smaller probe_samples"
             )
         self._solver.limit_products(most)

@@ -103,7 +103,7 @@ class Solver:
         """Why there is no value where the budget ended the solver, and what to pass instead."""
         return (
             f"{key} is not logged: the eigenvalue solver had not converged after "
-            f"{self.settings['max_hvps']} products, which is what this run may become longer; "
+            f"{self.settings['max_hvps']} products, the most that the budget of this run allows; "
             f"pass a larger max_overhead or grace_seconds, max_overhead=None for no limit, or a "
             f"smaller probe_samples; the next measurement continues from here"
         )

@@ -79,11 +79,16 @@ def judgement(quantities: Sequence[Quantity]) -> str:
                 f"{key} was above {_ABOVE:g} from step {step}: steps overshoot along the top "
                 f"eigenvector; if the loss rises too, lower the learning rate or warm up longer"
             )
-        if min(last) >= _NEAR:
-            step = _since(found, lambda ratio: ratio >= _NEAR)
+        if min(last) >= _NEAR and max(last) <= _ABOVE:
+            step = _since(found, lambda ratio: _NEAR <= ratio <= _ABOVE)
             return (
                 f"{key} stayed near 1 from step {step}: this learning rate is at its stability "
                 f"limit"
+            )
+        if max(last) >= _NEAR:
+            return (
+                f"{key} varied from {min(last):.2g} to {max(last):.2g} in the last {len(last)} "
+                f"values: around the edge of stability"
             )
         step, highest = max(found, key=lambda pair: pair[1])
         return (
@@ -112,9 +117,10 @@ def _main_keys(quantity: Quantity) -> list[str]:
 
 
 def _values(quantity: Quantity, key: str) -> list[tuple[int, float]]:
-    """Step and value of ``key``, where it is finite."""
-    rows = ((int(row["step"]), row.get(key)) for row in quantity.history)
-    return [(step, value) for step, value in rows if value is not None and math.isfinite(value)]
+    """Step and value of ``key``, where it is finite, has converged and is not superseded."""
+    rows = [row for row in quantity.history if key not in row.get("unconverged", ())]
+    pairs = [(int(r["step"]), r.get(key)) for r in rows if not r.get("superseded")]
+    return [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
 
 
 def _since(found: Sequence[tuple[int, float]], holds: Callable[[float], bool]) -> int:

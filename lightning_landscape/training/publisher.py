@@ -169,7 +169,7 @@ class Publisher:
         for key in first & measured.unconverged:
             quantity.warn_once(
                 f"the first value of {key} that is read has not converged, see its row; raise "
-                f"max_hvps, or grace_seconds where the budget ended it"
+                f"max_hvps or tol"
             )
         self.recorder.guarded(
             "trainer.callback_metrics",

@@ -16,13 +16,14 @@ class Reader(NamedTuple):
     """A callback or scheduler with ``monitor`` set to one of our keys.
 
     ``reads(trainer, global_step)``: whether it reads the value after the current batch, at whose
-    end the Trainer's ``global_step`` is this.
+    end the Trainer's ``global_step`` is this.  ``by_time``: it reads by the clock.
     """
 
     name: str
     key: str
     quantity: Quantity
     reads: Callable[[Trainer, int], bool]
+    by_time: bool = False
 
     def warn_if_stale(self, step: int) -> None:
         """Warn if the value that it reads at ``step`` belongs to other weights."""
@@ -60,6 +61,12 @@ def find_readers(trainer: Trainer, quantities: Sequence[Quantity]) -> list[Reade
             ]
     for reader in found:
         reader.quantity._bookkeeping.read.add(reader.key)
+        if reader.by_time:
+            reader.quantity.warn_once(
+                f"{reader.name}(monitor={reader.key!r}) reads values by the clock: each belongs to "
+                f"the last measurement, not to the step at which it is read; pass "
+                f"every_n_train_steps or every_n_epochs instead of train_time_interval"
+            )
     return found
 
 
@@ -81,7 +88,9 @@ def _readers(owner: Any, key: Any, quantities: Sequence[Quantity]) -> list[Reade
     if not isinstance(key, str):
         return []
     reads = partial(_reads, owner)
-    return [Reader(type(owner).__name__, key, q, reads) for q in quantities if q.owns(key)]
+    by_time = getattr(owner, "_train_time_interval", None) is not None
+    name = type(owner).__name__
+    return [Reader(name, key, q, reads, by_time) for q in quantities if q.owns(key)]
 
 
 def _reads(callback: Any, trainer: Trainer, global_step: int) -> bool:

@@ -26,9 +26,11 @@ def monitor_with(ratios, first=10, every=10, **more):
         ([0.2, 0.5, 0.9, 1.05, 0.97, 1.1], "stayed near 1 from step 30: this learning rate is at"),
         ([1.0, 1.0, 1.0], "stayed near 1 from step 10"),
         ([0.9, 2.0, 0.9, 3.0, 1.4, 2.0], "was above 1.3 from step 40: steps overshoot"),
-        ([0.9, 1.4, 1.2, 1.5], "stayed near 1 from step 10"),  # not above in a row
+        ([0.1, 1.4, 1.2, 1.5], "varied from 1.2 to 1.5 in the last 3 values: around"),
+        ([0.5, 2.0, 0.5, 1.9], "varied from 0.5 to 2 in the last 3 values: around"),
+        ([5.0, 0.9, 1.0, 1.2], "stayed near 1 from step 20"),
         ([0.1, 0.6, 0.3], "ended at 0.3, at most 0.6 at step 20: below the edge"),
-        ([2.0, 1.0, 0.5], "ended at 0.5, at most 2 at step 10"),
+        ([2.0, 0.7, 0.6, 0.5], "ended at 0.5, at most 2 at step 10"),
     ],
 )
 def test_judgement(ratios, words):
@@ -38,6 +40,12 @@ def test_judgement(ratios, words):
 @pytest.mark.parametrize("ratios", [[], [1.0, 1.0], [float("nan")] * 5, [None, 1.0, None, 1.0]])
 def test_no_judgement_of_fewer_than_three_values(ratios):
     assert judgement([monitor_with(ratios)]) == ""
+
+
+def test_only_values_that_can_be_relied_on():
+    key = "hessian/edge_ratio"
+    assert judgement([monitor_with([1.0] * 5, unconverged=[key])]) == ""
+    assert summary([monitor_with([1.0] * 5, superseded=True)]) == []
 
 
 def test_summary():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 
 import pytest
 import pytorch_lightning as pl
@@ -151,6 +152,13 @@ def test_a_stale_value_is_warned_of(tmp_path, monkeypatch):
     assert len(stale) == 1
     assert "at step 6 that belongs to step 3, because none could be measured" in stale[0]
     assert "SharpnessEarlyStopping" in stale[0]
+
+
+def test_a_checkpoint_by_the_clock_is_warned_of(tmp_path):
+    monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None)
+    saved = checkpoint(tmp_path / "saved", train_time_interval=timedelta(hours=1))
+    (message,) = fit(WithValidation(), [monitor, saved], tmp_path)
+    assert "ModelCheckpoint(monitor='hessian/top_eigenvalue') reads values by the clock" in message
 
 
 class Watch(pl.Callback):
