@@ -81,8 +81,8 @@ class InterpolationMonitor(InterpolationMeasurement):
         other_probes: name -> data as ``probe`` takes it; the line is evaluated on each of them.
         third: a checkpoint file or a state dict: draw the plane through the reference, these
             weights and the current ones.  The budget then treats this callback as one that draws:
-            it measures if there is time for all of it, and always at the end of the fit, if
-            necessary with fewer points along the axes of the plane, at least 5.
+            it measures if there is time for all of it, and at the end of the fit, if necessary with
+            fewer points along the axes of the plane, at least 11.
         plane_resolution: points along each axis of that plane.
 
     Logged Metrics:

@@ -111,8 +111,8 @@ class LandscapeMonitor(LandscapeMeasurement):
         - ``landscape/surface``: with ``surface=True``, in TensorBoard's tab "Mesh".
 
     The losses are written beside the logs, ``landscape/*.npz`` (see ``Slice.load``).  If no logger
-    accepts images, the pictures are written there as PNG.  One is always made at the end of the
-    fit.
+    accepts images, the pictures are written there as PNG.  One is made at the end of the fit,
+    if the budget allows it.
 
     If the budget is too small for the picture at the end of the fit, it has fewer points, at least
     11 x 11 and 17, as shown by its title, the metadata of the slice (``coarse``) and the closing

@@ -38,7 +38,7 @@ class Monitor(Quantity, Callback):
         moves_weights: whether ``measure`` moves the weights.  That drops the graph of second
             derivatives, so callbacks that do not move them measure first.
         draws: whether pictures are its purpose.  It then measures after the callbacks that log
-            scalars, and always at the end of the fit.
+            scalars, and at the end of the fit if the budget allows it.
         pictures: number of pictures per measurement, for the budget.  Without ``draws`` they are
             drawn when the budget allows, and the last one always.
         needs_batch: whether it uses :meth:`Round.batch_objective`.
