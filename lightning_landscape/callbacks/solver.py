@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,7 +13,10 @@ from lightning_landscape.geometry.eigen import EigenResult
 from lightning_landscape.geometry.lanczos import COLD_PRODUCTS
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.stability import StabilityEdge
-from lightning_landscape.geometry.vectors import Vector, norm
+from lightning_landscape.geometry.vectors import Vector, inner, norm
+
+# The squared cosine above which the top eigenvector of H replaces the last one of the ratio.
+_NEAR = 0.5
 
 
 class Solver:
@@ -89,10 +93,7 @@ class Solver:
         self, problem: str, objective: Objective, edge: StabilityEdge, plain: EigenResult
     ) -> EdgeRatio:
         """The ratio to the edge; ``plain``: the eigenvalues of the Hessian itself."""
-        start: Vector | EigenResult | None = self.start(problem, objective)
-        if start is None and (gradient := self.gradient(objective)) is not None:
-            start = {name: g * edge.scale[name] ** 0.5 for name, g in gradient.items()}
-            start = start if norm(start) > 0.0 else None  # zero if all effective steps are zero
+        start = _start_of_ratio(self.start(problem, objective), edge, plain)
         gradient = objective.gradient()
         found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self.settings)
         if found.solved is not None:
@@ -130,3 +131,23 @@ class Solver:
                 f"pass a smaller tol, below 1e-3, rtol=0 and a larger max_hvps"
             )
         return ""
+
+
+def _start_of_ratio(
+    last: EigenResult | None, edge: StabilityEdge, plain: EigenResult
+) -> Vector | EigenResult | None:
+    """A start from ``S^1/2 v`` for the top eigenvector v of H, at the weights of this measurement.
+
+    It is the image of ``S^-1/2 v`` under ``S^1/2 H S^1/2``, without a product.  A last result far
+    from it is kept too, because it may belong to another part of the network.
+    """
+    if edge.maximize:
+        return last
+    top = {name: v * edge.scale[name] ** 0.5 for name, v in plain.eigenvectors[0].items()}
+    length = norm(top)
+    if not 0.0 < length < math.inf:
+        return last  # all effective steps are zero, or the solver diverged
+    if last is None:
+        return top
+    near = inner(top, last.eigenvectors[0]) ** 2 > _NEAR * length**2
+    return replace(last, eigenvectors=(top,) if near else (top, *last.eigenvectors))

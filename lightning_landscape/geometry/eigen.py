@@ -227,7 +227,7 @@ def _start_vectors(layout: Layout, k: int, init: Vector | EigenResult | None) ->
         if not bool(start.isfinite().all()) or not bool(start.any()):
             raise ValueError("init is zero or not finite: expected a direction")
         return [start]
-    known = (_flat(layout, vector) for vector in init.eigenvectors[:k])
+    known = (_flat(layout, vector) for vector in init.eigenvectors)
     return [flat for flat in known if flat is not None]
 
 

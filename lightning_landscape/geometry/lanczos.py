@@ -30,8 +30,8 @@ FLOOR = 1e-3
 _RANDOM, _HINT = 0.6, 1.0
 _MOST_SEARCHES = 4
 
-# If the top eigenvalue has changed by more than this share since the previous solution, the kept
-# vectors say little, and a search takes at least so many products.
+# The kept vectors say little if the top eigenvalue has changed by more than this share since the
+# previous solution, or if there is none.  A search then takes at least so many products.
 _MOVED, _FEWEST_AFTER_A_MOVE = 0.3, 4
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
@@ -79,9 +79,9 @@ class Start:
 
     def fewest_searches(self, top: float) -> int:
         """The least products of a search where the largest eigenvalue is now ``top``."""
-        if self.top is None or abs(top - self.top) <= _MOVED * abs(self.top):
-            return 1
-        return _FEWEST_AFTER_A_MOVE
+        if self.top is None:
+            return _FEWEST_AFTER_A_MOVE if self.kept else 1
+        return 1 if abs(top - self.top) <= _MOVED * abs(self.top) else _FEWEST_AFTER_A_MOVE
 
     def search(self, known: Tensor) -> Tensor:
         """The start of the search outside the rows of ``known``."""
@@ -131,7 +131,7 @@ def lanczos(
     vectors; the three-term recurrence would need restarts to find multiple eigenvalues.
     """
     space = RitzSpace(matvec, start.random(0), max_basis)  # a template only
-    pending = list(start.kept[:k])
+    pending = list(start.kept)
     cold = not pending
     searching = start.outside is not None  # from the beginning, not only after convergence
     searches, attempts = 0, 0

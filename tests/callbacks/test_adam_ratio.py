@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_landscape import HessianMonitor, SharpnessEarlyStopping
+from lightning_landscape.callbacks.solver import _start_of_ratio
 from lightning_landscape.geometry.edge_ratio import edge_ratio
-from lightning_landscape.geometry.eigen import top_eigenvalues
+from lightning_landscape.geometry.eigen import EigenResult, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
-from lightning_landscape.geometry.stability import stability_edge
+from lightning_landscape.geometry.stability import StabilityEdge, stability_edge
 from tests.runs import train
 
 RATIO, SHARE = "hessian/edge_ratio", "hessian/inactive_share"
@@ -316,3 +318,37 @@ def test_start_where_the_gradient_moves_nothing():
         edge_ratio(objective, edge, top_eigenvalues(objective)).ratio
     )
     assert math.isfinite(found.residual)
+
+
+def test_the_ratio_starts_from_the_top_eigenvector_of_this_measurement():
+    """P alike for all parameters: S^1/2 v is the solution itself, with one product to see it."""
+    generator = torch.Generator().manual_seed(0)
+    w = nn.Parameter(torch.zeros(60, dtype=torch.float64))
+    matrix = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    matrix = matrix @ matrix.T / 60
+    objective = Objective(lambda: 0.5 * w @ matrix @ w + w.sum(), {"w": w})
+    step = torch.full((60,), 0.1, dtype=torch.float64)  # a tensor: a problem of its own
+    edge = StabilityEdge({"w": step}, {"w": 0.0}, 1.0, "", {"w": 0.1 / step}, False)
+    plain = top_eigenvalues(objective, tol=1e-8, max_hvps=200)
+    solver = HessianMonitor()._solver
+    cold = edge_ratio(objective, edge, plain, hint=objective.gradient(), tol=1e-2)
+    found = solver.ratio("preconditioned", objective, edge, plain)
+    assert found.ratio == pytest.approx(0.05 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-9)
+    assert found.solved.hvps < cold.solved.hvps
+    # The eigenvector, and the search outside of it.
+    assert found.solved.hvps <= 1 + 5
+
+
+def test_an_earlier_solution_far_from_the_top_eigenvector_is_kept():
+    v = {"w": torch.tensor([1.0, 0.0])}
+    plain = EigenResult(torch.ones(1), (v,), torch.zeros(1), 1, True)
+    edge = StabilityEdge({"w": torch.tensor([4.0, 9.0])}, {"w": 0.0}, 1.0, "", {"w": 1.0}, False)
+    near, far = ({"w": torch.tensor(place)} for place in ([0.9, 0.1], [0.1, 0.9]))
+    for last, kept in ((near, 1), (far, 2)):
+        start = _start_of_ratio(replace(plain, eigenvectors=(last,)), edge, plain)
+        assert len(start.eigenvectors) == kept
+        assert start.eigenvectors[0]["w"].tolist() == [2.0, 0.0]
+        assert start.eigenvectors[-1] is (last if kept == 2 else start.eigenvectors[0])
+    assert _start_of_ratio(None, edge, plain)["w"].tolist() == [2.0, 0.0]
+    nowhere = replace(edge, scale={"w": torch.tensor([0.0, 9.0])})
+    assert _start_of_ratio(None, nowhere, plain) is None
