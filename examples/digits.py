@@ -152,7 +152,7 @@ def draw(trainer: pl.Trainer, hessian: HessianMonitor, path: Path) -> None:
     from PIL import Image
 
     from lightning_landscape.figures import (
-        ColorScale,
+        LossLimits,
         eigenvalue_figure,
         figure_to_image,
         plane_figure,
@@ -160,13 +160,13 @@ def draw(trainer: pl.Trainer, hessian: HessianMonitor, path: Path) -> None:
 
     saved = sorted((Path(trainer.log_dir or "") / "landscape").glob("landscape-top-plane-*.npz"))
     first, last = Slice.load(saved[0]), Slice.load(saved[-1])
-    scale = ColorScale.from_slice(first)
+    limits = LossLimits.for_film([first, last])
     pictures = [
         Image.fromarray(figure_to_image(figure))
         for figure in (
             eigenvalue_figure(hessian.history),
-            plane_figure(first, scale=scale),
-            plane_figure(last, scale=scale),
+            plane_figure(first, limits=limits),
+            plane_figure(last, limits=limits),
         )
     ]
     height = max(picture.height for picture in pictures)

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_landscape import InterpolationMonitor, Slice
-from lightning_landscape.figures import ColorScale, barrier_matrix_figure, plane_figure
+from lightning_landscape.figures import LossLimits, barrier_matrix_figure, plane_figure
 from lightning_landscape.measure import measure
 
 SNAPSHOTS = (900, 1000, 1100, 1200)
@@ -213,12 +213,12 @@ def draw(
         plane(dict(zip(names, shown, strict=True)), chosen, probe, logdir)
         for chosen in (names[1:4], names[3:6])
     )
-    scale = ColorScale.for_one(of_seeds)
+    limits = LossLimits.for_film([of_snapshots, of_seeds])
     figures = [
         barrier_matrix_figure(barriers(shown, probe, logdir), names, title="Loss barrier"),
         barrier_matrix_figure(disagreement(shown, inputs), names, title="Disagreement"),
-        plane_figure(of_snapshots, scale=scale),
-        plane_figure(of_seeds, scale=scale),
+        plane_figure(of_snapshots, limits=limits),
+        plane_figure(of_seeds, limits=limits),
     ]
     save_sheet(figures, path)
 

@@ -16,6 +16,7 @@ GRAPHS = "tests/geometry/test_memory.py"
 KERNELS = "tests/geometry/test_kernels.py"
 SECONDS = "tests/geometry/test_second_derivatives.py"
 REPORT = "tests/test_report.py"
+FIGURES = "tests/test_figures.py"
 COMPARISON = "tests/test_comparison.py"
 COMPARISON_FIGURES = "tests/test_comparison_figures.py"
 CLIENTS = "tests/training/test_loggers.py"
@@ -67,6 +68,7 @@ COMPARISON_PICTURES = "compare/pictures.py"
 COMPARISON_TABLE = "compare/table.py"
 COMPARED_RUNS = "compare/runs.py"
 CURVES = "figures/curves.py"
+LIMITS = "figures/limits.py"
 FILMSTRIP = "figures/filmstrip.py"
 PAIRWISE = "figures/comparison.py"
 RECORDS = "training/output/recorder.py"
@@ -1550,11 +1552,11 @@ GUARDS = [
         f"{REPORT} -k 24",
     ),
     Guard(
-        "one scale for all frames",
+        "one range of losses for all frames",
         PAGE,
-        "plane_figure(frame[0], scale=scale)",
-        "plane_figure(frame[0], scale=ColorScale.from_slice(frame[0]))",
-        f"{REPORT} -k scale",
+        "plane_figure(frame[0], limits=limits)",
+        "plane_figure(frame[0], limits=LossLimits.for_film(frame))",
+        f"{REPORT} -k share_one_range",
     ),
     Guard(
         "a gap where a value is not finite",
@@ -1636,18 +1638,60 @@ GUARDS = [
         f"{COMPARISON} -k by_hand",
     ),
     Guard(
-        "one scale for all runs",
-        COMPARISON_PICTURES,
-        "filmstrip_figure(shown, scale=scale, names=names)",
-        "filmstrip_figure(shown, scale=common_scale(shown[:1]), names=names)",
-        f"{COMPARISON} -k share_one_colour_scale",
+        "a run that blew up leaves the colours to the others",
+        LIMITS,
+        "kept = [(low, high) for low, high in known if high <= most] or known",
+        "kept = known",
+        f"{COMPARISON} -k blown_up_plane",
     ),
     Guard(
-        "a run that blew up leaves the colours to the others",
-        COMPARISON_PICTURES,
-        "limit = min(limits[-1], _OUTLIER * limits[(len(limits) - 1) // 2])",
-        "limit = limits[-1]",
-        f"{COMPARISON} -k blown_up_plane",
+        "colours do not change during a run",
+        LIMITS,
+        "return self if positive else LossLimits.from_slice(slice)",
+        "return LossLimits.from_slice(slice)",
+        f"{FIGURES} -k same_colour",
+    ),
+    Guard(
+        "losses beyond the limits differ in colour",
+        LIMITS,
+        "        if not self.room:\n            return place.clip(0.0, 1.0)",
+        "        return place.clip(0.0, 1.0)",
+        f"{FIGURES} -k beyond_the_limits",
+    ),
+    Guard(
+        "a loss below zero has no logarithm",
+        LIMITS,
+        "excess = any(bool((losses_of(plane) <= 0).any()) for plane in film)",
+        "excess = False",
+        f"{FIGURES} -k below_zero",
+    ),
+    Guard(
+        "the axis of lines is never narrowed",
+        LIMITS,
+        "min(self.low, other.low), max(self.high, other.high)",
+        "other.low, other.high",
+        f"{FIGURES} -k never_narrowed",
+    ),
+    Guard(
+        "no invented values beside an outlier",
+        "figures/interpolation.py",
+        "slopes.clip(-most, most)",
+        "slopes",
+        f"{FIGURES} -k outlier",
+    ),
+    Guard(
+        "interpolation does not cover what is not finite",
+        "figures/interpolation.py",
+        "fine = np.where(known[nearest], fine, np.nan)",
+        "pass",
+        f"{FIGURES} -k not_finite_is_hatched",
+    ),
+    Guard(
+        "frames of the film are chosen where the surface changes",
+        "figures/data.py",
+        "    chosen = [0]\n",
+        "    return evenly(len(film), most)\n    chosen = [0]\n",
+        "tests/test_films.py -k chosen_where",
     ),
     Guard(
         "runs have distinct names",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lightning_landscape import Slice
 from lightning_landscape.figures import (
-    ColorScale,
+    LossLimits,
     barrier_matrix_figure,
     curves_figure,
     figure_to_image,
@@ -405,24 +405,19 @@ def plane(size: int, reach: float = 1.0, **metadata: Any) -> Slice:
     return Slice((x, x), x[:, None] ** 2 + x**2, 0.0, metadata)
 
 
-def meshes(figure: Figure) -> list[Any]:
-    from matplotlib.collections import QuadMesh
-
-    axes = figure.axes[:-1]
-    return [next(c for c in a.collections if isinstance(c, QuadMesh)) for a in axes]
-
-
 def test_planes_on_different_grids_share_colours_and_frame() -> None:
     shown = [plane(5, directions=["random", "gradient"]), plane(9, 2.0, directions=["a", "b"])]
-    figure = filmstrip_figure(shown, names=["coarse", "fine"], scale=ColorScale(0.01, 8.0))
-    found = meshes(figure)
-    assert [mesh.get_clim() for mesh in found] == [(-8.0, 8.0)] * 2
-    assert [np.asarray(mesh.get_array()).shape for mesh in found] == [(5, 5), (9, 9)]
+    limits = LossLimits(0.01, 8.0, excess=True)
+    figure = filmstrip_figure(shown, names=["coarse", "fine"], limits=limits)
+    maps = [
+        next(c for c in axes.collections if getattr(c, "filled", False)) for axes in figure.axes[:2]
+    ]
+    assert [one.norm.limits for one in maps] == [limits] * 2
     frames = {axes.get_xlim() + axes.get_ylim() for axes in figure.axes[:2]}
-    assert frames == {(-2.25, 2.25, -2.25, 2.25)}
+    assert frames == {(-2.0, 2.0, -2.0, 2.0)}
     # Outside its own grid a panel is white; hatching means "not finite".
     (own,) = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
-    assert own.get_bbox().bounds == (-1.25, -1.25, 2.5, 2.5)
+    assert own.get_bbox().bounds == (-1.0, -1.0, 2.0, 2.0)
     assert not figure.axes[0].patch.get_hatch()
     assert figure.axes[1].patch.get_hatch()
     # The axes are not named after the directions of the first.
@@ -437,7 +432,7 @@ def test_one_run_on_different_grids_is_still_refused() -> None:
 
 def test_lines_on_different_grids_are_named() -> None:
     shown = [line([1.0, 0.0, 1.0]), line([4.0, 1.0, 0.0, 1.0, 4.0], reach=2.0)]
-    figure = line_figure(shown, names=["_a", "b"], scale=ColorScale(0.01, 5.0))
+    figure = line_figure(shown, names=["_a", "b"], limits=LossLimits(0.0, 5.0))
     assert [text.strip() for text in legend(figure)] == ["_a", "b"]
     assert figure.get_suptitle() == "Loss on 2 lines, one scale"
     assert figure.axes[0].get_xlim()[1] > 2

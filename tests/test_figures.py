@@ -9,19 +9,20 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
-from matplotlib.colors import SymLogNorm, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from lightning_landscape.figures import (
-    ColorScale,
+    LossLimits,
     eigenvalue_figure,
     figure_to_image,
     line_figure,
     plane_figure,
 )
+from lightning_landscape.figures.interpolation import refined
 from lightning_landscape.figures.labels import number
-from lightning_landscape.figures.plane import GROUND
-from lightning_landscape.figures.scale import round_up
+from lightning_landscape.figures.limits import isolines, round_down, round_up
+from lightning_landscape.figures.plane_map import COLOR_MAP
 from lightning_landscape.geometry.slices import Slice
 
 MINUS = "\N{MINUS SIGN}"
@@ -51,10 +52,32 @@ def line(losses: Any, center: float = 0.0, **metadata: Any) -> Slice:
     return Slice((np.linspace(-1, 1, len(losses)),), losses, center, metadata)
 
 
-def mesh_of(figure: Figure) -> QuadMesh:
-    """The coloured cells of a plane."""
+def colours_of(figure: Figure, index: int = 0) -> Any:
+    """The filled contours of a map."""
+    (found,) = [c for c in figure.axes[index].collections if getattr(c, "filled", False)]
+    return found
+
+
+def cells_of(figure: Figure) -> QuadMesh:
+    """The coloured cells of a plane that is not interpolated."""
     (mesh,) = [c for c in figure.axes[0].collections if isinstance(c, QuadMesh)]
     return mesh
+
+
+def isolines_of(figure: Figure) -> Any:
+    (found,) = [c for c in figure.axes[0].collections if getattr(c, "filled", True) is False]
+    return found
+
+
+def pixel(figure: Figure, x: float, y: float) -> np.ndarray:
+    """The colour that is drawn at a point of the first axes."""
+    image = figure_to_image(figure)
+    column, row = figure.axes[0].transData.transform((x, y))
+    return image[image.shape[0] - 1 - round(row), round(column)].astype(int)
+
+
+def luminance(colors: Any) -> np.ndarray:
+    return np.asarray(colors)[..., :3] @ [0.299, 0.587, 0.114]
 
 
 def words_of(figure: Figure) -> str:
@@ -77,86 +100,211 @@ def curve_of(figure: Figure, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 # --- planes
 
+POSITIVE = plane().losses - plane().losses.min() + 0.5
 
-def test_plane_puts_every_loss_at_its_place() -> None:
-    figure = plane_figure(plane())
-    mesh = mesh_of(figure)
+
+def test_sampled_points_are_drawn_where_they_are() -> None:
+    (dots,) = [c for c in plane_figure(plane()).axes[0].lines if c.get_label() == "_samples"]
+    drawn = set(zip(dots.get_xdata().tolist(), dots.get_ydata().tolist(), strict=True))
+    x, y = plane().coordinates
+    assert drawn == {(a, b) for a in x.tolist() for b in y.tolist()}
+
+
+def test_colours_are_those_of_the_sampled_losses_at_the_sampled_points() -> None:
+    """Within one band of colour: a 24th of the range, on a logarithmic scale."""
+    losses = np.exp(np.linspace(0, 3, 5)[None, :] + np.linspace(0, 2, 4)[:, None])
+    figure = plane_figure(plane(losses))
+    limits = LossLimits.for_film([plane(losses)])
+    x, y = plane().coordinates
+    for i, j in ((1, 1), (3, 1), (3, 2), (1, 2)):
+        wanted = np.array(COLOR_MAP(float(limits.color(losses[j, i])))[:3]) * 255
+        beside = [
+            pixel(figure, x[i] + dx, y[j] + dy) for dx in (-0.04, 0.04) for dy in (-0.05, 0.05)
+        ]
+        # Without isolines and their numbers.
+        assert min(abs(color - wanted).max() for color in beside) < 18
+
+
+def test_colours_are_monotone_in_the_loss() -> None:
+    for factor in (1.01, 3.0, 1e3, 1e9):
+        losses = np.geomspace(2.0, 2.0 * factor, 20).reshape(4, 5)
+        figure = plane_figure(plane(losses, center=2.0))
+        filled = colours_of(figure)
+        assert (np.diff(luminance(filled.get_facecolor())) >= 0).all()
+        assert len(np.unique(filled.get_facecolor(), axis=0)) >= 20
+        span = luminance(filled.get_facecolor())
+        assert span[-1] - span[0] > 0.6  # most of the colour map is used
+        assert (np.diff(filled.levels) > 0).all()
+        assert figure_to_image(figure).std() > 0
+
+
+def test_lower_ground_is_darker() -> None:
+    grey = luminance(COLOR_MAP(np.linspace(0, 1, 101)))
+    assert (np.diff(grey) > 0).all()
+    assert grey[50] - grey[0] > 0.25
+    assert grey[-1] - grey[50] > 0.25
+
+
+def test_two_frames_of_a_run_give_the_same_colour_to_the_same_loss() -> None:
+    """Also where the later one lies far beyond the limits of the first."""
+    left = np.where(np.arange(5) < 3, 0.5, 2.0) * np.ones((4, 1))
+    later = np.where(np.arange(5) < 3, 0.5, 300.0) * np.ones((4, 1))
+    later[0, 0] = 1e-5
+    limits = LossLimits.from_slice(plane(left))
+    assert (limits.low, limits.high) == (pytest.approx(2e-3), 2.0)
+    first = plane_figure(plane(left), limits=limits)
+    second = plane_figure(plane(later), limits=limits.widened(plane(later)))
+    assert abs(pixel(first, -0.4, 1.4) - pixel(second, -0.4, 1.4)).max() <= 1
+    assert [a.get_position().bounds for a in first.axes] == [
+        a.get_position().bounds for a in second.axes
+    ]
+
+
+def test_losses_beyond_the_limits_still_differ_in_colour() -> None:
+    limits = LossLimits(0.01, 10.0, room=0.15)
+    places = limits.color(np.array([0.0, 1e-9, 1e-3, 0.01, 1.0, 10.0, 30.0, 1e3]))
+    assert (np.diff(places) > 0).all()
+    assert places[0] < 1e-3
+    assert places[-1] < 1
+    # Linear in the logarithm in between: 1 is two thirds of the way from 0.01 to 10.
+    assert (places[4] - places[3]) / (places[5] - places[3]) == pytest.approx(2 / 3)
+    # No jump and no kink at the limits.
+    near = limits.color(10.0 * np.exp([-2e-4, -1e-4, 0.0, 1e-4, 2e-4]))
+    assert np.diff(near) == pytest.approx(np.diff(near)[0], rel=1e-3)
+
+
+def test_a_quadratic_is_interpolated_exactly_away_from_its_minimum() -> None:
+    x, y = np.array([1.0, 1.5, 2.0, 2.7, 3.0]), np.array([1.0, 2.0, 3.0])
+    fine_x, fine_y, fine = refined(x, y, x**2 + 3 * y[:, None] ** 2)
+    np.testing.assert_allclose(fine, fine_x**2 + 3 * fine_y[:, None] ** 2, rtol=1e-12)
+    assert set(x) <= set(fine_x)
+
+
+def test_interpolation_invents_no_value_beside_an_outlier() -> None:
+    losses = np.ones((5, 5))
+    losses[2, 3], losses[0, 0] = 1e9, 0.01
+    at = np.arange(5.0)
+    _, fine_y, fine = refined(at, at, losses)
+    assert (fine.min(), fine.max()) == (0.01, 1e9)
+    assert fine[fine_y >= 1].min() == 1.0  # no valley beside the outlier
+
+
+def test_cells_instead_of_interpolation() -> None:
+    figure = plane_figure(plane(POSITIVE), interpolate=False)
+    mesh = cells_of(figure)
     corners = mesh.get_coordinates()  # (rows + 1, columns + 1, 2)
     centers = (corners[:-1, :-1] + corners[1:, 1:]) / 2
-    difference = np.ma.getdata(mesh.get_array())
-    assert difference.shape == (4, 5)
-    np.testing.assert_allclose(difference, centers[..., 0] ** 2 + 10 * centers[..., 1], atol=1e-12)
+    losses = np.ma.getdata(mesh.get_array())
+    assert losses.shape == (4, 5)
+    expected = centers[..., 0] ** 2 + 10 * centers[..., 1] + 10.5
+    np.testing.assert_allclose(losses, expected, atol=1e-12)
     # x runs along the horizontal axis.
     assert figure.axes[0].get_xlim() == pytest.approx((-1.25, 1.25))
     assert figure.axes[0].get_ylim() == pytest.approx((-1.5, 2.5))
 
 
-def test_plane_pixels_follow_the_data() -> None:
-    # One high cell at x = 1, y = -1: the lower right corner of the map.
-    losses = np.zeros((4, 5))
-    losses[0, -1] = 1.0
-    figure = plane_figure(plane(losses, center=0.0), scale=ColorScale(0.1, 1.0))
-    image = figure_to_image(figure)
-    box = figure.axes[0].get_window_extent()
-    lower_right = image[image.shape[0] - int(box.y0) - 20, int(box.x1) - 20]
-    upper_left = image[image.shape[0] - int(box.y1) + 20, int(box.x0) + 20]
-    assert lower_right == pytest.approx(np.array(GROUND(1.0)[:3]) * 255, abs=2)
-    assert upper_left == pytest.approx(np.array(GROUND(0.5)[:3]) * 255, abs=2)
-
-
-def test_plane_of_uneven_coordinates_keeps_points_inside_their_cells() -> None:
+def test_cells_of_uneven_coordinates_contain_their_points() -> None:
     x, y = np.array([-1.0, 0.0, 3.0]), np.array([0.0, 0.5])
-    corners = mesh_of(plane_figure(Slice((x, y), np.zeros((2, 3)), 0.0))).get_coordinates()
+    figure = plane_figure(Slice((x, y), np.ones((2, 3)), 1.0), interpolate=False)
+    corners = cells_of(figure).get_coordinates()
     np.testing.assert_allclose(corners[0, :, 0], [-1.5, -0.5, 1.5, 4.5])
     np.testing.assert_allclose(corners[:, 0, 1], [-0.25, 0.25, 0.75])
 
 
-def test_plane_never_paints_what_is_not_finite() -> None:
-    losses = np.zeros((4, 5))
+def test_what_is_not_finite_is_hatched() -> None:
+    losses = np.full((4, 5), 0.3)
     losses[0, 0], losses[3, 4], losses[2, 1] = np.nan, np.inf, -np.inf
-    figure = plane_figure(plane(losses, center=0.0))
-    mask = np.ma.getmaskarray(mesh_of(figure).get_array())
-    np.testing.assert_array_equal(mask, ~np.isfinite(losses))
+    figure = plane_figure(plane(losses, center=0.3))
+    x, y = plane().coordinates
+    for j, i in np.ndindex(4, 5):
+        if (x[i], y[j]) != (0.0, 0.0):
+            colors = pixel(figure, 0.93 * x[i] - 0.02, 0.93 * y[j] + 0.02)
+            hatched = np.ptp(colors) == 0  # white or grey, which the colour map does not contain
+            assert hatched != np.isfinite(losses[j, i])
     assert figure.axes[0].patch.get_hatch()
     assert "hatched: not finite" in words_of(figure)
     assert "hatched" not in words_of(plane_figure(plane()))
+    cells = cells_of(plane_figure(plane(losses, center=0.3), interpolate=False))
+    np.testing.assert_array_equal(np.ma.getmaskarray(cells.get_array()), ~np.isfinite(losses))
 
 
-def test_frames_that_share_a_scale_share_colours_ticks_and_places() -> None:
-    scale = ColorScale.from_slice(plane())
-    first = plane_figure(plane(), scale=scale)
-    later = plane_figure(plane(plane().losses * 1000, center=1000.0), scale=scale)
-    norms = [mesh_of(figure).norm for figure in (first, later)]
-    for norm in norms:
-        assert isinstance(norm, SymLogNorm)
-        assert (norm.vmin, norm.vmax) == (-scale.limit, scale.limit)
-        assert norm(0.0) == pytest.approx(0.5)
-    assert norms[0].linthresh == norms[1].linthresh
-    assert [label.strip("<> ") for label in bar_labels(later)] == bar_labels(first)
-    assert [a.get_position().bounds for a in first.axes] == [
-        a.get_position().bounds for a in later.axes
-    ]
+def test_a_loss_below_zero_is_drawn_above_its_lowest_point() -> None:
+    figure = plane_figure(plane(plane().losses, center=1.0))  # from -9 to 22
+    assert figure.axes[1].get_ylabel() == "loss above the lowest"
+    assert bar_labels(figure)[0].startswith("< ")  # the logarithm of zero is not on the bar
+    filled = colours_of(figure)
+    assert (np.diff(luminance(filled.get_facecolor())) > 0).all()
+    # The lowest point is in the lowest, open band.
+    assert np.ptp(pixel(figure, 0.05, -0.97)) > 0
+    assert figure.axes[1].get_ylim()[1] >= 31
+    assert plane_figure(plane(POSITIVE)).axes[1].get_ylabel() == "loss"
 
 
-def test_bar_says_what_is_clipped() -> None:
-    losses = np.zeros((4, 5))
-    scale = ColorScale(0.1, 2.0)
-    losses[0, 0] = 1.9
-    assert bar_labels(plane_figure(plane(losses, 0.0), scale=scale))[-1] == "2"
-    losses[0, 0] = 2.1
-    labels = bar_labels(plane_figure(plane(losses, 0.0), scale=scale))
-    assert (labels[0], labels[-1]) == (f"{MINUS}2", "> 2")
-    losses[1, 1] = -3.0
-    labels = bar_labels(plane_figure(plane(losses, 0.0), scale=scale))
-    assert (labels[0], labels[-1]) == (f"< {MINUS}2", "> 2")
+def test_live_colours_start_anew_at_the_first_loss_that_is_not_positive() -> None:
+    limits = LossLimits.from_slice(plane(POSITIVE))
+    assert not limits.excess
+    assert limits.widened(plane(0.01 * POSITIVE)) == limits
+    below = plane(POSITIVE - 1)
+    assert limits.widened(below).excess
+    assert plane_figure(below, limits=limits).axes[1].get_ylabel() == "loss above the lowest"
+
+
+def test_bar_shows_the_range_of_the_limits_and_of_the_picture() -> None:
+    limits = LossLimits(1e-3, 1.0)
+    inside = np.full((4, 5), 0.1)
+    inside[0, 0] = 0.5
+    assert plane_figure(plane(inside), limits=limits).axes[1].get_ylim() == (1e-3, 1.0)
+    inside[0, 0], inside[0, 1] = 4.0, 2e-5
+    low, high = plane_figure(plane(inside), limits=limits).axes[1].get_ylim()
+    assert low <= 2e-5
+    assert high >= 3.0
+    ticks = [float(label.replace("e-", "e-")) for label in bar_labels(plane_figure(plane(inside)))]
+    assert ticks == sorted(ticks)
 
 
 def test_corner_that_blew_up_does_not_swamp_the_colours() -> None:
-    losses = plane().losses.copy()
+    losses = POSITIVE.copy()
     losses[0, 0] = 1e9
-    figure = plane_figure(plane(losses))
-    assert mesh_of(figure).norm.vmax < 1000
+    figure = plane_figure(plane(losses, center=10.5))
+    assert figure.axes[1].get_ylim()[1] < 2000
     assert bar_labels(figure)[-1].startswith("> ")
+    assert np.ptp(pixel(figure, -0.97, -0.97)) > 0  # painted all the same
+
+
+def test_lowest_sampled_point_is_marked_unless_it_is_at_the_weights() -> None:
+    def circles(slice: Slice) -> set[tuple[float, float]]:
+        marks = [m for m in plane_figure(slice).axes[0].lines if m.get_label() == "_lowest"]
+        return {(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks}
+
+    x = np.linspace(-1, 1, 5)
+    bowl = Slice((x, x), 1 + x[None, :] ** 2 + x[:, None] ** 2, 1.0)
+    moved = Slice((x, x), 1 + (x[None, :] - 0.5) ** 2 + (x[:, None] + 1) ** 2, 2.25)
+    assert circles(bowl) == set()
+    assert circles(moved) == {(0.5, -1.0)}
+
+
+def test_isolines_are_round_and_closer_where_a_plane_spans_less_than_a_decade() -> None:
+    wide = isolines_of(plane_figure(plane(np.geomspace(0.03, 40, 20).reshape(4, 5))))
+    assert [float(level) for level in wide.levels] == [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    narrow = isolines_of(plane_figure(plane(np.geomspace(2.0, 2.02, 20).reshape(4, 5))))
+    assert len(narrow.levels) >= 3
+    assert np.diff(narrow.levels) == pytest.approx(np.diff(narrow.levels)[0])
+    assert not isolines(1.0, 1.0)
+    assert len(isolines(1e-9, 1e9)) <= 8
+
+
+def test_isolines_are_at_their_loss() -> None:
+    x = np.linspace(-1, 1, 9)
+    losses = np.tile(10 + 4 * x, (9, 1))
+    figure = plane_figure(Slice((x, x), losses, 10.0))
+    lines = isolines_of(figure)
+    assert len(lines.levels) > 3
+    for level, segments in zip(lines.levels, lines.allsegs, strict=True):
+        for segment in segments:
+            np.testing.assert_allclose(segment[:, 0], (level - 10) / 4, atol=1e-6)
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert labels
+    assert {float(label) for label in labels} <= {float(level) for level in lines.levels}
 
 
 def test_plane_tells_where_it_comes_from() -> None:
@@ -165,7 +313,7 @@ def test_plane_tells_where_it_comes_from() -> None:
     words = words_of(figure)
     assert "random (fixed) \N{MULTIPLICATION SIGN} top eigenvector (taken anew)" in words
     assert "filter-normalised, 512 examples in train mode" in words
-    assert "colour: loss minus loss at the cross" in words
+    assert len(set(words.splitlines())) == 3
     assert "cosine" not in words
     assert figure.axes[0].get_xlabel() == "random (1 = norm 3.2)"
     assert figure.axes[0].get_ylabel() == "top eigenvector (1 = norm 1.6)"
@@ -218,23 +366,7 @@ def test_center_is_marked_and_does_not_move_the_limits() -> None:
         crosses = [mark for mark in axes.lines if mark.get_marker() == "+"]
         assert crosses
         assert all(mark.get_xdata()[0] == mark.get_ydata()[0] == 0 for mark in crosses)
-    assert axes.get_xlim() == pytest.approx((1.5, 3.5))
-
-
-def test_contours_carry_their_difference() -> None:
-    labels = [text.get_text() for text in plane_figure(plane()).axes[0].texts]
-    assert labels
-    assert set(labels) <= {
-        sign + level for sign in ("", MINUS) for level in ("1", "3", "10", "0.3")
-    }
-
-
-def test_lower_ground_is_darker() -> None:
-    red, green, blue = GROUND(np.linspace(0, 1, 101))[:, :3].T
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
-    assert (np.diff(grey) > 0).all()
-    assert grey[50] - grey[0] > 0.25
-    assert grey[-1] - grey[50] > 0.25
+    assert axes.get_xlim() == pytest.approx((2, 3))
 
 
 def test_flat_empty_and_tiny_planes() -> None:
@@ -249,10 +381,18 @@ def test_flat_empty_and_tiny_planes() -> None:
         assert figure_to_image(figure).std() > 0
 
 
-def test_lowest_loss_stands_in_where_the_weights_have_none() -> None:
-    figure = plane_figure(plane(center=math.nan))
-    assert "colour: loss minus the lowest loss" in words_of(figure)
-    assert np.ma.min(mesh_of(figure).get_array()) == 0
+def test_axes_of_another_figure() -> None:
+    figure = Figure(figsize=(6.75, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    assert plane_figure(plane(POSITIVE, metadata=METADATA), ax=left) is figure
+    assert line_figure(line([3.0, 1.0, 2.0], center=1.0, step=7), ax=right) is figure
+    assert left.get_title() == "step 120, loss 1"
+    assert right.get_title() == "step 7, loss 1"
+    assert left.get_xlabel() == "random (1 = norm 3.2)"
+    assert len(left.child_axes) == 1  # the colour bar
+    assert figure.get_suptitle() == ""
+    assert not figure.texts
+    assert figure_to_image(figure).std() > 0
 
 
 # --- lines
@@ -297,22 +437,58 @@ def test_line_marks_what_is_not_finite() -> None:
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
-def test_frames_of_a_line_film_share_the_axis() -> None:
-    frames = [line([3.0, 2.9, 3.2], center=2.9, step=0), line([50.0, 0.1, 0.4], 0.1, step=900)]
-    scale = ColorScale.from_slice(frames[0])
-    figures = [line_figure(frame, scale=scale) for frame in frames]
-    for figure, frame in zip(figures, frames, strict=True):
-        axes = figure.axes[0]
-        assert axes.get_yscale() == "symlog"
-        assert axes.get_ylim() == (-scale.limit, scale.limit)
-        np.testing.assert_allclose(curve_of(figure)[1], frame.losses - frame.center_loss)
-        assert [number(tick) for tick in scale.ticks()] == [
-            label.get_text() for label in axes.get_yticklabels()
-        ]
-    assert figures[0].axes[0].get_position().bounds == figures[1].axes[0].get_position().bounds
-    assert (figures[0].get_size_inches() == figures[1].get_size_inches()).all()
-    assert f"> {number(scale.limit)}, up to 49.9" in words_of(figures[1])
-    assert "> " not in words_of(figures[0])
+def test_a_parabola_looks_like_one() -> None:
+    x = np.linspace(-1, 1, 21)
+    figure = line_figure(Slice((x,), 0.01 + 4 * x**2, 0.01))
+    _, losses = curve_of(figure)
+    np.testing.assert_allclose(losses, 0.01 + 4 * x**2)
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "linear"
+    low, high = axes.get_ylim()
+    assert -0.3 < low <= 0  # from 0
+    assert 4.01 < high < 4.3
+
+
+def test_the_axis_starts_at_zero_unless_that_hides_the_curve() -> None:
+    assert LossLimits.for_film([line([2.0, 0.5, 1.0], 0.5)]).low == 0.0
+    assert LossLimits.for_film([line([2.35, 2.3, 2.33], 2.3)]).low == 2.3
+    assert LossLimits.for_film([line([2.0, -0.5, 1.0], -0.5)]).low == -0.5
+
+
+def test_frames_of_a_line_film_share_an_axis_that_is_widened_and_never_narrowed() -> None:
+    first, steeper = line([3.0, 2.0, 3.2], 2.0), line([9.0, 0.1, 0.4], 0.1)
+    flat = line([0.2, 0.1, 0.2], 0.1)
+    limits = LossLimits.from_slice(first)
+    assert (limits.low, limits.high) == (2.0, 3.2)
+    wider = limits.widened(steeper)
+    assert (wider.low, wider.high) == (0.0, 9.0)
+    assert wider.widened(flat) == wider
+    for frame in (first, steeper, flat):
+        assert line_figure(frame, limits=wider).axes[0].get_ylim() == pytest.approx((-0.45, 9.45))
+
+
+def test_a_frame_that_blew_up_does_not_widen_the_axis_and_is_marked() -> None:
+    limits = LossLimits(0.0, 3.0)
+    blown = line([1e6, 1e6, 2e6], 1e6)
+    assert limits.widened(blown) == limits
+    figure = line_figure(blown, limits=limits)
+    assert "\N{BLACK UP-POINTING TRIANGLE} > 3.15, up to 2e6" in words_of(figure)
+    (marks,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "^"]
+    assert len(marks.get_xdata()) == 3
+    assert LossLimits.for_film([line([1.0, 0.0, 2.0]), blown]).high == 2.0
+
+
+def test_logarithmic_axis_on_request() -> None:
+    figure = line_figure(line([3.0, 0.01, 0.0, 2.0], center=0.01), scale="log")
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "loss (logarithmic)"
+    assert 0 < axes.get_ylim()[0] < 0.01
+    (below,) = [mark for mark in axes.lines if mark.get_marker() == "v"]
+    assert list(below.get_xdata()) == [pytest.approx(1 / 3)]
+    assert figure_to_image(figure).std() > 0
+    with pytest.raises(ValueError, match=r"line_figure\(scale='symlog'\).*'linear'.*'log'"):
+        line_figure(line([1.0, 0.0, 2.0]), scale="symlog")
 
 
 @pytest.mark.parametrize(
@@ -358,14 +534,14 @@ def test_flat_empty_and_tiny_lines() -> None:
     flat = line_figure(line([2.3, 2.3, 2.3], center=2.3))
     low, high = flat.axes[0].get_ylim()
     assert low < 2.3 < high
-    for scale in (None, ColorScale(0.1, 1.0)):
+    for limits in (None, LossLimits(0.1, 1.0)):
         for slice in (
             line([np.nan] * 3, math.nan),
             line([1.0, np.nan, 2.0], math.nan),
             line([1e308, 0.0, -1e308]),
             line([5.0], 5.0),
         ):
-            figure = line_figure(slice, scale=scale)
+            figure = line_figure(slice, limits=limits)
             assert np.isfinite(figure.axes[0].get_ylim()).all()
             assert figure_to_image(figure).std() > 0
 
@@ -487,52 +663,47 @@ def test_history_without_a_number(history: list[dict[str, Any]], words: str) -> 
     assert figure_to_image(figure).std() > 0
 
 
-# --- the scale
+# --- the limits
 
 
-def test_scale_of_a_film() -> None:
-    scale = ColorScale.from_slice(line([1.0, 0.1, 0.0, 0.1, 0.7]))
-    assert scale.limit == 5.0  # 4 times 1, rounded up
-    assert 0 < scale.linthresh <= scale.limit / 20
-    assert ColorScale.from_dict(scale.to_dict()) == scale
-    assert all(type(value) is float for value in scale.to_dict().values())
+def test_limits_of_a_live_plane_are_three_decades_below_its_highest_loss() -> None:
+    limits = LossLimits.from_slice(plane(POSITIVE))  # to 31.5
+    assert limits == LossLimits(0.05, 50.0, room=0.15)
+    assert LossLimits.from_dict(limits.to_dict()) == limits
+    assert all(type(value) in (float, bool) for value in limits.to_dict().values())
 
 
-def test_scale_leaves_room_for_the_loss_to_climb_back_to_where_it_began() -> None:
-    assert ColorScale.from_slice(line([2.35, 2.3, 2.28], center=2.3)).limit == 5.0
-    # An offset of the loss must not hide the surface.
-    assert ColorScale.from_slice(line([1003.0, 1000.0, 1002.0], center=1000.0)).limit == 500.0
+def test_limits_of_a_film_contain_all_frames_but_one_that_blew_up() -> None:
+    film = [plane(POSITIVE), plane(0.01 * POSITIVE), plane(3 * POSITIVE)]
+    assert LossLimits.for_film(film) == LossLimits(0.005, 100.0)
+    assert LossLimits.for_film([*film, plane(1e9 * POSITIVE)]) == LossLimits(0.005, 100.0)
 
 
-@pytest.mark.parametrize(
-    ("losses", "center", "limit"),
-    [
-        ([2.0, 2.0, 2.0], 2.0, 2.0),
-        ([2.0 + 1e-7, 2.0, 2.0], 2.0, 2.0),
-        ([0.0, 0.0, 0.0], 0.0, 1.0),
-        ([np.nan, np.nan, np.nan], math.nan, 1.0),
-        ([np.inf, 0.0, 1.0], 0.0, 5.0),
-        ([2.0, np.nan, 1.0], math.nan, 5.0),
-        ([1e12, 1.0, 0.0, 1.0, 1.0], 0.0, 200.0),
-        ([1e308, -1e308, 1.0], 0.0, 5.0),
-        ([1e-200, 0.0, 0.0], 0.0, 1e-100),
-    ],
-)
-def test_scale_is_finite_on_every_surface(losses: list[float], center: float, limit: float) -> None:
-    scale = ColorScale.from_slice(line(losses, center))
-    assert scale.limit == pytest.approx(limit)
-    assert 0 < scale.linthresh <= scale.limit
-    assert np.isfinite(scale.norm()(np.array([-limit, 0.0, limit]))).all()
+@pytest.mark.parametrize("losses", [
+    [2.0, 2.0, 2.0], [2.0 + 1e-7, 2.0, 2.0], [0.0, 0.0, 0.0], [np.nan, np.nan, np.nan],
+    [np.inf, 0.0, 1.0], [2.0, np.nan, 1.0], [1e12, 1.0, 0.0], [1e308, -1e308, 1.0],
+    [1e-200, 0.0, 0.0], [-3.0, -3.0, -3.0], [1e-30, 1e30, 1.0],
+])  # fmt: skip
+@pytest.mark.parametrize("center", [0.0, 2.0, math.nan])
+def test_limits_exist_on_every_surface(losses: list[float], center: float) -> None:
+    x = np.arange(3.0)
+    for slice in (line(losses, center), Slice((x, x), np.tile(losses, (3, 1)), center)):
+        for limits in (LossLimits.from_slice(slice), LossLimits.for_film([slice])):
+            assert -math.inf < limits.low < limits.high < math.inf
+            assert np.isfinite(limits.widened(slice).high)
+    assert limits.low > 0
+    values = limits.values(slice)
+    assert np.isfinite(limits.color(values[np.isfinite(values)])).all()
+    assert figure_to_image(plane_figure(slice)).std() > 0
 
 
-@pytest.mark.parametrize("linthresh", [1e-6, 0.0002, 0.1, 0.5])
-@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0, 5.0, 1e6])
-def test_ticks_are_few_and_in_order(linthresh: float, limit: float) -> None:
-    ticks = ColorScale(linthresh, limit).ticks()
-    assert (np.diff(ticks) > 0).all()
-    assert (ticks[0], ticks[-1]) == (-limit, limit)
-    assert 0.0 in ticks
-    assert len(ticks) <= 11
+def test_round_down() -> None:
+    for exponent in (-100, -3, 0, 7, 100):
+        ten = float(f"1e{exponent}")
+        assert round_down(ten) == ten
+        assert round_down(1.5 * ten) == pytest.approx(ten)
+        assert round_down(4.9 * ten) == pytest.approx(2 * ten)
+        assert round_down(7.0 * ten) == pytest.approx(5 * ten)
 
 
 def test_round_up() -> None:
@@ -596,16 +767,16 @@ def test_refusals_of_histories(history: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("linthresh", "limit"), [(0.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0), (-1.0, 1.0)]
+    ("low", "high"), [(1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)]
 )
-def test_refusals_of_scales(linthresh: float, limit: float) -> None:
-    with pytest.raises(ValueError, match=r"ColorScale\(linthresh=.*0 < linthresh <= limit"):
-        ColorScale(linthresh, limit)
+def test_refusals_of_limits(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=r"LossLimits\(low=.*expected finite numbers"):
+        LossLimits(low, high)
 
 
-def test_refusal_of_an_incomplete_scale() -> None:
-    with pytest.raises(ValueError, match=r"from_dict\(values={'limit': 1.0}\): expected the keys"):
-        ColorScale.from_dict({"limit": 1.0})
+def test_refusal_of_incomplete_limits() -> None:
+    with pytest.raises(ValueError, match=r"from_dict\(values={'high': 1.0}\): expected the keys"):
+        LossLimits.from_dict({"high": 1.0})
 
 
 # --- the sheet
@@ -614,7 +785,7 @@ def test_refusal_of_an_incomplete_scale() -> None:
 def test_image() -> None:
     image = figure_to_image(plane_figure(plane(metadata=METADATA)))
     assert image.dtype == np.uint8
-    assert image.shape == (616, 560, 3)
+    assert image.shape == (560, 560, 3)
     assert (image[0] == 255).all()
     assert image.flags.c_contiguous
     assert image.flags.owndata

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_landscape.figures import ColorScale, figure_to_image, line_figure, plane_figure
-from lightning_landscape.figures.labels import MINUS, TIMES
+from lightning_landscape.figures import LossLimits, figure_to_image, line_figure, plane_figure
+from lightning_landscape.figures.labels import TIMES
 from lightning_landscape.geometry.slices import Slice
-from tests.test_figures import METADATA, line, plane, words_of
+from tests.test_figures import METADATA, isolines_of, line, plane, words_of
 
 PATH = {
     "steps": [0, 100, 200, 300],
@@ -47,10 +47,11 @@ def test_dots_are_paler_the_further_off_the_plane() -> None:
 
 
 def test_path_in_words() -> None:
-    words = words_of(plane_figure(with_path()))
-    assert "path (■ step 0): variance 62 % in x, < 0.1 % in y" in words
-    assert "dots: dark in the plane, pale off it" in words
-    assert "2 of 4 not shown" in words
+    figure = plane_figure(with_path())
+    words = words_of(figure)
+    assert "■ step 0, 2 of 4 outside" in words
+    assert figure.axes[0].get_xlabel() == "random (62 % of the path)"
+    assert figure.axes[0].get_ylabel() == "top eigenvector (< 0.1 % of the path)"
     finite = {key: value[:3] if len(value) > 2 else value for key, value in PATH.items()}
     assert "1 of 3 outside" in words_of(plane_figure(with_path(finite)))
 
@@ -58,7 +59,7 @@ def test_path_in_words() -> None:
 def test_path_moves_neither_limits_nor_colours() -> None:
     for figure in (plane_figure(with_path()), plane_figure(plane(metadata=METADATA))):
         limits = (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
-        assert limits == ((-1.25, 1.25), (-1.5, 2.5))
+        assert limits == ((-1.0, 1.0), (-1.0, 2.0))
 
 
 def test_weights_that_never_moved() -> None:
@@ -93,17 +94,18 @@ def test_labels_keep_clear_of_the_path() -> None:
 VALIDATION = {"probe_samples": 300, "probe_mode": "eval", "center_loss": 2.5}
 
 
-def test_contours_are_those_of_the_validation_loss() -> None:
+def test_isolines_are_those_of_the_validation_loss() -> None:
     x = np.linspace(-1, 1, 9)
     along_x, along_y = np.tile(x, (9, 1)), np.tile(x, (9, 1)).T
     known = {"validation": {**VALIDATION, "losses": (2.5 + along_y).tolist()}}
-    piece = Slice((x, x), 1.0 + along_x, 1.0, known)
+    piece = Slice((x, x), 2.0 + along_x, 2.0, known)
     figure = plane_figure(piece)
-    assert f"lines: validation loss {MINUS} 2.5 (300 examples, eval mode)" in words_of(figure)
-    (contours,) = (c for c in figure.axes[0].collections if hasattr(c, "allsegs"))
+    assert "lines: validation loss on 300" in words_of(figure)
+    contours = isolines_of(figure)
+    assert len(contours.levels) > 3
     for segments, level in zip(contours.allsegs, contours.levels, strict=True):
         for segment in segments:
-            assert np.allclose(segment[:, 1], level, atol=1e-6)
+            assert np.allclose(segment[:, 1], level - 2.5, atol=1e-6)
 
 
 def test_validation_curves_are_dashed_and_solid_ones_solid() -> None:
@@ -112,15 +114,15 @@ def test_validation_curves_are_dashed_and_solid_ones_solid() -> None:
              validation={**VALIDATION, "losses": [4.0, 2.5, math.nan]})
         for name in ("a", "b")
     ]  # fmt: skip
-    for scale, first in ((None, 4.0), (ColorScale(0.01, 5.0), 1.5)):
-        figure = line_figure(pieces, scale=scale)
+    for limits in (None, LossLimits(0.0, 5.0)):
+        figure = line_figure(pieces, limits=limits)
         words = words_of(figure)
         assert "dashed: validation loss 2.5, 300 examples in eval mode" in words
         assert "directions fixed" in words
         assert f"{TIMES} not finite" in words
         curves = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 3]
         assert [c.get_linestyle() for c in curves] == ["--", "-", "--", "-"]
-        assert curves[0].get_ydata()[0] == pytest.approx(first)
+        assert curves[0].get_ydata()[0] == 4.0
         assert np.isnan(curves[0].get_ydata()[2])
 
 

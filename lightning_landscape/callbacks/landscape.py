@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
@@ -235,7 +236,7 @@ class LandscapeMonitor(LandscapeMeasurement):
         self._axes = Axes(self, axes, seed, None if span is None else (span[0], span[1]))
         self._full = Points((sizes[0], sizes[-1]), line_resolution)
         self._points = self._full  # of the next picture
-        self._scales: dict[str, dict[str, float]] = {}  # tag -> limits, from the first picture
+        self._limits: dict[str, dict[str, Any]] = {}  # tag -> limits of the pictures so far
         self._path: Trajectory | None = None  # on rank zero, while training
 
     @property

@@ -28,10 +28,8 @@ from lightning_landscape.training.round import Round
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_landscape.figures import ColorScale
 
-
-_MAX_PANELS, _MAX_FRAMES = 9, 30  # of the film and the animation
+_MAX_PANELS, _MAX_FRAMES = 6, 30  # of the film and the animation
 
 
 class Points(NamedTuple):
@@ -59,7 +57,7 @@ class LandscapeMeasurement(Monitor):
     _axes: Axes
     _full: Points
     _points: Points
-    _scales: dict[str, dict[str, float]]
+    _limits: dict[str, dict[str, Any]]
     _path: Trajectory | None
 
     def measure(self, this_round: Round) -> Measured:
@@ -175,9 +173,9 @@ class LandscapeMeasurement(Monitor):
         return {} if taken == wanted else {"coarse": {"wanted": wanted, "taken": taken}}
 
     def start_anew(self) -> None:
-        """Drop everything of the last run, and its colour scale."""
+        """Drop everything of the last run, and the limits of its pictures."""
         super().start_anew()
-        self._scales.clear()
+        self._limits.clear()
 
     def reset_warm_start(self) -> None:
         """Drop warm starts: after a failure they may differ between processes."""
@@ -203,11 +201,10 @@ class LandscapeMeasurement(Monitor):
         files = list(self.run_files(folder, part).values())
         if not final or len(files) < 2:
             return Measured()
-        scale = self._scales.get(self.key(part.split("-")[0]))
         film, animation = self.key("film"), f"{self.key(part).replace('/', '-')}.gif"
         return Measured(
-            pictures={film: partial(_filmstrip, files, scale)},
-            files={animation: partial(_animate, files, scale)},
+            pictures={film: partial(_filmstrip, files)},
+            files={animation: partial(_animate, files)},
             # As timed, relative to one picture of a plane.
             drawings={
                 film: 1 + 0.2 * min(len(files), _MAX_PANELS),
@@ -227,54 +224,55 @@ class LandscapeMeasurement(Monitor):
         if not this_round.trainer.is_global_zero:
             return
         from lightning_landscape.figures import (
-            ColorScale,
+            LossLimits,
             line_figure,
             plane_figure,
             surface_mesh,
         )
 
-        tag = self.key(part)
-        if tag in self._scales:
-            scale: ColorScale = ColorScale.from_dict(self._scales[tag])
-        else:
-            scale = max((ColorScale.from_slice(s) for s in slices), key=lambda scale: scale.limit)
-            # A picture without a finite loss does not set the scale of the next ones.
-            if all(math.isfinite(s.center_loss) for s in slices):
-                self._scales[tag] = scale.to_dict()
+        tag, known = self.key(part), None
+        if tag in self._limits:
+            known = LossLimits.from_dict(self._limits[tag])
+        limits = LossLimits.from_slice(slices[0]) if known is None else known
+        for slice in slices:
+            limits = limits.widened(slice)
+        # A picture without a finite loss does not set the limits of the next ones.
+        if known is not None or all(math.isfinite(s.center_loss) for s in slices):
+            self._limits[tag] = limits.to_dict()
         if part == "line":
             measured.pictures[tag] = partial(
-                line_figure, list(slices), scale=scale, band=self.seeds > 2
+                line_figure, list(slices), limits=limits, band=self.seeds > 2
             )
         else:
-            measured.pictures[tag] = partial(plane_figure, slices[0], scale=scale)
+            measured.pictures[tag] = partial(plane_figure, slices[0], limits=limits)
             if self.surface:
-                measured.surfaces[self.key("surface")] = partial(surface_mesh, slices[0], scale)
+                measured.surfaces[self.key("surface")] = partial(surface_mesh, slices[0], limits)
 
     def state_dict(self) -> dict[str, Any]:
-        """The common state, and the colour scale of the run."""
-        scales = {tag: dict(limits) for tag, limits in self._scales.items()}
-        return {**super().state_dict(), "scales": scales}
+        """The common state, and the limits of the pictures."""
+        limits = {tag: dict(ends) for tag, ends in self._limits.items()}
+        return {**super().state_dict(), "limits": limits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the series, on the same scale."""
+        """Continue the series, with the same limits."""
         super().load_state_dict(state_dict)
         if self._bookkeeping.resumed and usable_state(
-            self.prefix, state_dict, {"scales": _are_scales}
+            self.prefix, state_dict, {"limits": _are_limits}
         ):
-            self._scales = {tag: dict(limits) for tag, limits in state_dict["scales"].items()}
+            self._limits = {tag: dict(ends) for tag, ends in state_dict["limits"].items()}
 
 
-def _is_scale(limits: object) -> bool:
-    """Whether ``limits`` has the format of ``ColorScale.to_dict``."""
-    if not isinstance(limits, Mapping) or set(limits) != {"linthresh", "limit"}:
+def _is_limits(ends: object) -> bool:
+    """Whether ``ends`` has the format of ``LossLimits.to_dict``."""
+    if not isinstance(ends, Mapping) or set(ends) != {"low", "high", "excess", "room"}:
         return False
-    low, high = limits["linthresh"], limits["limit"]
-    return isinstance(low, float) and isinstance(high, float) and 0.0 < low <= high < math.inf
+    low, high = ends["low"], ends["high"]
+    return isinstance(low, float) and isinstance(high, float) and -math.inf < low < high < math.inf
 
 
-def _are_scales(value: object) -> bool:
-    """Whether ``value`` is a mapping from tag to scale."""
-    return isinstance(value, Mapping) and all(map(_is_scale, value.values()))
+def _are_limits(value: object) -> bool:
+    """Whether ``value`` is a mapping from tag to limits."""
+    return isinstance(value, Mapping) and all(map(_is_limits, value.values()))
 
 
 def _film_slices(files: list[Path], most: int) -> list[Slice]:
@@ -301,16 +299,13 @@ def _full_slice(path: Path) -> Slice:
     return slice
 
 
-def _filmstrip(files: list[Path], scale: dict[str, float] | None) -> Figure:
-    from lightning_landscape.figures import ColorScale, filmstrip_figure
+def _filmstrip(files: list[Path]) -> Figure:
+    from lightning_landscape.figures import filmstrip_figure
 
-    shared = None if scale is None else ColorScale.from_dict(scale)
-    return filmstrip_figure(_film_slices(files, most=_MAX_PANELS), scale=shared, of=len(files))
+    return filmstrip_figure(_film_slices(files, most=_MAX_FRAMES), of=len(files))
 
 
-def _animate(files: list[Path], scale: dict[str, float] | None, path: Path) -> None:
-    from lightning_landscape.figures import ColorScale
+def _animate(files: list[Path], path: Path) -> None:
     from lightning_landscape.figures.film import write_film
 
-    shared = None if scale is None else ColorScale.from_dict(scale)
-    write_film(_film_slices(files, most=_MAX_FRAMES), path, shared)
+    write_film(_film_slices(files, most=_MAX_FRAMES), path, None)

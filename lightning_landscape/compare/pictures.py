@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_landscape.figures import (
-    ColorScale,
     curves_figure,
     filmstrip_figure,
     line_figure,
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 _KEYS = 40  # maximum number of scalars with curves
 _LINES = 2  # maximum number of lines through the weights of each run
-# A diverged run extends the colour scale to at most this many times a typical limit.
-_OUTLIER = 1000.0
 
 Series = Mapping[str, Mapping[int, float]]
 
@@ -109,7 +105,6 @@ class Pictures:
                 good[name] = (step, slice)
         if not good:
             return
-        scale = common_scale([slice for _, slice in good.values()])
         names = list(good)
         if axes == 1:
             names = [names[index] for index in evenly(len(names), MOST)]
@@ -123,13 +118,13 @@ class Pictures:
         if axes == 1:
             self._draw(
                 kind,
-                lambda: line_figure(shown, scale=scale, names=names),
+                lambda: line_figure(shown, names=names),
                 f"The last line of each run, {when}, all on one axis.{few}",
             )
         else:
             self._draw(
                 kind,
-                lambda: filmstrip_figure(shown, scale=scale, names=names),
+                lambda: filmstrip_figure(shown, names=names),
                 f"The last plane of each run, {when}, all on one colour scale.{few}",
             )
 
@@ -140,13 +135,3 @@ class Pictures:
             self.notes.append(f"{name} could not be drawn ({error})")
         else:
             self.captions[name] = caption
-
-
-def common_scale(slices: Sequence[Slice]) -> ColorScale:
-    """A common scale for slices of different runs, robust against one that diverged."""
-    known = [slice for slice in slices if math.isfinite(slice.center_loss)] or list(slices)
-    scales = [ColorScale.for_one(slice) for slice in known]
-    limits = sorted(scale.limit for scale in scales)
-    limit = min(limits[-1], _OUTLIER * limits[(len(limits) - 1) // 2])
-    finest = min(scale.linthresh for scale in scales)
-    return ColorScale(linthresh=min(max(finest, limit / 5000), limit), limit=limit)

@@ -13,13 +13,13 @@ from lightning_landscape.figures.density_film import density_film_figure
 from lightning_landscape.figures.eigenvalue import eigenvalue_figure
 from lightning_landscape.figures.film import film_frames, save_film
 from lightning_landscape.figures.filmstrip import filmstrip_figure
+from lightning_landscape.figures.limits import LossLimits
 from lightning_landscape.figures.line import line_figure
 from lightning_landscape.figures.plane import plane_figure
-from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.figures.surface import surface_mesh
 
 __all__ = [
-    "ColorScale",
+    "LossLimits",
     "barrier_matrix_figure",
     "curves_figure",
     "density_figure",

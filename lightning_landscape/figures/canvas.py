@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 import numpy as np
 from matplotlib import style
@@ -61,6 +61,12 @@ def new_figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Returns the figure of the axes, also inside a subfigure."""
+    figure: Any = axes.figure
+    return cast("Figure", figure.figure)
 
 
 def figure_to_image(figure: Figure) -> NDArray[np.uint8]:

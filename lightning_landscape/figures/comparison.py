@@ -34,7 +34,7 @@ from lightning_landscape.figures.curves import MARKERS, MOST
 from lightning_landscape.figures.data import HUGE
 from lightning_landscape.figures.figure_checks import check_groups, check_names, check_text
 from lightning_landscape.figures.labels import MINUS, comma_joined, legend_name, number
-from lightning_landscape.figures.plane import GROUND
+from lightning_landscape.figures.plane_map import COLOR_MAP
 from lightning_landscape.geometry.checks import check_span, quoted
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ def barrier_matrix_figure(
     height = figure.get_figheight()
     area = (left / WIDTH, bottom / height, count * side / WIDTH, count * side / height)
     axes = figure.add_axes(area)
-    axes.imshow(np.ma.masked_invalid(table), cmap=GROUND, norm=norm, aspect="auto")
+    axes.imshow(np.ma.masked_invalid(table), cmap=COLOR_MAP, norm=norm, aspect="auto")
     power, decimals = _digits(finite, letters=min(int((side - 0.02) / 0.07), 5))
     for (row, column), value in np.ndenumerate(table):
         if math.isfinite(value):
-            shade = np.dot(GROUND(norm(value))[:3], (0.2126, 0.7152, 0.0722))
+            shade = np.dot(COLOR_MAP(norm(value))[:3], (0.2126, 0.7152, 0.0722))
             text = f"{value / 10.0**power:.{decimals}f}".replace("-", MINUS)
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=SMALL,
@@ -152,7 +152,7 @@ def _draw_scale(
 ) -> None:
     """Draws the colour bar; its end labels show if values lie beyond them."""
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
-    bar = figure.colorbar(ScalarMappable(norm, GROUND), cax=figure.add_axes(area))
+    bar = figure.colorbar(ScalarMappable(norm, COLOR_MAP), cax=figure.add_axes(area))
     ends = [number(low, 2), number(high, 2)]
     if finite.size and finite.min() < low:
         ends[0] = f"< {ends[0]}"

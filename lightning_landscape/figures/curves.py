@@ -29,8 +29,8 @@ from lightning_landscape.figures.canvas import (
 from lightning_landscape.figures.data import HUGE, evenly, nonzero_magnitudes
 from lightning_landscape.figures.figure_checks import check_groups, check_numbers
 from lightning_landscape.figures.labels import comma_joined, legend_name, number
+from lightning_landscape.figures.limits import round_up
 from lightning_landscape.figures.line import line_remark, mark_outside
-from lightning_landscape.figures.scale import ColorScale, round_up
 from lightning_landscape.geometry.checks import check_flags, quoted
 
 if TYPE_CHECKING:
@@ -221,12 +221,21 @@ def _set_axes(axes: Axes, low: float, high: float, scale: float | None) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.5, high * 1.5)
     else:
-        ends = ColorScale(linthresh=round_up(scale), limit=round_up(max(-low, high)))
-        axes.set_yscale("symlog", linthresh=ends.linthresh, linscale=0.5, base=10)
+        linear, limit = round_up(scale), round_up(max(-low, high))
+        axes.set_yscale("symlog", linthresh=linear, linscale=0.5, base=10)
         axes.set_ylim(1.5 * min(low, -scale), 1.5 * max(high, scale))
-        ticks = [tick for tick in ends.ticks() if 1.5 * low <= tick <= 1.5 * high]
+        ticks = [t for t in _symmetric_ticks(linear, limit) if 1.5 * low <= t <= 1.5 * high]
         axes.set_yticks(ticks, labels=[number(tick) for tick in ticks])
         axes.minorticks_off()
+
+
+def _symmetric_ticks(linear: float, limit: float) -> list[float]:
+    """Returns both ends, zero, and powers of ten between them, as far as labels fit."""
+    first = math.ceil(math.log10(linear) - 1e-9)
+    last = math.ceil(math.log10(limit / 3) - 1e-9)
+    powers = [float(f"1e{exponent}") for exponent in range(first, last)]
+    positive = [*powers[:: 1 + len(powers) // 4], float(limit)]
+    return [-value for value in reversed(positive)] + [0.0] + positive
 
 
 def _dashed_text(dashed: Sequence[_Curve], key: str, high: float) -> str:

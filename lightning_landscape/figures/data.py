@@ -96,15 +96,6 @@ def nonzero_magnitudes(difference: NDArray[Any]) -> NDArray[Any]:
     return size[size > 0]
 
 
-def difference_range(film: Sequence[Slice]) -> tuple[float, float]:
-    """Returns the smallest and the largest finite difference in a film; 0 if there is none."""
-    finite = [difference[np.isfinite(difference)] for difference, _ in map(centred, film)]
-    return (
-        min(float(part.min(initial=0.0)) for part in finite),
-        max(float(part.max(initial=0.0)) for part in finite),
-    )
-
-
 def evenly(count: int, most: int) -> list[int]:
     """Returns at most ``most`` evenly spaced indices of ``range(count)``, including both ends.
 
@@ -117,3 +108,28 @@ def evenly(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return [round(index * (count - 1) / (most - 1)) for index in range(most)]
+
+
+def by_change(film: Sequence[Slice], most: int) -> list[int]:
+    """Returns at most ``most`` indices of a film, after equal shares of its total change.
+
+    The change between two neighbours is the mean absolute difference of their losses, on a
+    logarithmic scale if all losses are positive.  Both ends are included.
+    """
+    if len(film) <= most or most < 2:
+        return evenly(len(film), most)
+    losses = np.stack([losses_of(slice) for slice in film]).reshape(len(film), -1)
+    if np.nanmin(losses, initial=1.0) > 0:
+        losses = np.log(losses)
+    steps = np.abs(np.diff(losses, axis=0))
+    known = np.isfinite(steps)
+    changes = np.where(known, steps, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    total = np.concatenate([[0.0], changes.cumsum()])
+    if not total[-1] > 0:
+        return evenly(len(film), most)
+    chosen = [0]
+    for share in range(1, most - 1):
+        nearest = int(np.abs(total - total[-1] * share / (most - 1)).argmin())
+        # Each at least one further, and enough left for the others.
+        chosen.append(int(np.clip(nearest, chosen[-1] + 1, len(film) - most + share)))
+    return [*chosen, len(film) - 1]

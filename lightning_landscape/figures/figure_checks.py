@@ -8,10 +8,16 @@ from typing import Any
 from lightning_landscape.geometry.checks import check_mapping, quoted, shown
 
 
-def check_scale(call: str, scale: object) -> None:
-    """Raises unless ``scale`` is a ColorScale or None."""
-    if scale is not None and not all(hasattr(scale, name) for name in ("linthresh", "limit")):
-        raise TypeError(f"{quoted(call, 'scale', scale)}: expected a ColorScale, or None")
+def check_limits(call: str, limits: object) -> None:
+    """Raises unless ``limits`` is a LossLimits or None."""
+    if limits is not None and not all(hasattr(limits, name) for name in ("low", "high", "excess")):
+        raise TypeError(f"{quoted(call, 'limits', limits)}: expected a LossLimits, or None")
+
+
+def check_axes(call: str, ax: object) -> None:
+    """Raises unless ``ax`` is a matplotlib Axes or None."""
+    if ax is not None and not all(hasattr(ax, name) for name in ("plot", "get_figure", "patch")):
+        raise TypeError(f"{quoted(call, 'ax', ax)}: expected a matplotlib Axes, or None")
 
 
 def check_names(call: str, names: object) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_landscape.figures.canvas import figure_to_image
-from lightning_landscape.figures.data import center_of, check_slice, evenly
-from lightning_landscape.figures.figure_checks import check_scale
+from lightning_landscape.figures.data import check_slice, evenly
+from lightning_landscape.figures.figure_checks import check_limits
+from lightning_landscape.figures.limits import LossLimits
 from lightning_landscape.figures.line import draw_lines
 from lightning_landscape.figures.plane import draw_plane
-from lightning_landscape.figures.scale import ColorScale
 from lightning_landscape.geometry.checks import check_count, check_number, quoted
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
 
 
-def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> list[Any]:
+def film_frames(slices: Sequence[Slice], *, limits: LossLimits | None = None) -> list[Any]:
     """Draws one frame per slice; only the title and the surface differ between frames.
 
     Args:
         slices: lines, or planes, on the same coordinates, in the order in which they are shown.
-        scale: the scale of all frames. None: one that fits all frames.
+        limits: the range of losses of all frames. None: one that contains all frames.
 
     Returns:
         uint8 images of the same shape (height, width, 3), as ``figure_to_image`` returns them;
@@ -37,15 +37,15 @@ def film_frames(slices: Sequence[Slice], *, scale: ColorScale | None = None) -> 
         TypeError: if ``slices`` is not a sequence of slices.
         ValueError: if it is empty, or the slices differ in their kind or coordinates.
     """
-    check_scale("film_frames", scale)
-    return list(_frames(as_film("film_frames", slices), scale))
+    check_limits("film_frames", limits)
+    return list(_frames(as_film("film_frames", slices), limits))
 
 
 def save_film(
     slices: Sequence[Slice],
     path: str | os.PathLike[str],
     *,
-    scale: ColorScale | None = None,
+    limits: LossLimits | None = None,
     seconds: float = 0.3,
     most: int = 30,
 ) -> None:
@@ -54,7 +54,7 @@ def save_film(
     Args:
         slices: as for ``film_frames``.
         path: ``.gif``, or ``.png`` for an animated PNG, whose colours are exact (a GIF has 256).
-        scale: the scale of all frames. None: one that fits all frames.
+        limits: the range of losses of all frames. None: one that contains all frames.
         seconds: duration of a frame; the last one is shown five times as long.
         most: maximum number of frames; of more slices as many are chosen, evenly spaced and
             including both ends.
@@ -70,30 +70,30 @@ def save_film(
     kind = {".gif": "GIF", ".png": "PNG"}.get(os.path.splitext(name)[1].lower())
     if kind is None:
         raise ValueError(f"save_film(path={name!r}): {ends}")
-    check_scale(owner, scale)
+    check_limits(owner, limits)
     expected = "a time above 0, at most 60 seconds"
     check_number(owner, "seconds", seconds, expected, lambda x: 0.0 < x <= 60.0)
     check_count(owner, "most", most)
     film = as_film("save_film", slices)
-    write_film([film[index] for index in evenly(len(film), most)], name, scale, kind, seconds)
+    write_film([film[index] for index in evenly(len(film), most)], name, limits, kind, seconds)
 
 
 def write_film(
     film: Sequence[Slice],
     path: str | os.PathLike[str],
-    scale: ColorScale | None,
+    limits: LossLimits | None,
     kind: str = "GIF",
     seconds: float = 0.3,
 ) -> None:
     """Writes an animation of the given kind to ``path``, whatever its suffix."""
     from PIL import Image
 
-    frames = [Image.fromarray(frame) for frame in _frames(film, scale)]
+    frames = [Image.fromarray(frame) for frame in _frames(film, limits)]
     if kind == "GIF":
-        # One palette for all frames, from the first, middle and last: colours do not flicker.
-        shown = [frames[index] for index in evenly(len(frames), 3)]
+        # One palette for all frames, from eight of them: colours do not flicker.
+        shown = [frames[index] for index in evenly(len(frames), 8)]
         sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
-        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(5000 * seconds)]
     frames[0].save(
@@ -119,20 +119,11 @@ def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[S
     return list(slices)
 
 
-def shared_scale(film: Sequence[Slice]) -> ColorScale:
-    """Returns a scale for all frames: the largest limit, and the smallest linear part."""
-    known = [slice for slice in film if np.isfinite(center_of(slice))] or film
-    scales = [ColorScale.for_one(slice) for slice in known]
-    limit = max(scale.limit for scale in scales)
-    finest = min(scale.linthresh for scale in scales)
-    return ColorScale(linthresh=max(finest, limit / 5000), limit=limit)
-
-
-def _frames(film: Sequence[Slice], scale: ColorScale | None) -> Iterator[NDArray[np.uint8]]:
+def _frames(film: Sequence[Slice], limits: LossLimits | None) -> Iterator[NDArray[np.uint8]]:
     """Yields the frames, one after the other."""
-    chosen = shared_scale(film) if scale is None else scale
+    shared = LossLimits.for_film(film) if limits is None else limits
     for slice in film:
         if len(slice.coordinates) == 2:
-            yield figure_to_image(draw_plane(slice, chosen, film))
+            yield figure_to_image(draw_plane(slice, shared, film))
         else:
-            yield figure_to_image(draw_lines([slice], chosen, film))
+            yield figure_to_image(draw_lines([slice], shared, film))

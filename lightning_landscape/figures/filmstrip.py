@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -13,7 +12,6 @@ from lightning_landscape.figures.canvas import (
     COLORS,
     GREY,
     HEADER,
-    INK,
     PITCH,
     SMALL,
     TEXT,
@@ -21,34 +19,32 @@ from lightning_landscape.figures.canvas import (
     draw_grid,
     in_house_style,
     new_figure,
+    set_ticks,
     shortened,
     write_header,
 )
-from lightning_landscape.figures.data import centred, difference_range, evenly
-from lightning_landscape.figures.figure_checks import check_names, check_scale
-from lightning_landscape.figures.film import as_film, shared_scale
+from lightning_landscape.figures.data import by_change, center_of, evenly, losses_of
+from lightning_landscape.figures.figure_checks import check_limits, check_names
+from lightning_landscape.figures.film import as_film
 from lightning_landscape.figures.labels import (
     axis_label,
     comma_joined,
     common_metadata,
     count_title,
-    difference_text,
     direction_names,
     norm_ranges,
     normalization_text,
     number,
     probe_text,
 )
+from lightning_landscape.figures.limits import LossLimits
 from lightning_landscape.figures.line import line_remark, mark_outside
 from lightning_landscape.figures.plane import (
-    cell_edges,
-    draw_colorbar,
-    draw_map,
     mark_center,
     remarks,
     set_aspect,
 )
-from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.figures.plane_map import draw_colorbar, draw_isolines, draw_map, map_limits
 from lightning_landscape.geometry.checks import check_count
 
 if TYPE_CHECKING:
@@ -57,29 +53,31 @@ if TYPE_CHECKING:
 
     from lightning_landscape.geometry.slices import Slice
 
-MOST = 9
+MOST, MOST_NAMED = 6, 9
 # Inches: the caption above each picture, the gap between columns, the margin below.
 _WORDS, _GAP, _FOOT = 0.34, 0.09, 0.42
+# Inches: the colour bar with its labels.
+_BAR = 0.92
 
 
 def filmstrip_figure(
     slices: Sequence[Slice],
     *,
-    scale: ColorScale | None = None,
+    limits: LossLimits | None = None,
     of: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draws up to nine slices side by side on one scale, with step and loss above each.
+    """Draws up to six slices side by side on one scale, with step and loss above each.
 
-    Of more than nine slices nine are shown, evenly spaced and including both ends. Planes are
-    coloured as in ``plane_figure``; lines are drawn as in ``line_figure``, with the first one in
-    grey behind the others.
+    Of more slices six are shown: both ends, and between them those after equal shares of the total
+    change of the surface.  Planes are coloured as in ``plane_figure``; lines are drawn as in
+    ``line_figure``, with the first one in grey behind the others.
 
     Args:
         slices: lines, or planes, on the same coordinates, in the order of their steps. With
-            ``names`` the coordinates may differ: each is drawn on its own grid, in axes that
-            contain the widest.
-        scale: the scale of the run's pictures. None: one that fits all pictures shown.
+            ``names`` the coordinates may differ, and up to nine are shown, evenly spaced: each is
+            drawn on its own grid, in axes that contain the widest.
+        limits: the range of losses of the run's pictures. None: one that contains all pictures.
         of: the number of pictures of the run, if ``slices`` are a selection.
         names: captions instead of the step, for slices of several runs or networks.
 
@@ -93,7 +91,7 @@ def filmstrip_figure(
     """
     owner = "filmstrip_figure"
     film = as_film(owner, slices, one_grid=names is None)
-    check_scale(owner, scale)
+    check_limits(owner, limits)
     if of is not None:
         check_count(owner, "of", of, 1, ", or None")
     if names is not None:
@@ -103,15 +101,16 @@ def filmstrip_figure(
                 f"{owner}(names={names!r:.80}): got {len(names)} names for {len(film)} slices; "
                 f"pass one name per slice"
             )
-    chosen = evenly(len(film), MOST)
-    shown = [film[index] for index in chosen]
+    chosen = by_change(film, MOST) if names is None else evenly(len(film), MOST_NAMED)
     called = None if names is None else [names[index] for index in chosen]
-    return _draw(shown, shared_scale(shown) if scale is None else scale, of or len(film), called)
+    shown = [film[index] for index in chosen]
+    limits = LossLimits.for_film(film) if limits is None else limits
+    return _draw(shown, limits, of or len(film), called)
 
 
 @in_house_style
 def _draw(
-    shown: list[Slice], scale: ColorScale, of: int, called: list[str] | None = None
+    shown: list[Slice], limits: LossLimits, of: int, called: list[str] | None = None
 ) -> Figure:
     """Draws the figure."""
     planes = len(shown[0].coordinates) == 2
@@ -121,31 +120,28 @@ def _draw(
     rows = -(-len(shown) // columns)
     marks = [number(value) for value in ends[-1] if planes]
     # A character is about 0.07 inches wide.
-    left, right = (
-        (0.27 + 0.07 * max(map(len, marks)), _bar(shown, scale)) if planes else (0.68, 0.1)
-    )
+    left, right = (0.27 + 0.07 * max(map(len, marks)), _BAR) if planes else (0.68, 0.1)
     side = min((WIDTH - left - right + _GAP) / columns - _GAP, 1.5)
-    top = HEADER + PITCH * 3 + 0.04
+    top = HEADER + PITCH * 2 + 0.04
     figure = new_figure(height=top + rows * (side + _WORDS) + _FOOT)
     height = figure.get_figheight()
     names, norms = direction_names(shared, 2), norm_ranges(shown, len(shown[0].coordinates))
-
     span = rows * (side + _WORDS) - _WORDS
-    ticks = _apart(scale, 0.14 / span)
-    levels = _levels(shown, scale) if planes else []
 
-    to_scale, mesh = True, None
+    to_scale = True
     for index, slice in enumerate(shown):
         row, column = divmod(index, columns)
         x = left + column * (side + _GAP)
         y = height - top - (row + 1) * (side + _WORDS)
         axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
         if planes:
-            mesh = _draw_plane(axes, slice, scale, levels)
+            draw_map(axes, slice, limits)
+            draw_isolines(axes, slice, limits.values(slice))
+            mark_center(axes, size=6.0)
             _set_frame(axes, shown, ends)
             to_scale = set_aspect(axes, shown)
         else:
-            _draw_line(axes, slice, shown[0], scale)
+            _draw_line(axes, slice, shown[0], limits)
             low, high = min(ends[0][0], 0.0), max(ends[0][-1], 0.0)
             margin = 0.05 * (high - low) or 0.5
             axes.set_xlim(low - margin, high + margin)
@@ -168,32 +164,17 @@ def _draw(
         bar = figure.add_axes(
             ((left + columns * (side + _GAP)) / WIDTH, bottom, 0.12 / WIDTH, span / height)
         )
-        draw_colorbar(bar, mesh, shown, scale, ticks)
+        draw_colorbar(bar, shown, limits, bins=max(3, int(4 * span)))
         if rows == 1:  # too low for the whole label
             label = shortened(names[1], 16)
         figure.text(0.012, up, label, fontsize=TEXT, rotation=90, ha="left", va="center")
-    _write_text(figure, shown, scale, of, to_scale, levels, called is not None)
+    _write_text(figure, shown, limits, of, to_scale, called is not None)
     return figure
-
-
-def _draw_plane(axes: Axes, slice: Slice, scale: ColorScale, levels: list[float]) -> Any:
-    """Draws one small map; returns the mesh for the colour bar."""
-    x, y = (np.asarray(axis, dtype=np.float64) for axis in slice.coordinates)
-    mesh = draw_map(axes, x, y, np.ma.masked_invalid(centred(slice)[0]), scale)
-    if min(slice.losses.shape) > 1 and np.isfinite(slice.losses).any():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "No contour levels were found")
-            axes.contour(
-                x, y, np.ma.masked_invalid(centred(slice)[0]), levels=levels, linewidths=0.7,
-                linestyles="-", colors=["white" if level < 0 else INK for level in levels],
-            )  # fmt: skip
-    mark_center(axes, size=6.0)
-    return mesh
 
 
 def _set_frame(axes: Axes, shown: Sequence[Slice], ends: Sequence[list[float]]) -> None:
     """Gives a small map the axis limits of all; outside of its own grid it stays white."""
-    edges = [[cell_edges(axis)[[0, -1]] for axis in slice.coordinates] for slice in shown]
+    edges = [map_limits(slice) for slice in shown]
     (left, right), (bottom, top) = (
         (min(low for low, _ in sides), max(high for _, high in sides))
         for sides in zip(*edges, strict=True)
@@ -212,41 +193,20 @@ def _set_frame(axes: Axes, shown: Sequence[Slice], ends: Sequence[list[float]]) 
     axes.set_yticks(ends[1], labels=[number(value) for value in ends[1]])
 
 
-def _bar(shown: Sequence[Slice], scale: ColorScale) -> float:
-    """Returns the width of the colour bar and its labels in inches."""
-    low, high = difference_range(shown)
-    beyond = low < -scale.limit or high > scale.limit
-    letters = max(len(number(tick)) for tick in scale.ticks()) + 2 * beyond
-    return 0.34 + 0.07 * max(letters, 4)
-
-
-def _levels(shown: Sequence[Slice], scale: ColorScale) -> list[float]:
-    """Returns round contour levels, at most three on either side of zero."""
-    low, high = difference_range(shown)
-    first, last = np.floor(np.log10(scale.linthresh)), np.ceil(np.log10(scale.limit))
-    powers = 10.0 ** np.arange(first, last + 1)
-    steps = np.sort(np.concatenate([powers, 3 * powers]))
-    inside = steps[(steps >= scale.linthresh) & (steps < min(max(-low, high), scale.limit))]
-    highest = inside[::-1][:: 2 if len(inside) > 3 else 1][:3]
-    return [*(-highest).tolist(), *highest[::-1].tolist()]
-
-
-def _draw_line(axes: Axes, slice: Slice, first: Slice, scale: ColorScale) -> None:
+def _draw_line(axes: Axes, slice: Slice, first: Slice, limits: LossLimits) -> None:
     """Draws one small curve in front of that of the first slice."""
     x = np.asarray(slice.coordinates[0], dtype=np.float64)
-    axes.set_yscale("symlog", linthresh=scale.linthresh, linscale=0.5, base=10)
-    axes.set_ylim(-scale.limit, scale.limit)
-    ticks = _apart(scale, 0.15)
-    axes.set_yticks(ticks, labels=[number(tick) for tick in ticks])
-    axes.minorticks_off()
+    margin = 0.05 * (limits.high - limits.low)
+    low, high = limits.low - margin, limits.high + margin
+    axes.set_ylim(low, high)
+    set_ticks(axes, axes.yaxis, bins=4)
     draw_grid(axes)
-    axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=1)
     if slice is not first:
-        axes.plot(first.coordinates[0], centred(first)[0], color=GREY, linewidth=1.2)
-    curve = centred(slice)[0]
+        axes.plot(first.coordinates[0], losses_of(first), color=GREY, linewidth=1.2)
+    curve = losses_of(slice)
     axes.plot(x, curve, color=COLORS[0], linewidth=1.6)
-    axes.plot([0.0], [0.0], "o", color=COLORS[0], markersize=4, zorder=5)
-    mark_outside(axes, x, curve, -scale.limit, scale.limit, COLORS[0])
+    axes.plot([0.0], [center_of(slice)], "o", color=COLORS[0], markersize=4, zorder=5)
+    mark_outside(axes, x, curve, low, high, COLORS[0])
 
 
 def _ends(shown: Sequence[Slice], axis: int) -> list[float]:
@@ -266,16 +226,6 @@ def _mark_ends(axes: Axes, ends: list[float]) -> None:
         labels[-1].set_horizontalalignment("right")
 
 
-def _apart(scale: ColorScale, least: float) -> list[float]:
-    """Returns ticks of a scale that are at least ``least`` apart, as a fraction of its length."""
-    norm = scale.norm()
-    chosen = [-scale.limit, 0.0, scale.limit]
-    for tick in sorted(scale.ticks(), key=abs, reverse=True):
-        if all(abs(norm(tick) - norm(other)) >= least for other in chosen):
-            chosen.append(tick)
-    return sorted(chosen)
-
-
 def _caption(slice: Slice, name: str | None) -> str:
     """Returns the name, or the step, and the loss below it."""
     step = slice.metadata.get("step")
@@ -286,9 +236,8 @@ def _caption(slice: Slice, name: str | None) -> str:
 
 
 def _write_text(
-    figure: Figure, shown: list[Slice], scale: ColorScale, of: int, to_scale: bool,
-    levels: list[float], compared: bool,
-) -> None:  # fmt: skip
+    figure: Figure, shown: list[Slice], limits: LossLimits, of: int, to_scale: bool, compared: bool
+) -> None:
     """Writes the header."""
     first, shared = shown[0].metadata, common_metadata([slice.metadata for slice in shown])
     planes = len(shown[0].coordinates) == 2
@@ -298,16 +247,10 @@ def _write_text(
         what = count_title(len(shown), kind)
     count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
     if planes:
-        meaning = f"colour: {difference_text(shown, 'cross')}"
-        drawn = ", ".join(number(level) for level in levels if level > 0)
-        lines = f"lines at {drawn}" if drawn else ""
-        last = comma_joined(lines, count, "" if to_scale else "not to scale", remarks(shown))
+        last = comma_joined(count, "" if to_scale else "not to scale", remarks(shown))
     else:
-        meaning = f"height: {difference_text(shown, 'dot')}"
-        curves = np.concatenate([centred(slice)[0] for slice in shown])
+        curves = np.concatenate([losses_of(slice) for slice in shown])
         behind = "the first" if compared else f"step {first.get('step', '?')}"
         grey = f"grey: {behind}" if len(shown) > 1 else ""
-        last = comma_joined(count, grey, line_remark(curves, -scale.limit, scale.limit))
-    write_header(
-        figure, what, [comma_joined(normalization_text(shared), probe_text(shared)), meaning, last]
-    )
+        last = comma_joined(count, grey, line_remark(curves, limits.low, limits.high))
+    write_header(figure, what, [comma_joined(normalization_text(shared), probe_text(shared)), last])

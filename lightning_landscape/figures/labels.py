@@ -35,6 +35,17 @@ def number(value: float, digits: int = 3) -> str:
     return f"{MINUS}{text}" if value < 0 else text
 
 
+def exactly(value: float) -> str:
+    """Returns a short number with as many digits as a round one needs, at most 8.
+
+    Example:
+        >>> exactly(2.315), exactly(0.2)
+        ('2.315', '0.2')
+    """
+    needed = (n for n in range(1, 8) if float(f"{value:.{n - 1}e}") == value)
+    return number(value, next(needed, 8))
+
+
 def step_and_loss(metadata: Mapping[str, Any], center_loss: float) -> str:
     """Returns 'step 120, loss 0.53', as far as known, and 'fewer points' for a coarse slice."""
     step, loss = metadata.get("step"), f"loss {number(center_loss)}"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lightning_landscape.figures.canvas import (
     COLORS,
     GREY,
     HEADER,
     PITCH,
+    SMALL,
     TEXT,
     draw_grid,
     draw_legend,
+    figure_of,
     in_house_style,
     new_figure,
     set_ticks,
@@ -24,13 +27,11 @@ from lightning_landscape.figures.canvas import (
 )
 from lightning_landscape.figures.data import (
     center_of,
-    centred,
     check_slice,
     losses_of,
-    nonzero_magnitudes,
     validation_of,
 )
-from lightning_landscape.figures.figure_checks import check_names, check_scale
+from lightning_landscape.figures.figure_checks import check_axes, check_limits, check_names
 from lightning_landscape.figures.labels import (
     TIMES,
     axis_label,
@@ -46,8 +47,8 @@ from lightning_landscape.figures.labels import (
     probe_text,
     step_and_loss,
 )
-from lightning_landscape.figures.scale import OUTLIER, ColorScale
-from lightning_landscape.geometry.checks import check_flags
+from lightning_landscape.figures.limits import LossLimits
+from lightning_landscape.geometry.checks import check_choice, check_flags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,29 +63,31 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 def line_figure(
     slices: Slice | Sequence[Slice],
     *,
-    scale: ColorScale | None = None,
+    limits: LossLimits | None = None,
+    scale: Literal["linear", "log"] = "linear",
     band: bool = False,
     names: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws one or several 1-D slices in one chart; the dot marks the weights.
 
-    Without ``scale`` the chart shows the loss on a linear axis. With ``scale`` it shows the loss
-    minus the loss at the weights on the symmetric logarithmic axis of that scale, which is the same
-    in every frame of a film even if the differences grow by orders of magnitude. Points beyond the
-    axis are marked by a triangle at its end and "> limit", points without a finite loss by a cross.
-    Where the metadata have them, dashes show the validation loss; along the optimizer's last step a
-    circle marks its start and a star the lowest point. On a line from a reference the circle is the
+    The axis of the loss is linear, so that a parabola looks like one.  Points beyond it are marked
+    by a triangle at its end and "> limit", points without a finite loss by a cross.  Where the
+    metadata have them, dashes show the validation loss; along the optimizer's last step a circle
+    marks its start and a star the lowest point.  On a line from a reference the circle is the
     reference, and a grey line joins the losses at both ends: the barrier is the height above it.
 
     Args:
         slices: one slice with one coordinate axis, or several (directions, or steps).
-        scale: the scale of all frames of a film. None: from these slices alone.
+        limits: the ends of the axis, shared by all pictures of a run. None: from these slices.
+        scale: ``"log"``: a logarithmic axis; losses that are not positive are below it.
         band: draw the median of the slices and a band from their lowest to their highest loss, e.g.
             for random directions of several seeds.
         names: a name for each slice, if they are not of one run.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is neither a slice nor a sequence of slices.
@@ -93,8 +96,10 @@ def line_figure(
             names differs.
     """
     lines = _as_lines(slices)
-    check_scale("line_figure", scale)
+    check_limits("line_figure", limits)
+    check_choice("line_figure", "scale", scale, ("linear", "log"))
     check_flags("line_figure", band=band)
+    check_axes("line_figure", ax)
     if names is not None:
         check_names("line_figure", names)
     if names is not None and (band or len(names) != len(lines)):
@@ -102,16 +107,22 @@ def line_figure(
             f"line_figure(names={names!r:.80}): got {len(names)} names for "
             f"{'one band' if band else f'{len(lines)} slices'}; pass one name per slice and no band"
         )
-    return draw_lines(lines, scale, lines, band, names)
+    others = [other for other in map(validation_of, lines) if other is not None]
+    if limits is None:
+        limits = LossLimits.for_film([*lines, *others])
+    return draw_lines(lines, limits, lines, band, names, log=scale == "log", ax=ax)
 
 
 @in_house_style
 def draw_lines(
     lines: Sequence[Slice],
-    scale: ColorScale | None,
+    limits: LossLimits,
     film: Sequence[Slice],
     band: bool = False,
     names: Sequence[str] | None = None,
+    *,
+    log: bool = False,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws one frame of a film; only the title and the curves differ between frames."""
     shaded = lines if band else []
@@ -119,14 +130,7 @@ def draw_lines(
         lines = [_median(lines)]
     dashed = [validation_of(line) for line in lines]
     every = [*film, *lines, *(other for other in map(validation_of, film) if other is not None)]
-    if scale is None:
-        curves, centers = [losses_of(line) for line in lines], [center_of(line) for line in lines]
-        low, high = _robust_limits(every)
-    else:
-        curves = [centred(line)[0] for line in lines]
-        centers = [center_of(line) - center_of(line) for line in lines]
-        low, high = -scale.limit, scale.limit
-
+    losses = np.concatenate([losses_of(line) for line in every])
     title, small = _header(lines)
     if names is not None:
         steps = {_step(line) for line in lines}
@@ -138,36 +142,38 @@ def draw_lines(
     # Inches. Space for the remark is always reserved, so that all frames have the same height.
     legend = HEADER + PITCH * (len(small) + 1)
     top = legend + PITCH * entries + 0.08
-    figure = new_figure(height=top + 2.5)
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.175, 0.43 / height, 0.795, 1 - (top + 0.43) / height))
+    if ax is None:
+        figure: Figure = new_figure(height=top + 2.5)
+        height = figure.get_figheight()
+        axes = figure.add_axes((0.175, 0.43 / height, 0.795, 1 - (top + 0.43) / height))
+    else:
+        figure, axes = figure_of(ax), ax
     axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
-    _set_loss_axis(axes, scale, low, high)
-    if not all(np.isfinite(center_of(line)) for line in film):
-        # Then the lowest loss has been subtracted.
-        axes.set_ylabel("loss" if scale is None else "loss difference")
-    if not any(np.isfinite(losses_of(line)).any() for line in film):
-        axes.set_yticks([])
-    for index, (line, curve, center) in enumerate(zip(lines, curves, centers, strict=True)):
+    low, high = _set_loss_axis(axes, limits, losses, log)
+    for index, line in enumerate(lines):
         color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
-        other = dashed[index]
+        other, curve = dashed[index], losses_of(line)
         if other is not None:
-            dashes, validation = "-", losses_of(other) if scale is None else centred(other)[0]
+            dashes, validation = "-", losses_of(other)
             axes.plot(line.coordinates[0], validation, color=color, linestyle="--", linewidth=1.4)
             mark_outside(axes, line.coordinates[0], validation, low, high, color)
         x = np.asarray(line.coordinates[0], dtype=np.float64)
         called = _name(index, lines) if names is None else legend_name(names[index], 44)
         axes.plot(x, curve, color=color, linestyle=dashes, label=called)
-        axes.plot([0.0], [center], "o", color=color, markersize=7, zorder=5)
+        axes.plot([0.0], [center_of(line)], "o", color=color, markersize=7, zorder=5)
         mark_outside(axes, x, curve, low, high, color)
         _mark_update(axes, line, curve, color)
         _mark_reference(axes, line, curve, color)
     if shaded:
-        _draw_band(axes, shaded, scale)
+        _draw_band(axes, shaded)
     axes.set_xlim(*_span(film))
     axes.set_xlabel(_shared_axis_label(lines, film), fontsize=TEXT, labelpad=2)
-    shown = [losses_of(line) if scale is None else centred(line)[0] for line in every]
-    write_header(figure, title, [*small, line_remark(np.concatenate(shown), low, high)])
+    if ax is not None:
+        axes.set_title(title, fontsize=TEXT)
+        if entries:
+            axes.legend(fontsize=SMALL, handlelength=2.8)
+        return figure
+    write_header(figure, title, [*small, line_remark(losses, low, high)])
     if entries:
         draw_legend(figure, legend, handlelength=2.8)
     return figure
@@ -223,9 +229,9 @@ def _median(lines: Sequence[Slice]) -> Slice:
     )
 
 
-def _draw_band(axes: Axes, lines: Sequence[Slice], scale: ColorScale | None) -> None:
+def _draw_band(axes: Axes, lines: Sequence[Slice]) -> None:
     """Shades the range from the lowest to the highest of the slices."""
-    curves = [losses_of(line) if scale is None else centred(line)[0] for line in lines]
+    curves = [losses_of(line) for line in lines]
     axes.fill_between(
         lines[0].coordinates[0], np.min(curves, axis=0), np.max(curves, axis=0),
         color=COLORS[0], alpha=0.2, linewidth=0,
@@ -263,37 +269,30 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
     )  # fmt: skip
 
 
-def _robust_limits(lines: Sequence[Slice]) -> tuple[float, float]:
-    """Returns the range of the losses without outliers."""
-    lows, highs = [], []
-    for line in lines:
-        difference, reference = centred(line)
-        finite = difference[np.isfinite(difference)]
-        size = nonzero_magnitudes(difference)
-        # So that rounding errors alone do not fill the chart.
-        least = 1e-4 * abs(reference) or 1e-4
-        bound = max(OUTLIER * float(np.median(size)) if size.size else 0.0, least)
-        lows.append(reference + max(float(finite.min(initial=0.0)), -bound))
-        highs.append(reference + min(float(finite.max(initial=0.0)), bound))
-        lows[-1], highs[-1] = min(lows[-1], reference - least), max(highs[-1], reference + least)
-    margin = 0.06 * (max(highs) - min(lows))
-    return min(lows) - margin, max(highs) + margin
-
-
-def _set_loss_axis(axes: Axes, scale: ColorScale | None, low: float, high: float) -> None:
-    """Sets the loss axis: linear, or the symmetric logarithm of the scale."""
-    if scale is None:
-        set_ticks(axes, axes.xaxis, axes.yaxis)
-        axes.set_ylabel("loss", fontsize=TEXT, labelpad=1)
+def _set_loss_axis(
+    axes: Axes, limits: LossLimits, losses: NDArray[Any], log: bool
+) -> tuple[float, float]:
+    """Sets the loss axis, with a margin; returns its ends."""
+    low, high = limits.low, limits.high
+    positive = losses[losses > 0]
+    log = log and bool(positive.size) and high > 0
+    if log:
+        low = low if low > 0 else min(float(positive.min()), high / 10)
+        margin = (high / low) ** 0.04
+        low, high = low / margin, high * margin
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_yscale("symlog", linthresh=scale.linthresh, linscale=0.5, base=10)
-        axes.set_yticks(scale.ticks(), labels=[number(tick) for tick in scale.ticks()])
-        axes.minorticks_off()
-        axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=1)
-        set_ticks(axes, axes.xaxis)
-        axes.set_ylabel("loss minus loss at dot", fontsize=TEXT, labelpad=1)
+        margin = 0.05 * (high - low)
+        low, high = low - margin, high + margin
+    set_ticks(axes, axes.xaxis, *([] if log else [axes.yaxis]))
+    axes.set_ylabel("loss (logarithmic)" if log else "loss", fontsize=TEXT, labelpad=1)
     axes.set_ylim(low, high)
     draw_grid(axes)
+    if not np.isfinite(losses).any():
+        axes.set_yticks([])
+    return low, high
 
 
 def mark_outside(

@@ -60,22 +60,22 @@ def draw_path(axes: Axes, path: Path) -> None:
         )  # fmt: skip
 
 
-def path_text(
-    path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]
-) -> list[str]:
-    """Describes the start of the path, the variance explained, and the points not shown."""
+def shares_text(path: Path) -> list[str]:
+    """Returns ' (62 % of the path)' for each axis, empty if the weights have not moved."""
+    if not np.isfinite(path.explained).all():
+        return ["", ""]
+    shares = ["< 0.1" if share < 1e-3 else number(100 * share, 2) for share in path.explained]
+    return [f" ({share} % of the path)" for share in shares]
+
+
+def path_text(path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]) -> str:
+    """Describes the start of the path, and the points that are not shown."""
     x, y = path.points.T
     finite = np.isfinite(path.points).all(axis=1)
     inside = (x >= x_limits[0]) & (x <= x_limits[1]) & (y >= y_limits[0]) & (y <= y_limits[1])
-    outside, absent = int((finite & ~inside).sum()), int((~finite).sum())
-    shares = ["< 0.1 %" if s < 1e-3 else f"{number(100 * s, 2)} %" for s in path.explained]
-    variance = f"variance {shares[0]} in x, {shares[1]} in y"
-    moved = np.isfinite(path.explained).all()
-    return [
-        f"path (■ step {path.first}): {variance if moved else 'the weights have not moved'}",
-        comma_joined(
-            "dots: dark in the plane, pale off it",
-            f"{outside} of {len(x)} outside" if outside and not absent else "",
-            f"{outside + absent} of {len(x)} not shown" if absent else "",
-        ),
-    ]
+    absent = int((~finite | ~inside).sum())
+    return comma_joined(
+        f"■ step {path.first}",
+        "" if np.isfinite(path.explained).all() else "the weights have not moved",
+        f"{absent} of {len(x)} outside" if absent else "",
+    )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lightning_landscape.figures.data import centred, check_slice
-from lightning_landscape.figures.figure_checks import check_scale
-from lightning_landscape.figures.plane import GROUND
-from lightning_landscape.figures.scale import ColorScale
+from lightning_landscape.figures.data import check_slice
+from lightning_landscape.figures.figure_checks import check_limits
+from lightning_landscape.figures.limits import LossLimits
+from lightning_landscape.figures.plane_map import COLOR_MAP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,30 +45,29 @@ class Surface(NamedTuple):
     faces: NDArray[np.int32]
 
 
-def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
-    """Returns a surface whose height and colour are the loss minus the loss at the weights.
+def surface_mesh(slice: Slice, limits: LossLimits | None = None) -> Surface:
+    """Returns a surface whose height and colour are the loss, on the scale of the pictures.
 
-    Both are on the symmetric logarithmic scale of the pictures: height 0 is the loss at the
-    weights; heights are clipped to the ends of the scale, -0.75 and 0.75. The first axis runs from
-    -1 to 1 from left to right, the second away from the camera. Points without a finite loss and
-    their triangles are left out. Of a plane of more than 60,000 points only every second one along
-    both axes is used, or every third, and so on.
+    Heights are from -0.75 to 0.75 and increase with the logarithm of the loss, as the colours of
+    ``plane_figure`` do.  The first axis runs from -1 to 1 from left to right, the second away from
+    the camera.  Points without a finite loss and their triangles are left out.  Of a plane of more
+    than 60,000 points only every second one along both axes is used, or every third, and so on.
 
     Args:
         slice: a slice with two coordinate axes.
-        scale: the scale of all surfaces of a run. None: from this slice alone.
+        limits: the range of losses of all surfaces of a run. None: from this slice alone.
 
     Raises:
         TypeError: if ``slice`` is not a slice.
         ValueError: if it is not a plane, or the shapes of its coordinates and losses do not match.
     """
     check_slice("surface_mesh(slice=...)", slice, axes=2)
-    check_scale("surface_mesh", scale)
-    scale = ColorScale.for_one(slice) if scale is None else scale
+    check_limits("surface_mesh", limits)
+    limits = LossLimits.for_film([slice]) if limits is None else limits.widened(slice)
     every = -(-int(np.ceil(np.sqrt(slice.losses.size))) // int(np.sqrt(_MOST)))
-    difference = centred(slice)[0][::every, ::every]
-    known = np.isfinite(difference)
-    share = np.asarray(scale.norm()(np.where(known, difference, 0.0))).clip(0.0, 1.0)
+    values = limits.values(slice)[::every, ::every]
+    known = np.isfinite(values)
+    share = limits.color(np.where(known, values, limits.high))
     share[~known] = np.nan
     across, away = np.meshgrid(*(_unit(axis)[::every] for axis in slice.coordinates))
     points = np.stack([across, _HEIGHT * (share - 0.5), -away], axis=-1)
@@ -83,7 +82,7 @@ def surface_mesh(slice: Slice, scale: ColorScale | None = None) -> Surface:
             np.stack([corner, opposite, behind], -1).reshape(-1, 3),
         ]
     )
-    colors = GROUND(share)[..., :3] * _shade(points)[..., None]
+    colors = COLOR_MAP(share)[..., :3] * _shade(points)[..., None]
     box = np.array([[-1.0, -_HEIGHT / 2, -1.0], [1.0, _HEIGHT / 2, 1.0]])
     return Surface(
         np.concatenate([points[known], box]).astype(np.float32),

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.figures import (
-    ColorScale,
+    LossLimits,
     density_figure,
     line_figure,
     plane_figure,
@@ -209,20 +209,18 @@ def _drawing(series: PictureSeries) -> tuple[Callable[[Any, int], Figure], str]:
     first = next(iter(series.frames.values()))
     if isinstance(first, SpectralDensity):
         return lambda frame, step: density_figure(frame, metadata={"step": step}), DENSITY
-    scale = _scale(series)
+    # One range for all frames.
+    slices = [slice for frame in series.frames.values() for slice in _slices(frame)]
+    limits = LossLimits.for_film(slices)
     planes = len(first[0].coordinates) == 2
     reading = slices_text(series.kind, planes)
     if planes:
-        return lambda frame, step: plane_figure(frame[0], scale=scale), reading
-    return lambda frame, step: line_figure(frame, scale=scale), reading
+        return lambda frame, step: plane_figure(frame[0], limits=limits), reading
+    return lambda frame, step: line_figure(frame, limits=limits), reading
 
 
-def _scale(series: PictureSeries) -> ColorScale | None:
-    """The scale of the first picture with a finite loss, as the callback chose it."""
-    for frame in series.frames.values():
-        if isinstance(frame, list) and all(math.isfinite(s.center_loss) for s in frame):
-            return max((ColorScale.from_slice(s) for s in frame), key=lambda scale: scale.limit)
-    return None
+def _slices(frame: Any) -> list[Slice]:
+    return frame if isinstance(frame, list) else []
 
 
 # -- settings ---------------------------------------------------------------------------------

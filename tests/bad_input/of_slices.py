@@ -69,12 +69,12 @@ POINTS = of(figures.points_figure, points={"a": (1.0, 2.0)}, x="x", y="y")
 IMAGE = Call(
     "figure_to_image", figures.figure_to_image, lambda: {"figure": figures.plane_figure(PLANE)}
 )
-SCALE = of(figures.ColorScale, linthresh=0.1, limit=1.0)
+LIMITS = of(figures.LossLimits, low=0.1, high=1.0)
 FROM_DICT = Call(
-    "ColorScale.from_dict", figures.ColorScale.from_dict,
-    lambda: {"values": {"linthresh": 0.1, "limit": 1.0}},
+    "LossLimits.from_dict", figures.LossLimits.from_dict,
+    lambda: {"values": {"low": 0.1, "high": 1.0, "excess": False, "room": 0.0}},
 )  # fmt: skip
-FROM_SLICE = Call("ColorScale.from_slice", figures.ColorScale.from_slice, lambda: {"slice": LINE})
+FROM_SLICE = Call("LossLimits.from_slice", figures.LossLimits.from_slice, lambda: {"slice": LINE})
 FILMS = (STRIP, FRAMES, FILM)
 NO_SLICE = (3, None, "slice", [3], [LINE])
 
@@ -133,8 +133,11 @@ ROWS = [
     wrong(LINE_FIGURE, "band", (1, "no", None), TypeError, "expected True or False"),
     wrong((LINE_FIGURE, STRIP), "names", (["a", "b"], []), ValueError, "pass one name per slice"),
     wrong((LINE_FIGURE, STRIP), "names", (3, "a", [3]), TypeError, "expected a list of strings"),
-    wrong((LINE_FIGURE, PLANE_FIGURE, SURFACE, *FILMS), "scale", (3, (0.1, 1.0), "log"),
-          TypeError, "expected a ColorScale, or None"),
+    wrong((LINE_FIGURE, PLANE_FIGURE, SURFACE, *FILMS), "limits", (3, (0.1, 1.0), "log"),
+          TypeError, "expected a LossLimits, or None"),
+    wrong((LINE_FIGURE, PLANE_FIGURE), "ax", (3, "ax", [1]), TypeError, "expected a matplotlib Ax"),
+    wrong(PLANE_FIGURE, "interpolate", (1, "no", None), TypeError, "expected True or False"),
+    wrong(LINE_FIGURE, "scale", ("symlog", "", None, 3), ValueError, "expected 'linear' or 'log'"),
     wrong(FILMS, "slices", (3, "abc", None, LINE), TypeError, "expected a list of Slices"),
     wrong(FILMS, "slices", ([],), ValueError, "expected at least one slice"),
     wrong(FILMS, "slices", ([LINE, OTHER],), ValueError, "pass slices of one kind, on the same gri",
@@ -179,8 +182,11 @@ ROWS = [
     wrong(POINTS, "x", (3, None), TypeError, "expected a string"),
     wrong(POINTS, "y", (3, None), TypeError, "expected a string"),
     wrong(IMAGE, "figure", (3, None, "a.png"), TypeError, "expected a matplotlib Figure"),
-    wrong((SCALE), "linthresh", (0.0, -1, NAN, 2.0), ValueError, "0 < linthresh <= limit"),
-    wrong((SCALE), "limit", (0.01, NAN, INF), ValueError, "0 < linthresh <= limit"),
-    wrong((SCALE), "linthresh", ("0.1", None), TypeError, "0 < linthresh <= limit"),
-    wrong(FROM_DICT, "values", ({}, {"limit": 1.0}, 3, None), ValueError, "expected the keys"),
+    wrong(LIMITS, "low", (2.0, NAN, INF), ValueError, "expected finite numbers with low < high"),
+    wrong(LIMITS, "high", (0.01, NAN, INF), ValueError, "expected finite numbers with low < high"),
+    wrong(LIMITS, "room", (-0.1, 0.5, NAN), ValueError, "a part of the colour map from 0 to below"),
+    wrong(LIMITS, "room", ("0", None, True), TypeError, "a part of the colour map from 0 to below"),
+    wrong(LIMITS, "excess", (1, "no", None), TypeError, "expected True or False"),
+    wrong(LIMITS, "low", ("0.1", None), TypeError, "expected finite numbers with low < high"),
+    wrong(FROM_DICT, "values", ({}, {"high": 1.0}, 3, None), ValueError, "expected the keys"),
 ]  # fmt: skip

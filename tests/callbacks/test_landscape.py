@@ -65,11 +65,14 @@ def test_along_the_gradient_the_loss_rises(tmp_path):
 
 def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
     monitor, parts, _ = run(tmp_path, directions="random")
-    assert set(monitor._scales) == {"landscape/line", "landscape/plane"}
-    first = dict(monitor._scales["landscape/plane"])
-    from lightning_landscape.figures import ColorScale
+    assert set(monitor._limits) == {"landscape/line", "landscape/plane"}
+    from lightning_landscape.figures import LossLimits
 
-    assert first == ColorScale.from_slice(parts["plane"][0]).to_dict()
+    first = LossLimits.from_slice(parts["plane"][0])
+    assert monitor._limits["landscape/plane"] == first.to_dict()
+    lines = monitor._limits["landscape/line"]
+    highest = max(float(line.losses.max()) for line in parts["line-1"] + parts["line-2"])
+    assert lines["high"] == pytest.approx(highest)  # widened to contain all
     assert all(plane.metadata["fixed"] == [True, True] for plane in parts["plane"])
     again = LandscapeMonitor(every_n_train_steps=2, max_overhead=None)
     train(Linear, regression, [again], tmp_path / "again", precision="64-true")

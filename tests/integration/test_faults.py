@@ -562,10 +562,10 @@ def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
     assert len(residuals) == 8
     assert all(math.isnan(r["hessian/top_eigenvalue"]) for r in residuals)
     assert repr(ours) == repr(callbacks[1].history)
-    # Pictures of nothing are drawn, and fix no scale for those to come.
+    # Pictures of nothing are drawn, and set no limits for those to come.
     pictures = [*(tmp_path / "landscape").glob("landscape-[lp]*.png")]
     assert len(pictures) == 16
-    assert callbacks[2]._scales == {}
+    assert callbacks[2]._limits == {}
 
 
 class Explodes(Plain):
@@ -685,4 +685,4 @@ def test_measuring_recovers_from_nan(tmp_path):
             a, b = (Slice.load(tmp_path / run / name) for run in ("good", "spoilt"))
             assert b.losses == pytest.approx(a.losses, rel=0.05)  # the same sign of a vector too
             assert b.metadata["directions"] == a.metadata["directions"]
-    assert spoilt[2]._scales.keys() == good[2]._scales.keys()
+    assert spoilt[2]._limits.keys() == good[2]._limits.keys()
