@@ -116,11 +116,11 @@ def test_runs_on_different_probes_are_warned_of(tmp_path, monkeypatch, capsys):
     assert warned("ab") == []
     assert warned("abc") == [
         "sharpness: measured on different probes, 512 examples in train mode (a, b), "
-        "1 example in train mode (c); these values do not compare"
+        "1 example in train mode (c); the values are not comparable"
     ]
     assert warned("ad") == [
         "sharpness: measured on different probes, 512 examples in train mode (a), "
-        "512 examples in eval mode (d); these values do not compare"
+        "512 examples in eval mode (d); the values are not comparable"
     ]
     # As text in the terminal, and on the page.
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_callbacks_on_the_same_different_probes_share_a_note(tmp_path):
     notes = compare([tmp_path / "a", tmp_path / "b"]).notes
     assert notes == [
         "sharpness, hessian: measured on different probes, 8 examples (a), 9 examples (b); "
-        "these values do not compare"
+        "the values are not comparable"
     ]
 
 
@@ -151,7 +151,7 @@ def test_a_run_on_different_probes_is_warned_of(tmp_path):
         "sharpness: measured on different probes, 8 examples (step 1), 9 examples (steps 2 to 3)"
     )
     notes = compare([tmp_path / "a", tmp_path / "b"]).notes
-    assert notes == [f"{name}: {warned}; these values do not compare" for name in "ab"]
+    assert notes == [f"{name}: {warned}; the values are not comparable" for name in "ab"]
 
 
 def test_small_values_keep_their_digits(tmp_path):

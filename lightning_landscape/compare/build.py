@@ -16,7 +16,7 @@ from lightning_landscape.compare.table import GroupCell, RunCell, group_cell, ru
 from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.report.frame import check_page, write_page
 from lightning_landscape.report.keys import rank
-from lightning_landscape.report.probes import DO_NOT_COMPARE, probes_of
+from lightning_landscape.report.probes import NOT_COMPARABLE, probes_of
 
 _NAMED = 3  # runs or keys listed by name in a note
 
@@ -111,7 +111,7 @@ def _probe_notes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             text = ", ".join(f"{probe} ({_some(runs)})" for probe, runs in known.items())
             notes.setdefault(text, []).append(monitor)
     return [
-        f"{_some(monitors)}: measured on different probes, {text}; {DO_NOT_COMPARE}"
+        f"{_some(monitors)}: measured on different probes, {text}; {NOT_COMPARABLE}"
         for text, monitors in notes.items()
     ]
 

@@ -1,4 +1,4 @@
-"""The probes that values were measured on; values of different probes do not compare."""
+"""The probes that values were measured on; values of different probes are not comparable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_landscape.report.words import counted, steps_text
 
-DO_NOT_COMPARE = "these values do not compare"
+NOT_COMPARABLE = "the values are not comparable"
 
 
 def probes_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
@@ -25,7 +25,7 @@ def probe_problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{monitor}: measured on different probes, "
         + ", ".join(f"{text} ({steps_text(min(s), max(s))})" for text, s in probes.items())
-        + f"; {DO_NOT_COMPARE}"
+        + f"; {NOT_COMPARABLE}"
         for monitor, probes in probes_of(rows).items()
         if len(probes) > 1
     ]
