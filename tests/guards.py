@@ -59,6 +59,7 @@ PROBES = "training/probes.py"
 PROCESSES = "training/processes.py"
 SHARDING = "training/isolation/sharding.py"
 PAGE = "report/report_page.py"
+SUMMARY = "report/summary.py"
 FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
 HISTORY = "training/output/history.py"
@@ -1526,9 +1527,15 @@ GUARDS = [
         f"{REPORT} -k escaped",
     ),
     Guard(
-        "names of keys are escaped", PAGE, "<dt>{escape(key)}", "<dt>{key}", f"{REPORT} -k escaped"
+        "names of keys are escaped",
+        SUMMARY,
+        '<th scope="row">{escape(key)}',
+        '<th scope="row">{key}',
+        f"{REPORT} -k escaped",
     ),
-    Guard("problems are escaped", PAGE, "{escape(problem)}", "{problem}", f"{REPORT} -k escaped"),
+    Guard(
+        "problems are escaped", SUMMARY, "{escape(problem)}", "{problem}", f"{REPORT} -k escaped"
+    ),
     Guard(
         "names of curves are escaped",
         CHARTS,
@@ -1739,7 +1746,7 @@ GUARDS = [
     Guard(
         "an edge far above takes no room",
         CURVES,
-        "edges[edges <= _NEAR * high]",
+        "edges[edges <= farthest]",
         "edges",
         f"{COMPARISON_FIGURES} -k far_above",
     ),

@@ -100,6 +100,78 @@ def test_a_run_without_a_key_has_an_empty_cell_and_that_is_said(tmp_path):
     assert "2, 1 of 2 seeds, step 1" in str(grouped)
 
 
+def test_runs_on_different_probes_are_warned_of(tmp_path, monkeypatch, capsys):
+    probe = {"probe_samples": 512, "probe_mode": "train"}
+    write(tmp_path / "a", history({1: 1.0}, **probe) + history({1: 1.0}, "hessian/trace", **probe))
+    write(tmp_path / "b", history({1: 1.0}, **probe) + history({1: 1.0}, "hessian/trace", **probe))
+    write(tmp_path / "c", history({1: 3.0}, probe_samples=1, probe_mode="train"))
+    write(tmp_path / "d", history({1: 3.0}, probe_samples=512, probe_mode="eval"))
+    folders = {name: tmp_path / name for name in "abcd"}
+
+    def warned(names):
+        found = compare([folders[name] for name in names])
+        return [note for note in found.notes if "different probes" in note]
+
+    assert warned("ab") == []
+    assert warned("abc") == [
+        "sharpness: measured on different probes, 512 examples in train mode (a, b), "
+        "1 example in train mode (c); the values are not comparable"
+    ]
+    assert warned("ad") == [
+        "sharpness: measured on different probes, 512 examples in train mode (a), "
+        "512 examples in eval mode (d); the values are not comparable"
+    ]
+    # As text in the terminal, and on the page.
+    monkeypatch.chdir(tmp_path)
+    assert main(["a", "c"]) == 0
+    assert "\n- sharpness: measured on different probes, 512" in capsys.readouterr().out
+    assert (
+        "sharpness: measured on different probes, 512" in Page(tmp_path / "comparison.html").words
+    )
+
+
+def test_callbacks_on_the_same_different_probes_share_a_note(tmp_path):
+    for name, samples in {"a": 8, "b": 9}.items():
+        keys = (KEY, "hessian/trace")
+        rows = [row for key in keys for row in history({1: 1.0}, key, probe_samples=samples)]
+        write(tmp_path / name, rows)
+    notes = compare([tmp_path / "a", tmp_path / "b"]).notes
+    assert notes == [
+        "sharpness, hessian: measured on different probes, 8 examples (a), 9 examples (b); "
+        "the values are not comparable"
+    ]
+
+
+def test_a_run_on_different_probes_is_warned_of(tmp_path):
+    rows = history({1: 1.0}, probe_samples=8) + history({2: 1.0, 3: 1.0}, probe_samples=9)
+    for name in "ab":
+        write(tmp_path / name, rows)
+    warned = (
+        "sharpness: measured on different probes, 8 examples (step 1), 9 examples (steps 2 to 3)"
+    )
+    notes = compare([tmp_path / "a", tmp_path / "b"]).notes
+    assert notes == [f"{name}: {warned}; the values are not comparable" for name in "ab"]
+
+
+def test_small_values_keep_their_digits(tmp_path):
+    for name, value in {"a/1": 1.25e-4, "a/2": 1.25e-4, "b/1": 3e-7}.items():
+        write(tmp_path / name, history({1: value}))
+    found = compare([tmp_path / "a/1", tmp_path / "a/2", tmp_path / "b/1"], group_by="/")
+    text = str(found)
+    assert "0.000" not in text
+    assert "1.25e-4, 2 seeds, step 1" in text  # and not "1.25e-4 (1.25e-4 to 1.25e-4)"
+    assert "3e-7, 1 seed, step 1" in text
+
+
+def test_the_ratio_comes_first_then_the_eigenvalue_with_the_edge(tmp_path):
+    keys = ("hessian/edge", "hessian/top_eigenvalue", "hessian/preconditioned_eigenvalue")
+    keys += ("hessian/edge_ratio", "sharpness/sam")
+    rows = [{"step": step, "monitor": "x", **dict.fromkeys(keys, 1.0)} for step in (1, 2)]
+    found = compare([write(tmp_path / "a", rows)], tmp_path / "page.html")
+    assert found.keys == [keys[3], keys[2], keys[1], keys[4], keys[0]]
+    assert Page(found.path).words.startswith("\nComparison of 1 run:root")
+
+
 def test_rows_are_ready_for_pandas(tmp_path):
     rows = compare(seeds(tmp_path), group_by="/").rows()
     assert rows[0] == {
@@ -140,8 +212,8 @@ def test_keys_are_chosen_by_name_or_pattern(tmp_path):
     keys = ("hessian/trace", "sharpness/sam", "sharpness/keskar")
     write(tmp_path / "a", [row for key in keys for row in history({1: 1.0}, key=key)])
     choose = [tmp_path / "a"]
-    assert compare(choose).keys == ["hessian/trace", "sharpness/keskar", "sharpness/sam"]
-    assert compare(choose, keys="sharpness/*").keys == ["sharpness/keskar", "sharpness/sam"]
+    assert compare(choose).keys == ["sharpness/sam", "hessian/trace", "sharpness/keskar"]
+    assert compare(choose, keys="sharpness/*").keys == ["sharpness/sam", "sharpness/keskar"]
     found = compare(choose, keys=["sharpness/sam", "hessian/trace"])
     assert found.keys == list(found.figures) == ["sharpness/sam", "hessian/trace"]
 
@@ -426,7 +498,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "\n  one  " in capsys.readouterr().out
     assert out.exists()
     for arguments, words in (
-        ([*folders, "--names", "one"], "got 1 names for 4 runs; pass one a run"),
+        ([*folders, "--names", "one"], "got 1 name for 4 runs; pass one a run"),
         ([*folders[:2], "--names", "x", "x"], "got 'x' 2 times; pass another name"),
         ([str(tmp_path / "no")], "there is no such directory"),
     ):

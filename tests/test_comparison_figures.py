@@ -17,6 +17,7 @@ from lightning_landscape.figures import (
     LossLimits,
     barrier_matrix_figure,
     curves_figure,
+    eigenvalue_figure,
     figure_to_image,
     filmstrip_figure,
     line_figure,
@@ -176,6 +177,41 @@ def test_the_edge_is_dashed_where_it_bounds_the_key() -> None:
     assert [line.get_color() for line in dashed(figure)] == [drawn["one"], drawn["two"]]
     figure = curves_figure({"one": sgd, "two": other}, KEY, groups={"one": "a", "two": "a"})
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[11.0, 11.0]]
+
+
+def test_lines_that_differ_by_decades_have_a_logarithmic_axis() -> None:
+    key = "hessian/edge_ratio"
+
+    def scale(key: str, *runs: list[Any]) -> str:
+        return curves_figure(dict(zip("ab", runs, strict=False)), key).axes[0].get_yscale()
+
+    assert scale(KEY, rows({1: 1.0, 2: 1.0}), rows({1: 9.0, 2: 9.0})) == "linear"
+    assert scale(KEY, rows({1: 1.0, 2: 1.0}), rows({1: 11.0, 2: 11.0})) == "log"
+    # The line at 1 counts.
+    assert scale(key, rows({1: 0.2, 2: 0.3}, key)) == "linear"
+    assert scale(key, rows({1: 0.02, 2: 0.03}, key)) == "log"
+
+
+def test_the_edge_of_an_adaptive_optimizer_is_always_in_the_chart() -> None:
+    key = "hessian/preconditioned_eigenvalue"
+    figure = curves_figure({"a": rows({1: 90.0, 2: 95.0}, key, **{"hessian/edge": 5e3})}, key)
+    assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[5e3, 5e3]]
+    assert figure.axes[0].get_yscale() == "log"
+    assert figure.axes[0].get_ylim()[1] > 5e3
+    assert "above the chart" not in words_of(figure)
+
+
+def test_the_eigenvalue_and_its_edge_are_logarithmic_if_a_decade_apart() -> None:
+    def figure(edge: float, **more: float) -> Figure:
+        return eigenvalue_figure(rows({1: 1.0, 2: 2.0}, **{"hessian/edge": edge}, **more))
+
+    assert figure(edge=14.0).axes[0].get_yscale() == "linear"
+    far = figure(edge=16.0, **{"hessian/edge_ratio": 0.00123})
+    assert far.axes[0].get_yscale() == "log"
+    figure_to_image(far)
+    ticks = [text.get_text() for text in far.axes[0].get_yticklabels()]
+    assert {"1", "3", "10", "30"} <= set(ticks)
+    assert "0.0012 of the edge" in words_of(far)
 
 
 def test_an_edge_far_above_is_told_and_takes_no_room() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
@@ -18,8 +19,10 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, spectral_density
+from lightning_landscape.figures.labels import number
 from lightning_landscape.report import write_report
-from lightning_landscape.report.charts import thinned
+from lightning_landscape.report.charts import Curve, chart, thinned
+from lightning_landscape.training.closing import judgement
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -77,6 +80,25 @@ def hessian(step, value=1.0, **more):
     return {"step": step, "monitor": "hessian", **values, "probe_samples": 9, **more}
 
 
+def sentence(page):
+    """The first paragraph after the title and the directory."""
+    return html.unescape(re.findall("<p[^>]*>(.*?)</p>", page.source)[1])
+
+
+def cards(page):
+    """Key, value and step of each."""
+    pattern = r'<dd>([^<]*)</dd><dd class="count">([^<]*)<br>([^<]*)</dd>'
+    return [(key, value, step) for value, key, step in re.findall(pattern, page.source)]
+
+
+def ratios(values, first=10, every=10, **more):
+    """Rows of these ratios to the edge."""
+    return [
+        hessian(first + every * index, **{"hessian/edge_ratio": value}, **more)
+        for index, value in enumerate(values)
+    ]
+
+
 @pytest.mark.parametrize("kind", ["tensorboard", "csv", "none"])
 def test_a_run(tmp_path, kind):
     logger = {
@@ -100,7 +122,8 @@ def test_a_run(tmp_path, kind):
     assert "hessian 4 times, landscape/a 4 times" in page.words
     assert "double_backward" in page.words
     ratio = callbacks[0].history[-1]["hessian/edge_ratio"]
-    assert f"hessian/edge_ratio is {ratio:.3f} at step 12" in page.words
+    assert cards(page)[0] == ("hessian/edge_ratio", number(ratio, 4), "step 12")
+    assert judgement([callbacks[0]])[len("hessian/edge_ratio") :] in sentence(page)
     # Every picture is one, is not blank, and differs from the one before.
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 * (4 + 1)
@@ -186,12 +209,163 @@ def test_values_that_are_not_finite(tmp_path):
     rows = [hessian(1), hessian(2, None), hessian(3, 4.0), hessian(4, None)]
     rows[-1]["hessian/edge_ratio"] = None
     page = Page(write_report(write(tmp_path, rows)))
-    assert "hessian/edge_ratio was not finite at step 4" in page.words
+    assert sentence(page).startswith("The edge ratio was not finite at step 4, the last")
+    assert cards(page)[0][1] == "not finite"
     assert page.words.count("hessian/top_eigenvalue, step 2: not finite") == 1
     assert "nan" not in re.sub(
         r"<style.*", "", "".join(re.findall(r"points=\"[^\"]*", page.source))
     )
     write_report(write(tmp_path, [hessian(1, None)]))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.2, 0.5, 0.9, 1.05, 0.97], "The edge ratio stayed near 1 from step 30: this learning"),
+        ([0.9, 2.0, 1.9, 3.0], "The edge ratio was above 1.3 from step 20: steps overshoot"),
+        ([0.1, 0.6, 0.3], "The edge ratio ended at 0.3, at most 0.6 at step 20: below the edge"),
+        ([0.95], "The edge ratio was 0.95 at step 10: fewer than 3 converged values"),
+    ],
+)
+def test_the_first_sentence_judges_the_ratio(tmp_path, values, words):
+    page = Page(write_report(write(tmp_path, ratios(values))))
+    assert sentence(page).startswith(words)
+
+
+def test_the_first_sentence_uses_converged_values_of_the_last_series(tmp_path):
+    key = "hessian/edge_ratio"
+    rows = ratios([1.0] * 3) + ratios([1.0] * 3, first=40, series=2)
+    rows += ratios([0.1] * 3, first=70, series=2, unconverged=[key])
+    page = Page(write_report(write(tmp_path / "a", rows)))
+    assert sentence(page).startswith("The edge ratio stayed near 1 from step 40")
+    assert cards(page)[0] == (key, "0.1", "step 90, not converged")
+    rows = ratios([1.0] * 5, unconverged=[key])
+    page = Page(write_report(write(tmp_path / "b", rows)))
+    assert sentence(page).startswith("The edge ratio has no converged value")
+
+
+def test_each_ratio_has_a_sentence(tmp_path):
+    rows = ratios([1.0] * 3)
+    for one in rows:
+        one["hessian/head/edge_ratio"] = 2.0
+    page = Page(write_report(write(tmp_path, rows)))
+    assert sentence(page).startswith("hessian/edge_ratio stayed near 1 from step 10")
+    assert "hessian/head/edge_ratio was above 1.3 from step 10" in page.words
+
+
+def test_without_a_ratio_the_first_sentence_is_on_the_sharpness(tmp_path):
+    rows = [row(step, "sharpness", gradient_norm=9.0, sam=0.5 / step) for step in (1, 2)]
+    page = Page(write_report(write(tmp_path / "a", rows)))
+    assert sentence(page) == "SAM sharpness was 0.5 at step 1 and 0.25 at step 2."
+    page = Page(write_report(write(tmp_path / "b", rows[:1])))
+    assert sentence(page) == "SAM sharpness was 0.5 at step 1."
+
+
+def test_the_loss_is_beside_the_first_chart_on_the_same_steps(tmp_path):
+    rows = ratios([0.5, 0.7, 0.9])
+    rows += [{"step": s, "monitor": "landscape", "center_loss": 1 / s} for s in (20, 30)]
+    page = Page(write_report(write(tmp_path / "a", rows)))
+    titles = ["Ratio to the edge of stability", "Loss at the weights", "Top Hessian eigenvalue"]
+    assert list(charts(page)) == titles
+    # The value at step 20 is at the same place in both charts.
+    assert len(set(re.findall(r'cx="([\d.]+)"[^>]*><title>[^<]* step 20:', page.source))) == 1
+    rows += [row(s, "generalization", train_loss=1.0, val_loss=2.0) for s in (10, 20, 30)]
+    page = Page(write_report(write(tmp_path / "b", rows)))
+    assert list(charts(page))[:2] == [titles[0], "Loss on training data"]
+    only = [row(s, "generalization", train_loss=1.0) for s in (10, 20)]
+    page = Page(write_report(write(tmp_path / "c", only)))
+    assert list(charts(page)) == ["Loss on training data"]
+
+
+def test_the_main_values_are_cards_and_the_others_a_table(tmp_path):
+    rows = [hessian(3, 2.5), row(3, "sharpness", sam=0.25, keskar=7.0)]
+    rows.append({"step": 2, "monitor": "landscape", "center_loss": 0.125})
+    page = Page(write_report(write(tmp_path, rows)))
+    assert cards(page) == [
+        ("hessian/edge_ratio", "0.95", "step 3"),
+        ("hessian/top_eigenvalue", "2.5", "step 3"),
+        ("sharpness/sam", "0.25", "step 3"),
+        ("landscape/center_loss", "0.125", "step 2"),
+    ]
+    table = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', page.source)
+    assert table == [("hessian/edge", "10"), ("sharpness/keskar", "7")]
+
+
+def test_small_values_keep_their_digits(tmp_path):
+    rows = ratios([0.000123456, 0.000234567, 0.000345678])
+    rows += [row(s, "sharpness", sam=1.5e-7) for s in (10, 20)]
+    page = Page(write_report(write(tmp_path, rows)))
+    assert not re.search(r"\b0\.0+\b", page.words)
+    assert cards(page)[0][1] == "3.457e-4"
+    assert "ended at 0.00035, at most 0.00035 at step 30" in sentence(page)
+    assert cards(page)[2][1] == "1.5e-7"
+
+
+def test_one_and_several(tmp_path):
+    piece = {"landscape_line_1_step3": slice_at(3)}
+    page = Page(write_report(write(tmp_path / "a", [hessian(3, converged=True)], **piece)))
+    assert "Measured at step 3: hessian 1 time." in page.words
+    assert "converged at 1 of 1 measurement;" in page.words
+    assert "Pictures are from step 3." in page.words
+    assert "1 picture." in page.words
+    assert "Top Hessian eigenvalue: 2 values from 1 to 10" in page.source
+    piece["landscape_line_1_step5"] = slice_at(5)
+    page = Page(write_report(write(tmp_path / "b", [hessian(3), hessian(5)], **piece)))
+    assert "Measured at steps 3 to 5: hessian 2 times." in page.words
+    assert "Pictures are from steps 3 to 5." in page.words
+    assert "Ratio to the edge of stability: 2 values, 0.95" in page.source
+
+
+def test_different_probes_in_one_run_are_a_warning(tmp_path):
+    rows = [hessian(1), hessian(2, probe_samples=1), hessian(4, probe_samples=1)]
+    rows += [row(1, "generalization", gap=1.0) | {"probe_mode": "eval"}]
+    page = Page(write_report(write(tmp_path / "a", rows)))
+    warned = "hessian: measured on different probes, 9 examples (step 1), 1 example (steps 2 to 4)"
+    assert f"{warned}; the values are not comparable" in page.words
+    assert page.words.count("different probes") == 1
+    rows = [hessian(s, probe_mode=mode) for s, mode in ((1, "train"), (2, "eval"))]
+    page = Page(write_report(write(tmp_path / "b", rows)))
+    assert "9 examples in train mode (step 1), 9 examples in eval mode (step 2)" in page.words
+    page = Page(write_report(write(tmp_path / "c", [hessian(1), hessian(2)])))
+    assert "different probes" not in page.words
+
+
+def test_an_adaptive_optimizer(tmp_path):
+    more = {"hessian/edge": 5e3, "hessian/preconditioned_eigenvalue": 90.0}
+    rows = [hessian(s, **more, **{"hessian/edge_ratio": 0.018}) for s in (1, 2)]
+    page = Page(write_report(write(tmp_path, rows)))
+    assert list(charts(page).items()) == [
+        ("Ratio to the edge of stability", ["hessian/edge_ratio"]),
+        ("Top preconditioned eigenvalue", ["hessian/preconditioned_eigenvalue", "hessian/edge"]),
+        ("Top Hessian eigenvalue", ["hessian/top_eigenvalue"]),
+    ]
+    ratio, preconditioned, raw = page.source.split('<figure class="chart">')[1:]
+    assert 'class="ref"' in ratio
+    assert "Dotted: 1, the edge." in ratio
+    assert "Dotted" not in preconditioned + raw
+    assert [">0.1<" in ratio, ">1000<" in preconditioned] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("lines", "heights"),
+    [
+        ([[1.0, 1.0], [30.0, 30.0]], "log"),  # the lines are more than a decade apart
+        ([[1.0, 1.0], [9.0, 9.0]], "linear"),
+        ([[1.0, 99.0]], "linear"),  # and one line over more than two
+        ([[1.0, 101.0]], "log"),
+        ([[0.0, 1.0], [500.0, 500.0]], "linear"),
+    ],
+)
+def test_a_logarithmic_axis_where_lines_differ_by_decades(lines, heights):
+    curves = [Curve("c", list(enumerate(line))) for line in lines]
+    low, high = min(map(min, lines)), max(map(max, lines))
+    middle = math.sqrt(low * high)
+    curves.append(Curve("middle", [(0, middle), (1, middle)]))
+    found = re.findall(r'cy="([\d.]+)"[^>]*><title>c, step \d: ([\d.]+)', chart("t", curves))
+    y = {float(value): float(at) for at, value in found}
+    centre = float(re.findall(r'cy="([\d.]+)"[^>]*><title>middle', chart("t", curves))[0])
+    share = (y[low] - centre) / (y[low] - y[high])
+    assert ("log" if abs(share - 0.5) < 0.01 else "linear") == heights
 
 
 def row(step, monitor, **values):
@@ -236,8 +410,8 @@ def test_interpolation_and_generalization(tmp_path):
         "Standard error of the gap": ["generalization/gap_stderr"],
     }
     assert page.films == ["interpolation-line", "interpolation-plane"]
-    assert "a hump on the way is a barrier" in page.words
-    assert "a plane through the weights and the references" in page.words
+    assert "on the straight line from the weights to the reference" in page.words
+    assert "A plane through the weights and the references" in page.words
     assert "generalization/val_loss, step 2: 0.7" in page.words
 
 
@@ -254,8 +428,10 @@ def test_what_the_values_rest_on(tmp_path):
     page = Page(write_report(write(tmp_path, rows)))
     assert "eigenvalue converged at 3 of 4 measurements; at 2 a search outside" in page.words
     assert "The worst case was settled at 1 of 2 measurements." in page.words
-    assert "The sharpness of Keskar et al. was settled at 0 of 1 measurements." in page.words
-    assert "converged" not in Page(write_report(write(tmp_path / "b", [hessian(5)]))).words
+    assert "The sharpness of Keskar et al. was settled at 0 of 1 measurement." in page.words
+    assert (
+        "eigenvalue converged" not in Page(write_report(write(tmp_path / "b", [hessian(5)]))).words
+    )
 
 
 def test_any_scalar_has_a_curve(tmp_path):
@@ -282,7 +458,7 @@ def test_damaged_lines_are_counted(tmp_path):
     write(tmp_path, [hessian(1), {"step": "soon"}, {"monitor": "hessian"}])
     page = Page(write_report(tmp_path))
     assert "history.jsonl: 2 damaged lines left out" in page.words
-    assert "hessian 1 times" in page.words
+    assert "Measured at step 1: hessian 1 time." in page.words
 
 
 def test_runs_are_named_where_there_are_several(tmp_path):
@@ -341,7 +517,7 @@ def test_a_density_is_read_back(tmp_path):
     found = spectral_density(Objective(lambda: (w**4).sum(), {"w": w}), samples=2)
     page = Page(write_report(write(tmp_path, hessian_density_step7=found)))
     assert page.films == ["hessian-density"]
-    assert "bumps far to the right" in page.words
+    assert "The share of the Hessian's eigenvalues at each value." in page.words
 
 
 def test_thousands_of_values_are_thinned_but_peaks_stay():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_landscape.compare import compare
+from lightning_landscape.report.words import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _named(names: Sequence[str], runs: Sequence[Path]) -> dict[str, Path]:
     if len(names) != len(runs):
-        raise ValueError(f"--names: got {len(names)} names for {len(runs)} runs; pass one a run")
+        raise ValueError(
+            f"--names: got {counted(len(names), 'name')} for "
+            f"{counted(len(runs), 'run')}; pass one a run"
+        )
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"--names: got {name!r} {names.count(name)} times; pass another name")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_landscape.compare.comparison_page import render
 from lightning_landscape.compare.pictures import Pictures
@@ -14,7 +15,8 @@ from lightning_landscape.compare.runs import chosen_keys, groups_of, read_runs
 from lightning_landscape.compare.table import GroupCell, RunCell, group_cell, run_cell
 from lightning_landscape.geometry.checks import quoted
 from lightning_landscape.report.frame import check_page, write_page
-from lightning_landscape.report.report_page import rank
+from lightning_landscape.report.keys import rank
+from lightning_landscape.report.probes import NOT_COMPARABLE, probes_of
 
 _NAMED = 3  # runs or keys listed by name in a note
 
@@ -65,6 +67,7 @@ def comparison(
         figures=pictures.figures,
         captions=pictures.captions,
         notes=[
+            *_probe_notes({name: run.rows for name, run in read.items()}),
             *_missing_notes(chosen, table),
             *(f"{name}: {problem}" for name, run in read.items() for problem in run.problems),
             *pictures.notes,
@@ -93,6 +96,24 @@ def _missing_notes(keys: Sequence[str], table: Mapping[str, Mapping[str, RunCell
         if without := tuple(name for name, cells in table.items() if key not in cells):
             lacking.setdefault(without, []).append(key)
     return [f"not measured in {_some(runs)}: {_some(absent)}" for runs, absent in lacking.items()]
+
+
+def _probe_notes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A note on the callbacks that measured on different probes in different runs."""
+    probes: dict[str, dict[str, list[str]]] = {}  # callback -> probe -> runs
+    for name, own in rows.items():
+        for monitor, found in probes_of(own).items():
+            for probe in found:
+                probes.setdefault(monitor, {}).setdefault(probe, []).append(name)
+    notes: dict[str, list[str]] = {}  # the same of several callbacks
+    for monitor, known in probes.items():
+        if len({tuple(runs) for runs in known.values()}) > 1:
+            text = ", ".join(f"{probe} ({_some(runs)})" for probe, runs in known.items())
+            notes.setdefault(text, []).append(monitor)
+    return [
+        f"{_some(monitors)}: measured on different probes, {text}; {NOT_COMPARABLE}"
+        for text, monitors in notes.items()
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

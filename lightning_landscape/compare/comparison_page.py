@@ -13,6 +13,7 @@ from lightning_landscape.compare.table_text import (
     second_column,
 )
 from lightning_landscape.report.frame import document, embedded, section
+from lightning_landscape.report.words import counted
 
 if TYPE_CHECKING:
     from lightning_landscape.compare.result import Comparison
@@ -24,7 +25,7 @@ def render(comparison: Comparison) -> str:
     others = [name for name in comparison.figures if name not in comparison.keys]
     count = len(comparison.runs)
     return document(
-        f"Comparison of {count} run{'s' if count > 1 else ''}",
+        f"Comparison of {counted(count, 'run')}",
         ", ".join(list(comparison.runs)[:10]) + (", …" if count > 10 else ""),
         [
             section("table", "The numbers", _table(comparison)),
@@ -37,7 +38,7 @@ def render(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
-    problems = f'<div class="problems"><h3>Not complete</h3><ul>{notes}</ul></div>' if notes else ""
+    problems = f'<div class="problems"><h3>Warnings</h3><ul>{notes}</ul></div>' if notes else ""
     if not comparison.keys:
         return f"<p>No numbers were found.</p>{problems}"
     columns = [(key, what) for key in comparison.keys for what in ("last", second_column(key))]

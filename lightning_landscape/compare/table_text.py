@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_landscape.figures.labels import number
+from lightning_landscape.report.words import counted, steps_text, value_text
 
 if TYPE_CHECKING:
     from lightning_landscape.compare.table import GroupCell, Reading, RunCell, Spread
@@ -37,7 +37,7 @@ def run_cell_text(cell: RunCell | None, what: str) -> Cell:
     if cell is None:
         return Cell("", "")
     reading: Reading = getattr(cell, what)
-    value = number(reading.value, 4) if math.isfinite(reading.value) else "not finite"
+    value = value_text(reading.value)
     lost = f"{cell.not_finite} of {cell.measured} not finite" if cell.not_finite else ""
     if what == "last":
         return Cell(value, f"step {reading.step}")
@@ -50,23 +50,22 @@ def group_cell_text(cell: GroupCell | None, what: str) -> Cell:
     if cell is None:
         return Cell("", "")
     spread: Spread = getattr(cell, what)
-    seeds = f"{cell.seeds} of {cell.of}" if cell.seeds < cell.of else f"{cell.of}"
-    seeds += " seeds" if cell.of > 1 else " seed"
+    seeds = f"{cell.seeds} of " if cell.seeds < cell.of else ""
+    seeds += counted(cell.of, "seed")
     lost = f"{spread.not_finite} not finite" if spread.not_finite else ""
     if not spread.seeds:
         return Cell("not finite", seeds)
     value = number(spread.median, 4)
-    if spread.seeds > 1:
-        value += f" ({number(spread.low, 4)} to {number(spread.high, 4)})"
+    low, high = number(spread.low, 4), number(spread.high, 4)
+    if low != high:
+        value += f" ({low} to {high})"
     return Cell(value, _comma_joined(seeds, lost, _steps(spread)))
 
 
 def _steps(spread: Spread) -> str:
-    if spread.first_step is None:
+    if spread.first_step is None or spread.last_step is None:
         return ""
-    if spread.first_step == spread.last_step:
-        return f"step {spread.first_step}"
-    return f"steps {spread.first_step} to {spread.last_step}"
+    return steps_text(spread.first_step, spread.last_step)
 
 
 def as_text(

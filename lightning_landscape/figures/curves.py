@@ -27,6 +27,7 @@ from lightning_landscape.figures.canvas import (
     write_header,
 )
 from lightning_landscape.figures.data import HUGE, evenly, nonzero_magnitudes
+from lightning_landscape.figures.eigenvalue import differ_by_decades
 from lightning_landscape.figures.figure_checks import check_groups, check_numbers
 from lightning_landscape.figures.labels import comma_joined, legend_name, number
 from lightning_landscape.figures.limits import round_up
@@ -75,10 +76,11 @@ def curves_figure(
 ) -> Figure:
     """Draws one scalar over the training steps of several runs in one chart.
 
-    The axis is logarithmic if all values are positive and span more than two decades, and symmetric
-    logarithmic if some are not positive and they span as much. Values that are not finite, or more
-    than 10,000 times the typical value of the runs, are marked at the border of the chart and do
-    not affect the axis.
+    The axis is logarithmic if all values are positive and span more than two decades, or the median
+    of one run (for a ratio, also the edge at 1) is more than one decade above that of another. It
+    is symmetric logarithmic if some values are not positive and they span more than two decades.
+    Values that are not finite, or more than 10,000 times the typical value of the runs, are marked
+    at the border of the chart and do not affect the axis.
 
     The optimizer's edge of stability is dashed, in the colour of its run, if ``key`` is the
     eigenvalue that it bounds: the preconditioned one for adaptive optimizers, the top eigenvalue
@@ -190,12 +192,17 @@ def _limits(
     )
     bound = _OUTLIER * typical[(len(typical) - 1) // 2] if typical else 1.0
     low, high = max(float(values.min()), -bound), min(float(values.max()), bound)
-    if key.endswith("edge_ratio"):
+    ratio = key.endswith("edge_ratio")
+    if ratio:
         high = max(high, 1.0)
     edges = np.concatenate([curve.values for curve in dashed] or [np.empty(0)])
-    high = max(high, float(edges[edges <= _NEAR * high].max(initial=-np.inf)))
+    # With an adaptive optimizer the edge is usually far above, and always in the chart.
+    farthest = bound if key.endswith("preconditioned_eigenvalue") else _NEAR * high
+    near = edges[edges <= farthest]
+    high = max(high, float(near.max(initial=-np.inf)))
     size = nonzero_magnitudes(np.clip(values, low, high))
-    if low > 0 and high > 100 * low:
+    lines = [*(curve.values for curve in curves), near, np.ones(int(ratio))]
+    if low > 0 and (high > 100 * low or differ_by_decades(lines)):
         return max(low, _NOTHING * high), high, 0.0
     if low <= 0 and size.size and size.max() > 100 * float(np.median(size)):
         limit = max(-low, high)

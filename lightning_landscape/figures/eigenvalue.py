@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lightning_landscape.figures.canvas import (
     COLORS,
@@ -44,7 +44,8 @@ def eigenvalue_figure(
     If the rows have a preconditioned eigenvalue (adaptive optimizers) it is drawn instead, because
     the edge applies to it. The band is the residual, if it is wide enough to be visible. A row
     without a finite eigenvalue leaves a gap, and a cross at the bottom of the chart. The axis is
-    logarithmic if the values are positive and span more than two decades.
+    logarithmic if the values are positive and span more than two decades, or the eigenvalue and the
+    edge are more than one decade apart.
 
     More than 1000 rows are drawn in 250 groups: the median as a line, and a band from the lowest to
     the highest value.
@@ -79,7 +80,7 @@ def eigenvalue_figure(
 
     figure = new_figure(height=3.2)
     axes = figure.add_axes((0.145, 0.14, 0.825, 0.64))
-    _set_axes(axes, np.concatenate([values, edges]))
+    _set_axes(axes, values, edges)
     absent, last = ~np.isfinite(values), _last_text(rows, values, prefix)
     grouped = len(rows) > _MOST
     if grouped:
@@ -134,16 +135,38 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[Any]:
     return np.array([math.nan if value is None else float(value) for value in found], dtype=float)
 
 
-def _set_axes(axes: Axes, shown: NDArray[Any]) -> None:
+def differ_by_decades(lines: Sequence[Sequence[float] | NDArray[Any]]) -> bool:
+    """Returns whether the lines of one chart need a logarithmic axis.
+
+    That is, all values are positive, and all together span more than two decades, or the medians of
+    the lines more than one.
+
+    Example:
+        >>> differ_by_decades([[1.0, 2.0], [30.0]]), differ_by_decades([[1.0, 2.0, 30.0]])
+        (True, False)
+    """
+    finite = [line[np.isfinite(line)] for line in map(np.asarray, lines)]
+    finite = [line for line in finite if line.size]
+    if not finite or min(line.min() for line in finite) <= 0:
+        return False
+    low, high = min(line.min() for line in finite), max(line.max() for line in finite)
+    medians = [float(np.median(line)) for line in finite]
+    return bool(high / 100 > low or max(medians) / 10 > min(medians))
+
+
+def _set_axes(axes: Axes, values: NDArray[Any], edges: NDArray[Any]) -> None:
     """Sets the axes, with room for the label above the edge and the crosses at the bottom."""
+    shown = np.concatenate([values, edges])
     shown = shown[np.isfinite(shown)]
     draw_grid(axes)
     if not shown.size:
         axes.set_xticks([])
         axes.set_yticks([])
-    elif shown.min() > 0 and shown.max() > 100 * shown.min():
+    elif differ_by_decades([values, edges]):
         set_ticks(axes, axes.xaxis, bins=6)
         axes.set_yscale("log")
+        if shown.max() <= 100 * shown.min():
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(shown.min() / 2, shown.max() * 3)
@@ -249,5 +272,5 @@ def _last_text(rows: Sequence[Mapping[str, Any]], values: NDArray[Any], prefix: 
     text = f"step {row['step']}: {number(values[finite[-1]])}"
     ratio = row.get(f"{prefix}edge_ratio")
     if ratio is not None and math.isfinite(ratio):
-        text += f", {ratio:.2f} of the edge"
+        text += f", {number(ratio, 2)} of the edge"
     return text

@@ -9,7 +9,9 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
+from lightning_landscape.figures.eigenvalue import differ_by_decades
 from lightning_landscape.figures.labels import TIMES, number
+from lightning_landscape.report.words import counted
 
 Point = tuple[int, float]
 
@@ -26,20 +28,35 @@ class Curve:
     points: Sequence[Point]
 
 
-def chart(title: str, curves: Sequence[Curve], reference: float | None = None) -> str:
-    """An ``<svg>``: axes, curves with gaps at non-finite values, and values on hover."""
-    steps = [step for curve in curves for step, _ in curve.points]
-    finite = [value for curve in curves for _, value in curve.points if math.isfinite(value)]
-    shown = finite + ([reference] if reference is not None else [])
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    reference: float | None = None,
+    steps: tuple[int, int] | None = None,
+) -> str:
+    """An ``<svg>``: axes, curves with gaps at non-finite values, and values on hover.
+
+    Args:
+        title: what is drawn.
+        curves: at least one.
+        reference: the height of a dotted line.
+        steps: the first and the last step of the axis; ``None``: those of the curves.
+    """
+    measured = [step for curve in curves for step, _ in curve.points]
+    lines = [[v for _, v in curve.points if math.isfinite(v)] for curve in curves]
+    finite = [value for line in lines for value in line]
     # A summary for screen readers.
-    summary = f"{title}: {len(steps)} values"
+    summary = f"{title}: {counted(len(measured), 'value')}"
     if finite:
-        summary += f" between {number(min(finite))} and {number(max(finite))}"
+        low, high = number(min(finite)), number(max(finite))
+        summary += f", {low}" if low == high else f" from {low} to {high}"
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(summary)}">']
     if not finite:
         parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" class="mid">nothing finite</text>')
         return "".join([*parts, "</svg>"])
-    axes = _Axes(steps, shown)
+    if reference is not None:
+        lines.append([reference])
+    axes = _Axes(steps or (min(measured), max(measured)), lines)
     parts.append(axes.drawn())
     if reference is not None:
         y = axes.y(reference)
@@ -50,12 +67,13 @@ def chart(title: str, curves: Sequence[Curve], reference: float | None = None) -
 
 
 class _Axes:
-    """Steps along x, values along y; logarithmic if positive over more than two decades."""
+    """Steps along x, values along y; logarithmic if the values differ by decades."""
 
-    def __init__(self, steps: Sequence[int], values: Sequence[float]) -> None:
-        self.first, self.last = min(steps), max(steps)
+    def __init__(self, steps: tuple[int, int], lines: Sequence[Sequence[float]]) -> None:
+        self.first, self.last = steps
+        values = [value for line in lines for value in line]
         low, high = min(values), max(values)
-        self.log = low > 0 and high > 100 * low
+        self.log = differ_by_decades(lines)
         if self.log:
             low, high = low / 1.5, high * 1.5
         else:
@@ -102,7 +120,10 @@ class _Axes:
             return [float(v) for v in found if self.low <= v <= self.high]
         first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
         powers = range(first, last + 1)
-        return [10.0**power for power in powers[:: 1 + len(powers) // 5]]
+        if len(powers) > 2:
+            return [10.0**power for power in powers[:: 1 + len(powers) // 5]]
+        found = [part * 10.0**power for power in range(first - 1, last + 1) for part in (1, 3)]
+        return [value for value in found if self.low <= value <= self.high]
 
 
 def _curve(axes: _Axes, curve: Curve, style: int) -> str:

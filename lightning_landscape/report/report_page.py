@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +19,16 @@ from lightning_landscape.geometry.spectrum import SpectralDensity
 from lightning_landscape.report.chart_texts import DENSITY, scalar_text, slices_text
 from lightning_landscape.report.charts import Curve, Point, chart
 from lightning_landscape.report.frame import asset, document, embedded, section
+from lightning_landscape.report.keys import RATIO, chart_keys, second_curve
 from lightning_landscape.report.run import FRAMES, PictureSeries, Run, is_number
+from lightning_landscape.report.summary import summary
+from lightning_landscape.report.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Keys that are drawn in the chart of another key.
-_DRAWN_WITH = {
-    "edge": ("top_eigenvalue", "preconditioned_eigenvalue"),
-    "val_loss": ("train_loss",),
-}
 # Metadata of a slice that differ between frames; they are in each picture.
 _FRAME_METADATA = ("step", "epoch", "norms", "cosine")
-_FIRST = ("edge_ratio", "top_eigenvalue", "preconditioned_eigenvalue")
 
 
 def render(run: Run) -> str:
@@ -41,7 +38,7 @@ def render(run: Run) -> str:
     # "watch/version_0": the last part alone is often the same for all runs.
     name = "/".join(run.folder.resolve().parts[-2:])
     sections = [
-        section("summary", "In short", _summary(run)),
+        section("summary", "In short", summary(run)),
         section("charts", "Over the steps", _charts(run)),
         section("pictures", "The surface", pictures),
         section("settings", "What was measured, and how", _settings(run)),
@@ -49,119 +46,23 @@ def render(run: Run) -> str:
     return document(f"Loss landscape of {name}", str(run.folder), sections, asset("script.js"))
 
 
-# -- in short ---------------------------------------------------------------------------------
-
-
-def _summary(run: Run) -> str:
-    lines = []
-    counts: dict[str, int] = {}
-    for row in run.rows:
-        name = str(row.get("monitor", "unnamed"))
-        counts[name] = counts.get(name, 0) + 1
-    if run.rows:
-        first, last = run.rows[0]["step"], run.rows[-1]["step"]
-        named = ", ".join(f"{name} {count} times" for name, count in counts.items())
-        lines.append(f"Measured between step {first} and step {last}: {named}.")
-    else:
-        lines.append("No numbers were found.")
-    for key, points in _series(run).items():
-        if key.endswith("/edge_ratio"):
-            lines.append(_verdict(key, points))
-    lines += _reliability(run)
-    steps = {step for series in run.pictures for step in series.frames}
-    if steps:
-        lines.append(f"Pictures are from step {min(steps)} to step {max(steps)}.")
-    if run.rows:
-        lines.append("Whether training was stopped early is not recorded in these files.")
-    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    if run.problems:
-        shown = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
-        text += f'<div class="problems"><h3>Not complete</h3><ul>{shown}</ul></div>'
-    return f"{text}{_tiles(run)}"
-
-
-def _verdict(key: str, points: list[Point]) -> str:
-    step, value = points[-1]
-    if not math.isfinite(value):
-        return f"{key} was not finite at step {step}, the last one: the run had blown up."
-    where = "below the edge of stability"
-    if value > 0.9:
-        where = "at the edge of stability, where a healthy run may stay"
-    if value > 1.2:
-        where = "above the edge of stability: steps overshoot unless it comes back"
-    highest = max((p for p in points if math.isfinite(p[1])), key=lambda point: point[1])
-    return (
-        f"{key} is {value:.3f} at step {step}: {where}. Its highest was {highest[1]:.3f} at step "
-        f"{highest[0]}."
-    )
-
-
-def _reliability(run: Run) -> list[str]:
-    """How many of the values are reliable, according to the flags in the rows."""
-    lines = []
-    solved = [row for row in run.rows if isinstance(row.get("converged"), bool)]
-    if solved:
-        converged = sum(row["converged"] for row in solved)
-        looked = sum(row["converged"] and row.get("checked") == row["step"] for row in solved)
-        lines.append(
-            f"The largest eigenvalue converged at {converged} of {len(solved)} measurements; at "
-            f"{looked} a search outside the vectors kept from the last one found no larger one."
-        )
-    for tag, name in (("worst_case", "worst case"), ("keskar", "sharpness of Keskar et al.")):
-        notes = [row.get(f"{tag}_settled") for row in run.rows]
-        found = [note for note in notes if isinstance(note, bool)]
-        if found:
-            lines.append(f"The {name} was settled at {sum(found)} of {len(found)} measurements.")
-    return lines
-
-
-def _tiles(run: Run) -> str:
-    series = _series(run)
-    tiles = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(number(points[-1][1], 4))}</dd></div>"
-        for key, points in series.items()
-    )
-    return f'<h3>Last values</h3><dl class="tiles">{tiles}</dl>' if tiles else ""
-
-
 # -- charts -----------------------------------------------------------------------------------
 
 
-def _series(run: Run) -> dict[str, list[Point]]:
-    return {key: list(values.items()) for key, values in run.series.items()}
-
-
 def _charts(run: Run) -> str:
-    series = _series(run)
-    return "".join(
-        _one_chart(key, series)
-        for key in sorted(series, key=rank)
-        if not _drawn_with_another(key, series)
-    )
+    series = {key: list(values.items()) for key, values in run.series.items()}
+    return "".join(_one_chart(key, series) for key in chart_keys(list(series)))
 
 
-def rank(key: str) -> tuple[int, str]:
-    """Sort key of the scalars: the most informative first, then by name."""
-    last = key.rpartition("/")[2]
-    return (_FIRST.index(last) if last in _FIRST else len(_FIRST)), key
-
-
-def _drawn_with_another(key: str, series: Mapping[str, Any]) -> bool:
-    prefix, _, last = key.rpartition("/")
-    return any(f"{prefix}/{other}" in series for other in _DRAWN_WITH.get(last, ()))
-
-
-def _one_chart(key: str, series: Mapping[str, list[Point]]) -> str:
-    prefix, _, last = key.rpartition("/")
-    # With adaptive optimizers the edge is a bound of the preconditioned eigenvalue.
-    bounded = "preconditioned_eigenvalue" if f"{prefix}/{_FIRST[2]}" in series else "top_eigenvalue"
-    curves = [Curve(key, series[key])]
-    if last == bounded and f"{prefix}/edge" in series:
-        curves.append(Curve(f"{prefix}/edge", series[f"{prefix}/edge"]))
-    if last == "train_loss" and f"{prefix}/val_loss" in series:
-        curves.append(Curve(f"{prefix}/val_loss", series[f"{prefix}/val_loss"]))
+def _one_chart(key: str, series: Mapping[str, Sequence[Point]]) -> str:
+    second = second_curve(key, series)
+    curves = [Curve(one, series[one]) for one in (key, second) if one is not None]
     title, reading = scalar_text(key)
-    drawn = chart(title, curves, reference=1.0 if last.endswith("edge_ratio") else None)
+    ratio = key.endswith(RATIO)
+    if ratio:
+        reading += " Dotted: 1, the edge."
+    steps = [step for points in series.values() for step, _ in points]
+    drawn = chart(title, curves, 1.0 if ratio else None, (min(steps), max(steps)))
     legend = "".join(
         f'<span class="key k{index}">{escape(curve.name)}</span>'
         for index, curve in enumerate(curves)
@@ -192,7 +93,7 @@ def _pictures(run: Run, series: PictureSeries) -> str:
         f"<span>{step}</span></button>"
         for step, data in pictures
     )
-    count = f"{shown} picture{'s' if shown > 1 else ''}"
+    count = counted(shown, "picture")
     if series.found > shown:
         count += f" of {series.found}, evenly chosen: at most {FRAMES} are shown"
     return (

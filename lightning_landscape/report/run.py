@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from lightning_landscape.figures.data import evenly
 from lightning_landscape.geometry.archive import load_arrays
 from lightning_landscape.geometry.slices import Slice
 from lightning_landscape.geometry.spectrum import SpectralDensity
-from lightning_landscape.training.output.history import read_rows
+from lightning_landscape.report.probes import probe_problems
+from lightning_landscape.report.words import counted
+from lightning_landscape.training.output.history import converged_rows, read_rows
 from lightning_landscape.training.output.recorder import FOLDER, HISTORY_FILE
 
 FRAMES = 24  # maximum number of pictures of one kind
@@ -39,7 +42,7 @@ class Run:
     pictures: list[PictureSeries] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def series(self) -> dict[str, dict[int, float]]:
         """Every scalar of the rows: key -> step -> value, NaN if not finite.
 
@@ -61,6 +64,13 @@ class Run:
             if key.endswith("/center_loss") or len(set(map(repr, values.values()))) > 1:
                 found.setdefault(key, values)
         return found
+
+    def converged(self, key: str) -> list[tuple[int, float]]:
+        """Step and value of a scalar where it has converged, NaN if it is not finite."""
+        if not any(key in row for row in self.rows):  # an entry of a row, under monitor/key
+            return list(self.series.get(key, {}).items())
+        rows = converged_rows(self.rows, key)
+        return [(int(row["step"]), as_float(row[key])) for row in rows if is_number(row[key])]
 
 
 def is_number(value: object) -> bool:
@@ -96,8 +106,9 @@ def read_run(folder: Path, most: int = FRAMES) -> Run:
             run.problems.append(f"{HISTORY_FILE} cannot be read ({error})")
         else:
             if damaged:
-                many = "s" if damaged > 1 else ""
-                run.problems.append(f"{HISTORY_FILE}: {damaged} damaged line{many} left out")
+                lines = counted(damaged, "damaged line")
+                run.problems.append(f"{HISTORY_FILE}: {lines} left out")
+            run.problems += probe_problems(run.rows)
     else:
         run.problems.append(f"there is no {HISTORY_FILE}: no numbers, pictures only")
     files: dict[str, dict[int, list[Path]]] = {}

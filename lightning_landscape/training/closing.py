@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from lightning_landscape.geometry.judgement import edge_judgement
 from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.costs import Costs
+from lightning_landscape.training.output.history import converged_rows
 from lightning_landscape.training.quantity import Quantity
 
-# Ratios to the edge that count as near 1, and how many of the last values must agree.
-_NEAR, _ABOVE, _LAST_VALUES = 0.8, 1.3, 3
 _MOST_KEYS = 5  # in the summary
 
 
@@ -68,34 +68,9 @@ def summary(quantities: Sequence[Quantity]) -> list[tuple[str, str]]:
 def judgement(quantities: Sequence[Quantity]) -> str:
     """One sentence on the distance to the stability edge; empty without enough values."""
     for quantity in quantities:
-        found = _values(quantity, quantity.key("edge_ratio"))
-        if len(found) < _LAST_VALUES:
-            continue
         key = quantity.key("edge_ratio")
-        last = [ratio for _, ratio in found[-_LAST_VALUES:]]
-        if min(last) > _ABOVE:
-            step = _since(found, lambda ratio: ratio > _ABOVE)
-            return (
-                f"{key} was above {_ABOVE:g} from step {step}: steps overshoot along the top "
-                f"eigenvector; if the loss rises too, lower the learning rate or warm up longer"
-            )
-        if min(last) >= _NEAR and max(last) <= _ABOVE:
-            step = _since(found, lambda ratio: _NEAR <= ratio <= _ABOVE)
-            return (
-                f"{key} stayed near 1 from step {step}: this learning rate is at its stability "
-                f"limit"
-            )
-        if max(last) >= _NEAR:
-            return (
-                f"{key} varied from {min(last):.2g} to {max(last):.2g} in the last {len(last)} "
-                f"values: around the edge of stability"
-            )
-        step, highest = max(found, key=lambda pair: pair[1])
-        return (
-            f"{key} ended at {last[-1]:.2g}, at most {highest:.2g} at step {step}: below the edge "
-            f"of the full batch; with small batches and momentum that does not say how much higher "
-            f"the learning rate can be"
-        )
+        if sentence := edge_judgement(key, _converged(quantity, key)):
+            return sentence
     return ""
 
 
@@ -118,19 +93,11 @@ def _main_keys(quantity: Quantity) -> list[str]:
 
 def _values(quantity: Quantity, key: str) -> list[tuple[int, float]]:
     """Step and value of ``key``, where it is finite, has converged and is not superseded."""
-    rows = [row for row in quantity.history if key not in row.get("unconverged", ())]
-    pairs = [(int(r["step"]), r.get(key)) for r in rows if not r.get("superseded")]
-    return [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
+    return [pair for pair in _converged(quantity, key) if math.isfinite(pair[1])]
 
 
-def _since(found: Sequence[tuple[int, float]], holds: Callable[[float], bool]) -> int:
-    """The first step from which ``holds`` is true of all values."""
-    since = found[-1][0]
-    for step, value in reversed(found):
-        if not holds(value):
-            break
-        since = step
-    return since
+def _converged(quantity: Quantity, key: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), row[key]) for row in converged_rows(quantity.history, key)]
 
 
 # -- what is missing -------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ COMMANDS = [
     ("compare", [], "the following arguments are required: RUN"),
     ("compare", [str(HERE / "gone")], "no such directory; pass"),
     ("compare", [_ONE, _ONE], "is given 2 times; pass each run once"),
-    ("compare", [_ONE, _TWO, "--names", "a"], "--names: got 1 names for 2 runs; pass one a run"),
+    ("compare", [_ONE, _TWO, "--names", "a"], "--names: got 1 name for 2 runs; pass one a run"),
     ("compare", [_ONE, _TWO, "--names", "a", "a"], "--names: got 'a' 2 times; pass another name"),
     ("compare", [_ONE, _TWO, "--keys", "los"], "no run has 'los'"),
     ("compare", [_ONE, _TWO, "--points", "a", "b"], "no run has 'a'"),

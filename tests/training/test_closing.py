@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,13 +33,15 @@ def monitor_with(ratios, first=10, every=10, **more):
         ([5.0, 0.9, 1.0, 1.2], "stayed near 1 from step 20"),
         ([0.1, 0.6, 0.3], "ended at 0.3, at most 0.6 at step 20: below the edge"),
         ([2.0, 0.7, 0.6, 0.5], "ended at 0.5, at most 2 at step 10"),
+        ([1.0, 1.0, 1.0, math.nan], "was not finite at step 40, the last measurement"),
+        ([math.nan], "was not finite at step 10"),
     ],
 )
 def test_judgement(ratios, words):
     assert judgement([monitor_with(ratios)]).startswith(f"hessian/edge_ratio {words}")
 
 
-@pytest.mark.parametrize("ratios", [[], [1.0, 1.0], [float("nan")] * 5, [None, 1.0, None, 1.0]])
+@pytest.mark.parametrize("ratios", [[], [1.0, 1.0], [None, 1.0, None, 1.0]])
 def test_no_judgement_of_fewer_than_three_values(ratios):
     assert judgement([monitor_with(ratios)]) == ""
 
@@ -46,6 +50,13 @@ def test_only_values_that_can_be_relied_on():
     key = "hessian/edge_ratio"
     assert judgement([monitor_with([1.0] * 5, unconverged=[key])]) == ""
     assert summary([monitor_with([1.0] * 5, superseded=True)]) == []
+    monitor = monitor_with([5.0] * 3)
+    for step in (40, 50):
+        row = {"step": step, key: 1.0, "series": 2}
+        monitor._bookkeeping.history.add(row)
+    assert summary([monitor]) == [
+        (key, "1 at step 40, 1 at step 50, highest 1 at step 40 (2 values)")
+    ]
 
 
 def test_summary():

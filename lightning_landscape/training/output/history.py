@@ -7,6 +7,7 @@ import math
 import tempfile
 import uuid
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
             continue
         rows[row["step"], str(row.get("monitor")), frozenset(row)] = _filled(row)
     return sorted(rows.values(), key=lambda row: int(row["step"])), damaged
+
+
+def converged_rows(rows: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    """The rows in which ``key`` has converged; of several series of measurements, the last one."""
+    having = [row for row in rows if row.get(key) is not None]
+    series = having[-1].get("series", 1) if having else 1
+    return [
+        row
+        for row in having
+        if key not in _names(row.get("unconverged"))
+        and row.get("series", 1) == series
+        and not row.get("superseded")
+    ]
+
+
+def _names(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else ()
 
 
 def _filled(value: Any) -> Any:
