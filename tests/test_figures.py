@@ -173,11 +173,18 @@ def test_losses_beyond_the_limits_still_differ_in_colour() -> None:
     assert np.diff(near) == pytest.approx(np.diff(near)[0], rel=1e-3)
 
 
-def test_a_quadratic_is_interpolated_exactly_away_from_its_minimum() -> None:
-    x, y = np.array([1.0, 1.5, 2.0, 2.7, 3.0]), np.array([1.0, 2.0, 3.0])
-    fine_x, fine_y, fine = refined(x, y, x**2 + 3 * y[:, None] ** 2)
-    np.testing.assert_allclose(fine, fine_x**2 + 3 * fine_y[:, None] ** 2, rtol=1e-12)
+def test_a_quadratic_is_interpolated_exactly() -> None:
+    x, y = np.array([-1.0, -0.4, 0.0, 0.7, 1.0]), np.array([-1.0, 0.0, 2.0])
+
+    def loss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return 2 + (x - 0.15) ** 2 + 3 * y[:, None] ** 2 + x * y[:, None]
+
+    fine_x, fine_y, fine = refined(x, y, loss(x, y))
+    inside = loss(x, y).min()  # nothing is below the lowest sampled loss
+    np.testing.assert_allclose(fine, loss(fine_x, fine_y).clip(inside), rtol=1e-12)
     assert set(x) <= set(fine_x)
+    _, _, between_two = refined(np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.eye(2))
+    assert between_two.mean() == pytest.approx(0.5)
 
 
 def test_interpolation_invents_no_value_beside_an_outlier() -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Points along an axis after interpolation, about.
 _FINE = 80
+# Differences above this many times the median one are limited.
+_OUTLIER = 30.0
 
 
 def refined(
@@ -18,9 +20,9 @@ def refined(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Returns finer coordinates, and the values on them by cubic Hermite interpolation.
 
-    Slopes are second-order differences, as of a quadratic, but at most three times the smaller of
-    both one-sided differences, so that the surface beside an outlier stays what it was.  No value
-    is outside of the range of the given ones.  NaN where the nearest given value is not finite.
+    A quadratic is reproduced exactly.  For the slopes differences count as at most 30 times the
+    median one, so that the surface beside an outlier stays what it was.  No value is outside of the
+    range of the given ones.  NaN where the nearest given value is not finite.
 
     Args:
         x, y: coordinates, increasing, at least two each.
@@ -61,12 +63,17 @@ def _along(at: NDArray[Any], values: NDArray[Any], fine: NDArray[Any]) -> NDArra
 
 
 def _slopes(at: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """Returns the slope at each coordinate."""
-    slopes: NDArray[Any] = np.gradient(values, at, axis=0, edge_order=2 if len(at) > 2 else 1)
-    sides = np.abs(np.diff(values, axis=0) / np.diff(at)[:, None])
-    most = 3 * np.minimum(np.concatenate([sides[:1], sides]), np.concatenate([sides, sides[-1:]]))
-    limited: NDArray[Any] = slopes.clip(-most, most)
-    return limited
+    """Returns the slope at each coordinate: that of the parabola through it and both neighbours."""
+    width = np.diff(at)[:, None]
+    rises: NDArray[Any] = np.diff(values, axis=0) / width
+    if len(at) == 2:
+        return np.concatenate([rises, rises])
+    most = _OUTLIER * np.median(np.abs(rises))
+    rises = rises.clip(-most, most)
+    bends = np.diff(rises, axis=0) / (width[1:] + width[:-1])
+    inner = rises[:-1] + bends * width[:-1]
+    first, last = rises[:1] - bends[:1] * width[:1], rises[-1:] + bends[-1:] * width[-1:]
+    return np.concatenate([first, inner, last])
 
 
 def _nearest(at: NDArray[Any], fine: NDArray[Any]) -> NDArray[Any]:

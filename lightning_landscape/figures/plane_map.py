@@ -136,8 +136,9 @@ def _clear_places(
         at = (vertices - low) / size
         border = np.minimum(at, 1 - at).min(axis=1)
         room = np.linalg.norm(at[:, None] - np.array(taken), axis=2).min(axis=1)
-        best = int(np.minimum(room, 2 * border).argmax())
-        if room[best] >= _ROOM:
+        clear = np.minimum(room, 2 * border)
+        best = int(clear.argmax())
+        if clear[best] >= _ROOM:
             taken.append(at[best])
             places[level] = (float(vertices[best][0]), float(vertices[best][1]))
     return places
