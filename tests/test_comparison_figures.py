@@ -324,7 +324,8 @@ def test_limits_make_colours_mean_the_same() -> None:
     ]
     for figure in figures:
         assert figure.axes[0].images[0].get_clim() == (0.0, 2.0)
-    ends = [[t.get_text() for t in figure.axes[1].get_yticklabels()] for figure in figures]
+    bars = [figure.axes[0].child_axes[0] for figure in figures]
+    ends = [[t.get_text() for t in bar.get_yticklabels()] for bar in bars]
     assert ends == [["0", "2"], ["0", "> 2"]]
 
 

@@ -8,22 +8,31 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from lightning_landscape.figures import (
     LossLimits,
+    barrier_matrix_figure,
+    curves_figure,
+    density_figure,
+    density_film_figure,
     eigenvalue_figure,
     figure_to_image,
     line_figure,
+    paper_axes,
     plane_figure,
+    points_figure,
+    save_figure,
 )
 from lightning_landscape.figures.interpolation import refined
 from lightning_landscape.figures.labels import number
 from lightning_landscape.figures.limits import isolines, round_down, round_up
 from lightning_landscape.figures.plane_map import COLOR_MAP
 from lightning_landscape.geometry.slices import Slice
+from lightning_landscape.geometry.spectrum import SpectralDensity
 
 MINUS = "\N{MINUS SIGN}"
 METADATA = {
@@ -85,9 +94,15 @@ def words_of(figure: Figure) -> str:
     return "\n".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)])
 
 
+def bar_of(figure: Figure) -> Any:
+    """The axes of the colour bar."""
+    (bar,) = figure.axes[0].child_axes
+    return bar
+
+
 def bar_labels(figure: Figure) -> list[str]:
     """The labels of the colour bar, bottom to top."""
-    return [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    return [label.get_text() for label in bar_of(figure).get_yticklabels()]
 
 
 def curve_of(figure: Figure, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -237,14 +252,14 @@ def test_what_is_not_finite_is_hatched() -> None:
 
 def test_a_loss_below_zero_is_drawn_above_its_lowest_point() -> None:
     figure = plane_figure(plane(plane().losses, center=1.0))  # from -9 to 22
-    assert figure.axes[1].get_ylabel() == "loss above the lowest"
+    assert bar_of(figure).get_ylabel() == "loss above the lowest"
     assert bar_labels(figure)[0].startswith("< ")  # the logarithm of zero is not on the bar
     filled = colours_of(figure)
     assert (np.diff(luminance(filled.get_facecolor())) > 0).all()
     # The lowest point is in the lowest, open band.
     assert np.ptp(pixel(figure, 0.05, -0.97)) > 0
-    assert figure.axes[1].get_ylim()[1] >= 31
-    assert plane_figure(plane(POSITIVE)).axes[1].get_ylabel() == "loss"
+    assert bar_of(figure).get_ylim()[1] >= 31
+    assert bar_of(plane_figure(plane(POSITIVE))).get_ylabel() == "loss"
 
 
 def test_live_colours_start_anew_at_the_first_loss_that_is_not_positive() -> None:
@@ -253,16 +268,16 @@ def test_live_colours_start_anew_at_the_first_loss_that_is_not_positive() -> Non
     assert limits.widened(plane(0.01 * POSITIVE)) == limits
     below = plane(POSITIVE - 1)
     assert limits.widened(below).excess
-    assert plane_figure(below, limits=limits).axes[1].get_ylabel() == "loss above the lowest"
+    assert bar_of(plane_figure(below, limits=limits)).get_ylabel() == "loss above the lowest"
 
 
 def test_bar_shows_the_range_of_the_limits_and_of_the_picture() -> None:
     limits = LossLimits(1e-3, 1.0)
     inside = np.full((4, 5), 0.1)
     inside[0, 0] = 0.5
-    assert plane_figure(plane(inside), limits=limits).axes[1].get_ylim() == (1e-3, 1.0)
+    assert bar_of(plane_figure(plane(inside), limits=limits)).get_ylim() == (1e-3, 1.0)
     inside[0, 0], inside[0, 1] = 4.0, 2e-5
-    low, high = plane_figure(plane(inside), limits=limits).axes[1].get_ylim()
+    low, high = bar_of(plane_figure(plane(inside), limits=limits)).get_ylim()
     assert low <= 2e-5
     assert high >= 3.0
     ticks = [float(label.replace("e-", "e-")) for label in bar_labels(plane_figure(plane(inside)))]
@@ -273,7 +288,7 @@ def test_corner_that_blew_up_does_not_swamp_the_colours() -> None:
     losses = POSITIVE.copy()
     losses[0, 0] = 1e9
     figure = plane_figure(plane(losses, center=10.5))
-    assert figure.axes[1].get_ylim()[1] < 2000
+    assert bar_of(figure).get_ylim()[1] < 2000
     assert bar_labels(figure)[-1].startswith("> ")
     assert np.ptp(pixel(figure, -0.97, -0.97)) > 0  # painted all the same
 
@@ -385,6 +400,31 @@ def test_flat_empty_and_tiny_planes() -> None:
     point = plane_figure(Slice((np.zeros(1), np.zeros(1)), np.ones((1, 1)), 1.0))
     row = plane_figure(Slice((np.arange(3.0), np.zeros(1)), np.ones((1, 3)), 1.0))
     for figure in (flat, empty, point, row):
+        assert figure_to_image(figure).std() > 0
+
+
+def test_every_chart_is_drawn_into_axes_of_another_figure() -> None:
+    grid = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    density = SpectralDensity(grid, grid**2, 0 * grid, 0.1, grid[None], grid[None], 1)
+    history = rows([1.0, 4.0, 9.6], edge=10.0)
+    charts: list[Any] = [
+        lambda ax: plane_figure(plane(), ax=ax),
+        lambda ax: line_figure([line([1, 0, 1]), line([2, 0, 1], step=3)], ax=ax),
+        lambda ax: eigenvalue_figure(history, ax=ax),
+        lambda ax: curves_figure({"a": history}, "hessian/top_eigenvalue", ax=ax),
+        lambda ax: density_figure(density, ax=ax),
+        lambda ax: density_film_figure({1: density, 2: density}, ax=ax),
+        lambda ax: points_figure({"a": (1.0, 2.0)}, x="x", y="y", ax=ax),
+        lambda ax: barrier_matrix_figure(np.eye(2), ["a", "b"], ax=ax),
+    ]
+    for draw in charts:
+        figure = Figure(figsize=(3.25, 2.6), layout="constrained")
+        axes = figure.subplots()
+        assert draw(axes) is figure
+        assert figure.axes == [axes]
+        assert axes.get_title()
+        assert not figure.texts
+        assert not figure.legends
         assert figure_to_image(figure).std() > 0
 
 
@@ -784,6 +824,26 @@ def test_refusals_of_limits(low: float, high: float) -> None:
 def test_refusal_of_incomplete_limits() -> None:
     with pytest.raises(ValueError, match=r"from_dict\(values={'high': 1.0}\): expected the keys"):
         LossLimits.from_dict({"high": 1.0})
+
+
+# --- papers
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg"])
+def test_text_of_vector_graphics_is_text(tmp_path: Any, ending: str) -> None:
+    left, right = paper_axes(2, columns=2)
+    plane_figure(plane(POSITIVE, metadata=METADATA), ax=left)
+    figure = line_figure(line([1.0, 0.5, 1.0], 0.5, step=3), ax=right)
+    path = tmp_path / f"paper.{ending}"
+    save_figure(figure, path)
+    written = path.read_bytes()
+    if ending == "svg":
+        assert b">step 120, loss 1</text>" in written
+        assert b'width="486pt"' in written  # 6.75 inches
+    else:
+        assert b"/Type3" not in written  # letters as shapes
+        assert b"/CIDFontType2" in written  # TrueType
+    assert len(written) < 300_000
 
 
 # --- the sheet

@@ -348,7 +348,7 @@ def test_the_bar_of_every_frame_shows_the_range_of_all() -> None:
     from lightning_landscape.figures.plane import draw_plane
 
     film = [plane(0, 0.1), plane(1, 0.4)]
-    bar = draw_plane(film[0], LossLimits(0.01, 1.0), film).axes[1]
+    (bar,) = draw_plane(film[0], LossLimits(0.01, 1.0), film).axes[0].child_axes
     assert bar.get_ylim() == (0.01, pytest.approx(1.8, rel=0.05))
 
 

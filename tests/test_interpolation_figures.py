@@ -112,7 +112,7 @@ def test_names_end_inside_the_picture():
         if hasattr(text, "xy"):
             box = text.get_window_extent()
             assert box.x0 >= 0
-            assert box.x1 <= figure.axes[1].get_window_extent().x0
+            assert box.x1 <= figure.axes[0].child_axes[0].get_window_extent().x0
 
 
 def numbers_of(figure: Figure) -> list[Text]:

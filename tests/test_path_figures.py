@@ -50,8 +50,8 @@ def test_path_in_words() -> None:
     figure = plane_figure(with_path())
     words = words_of(figure)
     assert "■ step 0, 2 of 4 outside" in words
-    assert figure.axes[0].get_xlabel() == "random (62 % of the path)"
-    assert figure.axes[0].get_ylabel() == "top eigenvector (< 0.1 % of the path)"
+    assert figure.axes[0].get_xlabel() == "random (62 % of variance)"
+    assert figure.axes[0].get_ylabel() == "top eigenvector (< 0.1 % of variance)"
     finite = {key: value[:3] if len(value) > 2 else value for key, value in PATH.items()}
     assert "1 of 3 outside" in words_of(plane_figure(with_path(finite)))
 

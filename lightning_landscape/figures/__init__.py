@@ -2,7 +2,8 @@
 
 Every function whose name ends in ``_figure`` returns a ``matplotlib.figure.Figure`` that is not
 registered in pyplot: no window opens, and it need not be closed. Figures are 4 inches wide at 140
-dpi, with text that is legible where TensorBoard shows them 350 pixels wide.
+dpi, with text that is legible where TensorBoard shows them 350 pixels wide. With ``ax=`` they draw
+into axes of another figure, e.g. those of ``paper_axes``.
 """
 
 from lightning_landscape.figures.canvas import figure_to_image
@@ -15,6 +16,7 @@ from lightning_landscape.figures.film import film_frames, save_film
 from lightning_landscape.figures.filmstrip import filmstrip_figure
 from lightning_landscape.figures.limits import LossLimits
 from lightning_landscape.figures.line import line_figure
+from lightning_landscape.figures.paper import paper_axes, save_figure
 from lightning_landscape.figures.plane import plane_figure
 from lightning_landscape.figures.surface import surface_mesh
 
@@ -29,8 +31,10 @@ __all__ = [
     "film_frames",
     "filmstrip_figure",
     "line_figure",
+    "paper_axes",
     "plane_figure",
     "points_figure",
+    "save_figure",
     "save_film",
     "surface_mesh",
 ]

@@ -63,10 +63,15 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
-def figure_of(axes: Axes) -> Figure:
-    """Returns the figure of the axes, also inside a subfigure."""
-    figure: Any = axes.figure
-    return cast("Figure", figure.figure)
+def open_axes(
+    ax: Axes | None, height: float, box: tuple[float, float, float, float]
+) -> tuple[Figure, Axes]:
+    """Returns the axes to draw into, those of the user or of a new figure, and their figure."""
+    if ax is None:
+        figure = new_figure(height)
+        return figure, figure.add_axes(box)
+    root: Any = ax.figure  # or a subfigure, whose figure is the whole one
+    return cast("Figure", root.figure), ax
 
 
 def figure_to_image(figure: Figure) -> NDArray[np.uint8]:
@@ -116,6 +121,14 @@ def write_header(figure: Figure, title: str, lines: Sequence[str]) -> None:
         )  # fmt: skip
 
 
+def write_titles(ax: Axes | None, figure: Figure, title: str, lines: Sequence[str]) -> None:
+    """Writes the header of a new figure, or the title alone above the user's axes."""
+    if ax is None:
+        write_header(figure, title, lines)
+    else:
+        ax.set_title(title, fontsize=TEXT)
+
+
 def write_across(axes: Axes, text: str) -> None:
     """Writes a message across an empty chart."""
     axes.text(
@@ -138,8 +151,13 @@ def set_ticks(axes: Axes, *linear: Axis, bins: int = 5) -> None:
         axis.get_offset_text().set_fontsize(SMALL)
 
 
-def draw_legend(figure: Figure, top: float, columns: int = 1, **options: Any) -> None:
-    """Draws the legend of all axes, ``top`` inches below the upper edge of the figure."""
+def draw_legend(
+    figure: Figure, top: float, columns: int = 1, *, ax: Axes | None = None, **options: Any
+) -> None:
+    """Draws the legend ``top`` inches below the top of a new figure, or in the user's axes."""
+    if ax is not None:
+        ax.legend(fontsize=SMALL, **options)
+        return
     figure.legend(
         loc="upper left", bbox_to_anchor=(0.03, 1 - top / figure.get_figheight()), fontsize=SMALL,
         ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.3, handletextpad=0.5,

@@ -24,15 +24,20 @@ from lightning_landscape.figures.canvas import (
     draw_grid,
     draw_legend,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     shortened,
     write_across,
-    write_header,
+    write_titles,
 )
 from lightning_landscape.figures.curves import MARKERS, MOST
 from lightning_landscape.figures.data import HUGE
-from lightning_landscape.figures.figure_checks import check_groups, check_names, check_text
+from lightning_landscape.figures.figure_checks import (
+    check_axes,
+    check_groups,
+    check_names,
+    check_text,
+)
 from lightning_landscape.figures.labels import MINUS, comma_joined, legend_name, number
 from lightning_landscape.figures.plane_map import COLOR_MAP
 from lightning_landscape.geometry.checks import check_span, quoted
@@ -54,6 +59,7 @@ def barrier_matrix_figure(
     *,
     limits: tuple[float, float] | None = None,
     title: str = "Loss barrier",
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws a small matrix of pairwise values as a heat map with the numbers in its cells.
 
@@ -69,9 +75,10 @@ def barrier_matrix_figure(
             get the colour of the end. None: from 0, or the lowest value if that is lower, to the
             highest.
         title: the title of the figure.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         ValueError: if the matrix is not square or has more than nine rows, the number of names
@@ -87,6 +94,7 @@ def barrier_matrix_figure(
             f"{quoted(call, 'matrix', matrix)}: expected a square table of numbers"
         ) from error
     check_text(call, title=title)
+    check_axes(call, ax)
     if not isinstance(names, str):
         check_names(call, names)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or not 1 <= len(table) <= _LARGEST:
@@ -117,10 +125,9 @@ def barrier_matrix_figure(
     # Names below the columns are horizontal if they fit, otherwise vertical.
     lie = 0.085 * letters < side
     bottom = 0.28 if lie else 0.16 + 0.085 * letters
-    figure = new_figure(height=top + count * side + bottom)
-    height = figure.get_figheight()
+    height = top + count * side + bottom
     area = (left / WIDTH, bottom / height, count * side / WIDTH, count * side / height)
-    axes = figure.add_axes(area)
+    figure, axes = open_axes(ax, height, area)
     axes.imshow(np.ma.masked_invalid(table), cmap=COLOR_MAP, norm=norm, aspect="auto")
     power, decimals = _digits(finite, letters=min(int((side - 0.02) / 0.07), 5))
     for (row, column), value in np.ndenumerate(table):
@@ -140,19 +147,18 @@ def barrier_matrix_figure(
     axes.set_yticks(range(count), labels=labels)
     axes.tick_params(labelsize=SMALL, length=0, pad=3)
     axes.spines[:].set_visible(False)
-    _draw_scale(figure, norm, finite, (area[0] + area[2] + 0.02, area[1], 0.03, area[3]))
+    wide = count * side  # inches
+    _draw_scale(axes.inset_axes((1 + 0.08 / wide, 0.0, 0.12 / wide, 1.0)), norm, finite)
     unit = f"in units of 1e{power}" if power else ""
     lines = [unit, "hatched: not finite" if finite.size < table.size else ""]
-    write_header(figure, title, [comma_joined(*lines)])
+    write_titles(ax, figure, title, [comma_joined(*lines)])
     return figure
 
 
-def _draw_scale(
-    figure: Figure, norm: Normalize, finite: NDArray[Any], area: tuple[float, float, float, float]
-) -> None:
+def _draw_scale(axes: Axes, norm: Normalize, finite: NDArray[Any]) -> None:
     """Draws the colour bar; its end labels show if values lie beyond them."""
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
-    bar = figure.colorbar(ScalarMappable(norm, COLOR_MAP), cax=figure.add_axes(area))
+    bar = axes.figure.colorbar(ScalarMappable(norm, COLOR_MAP), cax=axes)
     ends = [number(low, 2), number(high, 2)]
     if finite.size and finite.min() < low:
         ends[0] = f"< {ends[0]}"
@@ -189,6 +195,7 @@ def points_figure(
     x: str,
     y: str,
     groups: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws one value against another, one marker per run: e.g. the gap against the sharpness.
 
@@ -203,9 +210,10 @@ def points_figure(
         y: label of the vertical axis.
         groups: run -> group, for all runs. Groups after the first ten are grey; without groups up
             to ten runs are labelled with their names.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         ValueError: if ``points`` is empty or not pairs of numbers, or ``groups`` lacks a run.
@@ -225,6 +233,7 @@ def points_figure(
         places[name] = pair.astype(np.float64)
     check_groups("points_figure", groups, points)
     check_text("points_figure", x=x, y=y)
+    check_axes("points_figure", ax)
     finite = {name: at for name, at in places.items() if (np.abs(at) < HUGE).all()}
     members: dict[str, list[Any]] = {}
     for name, at in finite.items():
@@ -244,9 +253,8 @@ def points_figure(
     ]
     legend = HEADER + PITCH * len(list(filter(None, small)))
     top = legend + PITCH * -(-len(named) // columns) + 0.08
-    figure = new_figure(height=top + 2.9)
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.175, 0.45 / height, 0.795, 1 - (top + 0.45) / height))
+    height = top + 2.9
+    figure, axes = open_axes(ax, height, (0.175, 0.45 / height, 0.795, 2.45 / height))
     draw_grid(axes)
     for name, group in members.items():
         style = named.index(name) if name in named else None
@@ -258,9 +266,9 @@ def points_figure(
     if not finite:
         write_across(axes, "nothing finite")
     title = " against ".join(what.rpartition("/")[2] for what in (y, x))
-    write_header(figure, title, small)
+    write_titles(ax, figure, title, small)
     if named:
-        draw_legend(figure, legend, columns, markerscale=0.65, handlelength=1.2)
+        draw_legend(figure, legend, columns, ax=ax, markerscale=0.65, handlelength=1.2)
     return figure
 
 

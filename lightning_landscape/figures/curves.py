@@ -21,14 +21,14 @@ from lightning_landscape.figures.canvas import (
     draw_grid,
     draw_legend,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     write_across,
-    write_header,
+    write_titles,
 )
 from lightning_landscape.figures.data import HUGE, evenly, nonzero_magnitudes
 from lightning_landscape.figures.eigenvalue import differ_by_decades
-from lightning_landscape.figures.figure_checks import check_groups, check_numbers
+from lightning_landscape.figures.figure_checks import check_axes, check_groups, check_numbers
 from lightning_landscape.figures.labels import comma_joined, legend_name, number
 from lightning_landscape.figures.limits import round_up
 from lightning_landscape.figures.line import line_remark, mark_outside
@@ -73,6 +73,7 @@ def curves_figure(
     *,
     groups: Mapping[str, str] | None = None,
     edge: bool = True,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws one scalar over the training steps of several runs in one chart.
 
@@ -98,15 +99,17 @@ def curves_figure(
         key: the scalar, e.g. ``"hessian/top_eigenvalue"``.
         groups: run -> group, for all runs. None: a curve for each run.
         edge: draw the edge.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``histories`` is not a mapping from names to sequences of mappings.
         ValueError: if ``histories`` is empty, or a run is missing in ``groups``.
     """
     check_flags("curves_figure", edge=edge)
+    check_axes("curves_figure", ax)
     if not isinstance(key, str):
         raise TypeError(
             f"{quoted('curves_figure', 'key', key)}: expected the name of a scalar, e.g. "
@@ -135,9 +138,8 @@ def curves_figure(
     legend = HEADER + PITCH * len(list(filter(None, small)))
     columns = 2 if len(chosen) > 2 and max(len(curve.label) for curve in chosen) <= 21 else 1
     top = legend - PITCH * (-len(chosen) // columns) + 0.08
-    figure = new_figure(height=top + 2.5)
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.165, 0.43 / height, 0.805, 1 - (top + 0.43) / height))
+    height = top + 2.5
+    figure, axes = open_axes(ax, height, (0.165, 0.43 / height, 0.805, 2.07 / height))
     _set_axes(axes, low, high, scale)
     if key.endswith("edge_ratio"):
         axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1.2, zorder=1)
@@ -149,9 +151,9 @@ def curves_figure(
             axes.plot(bound.steps, bound.values, "--", color=color, linewidth=1.2, zorder=1.8)
     if not np.isfinite(shown).any():
         write_across(axes, "nothing finite" if chosen else "not measured")
-    write_header(figure, key, small)
+    write_titles(ax, figure, key, small)
     if chosen:
-        draw_legend(figure, legend, columns, handlelength=2.0)
+        draw_legend(figure, legend, columns, ax=ax, handlelength=2.0)
     return figure
 
 

@@ -13,16 +13,17 @@ from lightning_landscape.figures.canvas import (
     TEXT,
     draw_grid,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     write_across,
-    write_header,
+    write_titles,
 )
-from lightning_landscape.figures.figure_checks import check_density
+from lightning_landscape.figures.figure_checks import check_axes, check_density
 from lightning_landscape.figures.labels import comma_joined, number, probe_text
 from lightning_landscape.geometry.checks import check_metadata
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lightning_landscape.geometry.spectrum import SpectralDensity
@@ -33,7 +34,10 @@ _DECADES = 7
 
 @in_house_style
 def density_figure(
-    density: SpectralDensity, *, metadata: Mapping[str, Any] | None = None
+    density: SpectralDensity,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws the density of the Hessian's eigenvalues, on a logarithmic axis.
 
@@ -43,19 +47,21 @@ def density_figure(
     Args:
         density: the result of ``spectral_density``.
         metadata: ``step``, ``probe_samples``, ``probe_mode``, as far as known.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
     """
     check_density("density_figure(density=...)", density)
     check_metadata(metadata, "density_figure")
+    check_axes("density_figure", ax)
     known = dict(metadata or {})
     x, y = np.asarray(density.grid), np.asarray(density.density)
     error = np.asarray(density.stderr)
     sigma, resolution = float(density.sigma), float(getattr(density, "resolution", math.nan))
     unresolved = sigma < resolution
-    figure = new_figure(height=3.2)
-    axes = figure.add_axes((0.16, 0.14, 0.81, 0.58 if unresolved else 0.64))
+    box = (0.16, 0.14, 0.81, 0.58 if unresolved else 0.64)
+    figure, axes = open_axes(ax, 3.2, box)
     draw_grid(axes)
     finite = np.isfinite(y) & np.isfinite(x)
     if not finite.any() or not y[finite].max() > 0:
@@ -77,7 +83,8 @@ def density_figure(
     axes.set_xlabel("eigenvalue", fontsize=TEXT, labelpad=1)
     axes.set_ylabel("share per unit", fontsize=TEXT, labelpad=2)
     step = known.get("step")
-    write_header(
+    write_titles(
+        ax,
         figure,
         "Spectral density" if step is None else f"Spectral density, step {step}",
         [

@@ -15,13 +15,13 @@ from lightning_landscape.figures.canvas import (
     SMALL,
     TEXT,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     write_across,
-    write_header,
+    write_titles,
 )
 from lightning_landscape.figures.data import evenly
-from lightning_landscape.figures.figure_checks import check_density
+from lightning_landscape.figures.figure_checks import check_axes, check_density
 from lightning_landscape.figures.labels import comma_joined, number, probe_text
 from lightning_landscape.geometry.checks import check_metadata, quoted
 
@@ -43,7 +43,10 @@ INKS = LinearSegmentedColormap.from_list(
 
 @in_house_style
 def density_film_figure(
-    densities: Mapping[int, SpectralDensity], *, metadata: Mapping[str, Any] | None = None
+    densities: Mapping[int, SpectralDensity],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws the spectral density of the Hessian over training, one row per step.
 
@@ -55,9 +58,10 @@ def density_film_figure(
         densities: step -> result of ``spectral_density``. Of more than 60 steps 60 are drawn,
             evenly spaced and including both ends.
         metadata: ``probe_samples``, ``probe_mode``, as far as known.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure of 4.0 x 4.2 inches at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one of 4.0 x 4.2 inches at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``densities`` is not a mapping.
@@ -73,23 +77,24 @@ def density_film_figure(
     for step, density in densities.items():
         check_density(f"{owner}(densities={{{step}: ...}})", density)
     check_metadata(metadata, owner)
+    check_axes(owner, ax)
     every = sorted(densities)
     steps = [every[index] for index in evenly(len(every), MOST)]
     shown = [densities[step] for step in steps]
     finite = [d for d in shown if bool(np.isfinite(np.asarray(d.density)).all())]
 
-    figure = new_figure(height=4.2)
-    axes = figure.add_axes((0.155, 0.11, 0.625, 0.675))
+    figure, axes = open_axes(ax, 4.2, (0.155, 0.11, 0.625, 0.675))
     axes.patch.set(hatch="////", edgecolor=GREY)
     axes.set_xlabel("eigenvalue", fontsize=TEXT, labelpad=1)
     axes.set_ylabel("step", fontsize=TEXT, labelpad=2)
     if finite:
-        _draw_rows(figure, axes, steps, shown, finite)
+        _draw_rows(axes, steps, shown, finite)
     else:
         write_across(axes, "no finite density")
         axes.set_xticks([])
         axes.set_yticks([])
-    write_header(
+    write_titles(
+        ax,
         figure,
         "Spectral density over training",
         [
@@ -106,9 +111,8 @@ def density_film_figure(
 
 
 def _draw_rows(
-    figure: Figure, axes: Axes, steps: list[int], shown: list[SpectralDensity],
-    finite: list[SpectralDensity],
-) -> None:  # fmt: skip
+    axes: Axes, steps: list[int], shown: list[SpectralDensity], finite: list[SpectralDensity]
+) -> None:
     """Draws the map, its axes and its colour bar."""
     low = min(float(d.grid[0]) for d in finite)
     high = max(float(d.grid[-1]) for d in finite)
@@ -138,7 +142,7 @@ def _draw_rows(
     axes.minorticks_off()
     set_ticks(axes, axes.yaxis, bins=6)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    bar = figure.colorbar(mesh, cax=figure.add_axes((0.8, 0.11, 0.03, 0.675)))
+    bar = axes.figure.colorbar(mesh, cax=axes.inset_axes((1.032, 0.0, 0.048, 1.0)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=SMALL, length=3, pad=2)

@@ -16,12 +16,12 @@ from lightning_landscape.figures.canvas import (
     TEXT,
     draw_grid,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     write_across,
-    write_header,
+    write_titles,
 )
-from lightning_landscape.figures.figure_checks import check_numbers
+from lightning_landscape.figures.figure_checks import check_axes, check_numbers
 from lightning_landscape.figures.labels import TIMES, comma_joined, number
 from lightning_landscape.geometry.checks import check_flags, quoted
 
@@ -37,7 +37,11 @@ _MOST, _GROUPS = 1000, 250
 
 @in_house_style
 def eigenvalue_figure(
-    history: Sequence[Mapping[str, Any]], *, edge: bool = True, name: str | None = None
+    history: Sequence[Mapping[str, Any]],
+    *,
+    edge: bool = True,
+    name: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws the top eigenvalue and the optimizer's edge of stability over training steps.
 
@@ -55,15 +59,17 @@ def eigenvalue_figure(
             in any order, like ``HessianMonitor.history``. A row may lack keys.
         edge: draw the edge.
         name: the ``name`` of a second monitor, whose keys are ``hessian/<name>/...``.
+        ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        A figure of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``history`` is not a sequence of mappings.
     """
     rows = _as_rows(history)
     check_flags("eigenvalue_figure", edge=edge)
+    check_axes("eigenvalue_figure", ax)
     if name is not None and not isinstance(name, str):
         raise TypeError(
             f"{quoted('eigenvalue_figure', 'name', name)}: expected the name of a HessianMonitor, "
@@ -78,8 +84,7 @@ def eigenvalue_figure(
     # The residual is that of the plain Hessian.
     residuals = _column(rows, f"{prefix}residual" if key == plain else "")
 
-    figure = new_figure(height=3.2)
-    axes = figure.add_axes((0.145, 0.14, 0.825, 0.64))
+    figure, axes = open_axes(ax, 3.2, (0.145, 0.14, 0.825, 0.64))
     _set_axes(axes, values, edges)
     absent, last = ~np.isfinite(values), _last_text(rows, values, prefix)
     grouped = len(rows) > _MOST
@@ -109,7 +114,8 @@ def eigenvalue_figure(
         "line: median, band: lowest to highest" if grouped else "",
         f"{TIMES} not finite" if absent.any() else "",
     )
-    write_header(
+    write_titles(
+        ax,
         figure,
         title if name is None else f"{title} ({name})",
         [last, remarks],

@@ -219,8 +219,8 @@ def isolines(low: float, high: float, most: int = 8) -> list[float]:
     The latter if the values span less than a decade or are not positive.
 
     Example:
-        >>> isolines(0.03, 4.0), isolines(2.31, 2.33)[:2]
-        ([0.05, 0.1, 0.2, 0.5, 1.0, 2.0], [2.3125, 2.315])
+        >>> isolines(0.03, 4.0), isolines(20.0, 30.0)
+        ([0.05, 0.1, 0.2, 0.5, 1.0, 2.0], [22.0, 24.0, 26.0, 28.0])
     """
     if not low < high:
         return []

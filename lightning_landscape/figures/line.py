@@ -14,16 +14,14 @@ from lightning_landscape.figures.canvas import (
     GREY,
     HEADER,
     PITCH,
-    SMALL,
     TEXT,
     draw_grid,
     draw_legend,
-    figure_of,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     shortened,
-    write_header,
+    write_titles,
 )
 from lightning_landscape.figures.data import (
     center_of,
@@ -142,12 +140,8 @@ def draw_lines(
     # Inches. Space for the remark is always reserved, so that all frames have the same height.
     legend = HEADER + PITCH * (len(small) + 1)
     top = legend + PITCH * entries + 0.08
-    if ax is None:
-        figure: Figure = new_figure(height=top + 2.5)
-        height = figure.get_figheight()
-        axes = figure.add_axes((0.175, 0.43 / height, 0.795, 1 - (top + 0.43) / height))
-    else:
-        figure, axes = figure_of(ax), ax
+    height = top + 2.5
+    figure, axes = open_axes(ax, height, (0.175, 0.43 / height, 0.795, 2.07 / height))
     axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
     low, high = _set_loss_axis(axes, limits, losses, log)
     for index, line in enumerate(lines):
@@ -168,14 +162,9 @@ def draw_lines(
         _draw_band(axes, shaded)
     axes.set_xlim(*_span(film))
     axes.set_xlabel(_shared_axis_label(lines, film), fontsize=TEXT, labelpad=2)
-    if ax is not None:
-        axes.set_title(title, fontsize=TEXT)
-        if entries:
-            axes.legend(fontsize=SMALL, handlelength=2.8)
-        return figure
-    write_header(figure, title, [*small, line_remark(losses, low, high)])
+    write_titles(ax, figure, title, [*small, line_remark(losses, low, high)])
     if entries:
-        draw_legend(figure, legend, handlelength=2.8)
+        draw_legend(figure, legend, ax=ax, handlelength=2.8)
     return figure
 
 

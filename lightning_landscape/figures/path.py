@@ -61,11 +61,11 @@ def draw_path(axes: Axes, path: Path) -> None:
 
 
 def shares_text(path: Path) -> list[str]:
-    """Returns ' (62 % of the path)' for each axis, empty if the weights have not moved."""
+    """Returns ' (62 % of variance)' for each axis, empty if the weights have not moved."""
     if not np.isfinite(path.explained).all():
         return ["", ""]
     shares = ["< 0.1" if share < 1e-3 else number(100 * share, 2) for share in path.explained]
-    return [f" ({share} % of the path)" for share in shares]
+    return [f" ({share} % of variance)" for share in shares]
 
 
 def path_text(path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]) -> str:

@@ -11,15 +11,13 @@ from matplotlib import patheffects
 from lightning_landscape.figures.canvas import (
     INK,
     SMALL,
-    TEXT,
     WIDTH,
-    figure_of,
     in_house_style,
-    new_figure,
+    open_axes,
     set_ticks,
     shortened,
     write_across,
-    write_header,
+    write_titles,
 )
 from lightning_landscape.figures.data import (
     ROUNDING,
@@ -56,7 +54,7 @@ if TYPE_CHECKING:
 # Beyond this aspect ratio a map to scale would be too narrow a strip.
 MAX_ASPECT = 2.0
 # Inches: the map and its colour bar, from the lower edge of the figure.
-_LEFT, _BOTTOM, _SIDE, _BAR_LEFT, _BAR = 0.58, 0.484, 2.6, 3.23, 0.12
+_LEFT, _BOTTOM, _SIDE, _GAP, _BAR = 0.58, 0.484, 2.6, 0.05, 0.12
 _HIGH = 4.0
 # Isolines with a number on them, at most.
 _LABELLED = 4
@@ -113,13 +111,9 @@ def draw_plane(
     """Draws one frame of a film; only the title and the map differ between frames."""
     first = film[0].metadata
     path, validation = path_of(slice), validation_of(slice)
-    if ax is None:
-        figure: Figure = new_figure(height=_HIGH)
-        place = np.array([_LEFT / WIDTH, _BOTTOM / _HIGH, _SIDE / WIDTH, _SIDE / _HIGH])
-        axes = figure.add_axes(tuple(place))
-        bar = figure.add_axes((_BAR_LEFT / WIDTH, place[1], _BAR / WIDTH, place[3]))
-    else:
-        figure, axes, bar = figure_of(ax), ax, ax.inset_axes((1.03, 0.0, 0.045, 1.0))
+    box = (_LEFT / WIDTH, _BOTTOM / _HIGH, _SIDE / WIDTH, _SIDE / _HIGH)
+    figure, axes = open_axes(ax, _HIGH, box)
+    bar = axes.inset_axes((1.0 + _GAP / _SIDE, 0.0, _BAR / _SIDE, 1.0))
     draw_map(axes, slice, limits, interpolate)
     lines = limits.values(slice) if validation is None else losses_of(validation)
     marked = [np.zeros((1, 2)), _points(slice), *([] if path is None else [path.drawn])]
@@ -138,10 +132,8 @@ def draw_plane(
     if not np.isfinite(slice.losses).any():
         write_across(axes, "no finite loss")
     title = step_and_loss(slice.metadata, slice.center_loss)
-    if ax is not None:
-        axes.set_title(title, fontsize=TEXT)
-        return figure
-    write_header(
+    write_titles(
+        ax,
         figure,
         title,
         [

@@ -76,6 +76,12 @@ FROM_DICT = Call(
 )  # fmt: skip
 FROM_SLICE = Call("LossLimits.from_slice", figures.LossLimits.from_slice, lambda: {"slice": LINE})
 FILMS = (STRIP, FRAMES, FILM)
+PAPER = of(figures.paper_axes)
+SAVE = Call(
+    "save_figure", figures.save_figure,
+    lambda: {"figure": figures.plane_figure(PLANE), "path": HERE / "a.pdf"},
+)  # fmt: skip
+CHARTS = (EIGENVALUE, CURVES, DENSITY_FIGURE, DENSITIES, MATRIX, POINTS)
 NO_SLICE = (3, None, "slice", [3], [LINE])
 
 ROWS = [
@@ -135,7 +141,14 @@ ROWS = [
     wrong((LINE_FIGURE, STRIP), "names", (3, "a", [3]), TypeError, "expected a list of strings"),
     wrong((LINE_FIGURE, PLANE_FIGURE, SURFACE, *FILMS), "limits", (3, (0.1, 1.0), "log"),
           TypeError, "expected a LossLimits, or None"),
-    wrong((LINE_FIGURE, PLANE_FIGURE), "ax", (3, "ax", [1]), TypeError, "expected a matplotlib Ax"),
+    wrong((LINE_FIGURE, PLANE_FIGURE, *CHARTS), "ax", (3, "ax", [1]), TypeError,
+          "expected a matplotlib Axes, or None"),
+    wrong(PAPER, "count", (0, 2.5, True), ValueError, "expected an integer >= 1"),
+    wrong(PAPER, "columns", (0, 3, "two"), ValueError, "expected 1 or 2"),
+    wrong(PAPER, "aspect", (0.0, -1, NAN, INF), ValueError, "expected a finite number > 0"),
+    wrong(PAPER, "aspect", ("1", None, True), TypeError, "expected a finite number > 0"),
+    wrong(SAVE, "figure", (3, None, "a.png"), TypeError, "expected a matplotlib Figure"),
+    wrong(SAVE, "path", (3, None), TypeError, "expected a path"),
     wrong(PLANE_FIGURE, "interpolate", (1, "no", None), TypeError, "expected True or False"),
     wrong(LINE_FIGURE, "scale", ("symlog", "", None, 3), ValueError, "expected 'linear' or 'log'"),
     wrong(FILMS, "slices", (3, "abc", None, LINE), TypeError, "expected a list of Slices"),
