@@ -641,6 +641,28 @@ def test_preconditioned_eigenvalue_takes_the_place_of_the_plain_one() -> None:
     np.testing.assert_allclose(plain.axes[0].lines[0].get_ydata(), [1, 2])
 
 
+def test_with_an_adaptive_optimizer_the_ratio_is_above_the_eigenvalue() -> None:
+    history = rows(
+        [1.0, 2.0, 3.0], preconditioned_eigenvalue=[300.0, 400.0, 500.0], edge=400.0,
+        edge_ratio=[0.75, 1.0, 1.25],
+    )  # fmt: skip
+    figure = eigenvalue_figure(history)
+    eigenvalue, ratio = figure.axes
+    assert ratio.get_position().y0 > eigenvalue.get_position().y1
+    line, curve = ratio.lines
+    np.testing.assert_allclose(line.get_ydata(), [1, 1])
+    np.testing.assert_allclose(curve.get_xdata(), [0, 10, 20])
+    np.testing.assert_allclose(curve.get_ydata(), [0.75, 1, 1.25])
+    np.testing.assert_allclose(eigenvalue.lines[0].get_ydata(), [300, 400, 500])
+    np.testing.assert_allclose(eigenvalue.lines[1].get_ydata(), [400, 400, 400])
+    assert ratio.get_yscale() == "linear"
+    assert "1.2 of the edge" in words_of(figure)
+    for row in history:
+        row["hessian/edge_ratio"] /= 50
+    assert eigenvalue_figure(history).axes[1].get_yscale() == "log"  # decades below 1
+    assert len(eigenvalue_figure(rows([1.0, 2.0], edge=10.0, edge_ratio=0.2)).axes) == 1
+
+
 def test_second_monitor() -> None:
     history = [{"step": 1, "hessian/head/top_eigenvalue": 3.0, "hessian/top_eigenvalue": 8.0}]
     figure = eigenvalue_figure(history, name="head")

@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 
@@ -17,6 +18,7 @@ from lightning_landscape import (
     InterpolationMonitor,
     LandscapeMonitor,
     SharpnessMonitor,
+    Slice,
     landscape_callbacks,
 )
 from tests.small import Linear, regression
@@ -50,8 +52,19 @@ def test_the_one_word(tmp_path):
 
 
 def test_without_lightning(capsys):
-    exec(BLOCKS[1], {})
+    (block,) = [block for block in BLOCKS if "Objective(" in block]
+    exec(block, {})
     assert "3.0000" in capsys.readouterr().out
+
+
+def test_a_figure_for_a_paper(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.linspace(-1, 1, 5)
+    Slice((x, x), 1 + x[:, None] ** 2 + x**2, 1.0).save("landscape-plane-step00000800.npz")
+    Slice((x,), 1 + x**2, 1.0).save("landscape-line-1-step00000800.npz")
+    (block,) = [block for block in BLOCKS if "paper_axes" in block]
+    exec(block, {})
+    assert (tmp_path / "landscape.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_tensorboard_opens_the_logs(tmp_path):

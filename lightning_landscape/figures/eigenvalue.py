@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CURVE, EDGE = COLORS[0], COLORS[1]
 # More rows are not distinguishable: they are drawn in groups.
 _MOST, _GROUPS = 1000, 250
+# The chart of the ratio, in inches; left and width of all charts as a part of the figure.
+_RATIO, _BETWEEN = 1.3, 0.3
+_LEFT, _WIDE = 0.165, 0.805
 
 
 @in_house_style
@@ -46,10 +49,10 @@ def eigenvalue_figure(
     """Draws the top eigenvalue and the optimizer's edge of stability over training steps.
 
     If the rows have a preconditioned eigenvalue (adaptive optimizers) it is drawn instead, because
-    the edge applies to it. The band is the residual, if it is wide enough to be visible. A row
-    without a finite eigenvalue leaves a gap, and a cross at the bottom of the chart. The axis is
-    logarithmic if the values are positive and span more than two decades, or the eigenvalue and the
-    edge are more than one decade apart.
+    the edge applies to it, and the ratio to the edge above it with a line at 1. The band is the
+    residual, if it is wide enough to be visible. A row without a finite eigenvalue leaves a gap,
+    and a cross at the bottom of the chart. The axis is logarithmic if the values are positive and
+    span more than two decades, or the eigenvalue and the edge are more than one decade apart.
 
     More than 1000 rows are drawn in 250 groups: the median as a line, and a band from the lowest to
     the highest value.
@@ -62,7 +65,8 @@ def eigenvalue_figure(
         ax: axes of another figure to draw into, without the header. None: a new figure.
 
     Returns:
-        The figure of ``ax``, or one of 4.0 x 3.2 inches at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, which has no ratio, or one of 4.0 x 3.2 inches, with a ratio 4.0 x 4.8
+        inches, at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``history`` is not a sequence of mappings.
@@ -84,7 +88,14 @@ def eigenvalue_figure(
     # The residual is that of the plain Hessian.
     residuals = _column(rows, f"{prefix}residual" if key == plain else "")
 
-    figure, axes = open_axes(ax, 3.2, (0.145, 0.14, 0.825, 0.64))
+    ratios = _column(rows, f"{prefix}edge_ratio")
+    both = ax is None and key == preconditioned and bool(np.isfinite(ratios).any())
+    height = 3.2 + (_RATIO + _BETWEEN) * both
+    figure, axes = open_axes(ax, height, (_LEFT, 0.448 / height, _WIDE, 2.048 / height))
+    if both:
+        bottom = (0.448 + 2.048 + _BETWEEN) / height
+        _draw_ratio(figure.add_axes((_LEFT, bottom, _WIDE, _RATIO / height)), steps, ratios)
+        axes.set_ylabel("preconditioned eigenvalue", fontsize=SMALL, labelpad=1)
     _set_axes(axes, values, edges)
     absent, last = ~np.isfinite(values), _last_text(rows, values, prefix)
     grouped = len(rows) > _MOST
@@ -109,6 +120,7 @@ def eigenvalue_figure(
         )  # fmt: skip
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
     title = "Top Hessian eigenvalue" if key == plain else "Top preconditioned eigenvalue"
+    title = "Ratio to the edge of stability" if both else title
     remarks = comma_joined(
         "band: ± residual" if band else "",
         "line: median, band: lowest to highest" if grouped else "",
@@ -183,6 +195,17 @@ def _set_axes(axes: Axes, values: NDArray[Any], edges: NDArray[Any]) -> None:
         axes.set_ylim(low - 0.08 * room, high + 0.18 * room)
     if shown.size:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def _draw_ratio(axes: Axes, steps: NDArray[Any], ratios: NDArray[Any]) -> None:
+    """Draws the ratio to the edge, with a line at 1."""
+    _set_axes(axes, ratios, np.ones(1))
+    if len(steps) > _MOST:
+        _draw_spread(axes, steps, ratios)
+        steps, ratios = _medians(steps), _medians(ratios)
+    axes.axhline(1.0, color=EDGE, linestyle="--")
+    _draw_curve(axes, steps, ratios, "-", CURVE)
+    axes.set_ylabel("ratio", fontsize=SMALL, labelpad=1)
 
 
 def _groups(column: NDArray[Any]) -> list[NDArray[Any]]:
