@@ -114,7 +114,7 @@ def normalization_text(metadata: Mapping[str, Any]) -> str:
 def probe_text(metadata: Mapping[str, Any]) -> str:
     """Returns '512 examples in train mode'."""
     samples, mode = metadata.get("probe_samples"), metadata.get("probe_mode")
-    parts = [] if samples is None else [f"{samples} examples"]
+    parts = [] if samples is None else [f"{samples} example{'s' * (samples != 1)}"]
     if mode is not None:
         parts.append(f"in {mode} mode" if parts else f"{mode} mode")
     return " ".join(parts)

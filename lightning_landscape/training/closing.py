@@ -21,7 +21,8 @@ def closing_line(quantities: Sequence[Quantity], budget: Budget, costs: Costs, t
     counts = ", ".join(f"{q.prefix} {q.measured}" for q in quantities)
     skipped = sum(q.skipped for q in quantities)
     failed = sum(q.failed for q in quantities)
-    line = f"lightning_landscape: measured {counts} times in {time.spent:.1f} s"
+    times = "time" if [q.measured for q in quantities] == [1] else "times"
+    line = f"lightning_landscape: measured {counts} {times} in {time.spent:.1f} s"
     if trains:
         line += f", {100 * time.share:.1f} % of the {time.trained:.1f} s spent training"
     if limit is not None:

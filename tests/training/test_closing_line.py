@@ -113,5 +113,5 @@ def test_what_was_skipped_is_said_where_a_run_ends_early(
     with ends:
         train(module, ones, [monitor], tmp_path)
     (line,) = closing_lines(caplog)
-    assert "measured hessian 1 times" in line
+    assert "measured hessian 1 time in" in line
     assert "skipped 4 to stay within it" in line
