@@ -52,8 +52,10 @@ def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scale):
 
 
 def test_a_line_names_its_ends_their_distance_and_the_barrier():
-    words = words_of(line_figure(line(barrier=3.25)))
-    assert "circle: the start, dot: now" in words
+    figure = line_figure(line(barrier=3.25))
+    words = words_of(figure)
+    named = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert named == {"the start": (-1.0, 2.0), "now": (0.0, 1.0)}
     assert "barrier 3.25: maximum above the grey line" in words
     assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
     plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)

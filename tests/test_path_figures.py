@@ -155,9 +155,13 @@ def stepped(overshoot: float, lowest: float) -> Slice:
 def test_last_step(overshoot: float, lowest: float, words: str) -> None:
     figure = line_figure(stepped(overshoot, lowest))
     assert words in words_of(figure)
-    assert "circle: before the step, dot: now, star: lowest" in words_of(figure)
     before = next(c for c in markers(figure, "o") if c.get_xdata()[0] == -1.0)
+    named = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert set(named) == ({"before", "now", "lowest"} if math.isfinite(lowest) else set())
     if math.isfinite(lowest):
+        assert named["before"] == (-1.0, pytest.approx((-1 - lowest) ** 2))
+        assert named["now"] == (0.0, pytest.approx(lowest**2))
+        assert named["lowest"][0] == lowest
         assert before.get_ydata()[0] == pytest.approx((-1 - lowest) ** 2)
         (star,) = markers(figure, "*")
         assert star.get_xdata()[0] == lowest

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lightning_landscape.figures.canvas import (
@@ -14,6 +15,7 @@ from lightning_landscape.figures.canvas import (
     GREY,
     HEADER,
     PITCH,
+    SMALL,
     TEXT,
     draw_grid,
     draw_legend,
@@ -228,7 +230,7 @@ def _draw_band(axes: Axes, lines: Sequence[Slice]) -> None:
 
 
 def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
-    """Marks the start of the last step, and the lowest point along it."""
+    """Marks the start of the last step, the weights now, and the lowest point along it."""
     known = line.metadata.get("update")
     if not known:
         return
@@ -242,6 +244,11 @@ def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> No
                 [at], [height], marker, color=color, markersize=size, zorder=6,
                 markerfacecolor="white", markeredgewidth=1.4,
             )  # fmt: skip
+            if marker == "*":
+                _name_mark(axes, at, height, "lowest", "center", above=22)
+            else:
+                _name_mark(axes, at, height, "before", "right")
+    _name_mark(axes, 0.0, center_of(line), "now", "left")
 
 
 def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
@@ -256,6 +263,20 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
         x[:1], curve[:1], "o", color=color, markersize=7, zorder=6,
         markerfacecolor="white", markeredgewidth=1.4,
     )  # fmt: skip
+    name = shortened(str(line.metadata["reference"]), 24)
+    _name_mark(axes, float(x[0]), float(curve[0]), name, "left")
+    _name_mark(axes, 0.0, center_of(line), "now", "right")
+
+
+def _name_mark(axes: Axes, x: float, y: float, name: str, side: str, above: float = 8) -> None:
+    """Writes a name above a mark, once in a chart."""
+    if not np.isfinite(y) or name in {text.get_text() for text in axes.texts}:
+        return
+    label = axes.annotate(
+        name, (x, y), xytext=(0, above), textcoords="offset points", fontsize=SMALL, ha=side,
+        va="bottom", zorder=7, annotation_clip=False,
+    )  # fmt: skip
+    label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 
 def _set_loss_axis(
@@ -372,23 +393,17 @@ def _update_text(lines: Sequence[Slice]) -> list[str]:
                 remark = f"{number(over, 2)}{TIMES} the step to the lowest point"
             elif line.coordinates[0][0] < float(known["lowest_along_update"]) <= -1.0:
                 remark = "uphill from the start"
-            return [
-                f"step of length {number(known['update_norm'], 2)}, {remark}",
-                "circle: before the step, dot: now, star: lowest",
-            ]
+            return [f"step of length {number(known['update_norm'], 2)}, {remark}"]
     return []
 
 
 def _reference_text(lines: Sequence[Slice]) -> list[str]:
-    """Describes the ends of the line and the barrier."""
+    """Describes the barrier."""
     for line in lines:
         if "reference" in line.metadata:
             barrier = line.metadata.get("barrier") if len(lines) == 1 else None
             height = "" if barrier is None else f" {number(float(barrier))}"
-            return [
-                f"circle: {shortened(str(line.metadata['reference']), 30)}, dot: now",
-                f"barrier{height}: maximum above the grey line",
-            ]
+            return [f"barrier{height}: maximum above the grey line"]
     return []
 
 
