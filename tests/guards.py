@@ -902,14 +902,14 @@ GUARDS = [
     Guard(
         "products are counted against what is left",
         "callbacks/hessian_measurement.py",
-        "self._solver.limit_products(most)",
+        "self._solver.limit_products(most, problems, fewest)",
         "pass",
         f"{BUDGET_TESTS} -k has_not_converged",
     ),
     Guard(
         "nothing is begun without time for two products",
         "callbacks/hessian_measurement.py",
-        "if most < self.k + 1:",
+        "if most < problems * fewest:",
         "if False:",
         f"{BUDGET_TESTS} -k two_products",
     ),

@@ -30,8 +30,8 @@ from lightning_landscape.training.round import Round
 # More than rounding in bfloat16 causes.
 _MAX_ASYMMETRY = 0.02
 
-# Cost of a product in gradients, until one is timed; products per start vector of a density.
-_GRADIENTS_PER_PRODUCT, DENSITY_PRODUCTS = 2.5, 30
+# Products per start vector of a density.
+DENSITY_PRODUCTS = 30
 
 
 class HessianMeasurement(Monitor):
@@ -61,7 +61,7 @@ class HessianMeasurement(Monitor):
         before, started = objective.hvps, this_round.clock()
         solver = self._solver
         start = solver.start("top", objective) or solver.gradient(objective)
-        result = this_round.top_eigenvalues(self, self.k, init=start, **solver.settings)
+        result = this_round.top_eigenvalues(self, self.k, init=start, **solver.settings())
         solver.store("top", result)
         measured = Measured()
         values = measured.values
@@ -98,30 +98,34 @@ class HessianMeasurement(Monitor):
         return measured
 
     def _stay_within_budget(self, this_round: Round, objective: Objective) -> None:
-        """Limit the products of each eigenvalue problem if the budget requires it."""
-        self._solver.limit_products(self.max_hvps)
+        """Limit the products of all eigenvalue problems together if the budget requires it."""
+        self._solver.limit_products(math.inf)
         if not this_round.is_limited(self):
             return
         preconditioned = self._solver.has_result("preconditioned")
         seconds = self._product_seconds
         if seconds is None:
+            # Of some modules a product takes ten times as long as the gradient.
             started = this_round.clock()
-            objective.gradient()
-            seconds = _GRADIENTS_PER_PRODUCT * (this_round.clock() - started)
+            gradient = objective.gradient(products_follow=True)
+            between = this_round.clock()
+            objective.hvp(gradient)
+            seconds = max(this_round.clock() - between, between - started)
             preconditioned = has_own_problem(this_round, objective)
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
         problems = (1 + preconditioned) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
         others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
-        most = (this_round.operations_within_budget(seconds) - others) / problems
-        if most < self.k + 1:
+        most = this_round.operations_within_budget(seconds) - others
+        fewest = self.k + 1
+        if most < problems * fewest:
             raise OverBudgetError(
                 f"not measured: one Hessian-vector product takes about {seconds:.2g} s, and "
-                f"{problems} eigenvalue problems need {problems * (self.k + 1)} at least, which is "
+                f"{problems} eigenvalue problems need {problems * fewest} at least, which is "
                 f"more than the budget of this run allows; pass a larger max_overhead or "
                 f"grace_seconds, max_overhead=None for no limit, or a smaller probe_samples"
             )
-        self._solver.limit_products(most)
+        self._solver.limit_products(most, problems, fewest)
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
         """The eigenvalue and the edge; at the end of the fit also the densities."""
@@ -197,7 +201,7 @@ class HessianMeasurement(Monitor):
         objective = this_round.batch_objective(self)
         solver, gradient = self._solver, objective.gradient(products_follow=True)
         start = solver.start("batch", objective)
-        result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings)
+        result = top_eigenvalues(objective, init=start, hint=gradient, **solver.settings())
         solver.store("batch", result)
         share = this_round.batch_share
         edge = edge_of(this_round, objective, self, share)
@@ -217,7 +221,7 @@ class HessianMeasurement(Monitor):
         if self.min_eigenvalue:
             start, hint = solver.start("min", objective), objective.gradient()
             smallest = top_eigenvalues(
-                objective, which="SA", init=start, hint=hint, **solver.settings
+                objective, which="SA", init=start, hint=hint, **solver.settings()
             )
             solver.store("min", smallest)
             self._add(measured, "min_eigenvalue", smallest)
@@ -227,7 +231,7 @@ class HessianMeasurement(Monitor):
                 named,
                 init=solver.block_starts(objective),
                 hint=objective.gradient(),
-                **solver.settings,
+                **solver.settings(),
             )
             for block, found in tops.items():
                 solver.store(f"block {block}", found)

@@ -23,8 +23,7 @@ class Solver:
     """Starts each eigenvalue problem of a callback from its last result.
 
     Attributes:
-        settings: keyword arguments of ``top_eigenvalues``; ``max_hvps`` may be lowered for one
-            measurement.
+        limit: ``max_hvps`` of the last problem, lowered if the budget requires it.
     """
 
     def __init__(
@@ -34,23 +33,30 @@ class Solver:
         rtol: float | None,
         max_hvps: int,
     ) -> None:
-        self.settings: dict[str, Any] = {
-            "method": method,
-            "tol": tol,
-            "rtol": tol / 2 if rtol is None else rtol,
-            "max_hvps": max_hvps,
-        }
+        self.limit = max_hvps
+        self._settings = {"method": method, "tol": tol, "rtol": tol / 2 if rtol is None else rtol}
         self._max_hvps = max_hvps
         self._last: dict[str, EigenResult] = {}
+        self._products, self._problems, self._fewest = math.inf, 0, 0
 
-    def limit_products(self, products: float) -> None:
-        """Limit the products of each problem in this measurement."""
-        self.settings["max_hvps"] = int(min(self._max_hvps, products))
+    def limit_products(self, products: float, problems: int = 0, fewest: int = 0) -> None:
+        """Limit the products of this measurement, of all its ``problems`` together.
+
+        Each may use what those before it have left, but for the ``fewest`` that each later one
+        needs.
+        """
+        self._products, self._problems, self._fewest = products, problems, fewest
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of ``top_eigenvalues`` for the next problem."""
+        most = self._products - self._fewest * max(self._problems - 1, 0)
+        self.limit = int(min(self._max_hvps, max(most, self._fewest)))
+        return {**self._settings, "max_hvps": self.limit}
 
     @property
     def is_limited(self) -> bool:
-        """Whether the limit is below ``max_hvps``."""
-        return bool(self.settings["max_hvps"] < self._max_hvps)
+        """Whether the limit of the last problem was below ``max_hvps``."""
+        return self.limit < self._max_hvps
 
     def has_result(self, problem: str) -> bool:
         """Whether there is a last result of ``problem``."""
@@ -63,7 +69,7 @@ class Solver:
 
     def gradient(self, objective: Objective) -> dict[str, Tensor] | None:
         """A start for few products: the gradient is closer to the top than a random vector."""
-        if self.settings["max_hvps"] >= min(COLD_PRODUCTS, self._max_hvps):
+        if self.settings()["max_hvps"] >= min(COLD_PRODUCTS, self._max_hvps):
             return None
         gradient = objective.gradient()
         return gradient if 0.0 < norm(gradient) < math.inf else None
@@ -81,6 +87,7 @@ class Solver:
 
     def store(self, problem: str, result: EigenResult) -> None:
         """Store a result as the start of the next solution, if it is finite."""
+        self._products, self._problems = self._products - result.hvps, self._problems - 1
         self._last.pop(problem, None)
         if bool(result.eigenvalues.isfinite().all()):
             self._last[problem] = result
@@ -95,7 +102,7 @@ class Solver:
         """The ratio to the edge; ``plain``: the eigenvalues of the Hessian itself."""
         start = _start_of_ratio(self.start(problem, objective), edge, plain)
         gradient = objective.gradient()
-        found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self.settings)
+        found = edge_ratio(objective, edge, plain, init=start, hint=gradient, **self.settings())
         if found.solved is not None:
             self.store(problem, found.solved)
         return found
@@ -104,7 +111,7 @@ class Solver:
         """Why there is no value where the budget ended the solver, and what to pass instead."""
         return (
             f"{key} is not logged: the eigenvalue solver had not converged after "
-            f"{self.settings['max_hvps']} products, the most that the budget of this run allows; "
+            f"{self.limit} products, the most that the budget of this run allows; "
             f"pass a larger max_overhead or grace_seconds, max_overhead=None for no limit, or a "
             f"smaller probe_samples; the next measurement continues from here"
         )
@@ -118,11 +125,11 @@ class Solver:
     ) -> str:
         """Why a value may be inaccurate and what to pass instead, or an empty string."""
         if not converged and math.isfinite(value):
-            most, tol = self.settings["max_hvps"], self.settings["tol"]
+            tol = self._settings["tol"]
             return (
-                f"the eigenvalue solver stopped at max_hvps={most} before its residual fell to "
-                f"{tol=}, so the value may be too low by about the residual, and no stopper and no "
-                f"other callback is given it; raise max_hvps or tol"
+                f"the eigenvalue solver stopped at max_hvps={self.limit} before its residual fell "
+                f"to {tol=}, so the value may be too low by about the residual, and no stopper and "
+                f"no other callback is given it; raise max_hvps or tol"
             )
         if residual > abs(value):
             return (

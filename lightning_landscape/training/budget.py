@@ -11,9 +11,10 @@ from lightning_landscape.training.quantity import Quantity
 
 # A short run may at least become this much longer, as far as `grace_seconds` allows it.
 _SHORTEST_GRACE = 10.0
-# The share of the whole budget for values: the larger one, and down to the smaller one, or three
-# values, where the pictures at the end of the fit need more than the rest.
-_VALUES, _VALUES_BESIDE_PICTURES = 0.7, 0.35
+# The share of the whole budget for values: the larger one, and down to the smaller one where the
+# pictures at the end of the fit need more than the rest.  The first, one in the middle and the last
+# value come before pictures.
+_VALUES, _VALUES_BESIDE_PICTURES, _FIRST_VALUES = 0.7, 0.35, 3
 # Warm-started measurements take about this much of the first one; more if they are far apart.
 _LATER, _LATER_FAR_APART = 0.6, 0.8
 # A forward is timed before a first measurement is refused, if this many of them fit.
@@ -108,20 +109,28 @@ class Budget:
         whole, drawing = self.whole, self._drawing
         if not math.isfinite(whole):
             return whole
-        three = 3 * self._sum(self._scalars)  # the first, one in the middle, the last
-        beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole, three)
+        beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole)
         share = min(beside, _VALUES * whole)
         on_pictures = sum(q.seconds_spent - self._spent_before[q.prefix] for q in drawing)
         on_pictures += self._drawn
-        return min(share - (self._costs.time.spent - on_pictures), self.left)
+        seconds = min(share - (self._costs.time.spent - on_pictures), self.left)
+        return max(seconds, self._for_first_values)
 
-    def left_for_pictures(self, steps_ahead: float) -> float:
-        """Seconds for pictures, with the values that are planned still to come."""
+    @property
+    def _for_first_values(self) -> float:
+        """Seconds for the first three values, or as many of them as there is time for."""
+        scalars = self._scalars
+        missing = _FIRST_VALUES - min((q.measured for q in scalars), default=_FIRST_VALUES)
+        cost = max(self._sum(scalars), 1e-9)
+        return max(min(missing, self.left // cost), 0) * cost
+
+    def left_for_pictures(self, steps_ahead: float, now: float = 0.0) -> float:
+        """Seconds for pictures, with values for ``now`` seconds and those planned still to come."""
         left, scalars = self.left, self._scalars
         if not math.isfinite(left) or not scalars:
-            return left
+            return left - now
         due = max(q._bookkeeping.schedule.ahead(steps_ahead) for q in scalars)
-        planned = min(self._sum(scalars) * due, self.left_for_values)
+        planned = min(now + self._sum(scalars) * due, max(self.left_for_values, now))
         return left - max(planned, 0.0)
 
     # -- decisions -----------------------------------------------------------------------------
@@ -141,7 +150,8 @@ class Budget:
             if group and self._fits(group, left, step):
                 chosen += group
                 break
-        left = self.left_for_pictures(steps_ahead)
+        now = self._sum([q for q in chosen if q.max_overhead is not None])
+        left = self.left_for_pictures(steps_ahead, now)
         for quantity in due:
             draws = quantity.draws and quantity not in chosen
             if draws and self._fits([quantity], left, step):

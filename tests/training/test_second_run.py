@@ -71,7 +71,7 @@ def test_as_a_new_callback(tmp_path):
         assert one.history != before
         assert (one.measured, one.skipped, one.failed) == (len(other.history), 0, 0)
         assert one.state_dict().keys() == other.state_dict().keys()
-    assert reused[-1].state_dict()["scales"] == fresh[-1].state_dict()["scales"]
+    assert reused[-1].state_dict()["limits"] == fresh[-1].state_dict()["limits"]
 
 
 def test_a_copy_in_a_second_trainer(tmp_path):

@@ -195,7 +195,7 @@ def test_the_time_of_idle_hooks_is_counted(tmp_path, monkeypatch, clock, caplog)
     monkeypatch.setattr(session, "HOOK_SECONDS", 0.01)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
-    assert "times in 1.2 s" in closing_line_of(caplog)  # 120 steps
+    assert "time in 1.2 s" in closing_line_of(caplog)  # 120 steps
 
 
 def test_a_fit_that_ends_before_the_probe_is_complete_measures_once(tmp_path):
