@@ -62,6 +62,7 @@ PAGE = "report/report_page.py"
 SUMMARY = "report/summary.py"
 FRAME = "report/frame.py"
 CHARTS = "report/charts.py"
+SURFACES = "report/surface.py"
 HISTORY = "training/output/history.py"
 READING = "report/run.py"
 COMPARISON_PAGE = "compare/comparison_page.py"
@@ -1564,6 +1565,27 @@ GUARDS = [
         "plane_figure(frame[0], limits=limits)",
         "plane_figure(frame[0], limits=LossLimits.for_film(frame))",
         f"{REPORT} -k share_one_range",
+    ),
+    Guard(
+        "the data of surfaces cannot end their script",
+        SURFACES,
+        r'data.replace("<", "\\u003c")',
+        "data",
+        f"{REPORT} -k does_not_end",
+    ),
+    Guard(
+        "few surfaces",
+        SURFACES,
+        "indices = by_change(film, SURFACES)",
+        "indices = list(range(len(film)))",
+        f"{REPORT} -k few_surfaces",
+    ),
+    Guard(
+        "a surface has holes",
+        SURFACES,
+        "place if finite else None",
+        "place",
+        f"{REPORT} -k surface_has_holes",
     ),
     Guard(
         "a gap where a value is not finite",

@@ -19,10 +19,13 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, spectral_density
+from lightning_landscape.figures import LossLimits
 from lightning_landscape.figures.labels import number
 from lightning_landscape.report import write_report
 from lightning_landscape.report.charts import Curve, chart, thinned
+from lightning_landscape.report.surface import surface_view
 from lightning_landscape.training.closing import judgement
+from tests.browser import chromium
 from tests.runs import train
 from tests.small import Linear, regression
 
@@ -510,6 +513,150 @@ def test_all_frames_share_one_range(tmp_path, monkeypatch):
     assert len(set(seen)) == 1
     assert len(seen) == 3
     assert highest <= seen[0].high < 2.5 * highest
+
+
+# -- planes as surfaces -----------------------------------------------------------------------
+
+
+def surfaces(source):
+    """The data of each series of planes."""
+    pattern = '<script type="application/json">(.*?)</script>'
+    return [json.loads(text) for text in re.findall(pattern, source)]
+
+
+def decades(factor=1.0, center=0.01, **metadata):
+    """A plane of three by three losses that are powers of ten."""
+    x = np.array([-1.0, 0.0, 1.0])
+    losses = np.array([[1.0, 0.1, 10.0], [0.1, center, 0.1], [1.0, 0.1, 1.0]])
+    return Slice((x, 2 * x), factor * losses, factor * center, metadata)
+
+
+def test_the_heights_of_a_surface_are_the_logarithm_of_the_loss(tmp_path):
+    write(tmp_path, a_plane_step2=decades(), a_plane_step5=decades(0.1))
+    page = Page(write_report(tmp_path))
+    (data,) = surfaces(page.source)
+    assert [frame["step"] for frame in data["frames"]] == [2, 5]
+    # One range for both, from 0.001 to 10.
+    for frame, factor in zip(data["frames"], (1.0, 0.1), strict=True):
+        heights = (np.log10(factor * decades().losses) + 3) / 4
+        assert np.abs(np.array(frame["heights"]) - heights).max() < 0.001
+        assert frame["weights"] == [0, 0, round((math.log10(factor * 0.01) + 3) / 4, 3)]
+        assert (frame["x"], frame["y"]) == ([-1, 0, 1], [-1, 0, 1])
+        assert frame["ends"] == [["−1", "1"], ["−2", "2"]]  # noqa: RUF001
+    assert data["ticks"] == [["0.01", 0.25], ["0.1", 0.5], ["1", 0.75]]
+    assert data["loss"] == "loss"
+    assert data["colors"][0] == [68, 1, 84]  # the ends of viridis
+    assert data["colors"][-1] == [253, 231, 36]
+    text = "Step 5: loss 0.001 at the weights, 0.001 to 1 in the plane"
+    assert data["frames"][1]["text"] == text
+    (canvas,) = page.all("canvas")
+    assert (canvas["role"], canvas["tabindex"]) == ("img", "0")
+    assert "aria-label" in canvas
+    assert "the nearest one is shown" not in page.words
+
+
+def test_a_surface_has_holes_where_the_loss_is_not_finite(tmp_path):
+    holes = decades(center=math.nan)
+    holes.losses[0] = math.inf, 1e200, 1.0
+    write(tmp_path, a_plane_step1=holes, b_plane_step1=decades(math.nan))
+    one, other = surfaces(Page(write_report(tmp_path)).source)
+    (frame,) = one["frames"]
+    assert [[h is None for h in row] for row in frame["heights"]] == [
+        [True, True, False],
+        [False, True, False],
+        [False, False, False],
+    ]
+    assert frame["weights"] is None
+    assert "loss not finite at the weights" in frame["text"]
+    assert {h for row in other["frames"][0]["heights"] for h in row} == {None}
+    assert "not finite anywhere" in other["frames"][0]["text"]
+
+
+def test_few_surfaces_of_many_planes(tmp_path):
+    # The losses fall until step 3, and stay.
+    pieces = {f"a_plane_step{s}": decades(10.0 ** -min(s, 3)) for s in range(10)}
+    page = Page(write_report(write(tmp_path, **pieces)))
+    (data,) = surfaces(page.source)
+    steps = [frame["step"] for frame in data["frames"]]
+    assert (len(steps), steps[0], steps[-1]) == (6, 0, 9)
+    assert {1, 2, 3} <= set(steps)
+    assert "6 of 10 steps: the nearest one is shown" in page.words
+    # Planes of different sizes have no common points, at which they could change.
+    coarse = slice_at(1, size=3, kind="plane")
+    view = surface_view({s: coarse if s == 4 else plane(s) for s in range(10)}, LossLimits(1, 20))
+    assert len(surfaces(view)[0]["frames"]) == 6
+
+
+def test_a_large_plane_is_thinned(tmp_path):
+    x = np.linspace(-1, 1, 201)
+    losses = np.random.default_rng(0).random((51, 201)) + 1
+    large = Slice((x, x[::4]), losses, float(losses[25, 100]))
+    view = surface_view({1: large}, LossLimits(0.9, 2.1))
+    (frame,) = surfaces(view)[0]["frames"]
+    assert (len(frame["x"]), len(frame["y"])) == (45, 45)
+    assert np.shape(frame["heights"]) == (45, 45)
+    assert (frame["x"][0], frame["x"][22], frame["x"][-1]) == (-1, 0, 1)
+    assert frame["heights"][22][22] == frame["weights"][2]
+    assert len(view) < 60_000
+
+
+@pytest.mark.parametrize("end", ["</script><b>alert(1)", "<!--<script>"])
+def test_a_name_does_not_end_the_data_of_a_surface(tmp_path, end):
+    write(tmp_path, a_plane_step1=decades(directions=[end, "other"]))
+    page = Page(write_report(tmp_path))
+    assert surfaces(page.source)[0]["frames"][0]["names"] == [end, "other"]
+    assert len(page.all("script")) == 2
+    assert not page.all("b")
+
+
+def test_no_surface_without_planes(tmp_path):
+    x = np.linspace(-1, 1, 3)
+    row_of_points = Slice((x, x[:1]), np.ones((1, 3)), 1.0)
+    write(tmp_path, a_line_1_step1=slice_at(1), b_plane_step1=row_of_points)
+    page = Page(write_report(tmp_path))
+    assert not page.all("canvas")
+    assert len(page.all("script")) == 1
+    assert "getContext" not in page.source
+
+
+def test_a_surface_of_losses_below_zero(tmp_path):
+    x = np.array([-1.0, 0.0, 1.0])
+    losses = np.array([[0.0, -1.0, 99.0], [-1.0, -1.0, 9.0], [0.0, -1.0, 99.0]])
+    (data,) = surfaces(surface_view({1: Slice((x, x), losses, 0.0)}, LossLimits(1, 100, True)))
+    assert data["loss"] == "loss above the lowest"
+    assert data["frames"][0]["heights"][1] == [0, 0, 0.5]  # 0 and 10 above
+    assert data["frames"][0]["weights"] == [0, 0, 0]  # 1 above
+    beside = Slice((x + 2, x), losses, 0.0)  # does not contain the weights
+    (data,) = surfaces(surface_view({1: beside}, LossLimits(1, 100, True)))
+    assert data["frames"][0]["weights"] is None
+
+
+def test_high_losses_of_a_surface_are_cut_off():
+    view = surface_view({1: decades()}, LossLimits(0.01, 1))
+    assert "Losses above 1 are cut off at the top" in view
+    assert surfaces(view)[0]["frames"][0]["heights"][0] == [1, 0.5, 1]
+    assert "cut off" not in surface_view({1: decades()}, LossLimits(0.01, 10))
+
+
+@pytest.mark.skipif(
+    chromium.BINARY is None or chromium.DRIVER is None, reason=chromium.MISSING
+)  # fmt: skip
+def test_a_surface_in_a_browser(tmp_path):
+    from tests.browser.check import browser, look_at_surface
+
+    write(tmp_path, a_plane_step1=decades(), a_plane_step2=decades(0.1))
+    page = write_report(tmp_path)
+    with browser(tmp_path) as window:
+        for width in (1400, 350):
+            window.driver.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+            )
+            window.driver.get(page.as_uri())
+            look_at_surface(window, window.driver.find_element("class name", "film"))
+            ask = window.driver.execute_script
+            assert ask("return document.documentElement.scrollWidth") <= width
+        assert not window.console()
 
 
 def test_a_density_is_read_back(tmp_path):

@@ -131,14 +131,10 @@ def slices_text(kind: str, planes: bool) -> str:
     return PLANE if planes else LINE
 
 
-LINE = "The loss minus the loss at the weights, along each direction. All steps share one axis."
+LINE = "The loss along each direction. All steps share one axis."
 INTERPOLATED_LINE = (
-    "The loss minus the loss at the weights, on the straight line from the weights to the "
-    "reference. All steps share one axis."
+    "The loss on the straight line from the weights to the reference. All steps share one axis."
 )
-PLANE = (
-    "Colour: the loss minus the loss at the cross, where the weights are. All steps share one "
-    "scale."
-)
+PLANE = "Colour: the loss, on a logarithmic scale. Cross: the weights. All steps share one scale."
 INTERPOLATED_PLANE = f"A plane through the weights and the references. {PLANE}"
 DENSITY = "The share of the Hessian's eigenvalues at each value."

@@ -21,6 +21,7 @@ from lightning_landscape.report.frame import asset, document, embedded, section
 from lightning_landscape.report.keys import RATIO, chart_keys, second_curve
 from lightning_landscape.report.run import FRAMES, PictureSeries, Run, is_number
 from lightning_landscape.report.summary import summary
+from lightning_landscape.report.surface import surface_view
 from lightning_landscape.report.words import counted
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def render(run: Run) -> str:
         section("pictures", "The surface", pictures),
         section("settings", "What was measured, and how", _settings(run)),
     ]
-    return document(f"Loss landscape of {name}", str(run.folder), sections, asset("script.js"))
+    script = asset("script.js")
+    if '<div class="surface"' in pictures:
+        script = asset("surface.js") + script  # first, because script.js shows the last step
+    return document(f"Loss landscape of {name}", str(run.folder), sections, script)
 
 
 # -- charts -----------------------------------------------------------------------------------
@@ -98,7 +102,8 @@ def _pictures(run: Run, series: PictureSeries) -> str:
     return (
         f'<figure class="film" data-kind="{name}"><figcaption><h3>{name}</h3>'
         f"<p>{escape(reading)}</p></figcaption>"
-        f'<img class="large" src="{last[1]}" alt="{name} at step {last[0]}">'
+        f'<div class="views"><img class="large" src="{last[1]}" alt="{name} at step {last[0]}">'
+        f"{_surface(series, [step for step, _ in pictures])}</div>"
         f'<label>Step <output>{last[0]}</output><input type="range" min="0" max="{shown - 1}" '
         f'value="{shown - 1}" step="1" aria-valuetext="step {last[0]}" disabled></label>'
         f'<div class="strip">{strip}</div><p class="count">{count}.</p></figure>'
@@ -109,14 +114,25 @@ def _drawing(series: PictureSeries) -> tuple[Callable[[Any, int], Figure], str]:
     first = next(iter(series.frames.values()))
     if isinstance(first, SpectralDensity):
         return lambda frame, step: density_figure(frame, metadata={"step": step}), DENSITY
-    # One range for all frames.
-    slices = [slice for frame in series.frames.values() for slice in _slices(frame)]
-    limits = LossLimits.for_film(slices)
+    limits = _limits(series)
     planes = len(first[0].coordinates) == 2
     reading = slices_text(series.kind, planes)
     if planes:
         return lambda frame, step: plane_figure(frame[0], limits=limits), reading
     return lambda frame, step: line_figure(frame, limits=limits), reading
+
+
+def _surface(series: PictureSeries, drawn: Sequence[int]) -> str:
+    """The surfaces of planes at the steps that could be drawn; empty for others."""
+    planes = {step: plane for step in drawn for plane in _slices(series.frames[step])[:1]}
+    if not planes or len(next(iter(planes.values())).coordinates) != 2:
+        return ""
+    return surface_view(planes, _limits(series))
+
+
+def _limits(series: PictureSeries) -> LossLimits:
+    """One range for all frames."""
+    return LossLimits.for_film([s for frame in series.frames.values() for s in _slices(frame)])
 
 
 def _slices(frame: Any) -> list[Slice]:

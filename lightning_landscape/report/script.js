@@ -12,6 +12,7 @@ for (const film of document.querySelectorAll(".film")) {
     slider.value = index;
     slider.setAttribute("aria-valuetext", "step " + step);
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
+    film.dispatchEvent(new CustomEvent("step", { detail: Number(step) })); // to surface.js
   };
   buttons.forEach((button, index) => button.addEventListener("click", () => show(index)));
   slider.addEventListener("input", () => show(Number(slider.value)));

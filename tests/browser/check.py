@@ -48,6 +48,13 @@ walk(document);
 return found;
 """
 
+# The content of a canvas as a data address; an empty string if it is blank.
+_CANVAS = """
+const [canvas] = arguments, { width, height } = canvas;
+const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+return new Set(new Uint32Array(data.buffer)).size < 20 ? "" : canvas.toDataURL();
+"""
+
 
 def wait(what: str, find: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first result of ``find()`` that is true; a failure after some time."""
@@ -236,6 +243,8 @@ def look_at_report(page: Browser, path: Path) -> None:
     check(names == {tag.replace("/", "-") for tag in IMAGES}, f"report: films {sorted(names)}")
     for film in films:
         _move(page, film, film.get_attribute("data-kind"))
+        if film.get_attribute("data-kind").endswith("plane"):
+            look_at_surface(page, film)
     for name in ("charts", "pictures", "settings"):
         page.driver.execute_script("arguments[0].scrollIntoView()", one(By.ID, name))
         time.sleep(0.3)
@@ -283,6 +292,30 @@ def _move(page: Browser, film: Any, name: str) -> None:
     changed("mouse")
     film.find_elements(By.CSS_SELECTOR, ".strip button")[1].click()
     changed("filmstrip")
+
+
+def look_at_surface(page: Browser, film: Any) -> None:
+    """The surface of a plane: turned with keys and mouse, and of another step."""
+    canvas = film.find_element(By.CSS_SELECTOR, ".surface canvas")
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    seen = [page.driver.execute_script(_CANVAS, canvas)]
+    check(seen[0] != "", "report: the surface has colours")
+
+    def changed(how: str) -> None:
+        now = page.driver.execute_script(_CANVAS, canvas)
+        check(now not in ("", *seen), f"report: another view of the surface by {how}")
+        seen.append(now)
+
+    for key in (Keys.ARROW_RIGHT, Keys.ARROW_UP):
+        canvas.send_keys(key)
+        changed("keyboard")
+    ActionChains(page.driver).drag_and_drop_by_offset(canvas, 40, 0).perform()
+    changed("mouse")
+    told = canvas.get_attribute("aria-label")
+    buttons = film.find_elements(By.CSS_SELECTOR, ".strip button")
+    buttons[0 if buttons[0].get_attribute("aria-pressed") == "false" else -1].click()
+    changed("the step")
+    check(canvas.get_attribute("aria-label") != told, "report: the step of the surface is told")
 
 
 def _narrow(page: Browser) -> None:
