@@ -924,7 +924,7 @@ GUARDS = [
     Guard(
         "the products of a short run are shared by all eigenvalue problems",
         "callbacks/hessian_measurement.py",
-        "(this_round.operations_within_budget(seconds) - others) / problems",
+        "this_round.operations_within_budget(seconds) - others",
         "this_round.operations_within_budget(seconds)",
         f"{BUDGET_TESTS} -k shared_by_all",
     ),
@@ -945,9 +945,30 @@ GUARDS = [
     Guard(
         "values leave what the pictures at the end take",
         ACCOUNT,
-        "beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole, three)",
+        "beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole)",
         "beside = whole",
         f"{BUDGET_TESTS} -k last_pictures_take",
+    ),
+    Guard(
+        "the first three values come before pictures",
+        "training/budget.py",
+        "return max(seconds, self._for_first_values)",
+        "return seconds",
+        f"{BUDGET_TESTS} -k last_pictures_take",
+    ),
+    Guard(
+        "each eigenvalue problem leaves products for the later ones",
+        "callbacks/solver.py",
+        "most = self._products - self._fewest * max(self._problems - 1, 0)",
+        "most = self._products",
+        f"{HESSIAN_TESTS} -k leaves_products",
+    ),
+    Guard(
+        "products that were used are counted",
+        "callbacks/solver.py",
+        "self._products, self._problems = self._products - result.hvps, self._problems - 1",
+        "pass",
+        f"{HESSIAN_TESTS} -k leaves_products",
     ),
     Guard(
         "what is affordable is spread over the steps ahead",

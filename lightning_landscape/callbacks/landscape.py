@@ -40,8 +40,8 @@ _LEAST_POINTS = 11
 class LandscapeMonitor(LandscapeMeasurement):
     """Draw the loss on a line and on a plane through the weights during training.
 
-    Every picture has the weights at its centre and shows the loss minus the loss there, on one
-    scale for the whole run (from the first picture).  The curvature along a random direction is
+    Every picture has the weights at its centre.  Lines show the loss on a linear axis, planes as
+    colour on a logarithmic scale in which a loss has the same colour in the whole run.  The curvature along a random direction is
     about 1/100 of the largest: random slices look flat.  ``"eigenvectors"`` and ``"gradient"`` show
     the steep directions.
 

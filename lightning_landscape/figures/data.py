@@ -1,4 +1,4 @@
-"""Validation of slices, and losses relative to the loss at the weights."""
+"""Validation of slices, and choices among them."""
 
 from __future__ import annotations
 
@@ -58,19 +58,6 @@ def center_of(slice: Slice) -> float:
     """Returns the loss at the weights, nan where it is not finite or too large for a chart."""
     center = float(slice.center_loss)
     return center if abs(center) < HUGE else math.nan
-
-
-def centred(slice: Slice) -> tuple[NDArray[Any], float]:
-    """Returns the losses minus the loss at the weights, and the subtracted value.
-
-    If the loss at the weights is not finite, the lowest finite loss is subtracted instead (0 if
-    there is none), so that the surroundings can still be drawn.
-    """
-    losses, reference = losses_of(slice), center_of(slice)
-    if math.isnan(reference):
-        finite = losses[np.isfinite(losses)]
-        reference = float(finite.min()) if finite.size else 0.0
-    return losses - reference, reference
 
 
 def validation_of(slice: Slice) -> Slice | None:

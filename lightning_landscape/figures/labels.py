@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.figures.canvas import shortened
-from lightning_landscape.figures.data import center_of
 
 if TYPE_CHECKING:
     from lightning_landscape.geometry.slices import Slice
@@ -80,15 +79,6 @@ def axis_label(name: str, norms: tuple[float, float] | None) -> str:
         return label
     shortest, longest = (number(norm, 2) for norm in norms)
     return f"{label} (1 = norm {shortest if shortest == longest else f'{shortest} to {longest}'})"
-
-
-def difference_text(film: Sequence[Slice], mark: str) -> str:
-    """Returns 'loss minus loss at the cross', or what else was subtracted in a film."""
-    known = [math.isfinite(center_of(slice)) for slice in film]
-    if all(known):
-        return f"loss minus loss at the {mark}"
-    lowest = "the lowest loss"
-    return f"loss minus that at the {mark}, or {lowest}" if any(known) else f"loss minus {lowest}"
 
 
 def directions_line(metadata: Mapping[str, Any], count: int) -> str:

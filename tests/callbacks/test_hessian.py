@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, read_history
+from lightning_landscape.callbacks.solver import Solver
+from lightning_landscape.geometry.eigen import EigenResult
 from tests.runs import train
 from tests.small import Linear, ones, regression
 
@@ -439,3 +441,20 @@ def test_a_wrong_second_derivative_is_reported(tmp_path):
             Module, regression, [HessianMonitor(engine="finite_difference", **settings)], tmp_path
         )
     assert not [w for w in caught if "second derivative" in str(w.message)]
+
+
+def test_each_problem_leaves_products_for_the_later_ones():
+    """20 products for three problems that need 2 at least each."""
+    solver = Solver("lanczos", 1e-2, None, 50)
+    assert solver.settings()["max_hvps"] == 50
+    assert not solver.is_limited
+    solver.limit_products(20, 3, 2)
+    used = EigenResult(torch.ones(1), ({"w": torch.ones(1)},), torch.zeros(1), 9, True)
+    assert solver.settings()["max_hvps"] == 16
+    assert solver.is_limited
+    solver.store("top", used)
+    assert solver.settings()["max_hvps"] == 9
+    solver.store("preconditioned", used)
+    assert solver.settings()["max_hvps"] == 2
+    solver.limit_products(math.inf)
+    assert solver.settings()["max_hvps"] == 50
