@@ -41,9 +41,9 @@ class LandscapeMonitor(LandscapeMeasurement):
     """Draw the loss on a line and on a plane through the weights during training.
 
     Every picture has the weights at its centre.  Lines show the loss on a linear axis, planes as
-    colour on a logarithmic scale in which a loss has the same colour in the whole run.  The curvature along a random direction is
-    about 1/100 of the largest: random slices look flat.  ``"eigenvectors"`` and ``"gradient"`` show
-    the steep directions.
+    colour on a logarithmic scale in which a loss has the same colour in the whole run.  The
+    curvature along a random direction is about 1/100 of the largest: random slices look flat.
+    ``"eigenvectors"`` and ``"gradient"`` show the steep directions.
 
     Args:
         every_n_train_steps: draw when the probe is complete, and then at multiples of this number
