@@ -284,6 +284,15 @@ def test_bar_shows_the_range_of_the_limits_and_of_the_picture() -> None:
     assert ticks == sorted(ticks)
 
 
+def test_bar_of_a_positive_plane_in_a_run_with_losses_below_zero() -> None:
+    """The values of that plane are above its lowest loss too."""
+    limits = LossLimits.from_slice(plane(POSITIVE - 1))
+    assert limits.excess
+    later = plane(POSITIVE + 1e6)
+    low, high = bar_of(plane_figure(later, limits=limits)).get_ylim()
+    assert (low, high) == (limits.low, limits.high)  # the excess is at most 31
+
+
 def test_corner_that_blew_up_does_not_swamp_the_colours() -> None:
     losses = POSITIVE.copy()
     losses[0, 0] = 1e9

@@ -349,7 +349,7 @@ def test_the_bar_of_every_frame_shows_the_range_of_all() -> None:
 
     film = [plane(0, 0.1), plane(1, 0.4)]
     (bar,) = draw_plane(film[0], LossLimits(0.01, 1.0), film).axes[0].child_axes
-    assert bar.get_ylim() == (0.01, pytest.approx(1.8, rel=0.05))
+    assert bar.get_ylim() == (0.01, 2.0)  # losses up to 1.8
 
 
 def test_filmstrip_of_named_slices() -> None:

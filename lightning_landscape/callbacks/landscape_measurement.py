@@ -229,6 +229,7 @@ class LandscapeMeasurement(Monitor):
             plane_figure,
             surface_mesh,
         )
+        from lightning_landscape.figures.data import validation_of
 
         tag, known = self.key(part), None
         if tag in self._limits:
@@ -236,6 +237,8 @@ class LandscapeMeasurement(Monitor):
         limits = LossLimits.from_slice(slices[0]) if known is None else known
         for slice in slices:
             limits = limits.widened(slice)
+            if part == "line" and (validation := validation_of(slice)) is not None:
+                limits = limits.widened(validation)
         # A picture without a finite loss does not set the limits of the next ones.
         if known is not None or all(math.isfinite(s.center_loss) for s in slices):
             self._limits[tag] = limits.to_dict()

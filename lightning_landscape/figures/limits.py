@@ -169,6 +169,14 @@ class LossLimits:
         inside = self.room + (1 - 2 * self.room) * place
         return np.where(place < 0, below, np.where(place > 1, above, inside))
 
+    def shown(self, film: Sequence[Slice]) -> tuple[float, float]:
+        """Returns the ends of the colour bar: of these limits and of a film, without outliers."""
+        ranges = [_positive_range(plane, self.excess) for plane in film]
+        low, high = _joined(ranges, _OUTLIER_OF_PLANES)
+        low = max(round_down(low), self.low * 1e-3) if low < self.low else self.low
+        high = min(round_up(high), self.high * 1e3) if high > self.high else self.high
+        return low, high
+
     def norm(self) -> Normalize:
         """Returns the matplotlib norm of these colours."""
         return _Norm(self)

@@ -152,21 +152,16 @@ def draw_colorbar(axes: Axes, film: Sequence[Slice], limits: LossLimits, bins: i
     found = [limits.values(slice) for slice in film]
     every = np.concatenate([values[np.isfinite(values)] for values in found])
     every = every[every > 0]
-    shown = LossLimits.for_film(film)  # without outliers
-    low, high = limits.low, limits.high
-    if every.size:
-        low = max(min(low, shown.low), low * 1e-3)
-        high = min(max(high, shown.high), high * 1e3)
+    low, high = limits.shown(film)
     borders = limits.bands(low, high)
     middle = (borders[1:] + borders[:-1]) / 2
     axes.set_yscale("log")
-    axes.pcolormesh(
-        [0.0, 1.0], borders, middle[:, None], cmap=COLOR_MAP, norm=limits.norm(), rasterized=False
-    )
+    axes.pcolormesh([0.0, 1.0], borders, middle[:, None], cmap=COLOR_MAP, norm=limits.norm())
     axes.set_ylim(low, high)
     axes.set_xlim(0.0, 1.0)
-    inside = [low, *isolines(low, high, bins - 1), high] if high >= 10 * low else None
-    ticks = inside or isolines(low, high, bins)
+    ticks = isolines(low, high, bins - 1)
+    if high >= 10 * low or not ticks:
+        ticks = [low, *ticks, high]
     ticks = _spaced(ticks, low, high, bins)
     labels = [exactly(tick) for tick in ticks]
     if every.size and every.max() > high * (1 + 1e-9):
