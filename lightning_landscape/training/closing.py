@@ -1,4 +1,4 @@
-"""What is said when a fit ends: a summary, and warnings where there is less than was asked for."""
+"""The messages at the end of a fit: a summary, and warnings where less was measured than planned."""
 
 from __future__ import annotations
 
