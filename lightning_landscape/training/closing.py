@@ -1,4 +1,4 @@
-"""The messages at the end of a fit: a summary, and warnings where less was measured than planned."""
+"""Messages at the end of a fit: a summary, and warnings where less was measured than planned."""
 
 from __future__ import annotations
 
