@@ -49,7 +49,9 @@ def test_dots_are_paler_the_further_off_the_plane() -> None:
 def test_path_in_words() -> None:
     figure = plane_figure(with_path())
     words = words_of(figure)
-    assert "■ step 0, 2 of 4 outside" in words
+    assert "2 of 4 outside" in words
+    named = {t.get_text(): t.xy for t in figure.axes[0].texts if hasattr(t, "xy")}
+    assert named["step 0"] == (-0.9, 0.5)
     assert figure.axes[0].get_xlabel() == "random (62 % of variance)"
     assert figure.axes[0].get_ylabel() == "top eigenvector (< 0.1 % of variance)"
     finite = {key: value[:3] if len(value) > 2 else value for key, value in PATH.items()}

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 import numpy as np
-from matplotlib import style
+from matplotlib import patheffects, style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
@@ -127,6 +127,19 @@ def write_titles(ax: Axes | None, figure: Figure, title: str, lines: Sequence[st
         write_header(figure, title, lines)
     else:
         ax.set_title(title, fontsize=TEXT)
+
+
+def name_mark(
+    axes: Axes, x: float, y: float, name: str, side: str = "center", above: float = 8
+) -> None:
+    """Writes a name ``above`` points over a mark, once in a chart."""
+    if not np.isfinite([x, y]).all() or name in {text.get_text() for text in axes.texts}:
+        return
+    label = axes.annotate(
+        name, (x, y), xytext=(0, above), textcoords="offset points", fontsize=SMALL, ha=side,
+        va="bottom" if above > 0 else "top", zorder=7, annotation_clip=False,
+    )  # fmt: skip
+    label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 
 def write_across(axes: Axes, text: str) -> None:

@@ -99,7 +99,6 @@ def density_film_figure(
         "Spectral density over training",
         [
             "dark: many eigenvalues, dot: the largest seen",
-            "colour: share per unit of eigenvalue",
             comma_joined(
                 probe_text(dict(metadata or {})),
                 f"{len(steps)} of {len(every)} steps" if len(steps) < len(every) else "",
@@ -146,6 +145,7 @@ def _draw_rows(
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=SMALL, length=3, pad=2)
+    bar.set_label("share per unit", fontsize=SMALL, labelpad=1)
 
 
 def _ticks(

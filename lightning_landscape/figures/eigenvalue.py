@@ -95,7 +95,6 @@ def eigenvalue_figure(
     if both:
         bottom = (0.448 + 2.048 + _BETWEEN) / height
         _draw_ratio(figure.add_axes((_LEFT, bottom, _WIDE, _RATIO / height)), steps, ratios)
-        axes.set_ylabel("preconditioned eigenvalue", fontsize=SMALL, labelpad=1)
     _set_axes(axes, values, edges)
     absent, last = ~np.isfinite(values), _last_text(rows, values, prefix)
     grouped = len(rows) > _MOST
@@ -119,6 +118,8 @@ def eigenvalue_figure(
             markeredgewidth=1.6, transform=axes.get_xaxis_transform(),
         )  # fmt: skip
     axes.set_xlabel("step", fontsize=TEXT, labelpad=1)
+    what = "eigenvalue" if key == plain else "preconditioned eigenvalue"
+    axes.set_ylabel(what, fontsize=SMALL, labelpad=1)
     title = "Top Hessian eigenvalue" if key == plain else "Top preconditioned eigenvalue"
     title = "Ratio to the edge of stability" if both else title
     remarks = comma_joined(

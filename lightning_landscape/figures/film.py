@@ -93,7 +93,7 @@ def write_film(
         # One palette for all frames, from eight of them: colours do not flicker.
         shown = [frames[index] for index in evenly(len(frames), 8)]
         sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
-        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
+        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(5000 * seconds)]
     frames[0].save(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lightning_landscape.figures.canvas import (
@@ -15,11 +14,11 @@ from lightning_landscape.figures.canvas import (
     GREY,
     HEADER,
     PITCH,
-    SMALL,
     TEXT,
     draw_grid,
     draw_legend,
     in_house_style,
+    name_mark,
     open_axes,
     set_ticks,
     shortened,
@@ -153,6 +152,8 @@ def draw_lines(
             dashes, validation = "-", losses_of(other)
             axes.plot(line.coordinates[0], validation, color=color, linestyle="--", linewidth=1.4)
             mark_outside(axes, line.coordinates[0], validation, low, high, color)
+            end = len(validation) * 4 // 5  # near the right end
+            name_mark(axes, float(line.coordinates[0][end]), validation[end], "validation", "right")
         x = np.asarray(line.coordinates[0], dtype=np.float64)
         called = _name(index, lines) if names is None else legend_name(names[index], 44)
         axes.plot(x, curve, color=color, linestyle=dashes, label=called)
@@ -245,10 +246,10 @@ def _mark_update(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> No
                 markerfacecolor="white", markeredgewidth=1.4,
             )  # fmt: skip
             if marker == "*":
-                _name_mark(axes, at, height, "lowest", "center", above=22)
+                name_mark(axes, at, height, "lowest", "center", above=22)
             else:
-                _name_mark(axes, at, height, "before", "right")
-    _name_mark(axes, 0.0, center_of(line), "now", "left")
+                name_mark(axes, at, height, "before", "right")
+    name_mark(axes, 0.0, center_of(line), "now", "left")
 
 
 def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) -> None:
@@ -264,19 +265,8 @@ def _mark_reference(axes: Axes, line: Slice, curve: NDArray[Any], color: Any) ->
         markerfacecolor="white", markeredgewidth=1.4,
     )  # fmt: skip
     name = shortened(str(line.metadata["reference"]), 24)
-    _name_mark(axes, float(x[0]), float(curve[0]), name, "left")
-    _name_mark(axes, 0.0, center_of(line), "now", "right")
-
-
-def _name_mark(axes: Axes, x: float, y: float, name: str, side: str, above: float = 8) -> None:
-    """Writes a name above a mark, once in a chart."""
-    if not np.isfinite(y) or name in {text.get_text() for text in axes.texts}:
-        return
-    label = axes.annotate(
-        name, (x, y), xytext=(0, above), textcoords="offset points", fontsize=SMALL, ha=side,
-        va="bottom", zorder=7, annotation_clip=False,
-    )  # fmt: skip
-    label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+    name_mark(axes, float(x[0]), float(curve[0]), name, "left")
+    name_mark(axes, 0.0, center_of(line), "now", "right")
 
 
 def _set_loss_axis(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_landscape.figures.canvas import INK
+from lightning_landscape.figures.canvas import INK, name_mark
 from lightning_landscape.figures.labels import comma_joined, number
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ class Path:
     points: NDArray[np.float64]  # n x 2, possibly not finite
     off: NDArray[np.float64]  # distance from the plane over distance from the weights
     explained: list[float]
+
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        """Ten points of each segment that is drawn."""
+        share = np.linspace(0.0, 1.0, 10)[:, None, None]
+        return ((1 - share) * self.drawn[:-1] + share * self.drawn[1:]).reshape(-1, 2)
 
     @property
     def drawn(self) -> NDArray[np.float64]:
@@ -58,6 +64,11 @@ def draw_path(axes: Axes, path: Path) -> None:
             color=str(0.1 + 0.9 * float(off)) if np.isfinite(off) else "white",
             markeredgecolor=INK, markeredgewidth=1.2, scalex=False, scaley=False,
         )  # fmt: skip
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    start_x, start_y = path.points[0]
+    if left <= start_x <= right and low <= start_y <= high:
+        side = "left" if start_x < (left + right) / 2 else "right"
+        name_mark(axes, start_x, start_y, f"step {path.first}", side)
 
 
 def shares_text(path: Path) -> list[str]:
@@ -69,13 +80,12 @@ def shares_text(path: Path) -> list[str]:
 
 
 def path_text(path: Path, x_limits: tuple[float, float], y_limits: tuple[float, float]) -> str:
-    """Describes the start of the path, and the points that are not shown."""
+    """Describes the points of the path that are not shown."""
     x, y = path.points.T
     finite = np.isfinite(path.points).all(axis=1)
     inside = (x >= x_limits[0]) & (x <= x_limits[1]) & (y >= y_limits[0]) & (y <= y_limits[1])
     absent = int((~finite | ~inside).sum())
     return comma_joined(
-        f"■ step {path.first}",
         "" if np.isfinite(path.explained).all() else "the weights have not moved",
         f"{absent} of {len(x)} outside" if absent else "",
     )

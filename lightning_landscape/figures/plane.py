@@ -13,6 +13,7 @@ from lightning_landscape.figures.canvas import (
     SMALL,
     WIDTH,
     in_house_style,
+    name_mark,
     open_axes,
     set_ticks,
     shortened,
@@ -116,12 +117,12 @@ def draw_plane(
     bar = axes.inset_axes((1.0 + _GAP / _SIDE, 0.0, _BAR / _SIDE, 1.0))
     draw_map(axes, slice, limits, interpolate)
     lines = limits.values(slice) if validation is None else losses_of(validation)
-    marked = [np.zeros((1, 2)), _points(slice), *([] if path is None else [path.drawn])]
+    marked = [np.zeros((1, 2)), _points(slice), *([] if path is None else [path.dense])]
     draw_isolines(axes, slice, lines, _LABELLED, np.concatenate([*marked, _lowest(slice)]))
     if path is not None:
         draw_path(axes, path)
     _mark_points(axes, slice)
-    _mark_lowest(axes, slice)
+    _mark_lowest(axes, slice, named=len(film) == 1)
     mark_center(axes)
     set_ticks(axes, axes.xaxis, axes.yaxis)
     for axis, label in zip("xy", _axis_labels(slice, film), strict=True):
@@ -163,14 +164,17 @@ def _lowest(slice: Slice) -> NDArray[Any]:
     return np.array([[x, y]])
 
 
-def _mark_lowest(axes: Axes, slice: Slice) -> None:
-    """Marks the lowest sampled point."""
+def _mark_lowest(axes: Axes, slice: Slice, named: bool) -> None:
+    """Marks the lowest sampled point; with its name, which would flicker in a film."""
     for x, y in _lowest(slice):
         for color, width in ((INK, 2.6), ("white", 1.3)):
             axes.plot(
                 [x], [y], "o", color=color, markersize=8, markerfacecolor="none", zorder=5,
                 markeredgewidth=width, label="_lowest", scalex=False, scaley=False,
             )  # fmt: skip
+        if named:
+            low, high = axes.get_ylim()
+            name_mark(axes, x, y, "lowest", above=8 if y < low + (high - low) / 4 else -8)
 
 
 def _axis_labels(slice: Slice, film: Sequence[Slice]) -> list[str]:
@@ -202,9 +206,9 @@ def _validation_text(validation: Slice) -> str:
     return f"lines: validation loss{'' if samples is None else f' on {samples}'}"
 
 
-def mark_center(axes: Axes, size: float = 11.0) -> None:
+def mark_center(axes: Axes, size: float = 10.0) -> None:
     """Marks the weights with a cross that is visible on dark and on light colours."""
-    for color, width in (("white", 0.41 * size), (INK, 0.18 * size)):
+    for color, width in (("white", 0.36 * size), (INK, 0.13 * size)):
         axes.plot(
             [0.0], [0.0], "+", color=color, markersize=size, markeredgewidth=width, zorder=5,
             scalex=False, scaley=False,
