@@ -254,7 +254,7 @@ def test_a_checkpoint_that_knows_the_probe(tmp_path):
     for row in found.rows:
         assert row in of_weights(next(m for m in live if m.prefix == row["monitor"]))
     assert [m.measured for m in again] == [1] * 4
-    assert again[2]._scales.keys() == live[2]._scales.keys()
+    assert again[2]._limits.keys() == live[2]._limits.keys()
 
 
 @pytest.mark.pictures

@@ -13,7 +13,7 @@ from lightning_landscape.geometry.eigen import EigenResult
 from lightning_landscape.geometry.lanczos import COLD_PRODUCTS
 from lightning_landscape.geometry.objective import Objective
 from lightning_landscape.geometry.stability import StabilityEdge
-from lightning_landscape.geometry.vectors import Vector, inner, norm
+from lightning_landscape.geometry.vectors import Vector, as_complex, inner, norm, real
 
 # The squared cosine above which the top eigenvector of H replaces the last one of the ratio.
 _NEAR = 0.5
@@ -150,7 +150,7 @@ def _start_of_ratio(
     """
     if edge.maximize:
         return last
-    top = {name: v * edge.scale[name] ** 0.5 for name, v in plain.eigenvectors[0].items()}
+    top = {name: _scaled(v, edge.scale[name]) for name, v in plain.eigenvectors[0].items()}
     length = norm(top)
     if not 0.0 < length < math.inf:
         return last  # all effective steps are zero, or the solver diverged
@@ -158,3 +158,9 @@ def _start_of_ratio(
         return top
     near = inner(top, last.eigenvectors[0]) ** 2 > _NEAR * length**2
     return replace(last, eigenvectors=(top,) if near else (top, *last.eigenvectors))
+
+
+def _scaled(tensor: Tensor, scale: Tensor | float) -> Tensor:
+    """``S^1/2 v``; a complex tensor has a scale for each of its parts."""
+    numbers = real(tensor) * scale**0.5
+    return as_complex(numbers) if tensor.is_complex() else numbers

@@ -88,11 +88,11 @@ def test_the_schedule_goes_on(runs):
     assert parts == whole == [2, 4, 8, 12, 16]
 
 
-def test_same_probe_and_directions_and_scale(runs):
+def test_same_probe_and_directions_and_limits(runs):
     uninterrupted, first, resumed, _ = runs
     assert resumed[0].loss.probe.fingerprint() == first[0].loss.probe.fingerprint()
-    assert resumed[2]._scales == first[2]._scales == uninterrupted[2]._scales
-    assert set(first[2]._scales) == {"landscape/line", "landscape/plane"}
+    assert resumed[2]._limits == first[2]._limits == uninterrupted[2]._limits
+    assert set(first[2]._limits) == {"landscape/line", "landscape/plane"}
     assert resumed[0].measured == uninterrupted[0].measured
 
 
@@ -454,14 +454,14 @@ def test_a_state_of_another_version(runs, tmp_path, state):
     assert fresh[0].history[0]["step"] == 11
 
 
-def test_a_state_without_the_colour_scale(runs):
+def test_a_state_without_the_limits_of_pictures(runs):
     _, first, _, _ = runs
     state = first[2].state_dict()
-    del state["scales"]
+    del state["limits"]
     fresh = callbacks()[2]
-    with pytest.warns(match=r"landscape: the state in the checkpoint .*\['scales'\]"):
+    with pytest.warns(match=r"landscape: the state in the checkpoint .*\['limits'\]"):
         fresh.load_state_dict(state)
-    assert fresh._scales == {}
+    assert fresh._limits == {}
 
 
 def test_read_history(tmp_path):
