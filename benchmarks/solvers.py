@@ -106,7 +106,7 @@ def _ours(problem: Problem, warm: bool) -> Solver:
     def solve() -> Found:
         nonlocal last
         result = top_eigenvalues(
-            objective(problem), monitor.k, init=last, **monitor._solver.settings
+            objective(problem), monitor.k, init=last, **monitor._solver.settings()
         )
         last = result if warm else None
         return Found(float(result.eigenvalues[0]), result.hvps)

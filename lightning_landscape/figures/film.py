@@ -91,14 +91,28 @@ def write_film(
     frames = [Image.fromarray(frame) for frame in _frames(film, limits)]
     if kind == "GIF":
         # One palette for all frames, from eight of them: colours do not flicker.
-        shown = [frames[index] for index in evenly(len(frames), 8)]
-        sheet = Image.fromarray(np.concatenate([np.asarray(frame) for frame in shown]))
-        palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        shown = [np.asarray(frames[index]) for index in evenly(len(frames), 8)]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(_palette(np.concatenate(shown)).tobytes())
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(5000 * seconds)]
     frames[0].save(
         path, format=kind, save_all=True, append_images=frames[1:], duration=times, loop=0
     )
+
+
+def _palette(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns 256 colours: the 64 most frequent ones, and those farthest from all before."""
+    colors, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    chosen = list(np.argsort(-counts)[:64])
+    places = colors.astype(np.int16)
+    apart = np.full(len(colors), 256)
+    for index in chosen:
+        apart = np.minimum(apart, np.abs(places - places[index]).max(axis=1))
+    while len(chosen) < 256:
+        chosen.append(apart.argmax())
+        apart = np.minimum(apart, np.abs(places - places[chosen[-1]]).max(axis=1))
+    return colors[chosen]
 
 
 def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[Slice]:

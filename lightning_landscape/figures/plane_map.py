@@ -110,13 +110,10 @@ def draw_isolines(
         return
     chosen = levels[:: -(-len(levels) // labelled)]
     points = np.zeros((1, 2)) if keep_clear is None else keep_clear
-    places = _clear_places(lines, chosen, x, y, points)
-    if not places:
-        return
-    for label in axes.clabel(
-        lines, list(places), fontsize=8.5, fmt=exactly, manual=list(places.values())
-    ):
-        label.set_color(INK)
+    for level, place in _clear_places(lines, chosen, x, y, points).items():
+        label = axes.text(
+            *place, exactly(level), color=INK, fontsize=8.5, ha="center", va="center", zorder=3
+        )
         label.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
 
 
