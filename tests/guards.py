@@ -861,7 +861,7 @@ GUARDS = [
     Guard(
         "a longer search where the value has moved",
         "geometry/lanczos.py",
-        "return _FEWEST_AFTER_A_MOVE",
+        "return 1 if abs(top - self.top) <= _MOVED * abs(self.top) else _FEWEST_AFTER_A_MOVE",
         "return 1",
         f"{SEARCH} -k has_moved",
     ),

@@ -88,24 +88,37 @@ def write_film(
     """Writes an animation of the given kind to ``path``, whatever its suffix."""
     from PIL import Image
 
-    frames = [Image.fromarray(frame) for frame in _frames(film, limits)]
+    drawn = list(_frames(film, limits))
     if kind == "GIF":
         # One palette for all frames, from eight of them: colours do not flicker.
-        shown = [np.asarray(frames[index]) for index in evenly(len(frames), 8)]
-        palette = Image.new("P", (1, 1))
-        palette.putpalette(_palette(np.concatenate(shown)).tobytes())
-        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        palette = _palette(np.concatenate([drawn[index] for index in evenly(len(drawn), 8)]))
+        frames = [Image.fromarray(_nearest(frame, palette)) for frame in drawn]
+        for frame in frames:
+            frame.putpalette(_parts(palette).tobytes())
+    else:
+        frames = [Image.fromarray(frame) for frame in drawn]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(5000 * seconds)]
     frames[0].save(
         path, format=kind, save_all=True, append_images=frames[1:], duration=times, loop=0
     )
 
 
-def _palette(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _packed(image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Returns one number for each colour."""
+    packed: NDArray[np.int32] = image.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    return packed
+
+
+def _parts(colors: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Returns red, green and blue of packed colours, in the last axis."""
+    return np.stack([colors >> 16, (colors >> 8) & 255, colors & 255], axis=-1).astype(np.uint8)
+
+
+def _palette(image: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Returns 256 colours: the 64 most frequent ones, and those farthest from all before."""
-    colors, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    colors, counts = np.unique(_packed(image), return_counts=True)
     chosen = list(np.argsort(-counts)[:64])
-    places = colors.astype(np.int16)
+    places = _parts(colors).astype(np.int16)
     apart = np.full(len(colors), 256)
     for index in chosen:
         apart = np.minimum(apart, np.abs(places - places[index]).max(axis=1))
@@ -113,6 +126,15 @@ def _palette(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         chosen.append(apart.argmax())
         apart = np.minimum(apart, np.abs(places - places[chosen[-1]]).max(axis=1))
     return colors[chosen]
+
+
+def _nearest(image: NDArray[np.uint8], palette: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Returns the index of the nearest colour for each pixel."""
+    colors, places = np.unique(_packed(image), return_inverse=True)
+    apart = np.abs(_parts(colors)[:, None].astype(np.int16) - _parts(palette).astype(np.int16))
+    nearest = apart.max(axis=-1).argmin(axis=1).astype(np.uint8)
+    indices: NDArray[np.uint8] = nearest[places].reshape(image.shape[:2])
+    return indices
 
 
 def as_film(call: str, slices: Sequence[Slice], one_grid: bool = True) -> list[Slice]:
