@@ -1763,7 +1763,7 @@ GUARDS = [
         "_set_frame(axes, shown, ends)",
         "pass",
         f"{COMPARISON_FIGURES} -k different_grids",
-        within="_draw",
+        within="_draw_panel",
     ),
     Guard(
         "a run that blew up leaves the axis to the others",

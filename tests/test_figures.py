@@ -21,6 +21,7 @@ from lightning_landscape.figures import (
     density_film_figure,
     eigenvalue_figure,
     figure_to_image,
+    filmstrip_figure,
     line_figure,
     paper_axes,
     plane_figure,
@@ -421,6 +422,8 @@ def test_every_chart_is_drawn_into_axes_of_another_figure() -> None:
     charts: list[Any] = [
         lambda ax: plane_figure(plane(), ax=ax),
         lambda ax: line_figure([line([1, 0, 1]), line([2, 0, 1], step=3)], ax=ax),
+        lambda ax: filmstrip_figure([plane(), plane(), plane()], ax=ax),
+        lambda ax: filmstrip_figure([line([1, 0, 1]), line([2, 0, 1])], ax=ax),
         lambda ax: eigenvalue_figure(history, ax=ax),
         lambda ax: curves_figure({"a": history}, "hessian/top_eigenvalue", ax=ax),
         lambda ax: density_figure(density, ax=ax),

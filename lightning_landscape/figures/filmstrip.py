@@ -19,12 +19,13 @@ from lightning_landscape.figures.canvas import (
     draw_grid,
     in_house_style,
     new_figure,
+    open_axes,
     set_ticks,
     shortened,
     write_header,
 )
 from lightning_landscape.figures.data import by_change, center_of, evenly, losses_of
-from lightning_landscape.figures.figure_checks import check_limits, check_names
+from lightning_landscape.figures.figure_checks import check_axes, check_limits, check_names
 from lightning_landscape.figures.film import as_film
 from lightning_landscape.figures.labels import (
     axis_label,
@@ -66,6 +67,7 @@ def filmstrip_figure(
     limits: LossLimits | None = None,
     of: int | None = None,
     names: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draws up to six slices side by side on one scale, with step and loss above each.
 
@@ -80,9 +82,11 @@ def filmstrip_figure(
         limits: the range of losses of the run's pictures. None: one that contains all pictures.
         of: the number of pictures of the run, if ``slices`` are a selection.
         names: captions instead of the step, for slices of several runs or networks.
+        ax: axes of another figure, in whose place the pictures are drawn, without the header. None:
+            a new figure.
 
     Returns:
-        A figure 4 inches wide at 140 dpi, not registered in pyplot.
+        The figure of ``ax``, or one 4 inches wide at 140 dpi, not registered in pyplot.
 
     Raises:
         TypeError: if ``slices`` is not a sequence of slices.
@@ -92,6 +96,7 @@ def filmstrip_figure(
     owner = "filmstrip_figure"
     film = as_film(owner, slices, one_grid=names is None)
     check_limits(owner, limits)
+    check_axes(owner, ax)
     if of is not None:
         check_count(owner, "of", of, 1, ", or None")
     if names is not None:
@@ -105,7 +110,61 @@ def filmstrip_figure(
     called = None if names is None else [names[index] for index in chosen]
     shown = [film[index] for index in chosen]
     limits = LossLimits.for_film(film) if limits is None else limits
+    if ax is not None:
+        return _draw_into(ax, shown, limits, called)
     return _draw(shown, limits, of or len(film), called)
+
+
+@in_house_style
+def _draw_into(
+    ax: Axes, shown: list[Slice], limits: LossLimits, called: list[str] | None
+) -> Figure:
+    """Draws the pictures in the place of the user's axes."""
+    planes = len(shown[0].coordinates) == 2
+    columns, rows = _grid(len(shown))
+    ax.set_axis_off()
+    ax.set_title(_title(shown, called is not None), fontsize=TEXT, pad=30)  # above the captions
+    gap, words = 0.08, 0.35  # as a part of the axes
+    wide, high = (1 + gap) / columns - gap, (1 + words) / rows - words
+    for index, slice in enumerate(shown):
+        row, column = divmod(index, columns)
+        place = (column * (wide + gap), 1 - row * (high + words) - high, wide, high)
+        panel = ax.inset_axes(place)
+        _draw_panel(panel, slice, shown, limits)
+        panel.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
+        over = _caption(slice, None if called is None else called[index])
+        panel.set_title(over, fontsize=SMALL, loc="left", pad=3)
+    if planes:
+        draw_colorbar(ax.inset_axes((1.03, 0.0, 0.04, 1.0)), shown, limits)
+    return open_axes(ax, 0.0, (0.0, 0.0, 0.0, 0.0))[0]
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Returns the numbers of columns and rows."""
+    columns = 2 if count in (2, 4) else min(count, 3)
+    return columns, -(-count // columns)
+
+
+def _draw_panel(axes: Axes, slice: Slice, shown: Sequence[Slice], limits: LossLimits) -> bool:
+    """Draws one small picture; returns whether it is to scale."""
+    ends = [_ends(shown, axis) for axis in range(len(slice.coordinates))]
+    if len(ends) == 2:
+        draw_map(axes, slice, limits)
+        draw_isolines(axes, slice, limits.values(slice))
+        mark_center(axes, size=6.0)
+        _set_frame(axes, shown, ends)
+        return set_aspect(axes, shown)
+    _draw_line(axes, slice, shown[0], limits)
+    low, high = min(ends[0][0], 0.0), max(ends[0][-1], 0.0)
+    margin = 0.05 * (high - low) or 0.5
+    axes.set_xlim(low - margin, high + margin)
+    _mark_ends(axes, ends[0])
+    return True
+
+
+def _title(shown: Sequence[Slice], compared: bool) -> str:
+    kind = "plane" if len(shown[0].coordinates) == 2 else "line"
+    return count_title(len(shown), kind) if compared else f"Loss on the {kind} over training"
 
 
 @in_house_style
@@ -115,10 +174,8 @@ def _draw(
     """Draws the figure."""
     planes = len(shown[0].coordinates) == 2
     shared = common_metadata([slice.metadata for slice in shown])
-    ends = [_ends(shown, axis) for axis in range(len(shown[0].coordinates))]
-    columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    marks = [number(value) for value in ends[-1] if planes]
+    columns, rows = _grid(len(shown))
+    marks = [number(value) for value in _ends(shown, 1)] if planes else []
     # A character is about 0.07 inches wide.
     left, right = (0.27 + 0.07 * max(map(len, marks)), _BAR) if planes else (0.68, 0.1)
     side = min((WIDTH - left - right + _GAP) / columns - _GAP, 1.5)
@@ -134,18 +191,7 @@ def _draw(
         x = left + column * (side + _GAP)
         y = height - top - (row + 1) * (side + _WORDS)
         axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
-        if planes:
-            draw_map(axes, slice, limits)
-            draw_isolines(axes, slice, limits.values(slice))
-            mark_center(axes, size=6.0)
-            _set_frame(axes, shown, ends)
-            to_scale = set_aspect(axes, shown)
-        else:
-            _draw_line(axes, slice, shown[0], limits)
-            low, high = min(ends[0][0], 0.0), max(ends[0][-1], 0.0)
-            margin = 0.05 * (high - low) or 0.5
-            axes.set_xlim(low - margin, high + margin)
-            _mark_ends(axes, ends[0])
+        to_scale = _draw_panel(axes, slice, shown, limits)
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(shown))
         over = _caption(slice, None if called is None else called[index])
         figure.text(
@@ -241,10 +287,7 @@ def _write_text(
     """Writes the header."""
     first, shared = shown[0].metadata, common_metadata([slice.metadata for slice in shown])
     planes = len(shown[0].coordinates) == 2
-    kind = "plane" if planes else "line"
-    what = f"Loss on the {kind} over training"
-    if compared:
-        what = count_title(len(shown), kind)
+    what = _title(shown, compared)
     count = f"{len(shown)} of {of} pictures" if len(shown) < of else ""
     if planes:
         last = comma_joined(count, "" if to_scale else "not to scale", remarks(shown))

@@ -266,11 +266,7 @@ def round_down(value: float) -> float:
         >>> round_down(0.37), round_down(1.0), round_down(620.0)
         (0.2, 1.0, 500.0)
     """
-    exponent = math.floor(math.log10(value))
-    for candidate in (f"1e{exponent + 1}", f"5e{exponent}", f"2e{exponent}"):
-        if value >= float(candidate) * (1 - 1e-9):
-            return float(candidate)
-    return float(f"1e{exponent}")
+    return float(f"{1 / round_up(1 / value):.0e}")  # the ladder of reciprocals is the same
 
 
 def _range(values: NDArray[Any], reference: float) -> tuple[float, float]:

@@ -81,7 +81,7 @@ SAVE = Call(
     "save_figure", figures.save_figure,
     lambda: {"figure": figures.plane_figure(PLANE), "path": HERE / "a.pdf"},
 )  # fmt: skip
-CHARTS = (EIGENVALUE, CURVES, DENSITY_FIGURE, DENSITIES, MATRIX, POINTS)
+CHARTS = (STRIP, EIGENVALUE, CURVES, DENSITY_FIGURE, DENSITIES, MATRIX, POINTS)
 NO_SLICE = (3, None, "slice", [3], [LINE])
 
 ROWS = [
