@@ -70,8 +70,13 @@ def open_axes(
     if ax is None:
         figure = new_figure(height)
         return figure, figure.add_axes(box)
-    root: Any = ax.figure  # or a subfigure, whose figure is the whole one
-    return cast("Figure", root.figure), ax
+    return figure_of(ax), ax
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Returns the whole figure, also of axes in a subfigure."""
+    figure: Any = axes.figure
+    return cast("Figure", figure.figure)
 
 
 def figure_to_image(figure: Figure) -> NDArray[np.uint8]:

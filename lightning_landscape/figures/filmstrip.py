@@ -17,9 +17,9 @@ from lightning_landscape.figures.canvas import (
     TEXT,
     WIDTH,
     draw_grid,
+    figure_of,
     in_house_style,
     new_figure,
-    open_axes,
     set_ticks,
     shortened,
     write_header,
@@ -136,7 +136,7 @@ def _draw_into(
         panel.set_title(over, fontsize=SMALL, loc="left", pad=3)
     if planes:
         draw_colorbar(ax.inset_axes((1.03, 0.0, 0.04, 1.0)), shown, limits)
-    return open_axes(ax, 0.0, (0.0, 0.0, 0.0, 0.0))[0]
+    return figure_of(ax)
 
 
 def _grid(count: int) -> tuple[int, int]:
