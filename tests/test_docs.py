@@ -108,6 +108,9 @@ def test_which_ratio(tmp_path, monkeypatch):
 # -- YAML and the command line ---------------------------------------------------------------------
 
 
+OURS = (Monitor, SharpnessEarlyStopping)
+
+
 class Digits(pl.LightningDataModule):
     def train_dataloader(self):
         return regression()
@@ -124,7 +127,7 @@ def fit_from(arguments, monkeypatch, tmp_path):
     names["main"]()
     (trainer,) = fitted
     assert trainer.state.finished
-    return [c for c in trainer.callbacks if isinstance(c, (Monitor, SharpnessEarlyStopping))]
+    return [c for c in trainer.callbacks if isinstance(c, OURS)]
 
 
 def spy(fit, fitted):
@@ -135,22 +138,29 @@ def spy(fit, fitted):
     return fit_and_note
 
 
-def names_in(configuration):
-    return [one["class_path"].rpartition(".")[2] for one in configuration]
-
-
-@pytest.mark.parametrize("index", range(len(blocks("yaml.md", "yaml"))))
-def test_yaml_block(index, monkeypatch, tmp_path):
-    block = yaml.safe_load(blocks("yaml.md", "yaml")[index][2])
-    configuration = {"trainer": {"callbacks": block}} if isinstance(block, list) else block
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
-    (functions,) = [b[2] for b in blocks("yaml.md") if "def probe" in b[2]]
-    data = "from tests.small import regression\ntrain_data = regression().dataset\n"
-    (tmp_path / "my_project.py").write_text(data + functions)
-    monkeypatch.syspath_prepend(tmp_path)
-    steps = [] if "max_epochs" in configuration["trainer"] else ["--trainer.max_epochs=2"]
-    made = fit_from(["fit", "--config", "config.yaml", *steps], monkeypatch, tmp_path)
-    assert [type(c).__name__ for c in made] == names_in(configuration["trainer"]["callbacks"])
+@pytest.mark.parametrize("block", blocks("yaml.md", "yaml"), ids=lambda block: str(block.start()))
+def test_yaml_block(block, monkeypatch, tmp_path):
+    content = yaml.safe_load(block[2])
+    (tmp_path / "file.yaml").write_text(block[2])
+    if isinstance(content, list):
+        entries = content
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("LIGHTNING_LANDSCAPE", "file.yaml")
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu")
+        trainer.fit(Linear(), regression())
+        made = [c for c in trainer.callbacks if isinstance(c, OURS)]
+    else:
+        entries = content["trainer"]["callbacks"]
+        (functions,) = [b[2] for b in blocks("yaml.md") if "def probe" in b[2]]
+        data = "from tests.small import regression\ntrain_data = regression().dataset\n"
+        (tmp_path / "my_project.py").write_text(data + functions)
+        monkeypatch.syspath_prepend(tmp_path)
+        length = [] if "max_epochs" in content["trainer"] else ["--trainer.max_epochs=2"]
+        made = fit_from(["fit", "--config", "file.yaml", *length], monkeypatch, tmp_path)
+    named = {entry["class_path"].rpartition(".")[2] for entry in entries}
+    if "landscape_callbacks" in named:
+        named = {"HessianMonitor", "SharpnessMonitor"}
+    assert {type(callback).__name__ for callback in made} == named - {"LearningRateMonitor"}
     assert made[0].history
 
 
