@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 import lightning_landscape as ll
+from lightning_landscape import geometry
 from lightning_landscape.measure import Measurement, measure
 
 
@@ -37,12 +38,12 @@ ll.HessianMonitor(every_n_steps=10)  # type: ignore[call-arg]
 ll.LandscapeMonitor(directions="sideways")  # type: ignore[arg-type]
 
 net = torch.nn.Linear(2, 1)
-objective = ll.Objective(lambda: net(torch.ones(1, 2)).sum(), dict(net.named_parameters()))
-assert_type(ll.top_eigenvalues(objective), ll.EigenResult)
-assert_type(ll.hessian_trace(objective).stderr, float)
-direction = ll.filter_normalize(ll.random_direction(objective.params), objective.params)
-assert_type(ll.line_slice(objective, direction), ll.Slice)
-assert_type(ll.sam_sharpness(objective).value, float)
+objective = geometry.Objective(lambda: net(torch.ones(1, 2)).sum(), dict(net.named_parameters()))
+assert_type(geometry.top_eigenvalues(objective), geometry.EigenResult)
+assert_type(geometry.hessian_trace(objective).stderr, float)
+direction = geometry.filter_normalize(geometry.random_direction(objective.params), objective.params)
+assert_type(geometry.line_slice(objective, direction), ll.Slice)
+assert_type(geometry.sam_sharpness(objective).value, float)
 assert_type(ll.compare({"a": "logs/a"}).runs, dict[str, Path])
 
 

@@ -30,7 +30,7 @@ from benchmarks.runs import (
     late_mean,
     mlp,
 )
-from lightning_landscape import Objective, hessian_trace
+from lightning_landscape.geometry import Objective, hessian_trace
 from tests.oracles import dense_hessian
 
 EDGE_SEEDS = range(3)

@@ -23,7 +23,7 @@ from benchmarks.common import Section, rotated, seconds, settle, spread, table, 
 from benchmarks.networks import NETWORKS, Problem
 from benchmarks.runs import top_by_arpack
 from benchmarks.solvers import CURVLINOPS, EIGENTHINGS, OURS, PYHESSIAN
-from lightning_landscape import top_eigenvalues
+from lightning_landscape.geometry import top_eigenvalues
 
 MEASURE = "Top eigenvalue: gradients of the probe at the median (median relative error)"
 TRAIN_MODE = "ours, warm, BatchNorm in train mode"

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from benchmarks.allocations import peak_bytes
 from benchmarks.networks import ResNet20, language_model
 from benchmarks.runs import mlp
-from lightning_landscape import Objective, top_eigenvalues
-from lightning_landscape.geometry import batches
+from lightning_landscape.geometry import Objective, batches, top_eigenvalues
 from lightning_landscape.geometry.memory import GraphMemory
 
 MEASUREMENTS = 1000

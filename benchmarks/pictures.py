@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import Section, seconds, spread, table, verdict
 from benchmarks.networks import mlp
-from lightning_landscape import (
+from lightning_landscape.geometry import (
     Objective,
     filter_normalize,
     line_slice,

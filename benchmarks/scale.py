@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.allocations import peak_bytes
 from benchmarks.networks import ResNet20, language_model
 from benchmarks.runs import mlp
-from lightning_landscape import Objective, top_eigenvalues
+from lightning_landscape.geometry import Objective, top_eigenvalues
 from lightning_landscape.geometry.vectors import Vector
 
 Problem = tuple[nn.Module, Callable[[], Tensor]]

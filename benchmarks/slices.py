@@ -47,7 +47,7 @@ from benchmarks.common import (
 )
 from benchmarks.networks import Problem, mlp, resnet20, transformer
 from benchmarks.runs import Batch
-from lightning_landscape import Objective, filter_normalize, plane_slice, random_direction
+from lightning_landscape.geometry import Objective, filter_normalize, plane_slice, random_direction
 from lightning_landscape.training.data.batch import ProbeBatch, concat_batches
 
 SIDE = 21

@@ -29,9 +29,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from benchmarks.networks import Problem
-from lightning_landscape import (
+from lightning_landscape import HessianMonitor
+from lightning_landscape.geometry import (
     EigenResult,
-    HessianMonitor,
     Objective,
     curvature_along,
     sam_sharpness,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import table
-from lightning_landscape import top_eigenvalues
+from lightning_landscape.geometry import top_eigenvalues
 
 SIZE, TOL, RTOL, FLOOR = 300, 1e-2, 5e-3, 1e-3
 Random = np.random.Generator

@@ -34,7 +34,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice, SpectralDensity
+from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice
 from lightning_landscape.figures import (
     density_figure,
     density_film_figure,
@@ -44,6 +44,7 @@ from lightning_landscape.figures import (
     line_figure,
     plane_figure,
 )
+from lightning_landscape.geometry import SpectralDensity
 
 STEPS = 1000
 ADAM_STEPS = 300

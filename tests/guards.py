@@ -167,7 +167,7 @@ GUARDS = [
         STATE,
         "rewritten = [s for s in self._snapshots if id(s.value) in holders]",
         "rewritten = []",
-        "tests/training/test_random_states.py",
+        "tests/training/test_module_state.py",
     ),
     Guard(
         "the whole state is compared at the end",

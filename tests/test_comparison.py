@@ -12,10 +12,11 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, compare
-from lightning_landscape import spectral_density as density
+from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice, compare
 from lightning_landscape.compare.__main__ import main
 from lightning_landscape.compare.table_text import second_column
+from lightning_landscape.geometry import Objective
+from lightning_landscape.geometry import spectral_density as density
 from tests.browser import chromium
 from tests.runs import train
 from tests.small import Linear, regression

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from lightning_landscape import SpectralDensity
 from lightning_landscape.figures import density_figure
+from lightning_landscape.geometry import SpectralDensity
 
 GRID = torch.linspace(-1, 1, 200, dtype=torch.float64)
 BUMP = torch.exp(-(GRID**2) / 0.02)

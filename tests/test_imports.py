@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 
-import lightning_landscape
+import pytest
 
-# The figures first, before torch is there, with an empty package around them, which may import what
-# it likes; then the whole package, after Lightning.
+import lightning_landscape
+from lightning_landscape import geometry
+
+# The figures first, before torch is there, with empty packages around them and what they use of the
+# geometry, which may import what they like; then the whole package, after Lightning.
 PROGRAM = """
 import json, sys, types
 
 def names():
     return set(sys.modules)
 
-package = types.ModuleType("lightning_landscape")
-package.__path__ = sys.argv[1:]
-sys.modules["lightning_landscape"] = package
+for name, path in (("lightning_landscape", ""), ("lightning_landscape.geometry", "/geometry")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [sys.argv[1] + path]
 from lightning_landscape.figures import eigenvalue_figure, figure_to_image
 figure_to_image(eigenvalue_figure([{"step": 1, "hessian/top_eigenvalue": 1.0}]))
 found = {"figures": names()}
@@ -61,14 +65,27 @@ def test_what_is_imported():
     # The package loads nothing heavy beyond Lightning's own, and no pictures or pages.
     assert "lightning_landscape.callbacks.landscape" in found["package"]
     assert not top_level(found["package"]) & (HEAVY | CLIENTS)
-    late = ("lightning_landscape.figures", "lightning_landscape.report")
+    late = ("lightning_landscape.figures", "lightning_landscape.report.")
     assert not [name for name in found["package"] if name.startswith(late)]
 
     # The function compare is the package compare, whose table needs no pictures.
     assert found["callable"] == ["compare"]
     assert not [name for name in found["compare"] if name.startswith(late)]
-    assert {"compare", "Comparison"} <= set(lightning_landscape.__all__)
 
     # Both packages of Lightning are there; the messages stay with the one imported first.
     assert "pytorch_lightning" in found["package"]
     assert found["messages"] == ["lightning.pytorch.utilities.rank_zero"]
+
+
+def test_names_that_have_moved():
+    """They are found where they were, with a warning that says where they are."""
+    moved = {*geometry.__all__, "Comparison"} - {*lightning_landscape.__all__}
+    assert len(moved) > 30
+    for name in moved:
+        place = "compare" if name == "Comparison" else "geometry"
+        with pytest.warns(DeprecationWarning, match=f"import {name} from .*\\.{place}$"):
+            found = getattr(lightning_landscape, name)
+        module = importlib.import_module(f"lightning_landscape.{place}")
+        assert found is getattr(module, name)
+    with pytest.raises(AttributeError, match="no attribute 'top_eigenvalue'"):
+        lightning_landscape.top_eigenvalue  # noqa: B018

@@ -12,17 +12,15 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from torch import nn
 
-from lightning_landscape import (
-    HessianMonitor,
-    InterpolationMonitor,
-    LandscapeMonitor,
+from lightning_landscape import HessianMonitor, InterpolationMonitor, LandscapeMonitor
+from lightning_landscape.geometry import (
     Objective,
     line_between,
     line_slice,
     plane_slice,
     plane_through,
+    progress,
 )
-from lightning_landscape.geometry import progress
 from tests.runs import train
 from tests.small import Growing, Quartic, ones
 from tests.terminal import terminal

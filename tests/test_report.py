@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_landscape import HessianMonitor, LandscapeMonitor, Objective, Slice, spectral_density
+from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice
 from lightning_landscape.figures import LossLimits
 from lightning_landscape.figures.labels import number
+from lightning_landscape.geometry import Objective, spectral_density
 from lightning_landscape.report import write_report
 from lightning_landscape.report.charts import Curve, chart, thinned
 from lightning_landscape.report.surface import surface_view

@@ -24,10 +24,10 @@ from lightning_landscape import (
     InterpolationMonitor,
     LandscapeMonitor,
     Slice,
-    SpectralDensity,
     compare,
     read_history,
 )
+from lightning_landscape.geometry import SpectralDensity
 from lightning_landscape.measure import measure
 from lightning_landscape.measure.__main__ import _assignment
 from lightning_landscape.report import write_report

@@ -192,9 +192,10 @@ class SharpnessEarlyStopping(Callback):
     @property
     def state_key(self) -> str:
         """Distinguishes several of these by their monitor and threshold."""
-        return self._generate_state_key(
+        key: str = self._generate_state_key(
             monitor=self.monitor, threshold=self.threshold, stop_when=self.stop_when
         )
+        return key + self._origin
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as plain values."""

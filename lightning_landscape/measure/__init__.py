@@ -47,6 +47,7 @@ _IRRELEVANT_WARNINGS = (
     ".*does not have many workers",
     ".*number of training batches .* is smaller than the logging interval",
     ".*`LeafSpec`.* is deprecated",
+    "LIGHTNING_LANDSCAPE: the Trainer has measuring callbacks of its own",
 )
 
 

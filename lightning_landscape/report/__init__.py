@@ -9,9 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_landscape.geometry.checks import check_path
-from lightning_landscape.report.frame import check_page, write_page
-from lightning_landscape.report.report_page import render
-from lightning_landscape.report.run import read_run
 
 __all__ = ["write_report"]
 
@@ -32,6 +29,11 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
         ValueError: it contains several runs (the message lists them), or ``path`` is a directory.
         TypeError: an argument is not a path.
     """
+    # Here, because they need matplotlib.
+    from lightning_landscape.report.frame import check_page, write_page
+    from lightning_landscape.report.report_page import render
+    from lightning_landscape.report.run import read_run
+
     owner = "write_report"
     check_path(owner, "log_dir", log_dir, "the log directory of a run")
     if path is not None:

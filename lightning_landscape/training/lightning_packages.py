@@ -61,11 +61,13 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback as _Callback
 
     class Callback(_Callback, Any):  # type: ignore[misc]  # a subclass of the other one too
-        pass
+        _origin: str
 else:
 
     class Callback(*CALLBACKS):
         """Base of our callbacks, for the Trainer and the LightningCLI of both packages."""
+
+        _origin = ""  # in the state keys of those that an environment variable has added
 
 
 def package_of(thing: object) -> Any:

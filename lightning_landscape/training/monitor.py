@@ -63,6 +63,19 @@ class Monitor(Quantity, Callback):
         """Check the arguments against the Trainer; the first of our callbacks opens the session."""
         if stage != "fit":
             return
+        self._check_fit(trainer, pl_module)
+        enable_hooks(self)  # an exception may have ended another fit
+        monitors = _monitors(trainer)
+        for monitor in monitors:  # before the first one opens the session
+            monitor._continue_or_start_anew(trainer, pl_module)
+        self._trainer = trainer
+        leads = self._leads(trainer)
+        self._session = Session(trainer, monitors, self._watch) if leads else None
+        used = {BATCH_START, BATCH_END} if leads else set()
+        disable_hooks(self, [hook for hook in EVERY_BATCH if hook not in used], Monitor)
+
+    def _check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise unless it can measure this module in this Trainer."""
         self._check_trainer(trainer)
         monitors = _monitors(trainer)
         same_prefix = [m for m in monitors if m.prefix == self.prefix]
@@ -90,14 +103,6 @@ class Monitor(Quantity, Callback):
                 f"ModelParallelStrategy with fully_shard (FSDP2) if the training state does not "
                 f"fit on one device",
             )
-        enable_hooks(self)  # an exception may have ended another fit
-        for monitor in monitors:  # before the first one opens the session
-            monitor._continue_or_start_anew(trainer, pl_module)
-        self._trainer = trainer
-        leads = self._leads(trainer)
-        self._session = Session(trainer, monitors, self._watch) if leads else None
-        used = {BATCH_START, BATCH_END} if leads else set()
-        disable_hooks(self, [hook for hook in EVERY_BATCH if hook not in used], Monitor)
 
     def _continue_or_start_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In a second Trainer or with another module start anew.
@@ -207,7 +212,7 @@ class Monitor(Quantity, Callback):
     @property
     def state_key(self) -> str:
         """Distinguishes callbacks of one class by their ``name``."""
-        return self._generate_state_key(name=self.name)
+        return self._generate_state_key(name=self.name) + self._origin
 
 
 def session_of(trainer: Trainer) -> Session:
@@ -218,4 +223,6 @@ def session_of(trainer: Trainer) -> Session:
 
 
 def _monitors(trainer: Trainer) -> list[Monitor]:
-    return [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+    """Those that were passed to the Trainer; if there are none, those of the environment."""
+    found = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+    return [monitor for monitor in found if not monitor._origin] or found

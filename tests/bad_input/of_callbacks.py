@@ -40,6 +40,7 @@ STOPPING = Call(
 MONITORS = (HESSIAN, SHARPNESS, LANDSCAPE, INTERPOLATION, GENERALIZATION)
 ALL = (*MONITORS, SUITE)
 
+NO_HESSIAN = {"monitors": ["landscape"]}
 BATCH = (torch.ones(4, 5), torch.ones(4, 1))
 STATE = {"layer.weight": torch.ones(1, 5)}
 COUNTS = (0, -1, 1.5, True, "100", NAN)
@@ -209,6 +210,10 @@ ROWS = [
     wrong(STOPPING, "min_steps", (-1, 1.5, True, "10", None), ValueError, "expected an integer >="),
     wrong(STOPPING, "action", ("halt", None, True), ValueError, "expected 'stop' or 'warn'"),
     # The usual list, the probe.
+    wrong(SUITE, "monitors", ("hessian", 5, None, ()), TypeError, "expected a sequence of names"),
+    wrong(SUITE, "monitors", (["hessain"], [None]), ValueError, "expected 'hessian' or 'sharpn"),
+    wrong(SUITE, "monitors", (["hessian"] * 2,), ValueError, "expected each name once"),
+    wrong(SUITE, "stop_above", (2.0,), ValueError, "pass monitors=", **NO_HESSIAN),
     wrong(SUITE, "stop_above", (NAN, INF), ValueError, "the edge ratio above which to stop, or No"),
     wrong(SUITE, "stop_above", ("1.5", True, [1.0]), TypeError, "the edge ratio above which to st"),
     wrong(SUITE, "patience", (*COUNTS, None), ValueError, "expected an integer >= 1"),

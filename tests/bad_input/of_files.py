@@ -9,14 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_landscape import (
-    HessianMonitor,
-    SharpnessEarlyStopping,
-    Slice,
-    SpectralDensity,
-    compare,
-    read_history,
-)
+from lightning_landscape import HessianMonitor, SharpnessEarlyStopping, Slice, compare, read_history
+from lightning_landscape.geometry import SpectralDensity
 from lightning_landscape.measure import measure
 from lightning_landscape.report import write_report
 from tests.bad_input.of_slices import DENSITY, HERE, LINE

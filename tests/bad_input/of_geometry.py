@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_landscape import (
+from lightning_landscape.geometry import (
     GraphMemory,
     Objective,
     Trajectory,

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_landscape import (
-    Slice,
+from lightning_landscape import Slice, figures
+from lightning_landscape.geometry import (
     SpectralDensity,
-    figures,
     line_between,
     line_slice,
     loss_barrier,

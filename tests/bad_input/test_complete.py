@@ -7,7 +7,9 @@ import inspect
 import pytest
 
 import lightning_landscape
-from lightning_landscape import figures, measure, report
+from lightning_landscape import figures, geometry
+from lightning_landscape.compare import Comparison
+from lightning_landscape.measure import Measurement
 from tests.bad_input.test_calls import ROWS
 
 RECORDS = "a record of what was found, made by the functions of this package"
@@ -32,9 +34,10 @@ EXCEPTIONS = {
 
 PUBLIC = {
     **{name: getattr(lightning_landscape, name) for name in lightning_landscape.__all__},
+    **{name: getattr(geometry, name) for name in geometry.__all__},
     **{name: getattr(figures, name) for name in figures.__all__},
-    **{name: getattr(measure, name) for name in measure.__all__},
-    **{name: getattr(report, name) for name in report.__all__},
+    "Comparison": Comparison,
+    "Measurement": Measurement,
 }
 TRIED = {(call.name, row.argument) for row in ROWS for call in row.calls}
 

@@ -222,3 +222,13 @@ def test_landscape_callbacks_stop():
         "LandscapeMonitor",
     ]
     assert (callbacks[3].threshold, callbacks[3].patience) == (1.5, 2)
+
+
+def test_landscape_callbacks_that_are_named():
+    chosen = landscape_callbacks(monitors=["generalization", "hessian"], stop_above=1.5)
+    assert [type(c).__name__ for c in chosen] == [
+        "GeneralizationMonitor",
+        "HessianMonitor",
+        "SharpnessEarlyStopping",
+    ]
+    assert [c.probe_mode for c in chosen[:2]] == ["eval", "train"]

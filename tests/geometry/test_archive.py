@@ -9,7 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from lightning_landscape import Slice, SpectralDensity
+from lightning_landscape import Slice
+from lightning_landscape.geometry import SpectralDensity
 from lightning_landscape.geometry.archive import MAX_BYTES, load_arrays
 
 ONES = Slice((np.arange(3.0),), np.ones(3), 1.0, {})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from lightning_landscape import (
+from lightning_landscape.geometry import (
     Objective,
     Trajectory,
     average_sharpness,

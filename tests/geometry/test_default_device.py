@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_landscape import (
+from lightning_landscape.geometry import (
     Objective,
     Trajectory,
     average_sharpness,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_landscape import EigenResult, top_eigenvalues
-from lightning_landscape.geometry import eigen, lanczos, subspace
+from lightning_landscape.geometry import EigenResult, eigen, lanczos, subspace, top_eigenvalues
 from tests.geometry.forms import Matrix, film, spread
 from tests.oracles import symmetric
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from lightning_landscape import (
+from lightning_landscape import Slice
+from lightning_landscape.geometry import (
     Objective,
-    Slice,
     line_between,
     loss_barrier,
     plane_through,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_landscape import hessian_trace, spectral_density, top_eigenvalues
+from lightning_landscape.geometry import hessian_trace, spectral_density, top_eigenvalues
 from lightning_landscape.geometry.objective import Objective
 from tests.geometry.networks import NETWORKS, without_double_backward
 from tests.oracles import close, flat, named, normal, seven_weights

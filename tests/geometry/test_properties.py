@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_landscape import (
+from lightning_landscape import Slice
+from lightning_landscape.geometry import (
     Objective,
-    Slice,
     filter_normalize,
     hessian_trace,
     line_slice,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_landscape import top_eigenvalues
+from lightning_landscape.geometry import top_eigenvalues
 from lightning_landscape.geometry.lanczos import Tolerance, _State
 from tests.geometry.forms import Matrix, spread
 from tests.oracles import F64, orthogonal, symmetric

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from lightning_landscape import (
+from lightning_landscape.geometry import (
     Objective,
     average_sharpness,
     curvature_along,

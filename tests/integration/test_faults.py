@@ -25,11 +25,11 @@ import lightning_landscape.figures
 from lightning_landscape import (
     HessianMonitor,
     LandscapeMonitor,
-    Objective,
     SharpnessEarlyStopping,
     SharpnessMonitor,
     Slice,
 )
+from lightning_landscape.geometry import Objective
 from lightning_landscape.training.data.batch import ProbeBatch
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.failures import count_failure

@@ -12,15 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_landscape import (
-    HessianMonitor,
-    LandscapeMonitor,
-    Objective,
-    SharpnessMonitor,
-    line_slice,
-    top_eigenvalues,
-)
-from lightning_landscape.geometry import batches
+from lightning_landscape import HessianMonitor, LandscapeMonitor, SharpnessMonitor
+from lightning_landscape.geometry import Objective, batches, line_slice, top_eigenvalues
 from lightning_landscape.training import objectives
 from tests.oracles import arguments
 from tests.runs import differences, train

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
-from lightning_landscape import Objective, hessian_trace, top_eigenvalues
+from lightning_landscape.geometry import Objective, hessian_trace, top_eigenvalues
 from tests.geometry.networks import NETWORKS
 from tests.oracles import flat, named, normal
 

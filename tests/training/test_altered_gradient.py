@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_landscape import HessianMonitor, Objective
+from lightning_landscape import HessianMonitor
+from lightning_landscape.geometry import Objective
 from lightning_landscape.geometry.gradient_check import gradient_mismatch
 from tests.runs import differences, train
 from tests.small import Linear, regression

@@ -50,6 +50,16 @@ def test_a_dict_is_written_to_only_where_it_changed():
     assert list(module.words) == ["a", "b"]
 
 
+def test_a_tuple_that_is_replaced_at_each_evaluation_is_restored_after_each():
+    module = nn.Linear(2, 2)
+    module.holder = SimpleNamespace(pair=(torch.zeros(2), 1))
+    pair = module.holder.pair
+    state = ModuleState(module)
+    for _ in range(3):
+        evaluations(state, lambda: vars(module.holder).update(pair=5), count=1)
+        assert module.holder.pair is pair
+
+
 def test_a_large_tensor_outside_of_modules_is_watched(monkeypatch):
     monkeypatch.setattr(module_state, "_LARGE_OUTSIDE", 32)
     module = nn.Linear(2, 2)
