@@ -8,12 +8,14 @@ import importlib.util
 import itertools
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import unicodedata
 import urllib.request
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -118,22 +120,22 @@ def test_the_log_directory_has_what_the_readme_lists(example):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m")])
-def test_commands_after_the_run(example, command):
+def test_commands_after_the_run(example, command, monkeypatch):
+    logs = example.folder / "lightning_logs" / "version_0"
     for name in ("adam", "sgd"):
-        logs = example.folder / "logs" / name / "version_0"
-        if not logs.exists():
-            shutil.copytree(example.folder / "lightning_logs" / "version_0", logs)
-    words = shlex.split(command)
-    arguments = [
-        path
-        for word in words[1:]
-        for path in (sorted(map(str, example.folder.glob(word))) if "*" in word else [word])
-    ]
+        shutil.copytree(logs, example.folder / "logs" / name / "version_0", dirs_exist_ok=True)
+    monkeypatch.chdir(example.folder)
+    _, _, module, *words = shlex.split(command)
+    arguments = [path for word in words for path in (sorted(glob(word)) or [word])]
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
     before = set(example.folder.rglob("*.html"))
-    run(example.folder, example.environment, [sys.executable, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"{module}.__main__", run_name="__main__")
+    assert not ended.value.code
     assert len(set(example.folder.rglob("*.html")) - before) == 1
 
 
+@pytest.mark.slow
 def test_the_environment_variable(example, tmp_path):
     """The same script without callbacks has them where the variable is set."""
     assert "LIGHTNING_LANDSCAPE=1 python train.py" in COMMANDS
