@@ -252,8 +252,10 @@ def without_code(text: str) -> str:
 
 
 def anchors(path: str) -> set[str]:
-    headings = re.findall(r"^#{1,6} (.*)$", without_code(PAGES[path]), flags=re.MULTILINE)
-    return {slug(heading) for heading in headings}
+    text = without_code(PAGES[path])
+    targets = re.findall(r"^\(([\w-]+)\)=$", text, flags=re.MULTILINE)
+    headings = re.findall(r"^#{1,6} (.*)$", text, flags=re.MULTILINE)
+    return {*targets, *map(slug, headings)}
 
 
 def links(text: str) -> list[str]:
