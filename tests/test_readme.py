@@ -387,3 +387,9 @@ def test_the_example_is_the_shortest():
     """One call of this package, and nothing that it does not need."""
     names = [node.id for node in ast.walk(ast.parse(EXAMPLE)) if isinstance(node, ast.Name)]
     assert names.count("landscape_callbacks") == 1
+
+
+def test_the_example_without_lightning(capsys):
+    (block,) = [block for block in code(PAGES["docs/keys.md"], "python") if "Objective(" in block]
+    exec(block, {})
+    assert "3.0000" in capsys.readouterr().out
