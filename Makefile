@@ -117,7 +117,7 @@ $(VENV)/docs-installed: pyproject.toml constraints.txt | install
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# What everything costs, beside the peers: the README's table, in 40 minutes of an idle machine.
+# What everything costs, beside the peers: the tables of docs/costs.md, in 40 minutes of an idle machine.
 bench: install $(VENV)/landscaper
 	PYTHONPATH=$(VENV)/landscaper $(RUN) -m benchmarks $(BENCH)
 

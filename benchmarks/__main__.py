@@ -1,4 +1,4 @@
-"""Everything that the README's table of costs says, in one run.
+"""The costs in docs/costs.md, in one run.
 
     make bench                                     40 minutes, on an idle machine
     python -m benchmarks --quick                   the same in little time, at one point

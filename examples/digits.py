@@ -93,7 +93,7 @@ def train(logdir: Path, name: str, callbacks: list[pl.Callback]) -> tuple[pl.Tra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--logdir", type=Path, default=Path("runs/digits"))
-    parser.add_argument("--picture", type=Path, help="write the picture of the README here")
+    parser.add_argument("--picture", type=Path, help="write the picture of the documentation here")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", ".*number of training batches.*|.*LeafSpec.*")
 

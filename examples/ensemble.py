@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, default=Path("runs/ensemble"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, help="write the picture of the README here")
+    parser.add_argument("--picture", type=Path, help="write the picture of the documentation here")
     given = parser.parse_args()
     quiet()
     data, unseen = mnist1d()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_landscape.geometry.kernels import full_float32
 from lightning_landscape.geometry.matvec import Matvec
 from lightning_landscape.geometry.subspace import RESIDUAL_MARGIN, RitzSpace, orthonormalized
 
@@ -31,8 +32,9 @@ _RANDOM, _HINT = 0.6, 1.0
 _MOST_SEARCHES = 4
 
 # The kept vectors say little if the top eigenvalue has changed by more than this share since the
-# previous solution, or if there is none.  A search then takes at least so many products.
-_MOVED, _FEWEST_AFTER_A_MOVE = 0.3, 4
+# previous solution, if less than this share of the squared length of an eigenvector lies in their
+# span, or if there are none.  A search then takes at least so many products.
+_MOVED, _STAYED, _FEWEST_AFTER_A_MOVE = 0.3, 0.8, 4
 
 # Largest residual, relative to the value, of a pair whose error estimate is used.
 _KNOWN = 0.2
@@ -77,11 +79,23 @@ class Start:
     random: Callable[[int], Tensor]
     top: float | None
 
-    def fewest_searches(self, top: float) -> int:
-        """The least products of a search where the largest eigenvalue is now ``top``."""
-        if self.top is None:
-            return _FEWEST_AFTER_A_MOVE if self.kept else 1
-        return 1 if abs(top - self.top) <= _MOVED * abs(self.top) else _FEWEST_AFTER_A_MOVE
+    def fewest_searches(self, top: float, vectors: Tensor) -> int:
+        """The least products of a search, where ``top`` is now the largest eigenvalue.
+
+        ``vectors``: the eigenvectors now, as rows.
+        """
+        if not self.kept:
+            return 1
+        if self.top is None or abs(top - self.top) > _MOVED * abs(self.top):
+            return _FEWEST_AFTER_A_MOVE
+        return 1 if self._share_kept(vectors) >= _STAYED else _FEWEST_AFTER_A_MOVE
+
+    @full_float32()
+    def _share_kept(self, vectors: Tensor) -> float:
+        """The smallest share of the squared length of a vector in the span of the kept ones."""
+        lengths = torch.stack([torch.linalg.vector_norm(kept) for kept in self.kept])
+        cosines = torch.stack([vectors @ kept for kept in self.kept], dim=1) / lengths
+        return float(cosines.square().sum(1).min())  # several kept ones are orthonormal
 
     def search(self, known: Tensor) -> Tensor:
         """The start of the search outside the rows of ``known``."""
@@ -157,7 +171,9 @@ def lanczos(
                 continue
             elif state.hidden is not None and searches <= _MOST_SEARCHES:
                 searches, grown = searches + 1, space.grow(state.residual(state.hidden))
-            elif len(space) > k and searches < start.fewest_searches(state.top * space.unit):
+            elif len(space) > k and searches < start.fewest_searches(
+                state.top * space.unit, space.vectors(k)
+            ):
                 searches, grown = searches + 1, space.grow(state.residual(state.highest))
             else:
                 break
