@@ -178,7 +178,7 @@ GUARDS = [
         within="ModuleState._restore",
     ),
     Guard(
-        "what cannot be restored is said",
+        "a warning names what cannot be restored",
         STATE,
         "        if failed:\n            raise self._changed_by(failed)",
         "        pass",
@@ -2001,14 +2001,14 @@ GUARDS = [
         SAVED,
         "step = counter + int(within)",
         "step = counter",
-        f"{MEASURED} -k the_step",
+        f"{MEASURED} -k step_of_a_checkpoint",
     ),
     Guard(
         "the step of a checkpoint while gradients accumulate",
         SAVED,
         "if module.automatic_optimization else step",
         "if False else step",
-        f"{MEASURED} -k the_step",
+        f"{MEASURED} -k step_of_a_checkpoint",
     ),
     Guard(
         "files of other people are not unpickled",
@@ -2022,21 +2022,21 @@ GUARDS = [
         OFFLINE,
         "trainer.should_stop = True",
         "pass",
-        f"{MEASURED} -k no_batch",
+        f"{MEASURED} -k nothing_is_trained",
     ),
     Guard(
         "the epoch of a checkpoint",
         OFFLINE,
         'loop.epoch_progress.current.completed = int(self._checkpoint["epoch"])',
         "pass",
-        f"{MEASURED} -k stands",
+        f"{MEASURED} -k step_and_epoch",
     ),
     Guard(
         "what is about a step is left out of a finished model",
         ROUND,
         "return self._run.trains",
         "return True",
-        f"{MEASURED} -k about_a_step",
+        f"{MEASURED} -k need_a_step",
     ),
     Guard(
         "the edge of a summed loss on a finished model",
@@ -2109,7 +2109,7 @@ GUARDS = [
         RECORDS,
         'source or re.sub(r"\\d+", "#", what)',
         "source or what",
-        f"{BAD_RUNS} -k cannot_be_written",
+        f"{BAD_RUNS} -k unwritable",
     ),
     Guard(
         "a probe that replaces a dropped one is stored",
@@ -2137,7 +2137,7 @@ GUARDS = [
         "training/data/stored.py",
         'return all(isinstance(value.get(part), str) for part in ("file", "hash"))',
         "return True",
-        f"{BAD_RUNS} -k tells_wrongly",
+        f"{BAD_RUNS} -k invalid_probe_entry",
     ),
     # -- files of strangers
     Guard(
@@ -2159,7 +2159,7 @@ GUARDS = [
         "callbacks/between.py",
         'cpu", weights_only=True)',
         'cpu", weights_only=False)',
-        f"{SAFETY} -k given",
+        f"{SAFETY} -k passed_by_the_user",
     ),
     Guard(
         "an archive is not unpickled",
