@@ -583,7 +583,7 @@ GUARDS = [
         "geometry/lanczos.py",
         "converged and searches > 0 and state.hidden is None",
         "converged",
-        f"{SEARCH} -k does_not_claim",
+        f"{SEARCH} -k unfinished_search",
     ),
     Guard(
         "the gradient is looked along",
@@ -639,7 +639,7 @@ GUARDS = [
         "geometry/spectrum.py",
         "stderr = torch.hypot(of_samples, of_steps)",
         "stderr = of_samples",
-        "tests/geometry/test_spectrum.py -k too_few_steps_leave",
+        "tests/geometry/test_spectrum.py -k error_of_too_few",
     ),
     Guard(
         "a density as smooth as its steps resolve",
@@ -688,7 +688,7 @@ GUARDS = [
         "geometry/ascent.py",
         "self.linear_gain(end.u, slope) <= _AT_REST * end.height",
         "True",
-        "tests/geometry/test_worst_case.py -k come_to_rest",
+        "tests/geometry/test_worst_case.py -k ascent_has_converged",
     ),
     Guard(
         "an average of draws that are not finite says so",
@@ -870,7 +870,7 @@ GUARDS = [
         "geometry/eigen.py",
         "_DRAWS * warm_starts",
         "0",
-        f"{SEARCH} -k other_random",
+        f"{SEARCH} -k different_random",
     ),
     Guard(
         "tolerances of each eigenvalue's own size",
@@ -884,7 +884,7 @@ GUARDS = [
         "geometry/lanczos.py",
         "known and bool((errors",
         "bool((errors",
-        f"{SEARCH} -k hardly_known",
+        f"{SEARCH} -k inaccurate_vector",
     ),
     Guard(
         "gradients that blow up do not hide it",
@@ -898,7 +898,7 @@ GUARDS = [
         "geometry/ascent.py",
         "abs(along - parabola) <= _OFF_PARABOLA * abs(along)",
         "True",
-        "tests/geometry/test_worst_case.py -k hessian_tells_nothing",
+        "tests/geometry/test_worst_case.py -k hessian_does_not_describe",
     ),
     Guard(
         "products are counted against what is left",
@@ -1153,7 +1153,7 @@ GUARDS = [
         "geometry/weights.py",
         "numbers = real(p.detach())",
         "numbers = torch.view_as_real(p.detach())[..., 0] if p.is_complex() else p.detach()",
-        "tests/geometry/test_complex.py -k known_to_be_others",
+        "tests/geometry/test_complex.py -k changes_detected",
     ),
     Guard(
         "attention in plain operations",
@@ -1290,7 +1290,7 @@ GUARDS = [
         "geometry/objective.py",
         'if getattr(self.hvp, "__func__", None) is not Objective.hvp:',
         "if False:",
-        "tests/geometry/test_products.py -k somebody",
+        "tests/geometry/test_products.py -k overridden",
     ),
     Guard(
         "replaced kernels are restored as soon as they do not apply",
@@ -1313,7 +1313,7 @@ GUARDS = [
         BATCHES,
         "self._active_loss = None",
         "pass",
-        "tests/geometry/test_products.py -k fault",
+        "tests/geometry/test_products.py -k restored_after_an_error",
         within="Batches.products",
     ),
     Guard(
@@ -1329,7 +1329,7 @@ GUARDS = [
         OPERATION,
         "and not torch.is_autocast_enabled(first.device.type)",
         "",
-        f"{SECONDS} -k stands_for",
+        f"{SECONDS} -k only_supported",
         within="supports",
     ),
     Guard(
@@ -1345,7 +1345,7 @@ GUARDS = [
         OPERATION,
         "and forward_ad._current_level < 0",
         "",
-        f"{SECONDS} -k stands_for",
+        f"{SECONDS} -k only_supported",
         within="supports",
     ),
     # -- memory
@@ -1928,7 +1928,7 @@ GUARDS = [
         "geometry/lanczos.py",
         "gaps = values[:k] - (values[k] + residuals[k])",
         "gaps = values[:k] - values[k]",
-        f"{SAVINGS} -k an_estimated_error",
+        f"{SAVINGS} -k estimated_error_of",
     ),
     # -- two probes of equal standing
     Guard(
@@ -2116,7 +2116,7 @@ GUARDS = [
         PROBES,
         "if not stored.holds(probe) and all(q.save_probe for q in users):",
         "if not quantity.measured:",
-        f"{RESUME} -k kept_in_its_turn",
+        f"{RESUME} -k next_checkpoint",
     ),
     Guard(
         "the file of a dropped probe is not that of the new one",

@@ -137,7 +137,7 @@ def test_overshoot_of_a_parabola(tmp_path, share):
     assert line.losses[at] == pytest.approx(Valley.curvature / 2)  # before the step
 
 
-def test_lowest_point_beyond_the_line_is_nan(tmp_path):
+def test_no_overshoot_if_the_lowest_point_is_beyond_the_line(tmp_path):
     monitor = LandscapeMonitor(directions="update", resolution=0, **SETTINGS)
     train(lambda: Valley(0.1 / Valley.curvature), ones, [monitor], tmp_path, max_epochs=1)
     assert all(math.isnan(row["overshoot"]) for row in monitor.history)

@@ -1,4 +1,4 @@
-"""The edge ratio of full-batch training settles where each optimizer's theory says: at about 1.
+"""The edge ratio of full-batch training converges to about 1, as theory predicts per optimizer.
 
 The ranges were measured in plain torch, over five seeds; here a Trainer trains and
 ``HessianMonitor`` measures.

@@ -1,4 +1,4 @@
-"""Along a real minibatch run the reported eigenvalue is ARPACK's at the same weights.
+"""During minibatch training the logged eigenvalue is ARPACK's at the same weights.
 
 One measurement is easy; a warm start must not stay with a vector whose eigenvalue has been
 overtaken, and only a run with crossings shows that.
@@ -19,7 +19,7 @@ series_of = functools.cache(along_training)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_eigenvalue_is_true_all_along(dataset, record_property):
+def test_eigenvalue_during_training(dataset, record_property):
     series = series_of(dataset)
     figures = f"{dataset}, {series}"
     print(figures)
