@@ -1,4 +1,4 @@
-"""Everything that the README's table of costs says, in one run.
+"""All numbers of the README's table of costs, in one run.
 
     make bench                                     40 minutes, on an idle machine
     python -m benchmarks --quick                   the same in little time, at one point
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one point: to see that it runs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     chosen = parser.parse_args()
-    # SciPy's BLAS threads go on spinning after eigsh, at the expense of what follows.
+    # SciPy's BLAS threads keep spinning after eigsh, which slows down what follows.
     if any(os.environ.get(name) != "1" for name in THREADS):
         os.execve(
             sys.executable,

@@ -336,7 +336,7 @@ def test_classes_are_built_from_the_checkpoint(tmp_path):
         )
 
 
-def test_checkpoint_without_hyperparameters(tmp_path):
+def test_checkpoint_without_optimizer_state(tmp_path):
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_weights_only=True)
     train(Net, regression, [saver], tmp_path, max_epochs=3, enable_checkpointing=True)
     with pytest.warns(match="the checkpoint has no optimizer state: edges are those of the"):

@@ -292,7 +292,7 @@ def test_check_is_repeated_after_a_failed_call():
         objective.loss()
 
 
-def test_loss_that_is_nan_is_returned():
+def test_loss_that_is_not_finite_is_returned():
     w = Parameter(torch.tensor([1.0, 0.0]))
     for value in (math.nan, math.inf):
         objective = Objective(lambda value=value: (w * value).sum(), {"w": w})

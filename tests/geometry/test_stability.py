@@ -697,7 +697,7 @@ def test_lightning_optimizer():
     assert found.note.startswith("SGD: ")
 
 
-def test_subclass_that_does_not_override_step(monkeypatch):
+def test_edge_of_subclasses(monkeypatch):
     w = Parameter(torch.ones(1))
     assert stability_edge(Keeps([w], lr=0.5), {"w": w}).edge == pytest.approx(4)
     # Where a subclass is the first SGD of the process, torch wraps `step` on the subclass alone.

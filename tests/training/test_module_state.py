@@ -222,7 +222,7 @@ def test_copy_of_an_iterator_has_its_position(name):
         assert list(iterator) == expected
 
 
-def test_iterators_that_share_their_source_are_not_copied():
+def test_iterators_that_cannot_be_copied():
     generator = (i for i in range(3))
     for iterator in (
         generator,

@@ -50,7 +50,7 @@ def test_auto_with_epochs():
     assert [e for e in range(6) if plan.due(9 + e, e, True)] == [1, 3, 5]
 
 
-def test_last_measurement_before_the_end():
+def test_not_before_selects_a_later_multiple():
     plan = Schedule(10, None)
     plan.set_length(237, 50, at_end=False)
     plan.last_step, plan.not_before = 8, 100.5
@@ -66,7 +66,7 @@ def test_last_measurement_before_the_end():
     assert at_end.next_step == 240
 
 
-def test_last_measurement_before_the_end_of_epochs():
+def test_not_before_with_epochs():
     plan = Schedule(None, 2)
     plan.last_step, plan.not_before = 1, 20
     assert [plan.due(step, 1, True) for step in (19, 20)] == [False, True]
