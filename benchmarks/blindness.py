@@ -1,4 +1,4 @@
-"""Whether HessianMonitor sees the top eigenvalue where parts of a module are decoupled.
+"""Whether HessianMonitor finds the top eigenvalue if parts of a module are decoupled.
 
     python -m benchmarks.blindness                    all kinds: below 20 minutes of one core
     python -m benchmarks.blindness --quick            three of them: below a minute

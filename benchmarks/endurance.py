@@ -85,7 +85,7 @@ class State:
     rows: int  # of the history: how many, and their bytes
     held: int
     tensors: int
-    objects: int  # that Python's collector knows, without rows
+    objects: int  # tracked by Python's garbage collector, without rows
     checkpoint: int
     bytes: Counter[str]  # by kind of file
     files: Counter[str]

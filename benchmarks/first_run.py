@@ -176,7 +176,7 @@ def row_of(name: str, length: str) -> list[str]:
         sizes = _plane_sizes(Path(folder))
     gaps = [b - a for a, b in zip([0, *labels], [*labels, steps], strict=True)]
     trained = alone["seconds"]
-    promised = max(0.05 * trained, min(max(trained, 10.0), 30.0))
+    limit = max(0.05 * trained, min(max(trained, 10.0), 30.0))
     return [
         name,
         f"{steps:,}",
@@ -184,7 +184,7 @@ def row_of(name: str, length: str) -> list[str]:
         f"{max(gaps) / steps:.0%}",
         f"{len(sizes)} {', '.join(sorted({f'{x} x {y}' for x, y in sizes}))}",
         f"{measured['cost']:.2f} s",
-        f"{whole - plain:.1f} of {promised:.0f} s",
+        f"{whole - plain:.1f} of {limit:.0f} s",
         f"{statistics.median(errors):.1%}" if errors else "",
         f"{errors[int(0.95 * (len(errors) - 1))]:.1%}" if errors else "",
         f"{statistics.median(biases):.2f}" if biases else "",
@@ -212,7 +212,7 @@ def main() -> None:
     if chosen.quick:
         chosen.trainings, chosen.lengths = ["mlp"], ["200"]
     columns = ["training", "steps", "values (Hessian + SAM)", "longest gap", "planes", "a value"]
-    columns += ["added, of what is promised", "error, median", "95 %", "2,048 examples"]
+    columns += ["added, of the limit", "error, median", "95 %", "2,048 examples"]
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for length in chosen.lengths:

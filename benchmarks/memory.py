@@ -115,7 +115,7 @@ def over_time(measurements: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of the process in memory, as the operating system sees it."""
+    """Resident memory of the process in bytes."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 

@@ -242,7 +242,7 @@ def check(runs: dict[str, list[Run]]) -> Claims:
         all(s.steps <= 30 and s.old > f.old + 0.05 for s, f in zip(stopped, large, strict=True)),
     )
     claims(
-        "but it is no substitute for the small rate, which knows more of the new task",
+        "but it is no substitute for the small rate, which learns more of the new task",
         all(s.new > t.new + 0.01 for s, t in zip(small, stopped, strict=True)),
     )
     return claims

@@ -141,7 +141,7 @@ def check(runs: dict[str, list[list[Row]]]) -> None:
     )
     claim(
         "within each noisy run the eigenvalue falls to less than a third of its peak while the gap "
-        "goes on growing by .2 or more",
+        "continues to grow by .2 or more",
         all(
             run[-1][SHARP] < sharpest(run)[SHARP] / 3 and run[-1][GAP] > sharpest(run)[GAP] + 0.2
             for run in noisy

@@ -35,7 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightning_landscape"
-# What tests import and nobody changes here; neither the package nor the tests, which are copies.
+# Modules that tests import and that stay unchanged; without the package and the tests.
 IMPORTED = [
     *("pytest", "hypothesis", "torch", "torchmetrics", "pytorch_lightning", "lightning.pytorch"),
     *("matplotlib.pyplot", "scipy.sparse.linalg", "torch.utils.tensorboard"),
@@ -161,7 +161,7 @@ def first_failure(guard: Guard) -> str | None:
 
 
 def failure_with_all_guards(tests: list[str]) -> str | None:
-    """The first of ``tests`` that fails where nothing is switched off; None if all pass."""
+    """The first of ``tests`` that fails with all guards; None if all pass."""
     with copied() as copy:
         return _run(copy, tests)
 

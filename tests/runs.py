@@ -154,7 +154,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 class DataOrder(pl.Callback):
-    """Keeps a checksum of every training batch, as it is before training_step sees it."""
+    """Keeps a checksum of every training batch, as passed to training_step."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []

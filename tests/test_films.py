@@ -325,10 +325,10 @@ def test_surface_of_a_separable_function() -> None:
 def test_surface_with_holes_keeps_its_height() -> None:
     limits = LossLimits(0.1, 5.0, excess=True)
     whole = surface_mesh(plane(0), limits)
-    spoilt = plane(0)
-    spoilt.losses[3, 3] = np.inf
-    spoilt.losses[0, 0] = np.nan
-    holed = surface_mesh(spoilt, limits)
+    broken = plane(0)
+    broken.losses[3, 3] = np.inf
+    broken.losses[0, 0] = np.nan
+    holed = surface_mesh(broken, limits)
     assert np.isfinite(holed.vertices).all()
     assert len(whole.vertices) - len(holed.vertices) == 2
     assert len(whole.faces) - len(holed.faces) == 6 + 2
@@ -337,8 +337,8 @@ def test_surface_with_holes_keeps_its_height() -> None:
     assert all(tuple(vertex) in kept for vertex in holed.vertices.tolist())
     steep = surface_mesh(plane(0, 1e6), limits).vertices
     assert abs(steep[:, 1]).max() == 0.75
-    spoilt.losses[:] = np.nan
-    assert surface_mesh(spoilt).faces.shape == (0, 3)
+    broken.losses[:] = np.nan
+    assert surface_mesh(broken).faces.shape == (0, 3)
     big = np.linspace(-1, 1, 600)
     assert len(surface_mesh(Slice((big, big), np.zeros((600, 600)), 0.0)).vertices) < 2**16
 

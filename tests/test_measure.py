@@ -270,7 +270,7 @@ def test_module_without_a_checkpoint(tmp_path):
     with torch.no_grad():
         loss = module.eval().loss(module.layer(x), y)
     assert found.values["generalization/train_loss"] == pytest.approx(float(loss), rel=1e-6)
-    # What a live run leaves behind.
+    # State that a live run leaves in the module.
     assert found.report == found.log_dir / "report.html"
     assert len(read_history(found.log_dir / "history.jsonl")) == 4
     assert "hessian/top_eigenvalue" in (found.log_dir / "metrics.csv").read_text()

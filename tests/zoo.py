@@ -890,7 +890,7 @@ class OwnBatch(Sgd):
 
 
 class KeepsValidation(WithValidation):
-    """Keeps what validation made in inference mode: predictions, and a metric nobody resets."""
+    """Keeps tensors of validation's inference mode: predictions, and a metric that is not reset."""
 
     def __init__(self):
         super().__init__()

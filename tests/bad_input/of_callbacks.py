@@ -234,7 +234,7 @@ FINE = [
     (LANDSCAPE, {"resolution": np.int64(5), "seed": np.int64(2**40)}),
     (STOPPING, {"threshold": np.float32(1.0)}),
     *((PROBE, {"source": source}) for source in (
-        BATCH, {"x": torch.ones(2)}, torch.ones(2, 3), [BATCH, BATCH], [["message", "in"]],
+        BATCH, {"x": torch.ones(2)}, torch.ones(2, 3), [BATCH, BATCH], [["words", "in"]],
         DataLoader(TensorDataset(torch.ones(4, 1))), iter([BATCH]), itertools.repeat(BATCH),
     )),
 ]  # fmt: skip

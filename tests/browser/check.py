@@ -264,7 +264,7 @@ def look_at_report(page: Browser, path: Path) -> None:
             page.shot(f"{name}-{section}")
     _narrow(page)
     asked = [u for u in page.requests() if not u.startswith(("file:", "data:", "about:"))]
-    check(not asked, f"report: nothing is asked from the network {asked}")
+    check(not asked, f"report: nothing is requested from the network {asked}")
     severe = page.console()
     check(not severe, f"report: the console is clean {severe}")
 

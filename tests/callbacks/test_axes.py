@@ -277,9 +277,9 @@ def test_resumed_run_has_the_same_slices(tmp_path, directions):
         train(Linear, regression, [resumed], tmp_path / "b", max_epochs=6, ckpt_path=checkpoint)
     assert resumed.failed == 0
     assert len(resumed.history) >= 4
-    anew = [w for w in caught if "starts again" in str(w.message)]
-    assert len(anew) == ("pca" in directions)
-    if anew:
+    restarts = [w for w in caught if "starts again" in str(w.message)]
+    assert len(restarts) == ("pca" in directions)
+    if restarts:
         assert slices(tmp_path / "b", "plane")[0].metadata["path"]["steps"][0] == 9
 
 

@@ -381,11 +381,11 @@ def test_resumed_run_has_the_same_values(tmp_path):
     (tmp_path / "a" / "landscape" / "validation-examples-512-rank0.pt").unlink()
     with pytest.warns(match="the validation probe of the run before could not be used: its file"):
         train(
-            Shifted, regression, [anew := monitor()], tmp_path / "c", max_epochs=6,
+            Shifted, regression, [recaptured := monitor()], tmp_path / "c", max_epochs=6,
             ckpt_path=checkpoint,
         )  # fmt: skip
-    assert anew._validation.size == 16
-    assert anew.history[0]["step"] > 12
+    assert recaptured._validation.size == 16
+    assert recaptured.history[0]["step"] > 12
 
 
 def test_same_values_at_the_same_weights_after_a_resume(tmp_path):

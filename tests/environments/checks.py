@@ -231,7 +231,7 @@ def check_exceptions_are_of_this_package(pl: Any, folder: Path) -> None:
 
 
 def check_processes(pl: Any, folder: Path) -> None:
-    """Training in other processes: the history comes back, the processes measure as one."""
+    """Training in other processes: the history is returned, and the processes measure as one."""
     monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=16)
     fit(pl, monitor, folder, max_epochs=1, strategy="ddp_fork", devices=2)
     assert [(row["step"], row["probe_samples"]) for row in monitor.history] == [(1, 16), (2, 16)]

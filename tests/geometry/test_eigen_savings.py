@@ -70,7 +70,7 @@ def test_no_early_stop_if_another_eigenvalue_may_be_larger():
         ([5.0, 4.0, 1.0], [0.1, 0.5], [0.01 / 0.5]),  # the next is at most 4.5
         ([5.0, 4.9, 1.0], [0.1, 0.2], [np.inf]),  # it may be 5.1
         ([5.0, 4.0, 3.0, 1.0], [0.1, 0.2, 0.5], [0.01 / 1.5, 0.04 / 0.5]),
-        ([5.0, 4.0], [0.1, 0.2], [np.inf, np.inf]),  # nothing is known of a third
+        ([5.0, 4.0], [0.1, 0.2], [np.inf, np.inf]),  # no information about a third
     ],
 )
 def test_estimated_error_of_a_value(values, residuals, expected):

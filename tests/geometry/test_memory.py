@@ -258,7 +258,7 @@ def test_batch_is_not_split_if_its_pieces_are_another_loss(unknown):
         product = objective.hvp(watched.named(normal(83)))
     whole = Watched([EXAMPLES], loss=of_the_batch)
     assert torch.equal(flat(product), flat(whole.objective().hvp(whole.named(normal(83)))))
-    assert watched.built[0, 8] == 2  # anew after the comparison, which moves the weights
+    assert watched.built[0, 8] == 2  # again after the comparison, which changes the weights
     assert watched.forwards[0, 8] == 2
     assert len(messages) == 1
     assert "not split: the pieces give losses of" in messages[0]
@@ -390,7 +390,7 @@ def test_processes_reduce_their_graphs_together(unknown):
         return watched.built.total(), objective.gradients
 
     (first, second) = Ranks().run(work)
-    # One try with both graphs, one with one at once; then two products that build them anew.
+    # One try with both graphs, one with one at a time; then two products that rebuild them.
     assert first == (2 + 3 * 2, 4)
     assert second == (1 + 3 * 2, 4)
 
@@ -404,9 +404,9 @@ def test_processes_raise_together(unknown):
             objective.hvp(watched.named(normal(83)))
         watched.room = 100
         watched.check(objective)
-        return "went on"
+        return "continued"
 
-    assert Ranks().run(work) == ["went on", "went on"]
+    assert Ranks().run(work) == ["continued", "continued"]
 
 
 def test_failed_graph_is_freed_before_the_next_attempt(unknown):

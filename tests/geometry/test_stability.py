@@ -359,7 +359,7 @@ def test_sgd_with_weight_decay_on_one_group_has_no_single_edge():
 
 
 def test_maximize_climbs_the_negated_loss():
-    """On L = -w'Hw/2 the climber sees the gradient -Hw; weight decay still pulls to zero."""
+    """On L = -w'Hw/2 gradient ascent uses -Hw; weight decay still acts towards zero."""
     w = Parameter(torch.ones(1, dtype=F64))
     sgd = SGD([w], lr=0.1, momentum=0.5, weight_decay=2.0, maximize=True)
     found = stability_edge(sgd, {"w": w})

@@ -63,7 +63,7 @@ def test_weights_are_restored_after_an_exception(call, fail_at):
         method(*arguments)
     assert bits(q.params) == before
     countdown[0] = math.inf
-    close(objective.gradient_at(v), q.g() + q.A @ flat(v))  # and it goes on working
+    close(objective.gradient_at(v), q.g() + q.A @ flat(v))  # still correct
 
 
 def test_training_between_two_calls_is_not_undone():

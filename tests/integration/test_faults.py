@@ -540,12 +540,12 @@ def strict_rows(path):
 @pytest.mark.pictures
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
-    class Spoilt(Net):
+    class Broken(Net):
         def at_the_probe(self, loss):
             return loss * value
 
     callbacks = monitors()
-    run = train(Spoilt, regression, callbacks, tmp_path, max_epochs=3)
+    run = train(Broken, regression, callbacks, tmp_path, max_epochs=3)
     assert differences(without, run.state) == []
     rows = [row for m in callbacks for row in m.history]
     found = [row[key] for row in rows for key in row if key.rpartition("/")[2] in SCALARS]
@@ -617,9 +617,9 @@ def test_training_that_becomes_nan(tmp_path, module):
     }
     for monitor in callbacks:
         assert (monitor.measured >= 2, monitor.failed) == (True, 0)
-        spoilt = [row for row in monitor.history if row["step"] > 3]
-        assert spoilt
-        for row in spoilt:
+        broken = [row for row in monitor.history if row["step"] > 3]
+        assert broken
+        for row in broken:
             values = {k: v for k, v in row.items() if "/" in k and not k.endswith("hvps")}
             assert {key for key in values if not math.isnan(values[key])} <= finite_still
             assert math.isnan(row.get("center_loss", math.nan))
@@ -639,7 +639,7 @@ def test_early_stopping_stops_at_once(tmp_path, module):
 def test_measuring_recovers_from_nan(tmp_path):
     """NaN weights at one measurement do not affect later measurements with finite weights."""
 
-    class Spoils(pl.Callback):
+    class Breaks(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             self.kept = [p.detach().clone() for p in pl_module.parameters()]
             if trainer.global_step in (2, 5):
@@ -647,11 +647,11 @@ def test_measuring_recovers_from_nan(tmp_path):
                     p.data.fill_(math.nan)
 
     class Restores(pl.Callback):
-        def __init__(self, spoils):
-            self.spoils = spoils
+        def __init__(self, breaks):
+            self.breaks = breaks
 
         def on_train_batch_end(self, trainer, pl_module, *_):
-            for p, kept in zip(pl_module.parameters(), self.spoils.kept, strict=True):
+            for p, kept in zip(pl_module.parameters(), self.breaks.kept, strict=True):
                 p.data.copy_(kept)
 
     def callbacks():
@@ -665,24 +665,24 @@ def test_measuring_recovers_from_nan(tmp_path):
             ),
         ]
 
-    good, spoilt = callbacks(), callbacks()
+    good, broken = callbacks(), callbacks()
     train(Plain, regression, good, tmp_path / "good", max_epochs=3)
-    spoils = Spoils()
+    breaks = Breaks()
     with recorded_warnings():
-        order = [spoils, *spoilt, Restores(spoils)]
-        train(Plain, regression, order, tmp_path / "spoilt", max_epochs=3)
-    for a, b in zip(good[0].history, spoilt[0].history, strict=True):
+        order = [breaks, *broken, Restores(breaks)]
+        train(Plain, regression, order, tmp_path / "broken", max_epochs=3)
+    for a, b in zip(good[0].history, broken[0].history, strict=True):
         if b["step"] in (2, 5):
             assert math.isnan(b["hessian/top_eigenvalue"])
             continue
         bound = a["hessian/residual"] + b["hessian/residual"] + 1e-6
         assert abs(a["hessian/top_eigenvalue"] - b["hessian/top_eigenvalue"]) <= bound
-    for a, b in zip(good[1].history, spoilt[1].history, strict=True):
+    for a, b in zip(good[1].history, broken[1].history, strict=True):
         assert b["step"] in (2, 5) or a == b
     for part in ("line-1", "line-2", "top-line-1", "top-line-2"):
         for step in (3, 4, 6, 7, 8):
             name = f"landscape/landscape-{part}-step{step:08d}.npz"
-            a, b = (Slice.load(tmp_path / run / name) for run in ("good", "spoilt"))
+            a, b = (Slice.load(tmp_path / run / name) for run in ("good", "broken"))
             assert b.losses == pytest.approx(a.losses, rel=0.05)  # the same sign of a vector too
             assert b.metadata["directions"] == a.metadata["directions"]
-    assert spoilt[2]._limits.keys() == good[2]._limits.keys()
+    assert broken[2]._limits.keys() == good[2]._limits.keys()

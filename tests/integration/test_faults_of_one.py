@@ -50,7 +50,7 @@ def strategy(name):
 
 
 class Kind(Mlp):
-    """``fault(calls, loss)`` sees every loss that is computed to be measured."""
+    """``fault(calls, loss)`` is called with every loss that is evaluated for a measurement."""
 
     fault = staticmethod(lambda calls, loss: loss)
 

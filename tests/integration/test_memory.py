@@ -76,7 +76,7 @@ def measured(make, tmp_path, monkeypatch, free, callbacks=None):
 @pytest.mark.parametrize(
     ("make", "free", "largest"),
     [(Net, 2**40, 20), (Net, None, 6), (Tight, 2**40, 4), (Tight, None, 4)],
-    ids=["room", "nobody knows", "full", "full and nobody knows"],
+    ids=["enough", "unknown", "full", "full and unknown"],
 )
 def test_graphs_fit_into_memory(make, free, largest, tmp_path, monkeypatch, recwarn):
     reference, _ = measured(Net, tmp_path / "a", monkeypatch, 2**40)

@@ -154,7 +154,7 @@ def plain(tmp_path_factory):
 
 
 def obtained(ours: list[Monitor], trainer: pl.Trainer) -> dict[str, bool]:
-    """Each scalar asked for, and whether every measurement gave a finite value."""
+    """For each requested scalar, whether every measurement gave a finite value."""
     found = {}
     for monitor in ours:
         blocks = {key for row in monitor.history for key in row if "/block" in key}

@@ -84,7 +84,7 @@ def test_values_of_other_lengths_are_shared():
         Graphs(),
         (X, Graphs()),
         pack_sequence([torch.ones(3), torch.ones(2)]),
-        {"names": ["a"] * 5},
+        {"words": ["a"] * 5},
         torch.ones(3),
         torch.eye(5).to_sparse(),
     ],
@@ -111,12 +111,12 @@ def test_concatenated_pieces_equal_the_batch(batch):
 def test_strings_are_concatenated_and_constants_kept():
     weights = torch.ones(7)
     held = [
-        ProbeBatch({"x": X[:2], "names": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
-        ProbeBatch({"x": X[2:], "names": ["c", "d", "e"], "weights": weights, "name": "n"}, 1, 3),
+        ProbeBatch({"x": X[:2], "words": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
+        ProbeBatch({"x": X[2:], "words": ["c", "d", "e"], "weights": weights, "name": "n"}, 1, 3),
     ]
     whole = concat_batches(held).batch
     assert torch.equal(whole["x"], X)
-    assert whole["names"] == ["a", "b", "c", "d", "e"]
+    assert whole["words"] == ["a", "b", "c", "d", "e"]
     assert torch.equal(whole["weights"], weights)
     assert whole["weights"] is not weights
     assert whole["name"] == "n"
