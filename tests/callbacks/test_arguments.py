@@ -137,7 +137,7 @@ def test_two_callbacks_of_one_name(tmp_path):
     assert "hessian/second/top_eigenvalue" in named[1].history[0]
 
 
-def test_an_empty_probe(tmp_path):
+def test_empty_probe(tmp_path):
     with pytest.raises(ValueError, match=r"HessianMonitor\(probe=\[\]\): it holds no batch"):
         HessianMonitor(probe=[])
     with pytest.raises(ValueError, match="probe=DataLoader: it holds no batch"):

@@ -204,7 +204,7 @@ def test_adaptive_steps_scale_with_the_modulus():
     assert found.value == pytest.approx(float((size * e + e**2 / 2).sum()), rel=1e-12)
 
 
-def test_a_complex_vector_over_real_weights():
+def test_complex_vector_over_real_weights():
     twin = Twin(False)
     with pytest.raises(TypeError, match=r"vector\['last'\] is complex: expected real numbers"):
         twin.objective().hvp({"last": torch.ones(4, dtype=torch.complex128)})

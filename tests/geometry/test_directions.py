@@ -80,7 +80,7 @@ def test_transposed_convolution_has_its_filters_along_dimension_one(kind):
         )
 
 
-def test_filter_dims_are_named_as_the_parameters():
+def test_filter_dims_by_parameter_name():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ConvTranspose2d(2, 1, 3)))
     assert filter_dims_of(module) == {"1.0.weight": 1}
     assert filter_dims_of(module).keys() <= dict(module.named_parameters()).keys()
@@ -103,7 +103,7 @@ def test_zeros_give_no_nan():
     assert normalized["bias"].tolist() == [0, 0]
 
 
-def test_missing_names_stay_missing_and_arguments_stay_as_they_are():
+def test_missing_names_stay_missing_and_arguments_are_unchanged():
     params = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
     direction = {"a": torch.full((2, 2), 3.0)}
     normalized = filter_normalize(direction, params)

@@ -417,7 +417,7 @@ def test_float32(method):
     np.testing.assert_allclose(result.eigenvalues, [3.0, 2.0], rtol=1e-5)
 
 
-def test_a_start_at_an_eigenvector_costs_one_product_and_a_search():
+def test_start_at_an_eigenvector_needs_one_product_and_a_search():
     basis = orthogonal(20)
     values = torch.arange(1, 21, dtype=F64)
     operator = Matrix(basis * values @ basis.T)
@@ -467,7 +467,7 @@ def test_warm_start_of_several(pace):
 
 
 @pytest.mark.parametrize("cap", [2, 3, 4])
-def test_warm_start_keeps_the_cap(cap):
+def test_warm_start_respects_the_cap(cap):
     """Also where the start vectors alone would be more."""
     matrices = [matrix for matrix, _ in film(0.1, frames=2)]
     start = top_eigenvalues(Matrix(matrices[0]), 2)

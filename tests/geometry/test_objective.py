@@ -468,7 +468,7 @@ def no_collector():
 
 
 @pytest.mark.parametrize("end", ["release", "delete", "loss_at", "moved"])
-def test_the_graph_is_freed(end, no_collector):
+def test_graph_is_freed(end, no_collector):
     problem = mlp()
     alive = weakref.WeakSet()
 

@@ -447,7 +447,7 @@ def test_group_with_learning_rate_zero_is_left_out():
     assert "1 of 2 parameters do not move" in found.note
 
 
-def test_infinite_preconditioner_leaves_out_what_adam_does_not_move():
+def test_infinite_preconditioner_of_parameters_without_updates():
     """b never had a gradient, c is in no optimizer: the edge is one on the Hessian over a."""
     a, b, c = three()
     adam = Adam([a, b], lr=0.1, betas=(0.9, 0.5), eps=0.0)
@@ -562,7 +562,7 @@ def test_preconditioner_where_one_gradient_doubles_the_second_moment(kind, optio
     assert found.edge == now.edge
 
 
-def test_amsgrad_keeps_the_step_of_a_coordinate_whose_second_moment_has_faded():
+def test_amsgrad_with_a_second_moment_that_underflows():
     """After 10^5 steps without a gradient the running average is 0 in float32, its maximum not."""
     w = Parameter(torch.ones(2))
     adam = stepped(Adam([w], amsgrad=True))

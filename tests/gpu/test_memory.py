@@ -106,7 +106,7 @@ def test_not_enough_memory_for_any_measurement(tmp_path, room, recwarn):
     assert "memory" in messages
 
 
-def test_free_memory_counts_what_is_cached():
+def test_free_memory_includes_cached_memory():
     device = torch.device("cuda", torch.cuda.current_device())
     before = free_memory(device)
     held = torch.empty(256 * MEGABYTE, dtype=torch.uint8, device=device)

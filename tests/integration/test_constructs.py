@@ -45,7 +45,7 @@ def monitors():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_run_with_callbacks_ends_as_one_without(name, tmp_path):
+def test_callbacks_do_not_change_the_run(name, tmp_path):
     make = CONSTRUCTS[name]
     without, _, _ = run(make, list, tmp_path / "without")
     again, _, _ = run(make, list, tmp_path / "again")

@@ -32,10 +32,10 @@ _MORE = pytest.mark.xfail(strict=False, reason="6.5 on a processor without AVX-5
 
 
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist1d", marks=_MORE)])
-def test_the_products_at_the_median(dataset):
+def test_median_number_of_products(dataset):
     assert statistics.median(series_of(dataset).hvps) <= 6, series_of(dataset)
 
 
-def test_the_products_at_the_median_of_both_runs():
+def test_median_number_of_products_of_both_runs():
     hvps = [count for dataset in DATASETS for count in series_of(dataset).hvps]
     assert statistics.median(hvps) <= 6, [series_of(dataset) for dataset in DATASETS]

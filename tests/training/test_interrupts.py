@@ -78,7 +78,7 @@ class Quiet(Linear):
 
 
 @pytest.mark.parametrize("kind", HANDLERS)
-def test_run_ends_as_without_a_measurement(kind, sigusr1, tmp_path):
+def test_interrupt_during_a_measurement(kind, sigusr1, tmp_path):
     sigusr1(HANDLERS[kind])
     modules = []
 

@@ -74,7 +74,7 @@ def test_second_trainer_equals_a_new_callback(tmp_path):
     assert reused[-1].state_dict()["limits"] == fresh[-1].state_dict()["limits"]
 
 
-def test_a_copy_in_a_second_trainer(tmp_path):
+def test_copied_callback_in_a_second_trainer(tmp_path):
     """As in cross-validation: copied after the first fold."""
     (used,) = fit([HessianMonitor(**EXACTLY)], 0, tmp_path / "0")
     (fresh,) = fit([HessianMonitor(**EXACTLY)], 1, tmp_path / "1")
