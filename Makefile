@@ -16,7 +16,7 @@ WORKERS ?= 2
 USES = choose_optimizer compare_architectures ensemble fine_tune label_noise warmup
 
 .PHONY: install demo check-demo check-browser report gallery examples $(USES) test test-slow test-gpu coverage mutations mutations-changed \
-	lint check-environments docs check-docs bench \
+	lint check-environments docs check-docs notebooks notebooks-write bench \
 	bench-accuracy bench-first-run bench-overhead bench-memory bench-scale bench-endurance bench-blindness bench-smoke clean
 
 install: $(VENV)/installed
@@ -103,6 +103,11 @@ lint: install
 docs: $(VENV)/docs-installed
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -E docs $(DOCS)
 	@echo "Open $(DOCS)/index.html"
+
+# The notebooks of the documentation from scratch: each checks its own claims; a minute.
+notebooks notebooks-write: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(RUN) docs/notebooks/execute.py $(if $(filter notebooks-write,$@),--write)
 
 # Each page in Chromium, light and dark: formulas, pictures, widths, no request to the network.
 check-docs: docs

@@ -1,7 +1,9 @@
 """Sphinx: ``make docs`` builds the pages in this folder, without a network."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
 import lightning_landscape
 
@@ -29,8 +31,8 @@ _package = importlib.util.find_spec("sphinx-mathjax-offline")
 if _package is None or _package.origin is None:
     raise ImportError("sphinx-mathjax-offline is missing: pip install '.[docs]'")
 _mathjax = Path(_package.origin).parent / "static" / "mathjax" / "tex-svg.js"
-html_static_path = ["site.css", str(_mathjax)]
-html_css_files = ["site.css"]
+html_static_path = ["site.css", "notebooks/output.css", str(_mathjax)]
+html_css_files = ["site.css", "output.css"]
 mathjax_path = _mathjax.name
 mathjax3_config = {"options": {"enableMenu": False}}
 
@@ -39,3 +41,12 @@ maximum_signature_line_length = 80
 add_module_names = False
 napoleon_custom_sections = ["Logged Metrics", "Logged images"]
 napoleon_use_ivar = True
+
+
+def setup(app: Any) -> None:
+    """Notebooks are pages too, with the outputs stored in them."""
+    sys.path.insert(0, str(Path(__file__).parent / "notebooks"))
+    from notebook_parser import NotebookParser
+
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)

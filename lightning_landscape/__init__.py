@@ -19,12 +19,16 @@ from lightning_landscape.callbacks.suite import landscape_callbacks
 from lightning_landscape.compare import compare
 from lightning_landscape.geometry import Slice
 from lightning_landscape.measure import measure
+from lightning_landscape.report import write_at_end as _write_at_end
 from lightning_landscape.report import write_report
 from lightning_landscape.training.data.probe import Probe
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.output.history import read_history
 from lightning_landscape.training.output.measured import Measured
+from lightning_landscape.training.publisher import Publisher as _Publisher
 from lightning_landscape.training.round import Round
+
+_Publisher.write_report = staticmethod(_write_at_end)
 
 __version__ = "0.1.0"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 
 import lightning_landscape
 from lightning_landscape import (
@@ -16,9 +17,13 @@ from lightning_landscape import (
     InterpolationMonitor,
     LandscapeMonitor,
     Monitor,
+    SharpnessEarlyStopping,
     SharpnessMonitor,
     geometry,
 )
+from lightning_landscape.compare.__main__ import main as compare_main
+from lightning_landscape.measure.__main__ import main as measure_main
+from lightning_landscape.report.__main__ import main as report_main
 from tests.small import Linear, regression
 
 pytestmark = pytest.mark.pictures  # all is done as it stands there
@@ -26,7 +31,7 @@ pytestmark = pytest.mark.pictures  # all is done as it stands there
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: str, language: str = "python") -> list[re.Match[str]]:
@@ -42,12 +47,14 @@ def run(page: str) -> dict[str, object]:
     return names
 
 
-OF_THEIR_OWN = {"tutorial.md", "limits.md", "extend.md"}
+OF_THEIR_OWN = {"tutorial.md", "limits.md", "extend.md", "which_ratio.md"}
 
 
 @pytest.mark.parametrize("page", sorted(p for p in PAGES if blocks(p) and p not in OF_THEIR_OWN))
 def test_code_of(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "from transformers import" in PAGES[page]:
+        pytest.importorskip("transformers")
     run(page)
 
 
@@ -83,6 +90,100 @@ def test_limits_shows_what_it_prints(tmp_path, monkeypatch):
     # The rescaled network is the same function.
     assert names["after"]["loss"] == pytest.approx(names["before"]["loss"], rel=1e-12)
     assert names["after"]["ASAM"] == pytest.approx(names["before"]["ASAM"], rel=1e-9)
+
+
+def test_which_ratio(tmp_path, monkeypatch):
+    """Its table, and that no ratio shows that twice the rate fails."""
+    monkeypatch.chdir(tmp_path)
+    results = run("which_ratio.md")["results"]
+    for line in re.findall(r"^\| (0\.\d+) \| (.*) \|$", PAGES["which_ratio.md"], re.MULTILINE):
+        shown = [float(number) for number in line[1].split(" | ")]
+        assert results[float(line[0])] == pytest.approx(shown, rel=0.2, abs=0.02)
+    slow, fast = results[0.05], results[0.1]
+    assert max(slow[:2]) < 0.5
+    assert max(fast[:2]) < 1
+    assert fast[2] > 3 * slow[2]
+
+
+# -- YAML and the command line ---------------------------------------------------------------------
+
+
+OURS = (Monitor, SharpnessEarlyStopping)
+
+
+class Digits(pl.LightningDataModule):
+    def train_dataloader(self):
+        return regression()
+
+
+def fit_from(arguments, monkeypatch, tmp_path):
+    """Run ``train.py`` of the page with these arguments; returns the callbacks of its Trainer."""
+    fitted = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl.Trainer, "fit", spy(pl.Trainer.fit, fitted))
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments, "--trainer.accelerator=cpu"])
+    names = {"Classifier": Linear, "Digits": Digits}
+    exec(blocks("yaml.md")[0][2], names)
+    names["main"]()
+    (trainer,) = fitted
+    assert trainer.state.finished
+    return [c for c in trainer.callbacks if isinstance(c, OURS)]
+
+
+def spy(fit, fitted):
+    def fit_and_note(trainer, *args, **kwargs):
+        fitted.append(trainer)
+        return fit(trainer, *args, **kwargs)
+
+    return fit_and_note
+
+
+@pytest.mark.parametrize("block", blocks("yaml.md", "yaml"), ids=lambda block: str(block.start()))
+def test_yaml_block(block, monkeypatch, tmp_path):
+    content = yaml.safe_load(block[2])
+    (tmp_path / "file.yaml").write_text(block[2])
+    if isinstance(content, list):
+        entries = content
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("LIGHTNING_LANDSCAPE", "file.yaml")
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu")
+        trainer.fit(Linear(), regression())
+        made = [c for c in trainer.callbacks if isinstance(c, OURS)]
+    else:
+        entries = content["trainer"]["callbacks"]
+        (functions,) = [b[2] for b in blocks("yaml.md") if "def probe" in b[2]]
+        data = "from tests.small import regression\ntrain_data = regression().dataset\n"
+        (tmp_path / "my_project.py").write_text(data + functions)
+        monkeypatch.syspath_prepend(tmp_path)
+        length = [] if "max_epochs" in content["trainer"] else ["--trainer.max_epochs=2"]
+        made = fit_from(["fit", "--config", "file.yaml", *length], monkeypatch, tmp_path)
+    named = {entry["class_path"].rpartition(".")[2] for entry in entries}
+    if "landscape_callbacks" in named:
+        named = {"HessianMonitor", "SharpnessMonitor"}
+    assert {type(callback).__name__ for callback in made} == named - {"LearningRateMonitor"}
+    assert made[0].history
+
+
+def test_fit_on_the_command_line(monkeypatch, tmp_path):
+    texts = [b[2].replace("\\\n", " ") for b in blocks("yaml.md", "text")]
+    (line,) = [text for text in texts if "callbacks+=" in text]
+    _, _, *arguments = line.split()
+    (monitor,) = fit_from([*arguments, "--trainer.max_epochs=2"], monkeypatch, tmp_path)
+    assert (monitor.every_n_train_steps, monitor.max_overhead) == (50, None)
+
+
+@pytest.mark.parametrize("main", [measure_main, compare_main, report_main])
+def test_options_of_commands(main, capsys):
+    """Each option that the page lists exists, and the page lists each."""
+    package = main.__module__.removesuffix(".__main__")
+    page = PAGES["yaml.md"]
+    section = page[page.index(f"python -m {package}") :].partition("\n### ")[0]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    offered = set(re.findall(r"(--\w[\w-]+)", capsys.readouterr().out)) - {"--help"}
+    named = set(re.findall(r"(--\w[\w-]+)", section))
+    assert named - offered == set()
+    assert {option for option in offered if option != "--output"} <= named
 
 
 def test_own_quantity(tmp_path, monkeypatch):

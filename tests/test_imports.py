@@ -43,7 +43,7 @@ kept = messages == (rank_zero.log, rank_zero.rank_zero_deprecation_category)
 found["messages"] = [rank_zero.log.name] if kept else []
 print(json.dumps({what: sorted(modules) for what, modules in found.items()}))
 """
-CLIENTS = {"tensorboard", "wandb", "mlflow", "comet_ml", "neptune"}
+CLIENTS = {"tensorboard", "wandb", "mlflow", "comet_ml", "neptune", "trackio", "litlogger"}
 HEAVY = {"scipy", "sklearn", "pandas"}  # torchmetrics loads matplotlib itself
 
 

@@ -22,7 +22,7 @@ from lightning_landscape import HessianMonitor, LandscapeMonitor, Slice
 from lightning_landscape.figures import LossLimits
 from lightning_landscape.figures.labels import number
 from lightning_landscape.geometry import Objective, spectral_density
-from lightning_landscape.report import write_report
+from lightning_landscape.report import write_at_end, write_report
 from lightning_landscape.report.charts import Curve, chart, thinned
 from lightning_landscape.report.surface import surface_view
 from lightning_landscape.training.closing import judgement
@@ -136,6 +136,20 @@ def test_report_of_a_run(tmp_path, kind):
         assert np.asarray(image).std() > 5
     assert len(set(pictures)) == 3 * 4
     assert all("alt" in attrs for attrs in page.all("img"))
+
+
+def test_without_pictures(tmp_path):
+    """At the end of a fit without time for pictures."""
+    write(
+        tmp_path, [{"step": 3, "a/b": 1.0}], landscape_plane_step00000003=slice_at(3, kind="plane")
+    )
+    page = Page(write_at_end(tmp_path, pictures=False))
+    assert page.films == []
+    assert "there was no time for pictures" in page.text
+    assert "a/b" in page.source
+    assert "pictures" not in page.sections
+    assert Page(write_at_end(tmp_path, pictures=True)).films == ["landscape-plane"]
+    assert "there was no time" not in Page(tmp_path / "report.html").text
 
 
 def test_page_loads_nothing_from_outside(tmp_path):

@@ -107,7 +107,7 @@ class LandscapeMonitor(LandscapeMeasurement):
     Logged images:
         - ``landscape/line``: the loss along each of the two directions.
         - ``landscape/plane``: the loss on the plane that they span.
-        - ``landscape/film``: up to nine planes of the run (without planes: lines) in one image, at
+        - ``landscape/film``: up to six planes of the run (without planes: lines) in one image, at
           the end of the fit; the animation ``landscape-plane.gif`` is written beside the logs.
         - ``landscape/surface``: with ``surface=True``, in TensorBoard's tab "Mesh".
 

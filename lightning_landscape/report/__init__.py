@@ -44,3 +44,22 @@ def write_report(log_dir: str | Path, path: str | Path | None = None) -> Path:
         raise type(error)(f"{owner}(log_dir=...): {error}") from error
     target = run.folder / "report.html" if path is None else Path(path)
     return write_page(render(run), target)
+
+
+def write_at_end(log_dir: Path, *, pictures: bool) -> Path:
+    """Write ``report.html`` at the end of a fit; without ``pictures``, which take most of the time.
+
+    Raises:
+        FileNotFoundError: the directory does not exist, or contains no measurement.
+    """
+    from lightning_landscape.report.frame import write_page
+    from lightning_landscape.report.report_page import render
+    from lightning_landscape.report.run import FRAMES, read_run
+
+    run = read_run(log_dir, FRAMES if pictures else 0)
+    if not pictures:
+        run.problems.append(
+            "there was no time for pictures at the end of the fit: python -m "
+            "lightning_landscape.report with the log directory writes a report with pictures"
+        )
+    return write_page(render(run), run.folder / "report.html")

@@ -130,6 +130,8 @@ class Measuring:
                 output.quantity._bookkeeping.seconds_spent += clock() - started
             elif final:
                 self._budget.left_out.append(output.name)
+        if final and self._run.processes.rank == 0:
+            self._publisher.report(step)
         if quantities:
             self._budget.record("pictures of the whole run", clock() - started_at)
 

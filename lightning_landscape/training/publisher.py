@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytorch_lightning import LightningModule, Trainer
@@ -24,6 +27,8 @@ _ENGINES = {
     "finite_difference": "central differences of gradients",
 }
 
+_FRAMES = 24  # of one kind, at most, are drawn in the report
+
 
 class Output(NamedTuple):
     """A picture or file to be made later, if there is time."""
@@ -35,7 +40,14 @@ class Output(NamedTuple):
 
 
 class Publisher:
-    """Sends results of callbacks to the history, the loggers, the listeners and the disk."""
+    """Sends results of callbacks to the history, the loggers, the listeners and the disk.
+
+    Attributes:
+        write_report: writes the report of a run, given its directory and whether with pictures, and
+            returns its path.  The package sets it, because the report is a layer above.
+    """
+
+    write_report: Callable[..., Path] | None = None
 
     def __init__(
         self, trainer: Trainer, quantities: Sequence[Quantity], budget: Budget, costs: Costs
@@ -213,6 +225,24 @@ class Publisher:
         }
         costs = summaries[0].drawings if summaries else {}
         return [Output(quantity, name, costs.get(name, 1.0), make) for name, make in makes.items()]
+
+    def report(self, step: int) -> None:
+        """Write and upload the report of the run, if a logger takes it; on rank zero only.
+
+        Without its pictures, if there is no time for them.
+        """
+        measured = [q for q in self._quantities if q._bookkeeping.history]
+        if not measured or self.write_report is None or not self.recorder.takes_report:
+            return
+        files = self.recorder.folder.glob("*-step*.npz")
+        frames = {re.sub(r"(?<=-line)-\d+", "", path.name) for path in files}
+        kinds = Counter(name.rpartition("-step")[0] for name in frames)
+        drawings = sum(min(count, _FRAMES) for count in kinds.values())
+        limited = any(q.max_overhead is not None for q in measured)
+        pictures = not limited or self._budget.allows_drawing(1.0 + drawings)
+        if drawings and not pictures:
+            self._budget.left_out.append("pictures of the report")
+        self.recorder.report(partial(self.write_report, pictures=pictures), step)
 
     def _make(self, measured: Measured, step: int) -> None:
         """Write files and draw pictures, on rank zero."""

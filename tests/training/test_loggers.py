@@ -5,11 +5,17 @@ from __future__ import annotations
 import collections
 import math
 import re
+import sys
 import warnings
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
+from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,6 +23,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_landscape import HessianMonitor, LandscapeMonitor, landscape_callbacks, read_history
 from lightning_landscape.training.output.loggers import show_image, show_text
+from lightning_landscape.training.output.recorder import Recorder
+from lightning_landscape.training.publisher import Publisher
 from tests import wandb_file
 from tests.runs import MemoryLogger, rows_of, train
 from tests.small import Linear, regression
@@ -47,6 +55,14 @@ def approximately(pairs):
 
 def pngs(folder):
     return sorted(path.name for path in folder.rglob("landscape/*-step*.png"))
+
+
+def assert_is_report(page, folder):
+    """The page is that of the run in ``folder``, with pictures."""
+    text = page.read_text()
+    assert text == (folder / "report.html").read_text()
+    assert 'data-kind="landscape-plane"' in text
+    assert "hessian/edge_ratio" in text
 
 
 # -- Weights & Biases -------------------------------------------------------------------------
@@ -91,6 +107,9 @@ def test_wandb(tmp_path, wandb):
     assert "exact, by double backward" in table.read_text()
     # The files lie in a folder of the run, as Lightning's checkpoints do, and there are no PNGs.
     ours = tmp_path / "digits" / version
+    (page,) = (folder / "files" / "media" / "html" / "landscape").glob("report_*.html")
+    assert_is_report(page, ours)
+    assert [r["trainer/global_step"] for r in rows if "landscape/report/path" in r] == [12]
     assert [row["step"] for row in read_history(ours / "history.jsonl")][::3] == steps(callbacks[0])
     assert (ours / "landscape").is_dir()
     assert pngs(tmp_path) == []
@@ -156,6 +175,7 @@ def test_mlflow(tmp_path, mlflow, caplog):
     caplog.clear()
     assert {e.name for e in client.search_experiments()} == {"Default", "lightning_logs"}
     assert "Malformed" not in caplog.text
+    assert_is_report(folder / "artifacts" / "a-landscape" / "report.html", folder)
     assert pngs(tmp_path) == []
 
 
@@ -212,6 +232,292 @@ def test_comet(tmp_path, kind):
         assert all(shape[2] == 3 and dtype == np.uint8 for _, _, shape, dtype in found)
     assert ("hessian/engine: exact, by double backward", 3) in logger.experiment.texts
     assert pngs(tmp_path) == []
+
+
+# -- Trackio, for which Lightning has no logger of its own --------------------------------------
+
+
+class TrackioLogger(MemoryLogger):
+    """With the client's run as ``experiment``, as Lightning's own loggers have it."""
+
+    name = "digits"
+
+    def __init__(self, trackio):
+        super().__init__()
+        self.experiment = trackio.init(project=self.name)
+
+    @property
+    def version(self):
+        return self.experiment.name
+
+    def log_metrics(self, metrics, step=None):
+        self.experiment.log(dict(metrics), step=step)
+
+    def finalize(self, status):
+        self.experiment.finish()
+
+
+@pytest.mark.pictures
+def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logger = TrackioLogger(trackio)
+    callbacks = run(tmp_path, logger)
+    rows = SQLiteStorage.get_logs("digits", logger.version)
+    found = {key: [(r["step"], r[key]) for r in rows if key in r] for row in rows for key in row}
+    for callback, key in ((callbacks[0], "hessian/edge_ratio"), (callbacks[1], "sharpness/sam")):
+        assert found[key] == approximately(values(callback, key))
+    media = tmp_path / "trackio" / "media"
+    for tag in PICTURES:
+        assert [step for step, _ in found[tag]] == steps(callbacks[2])
+        images = [imread(media / value["file_path"]) for _, value in found[tag]]
+        assert min(image.std() for image in images) > 0.05  # not blank
+    assert found["hessian/engine"][0][1]["_value"] == "exact, by double backward"
+    assert "| `hessian/edge_ratio` |" in found["landscape/summary"][0][1]["_value"]
+    ((step, page),) = found["landscape/report"]
+    assert step == 12
+    assert_is_report(media / page["file_path"], tmp_path / "digits" / logger.version)
+    assert pngs(tmp_path) == []
+
+
+class FakeTrackio(ModuleType):
+    """The part of Trackio's interface that is used, recorded."""
+
+    def __init__(self):
+        super().__init__("trackio")
+        self.logged = []
+        for kind in ("Image", "Markdown", "Html"):
+            setattr(self, kind, lambda value, kind=kind: (kind, value))
+
+    def log(self, metrics, step=None):
+        self.logged += [(key, value, step) for key, value in metrics.items()]
+
+    def init(self, project):
+        return SimpleNamespace(name="first", log=self.log, finish=lambda: None)
+
+
+@pytest.fixture
+def fake_trackio(monkeypatch):
+    trackio = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    return trackio
+
+
+@pytest.mark.pictures
+def test_trackio_recorded(tmp_path, fake_trackio):
+    callbacks = run(tmp_path, TrackioLogger(fake_trackio))
+    for tag in PICTURES:
+        images = [(value, step) for key, value, step in fake_trackio.logged if key == tag]
+        assert [step for _, step in images] == steps(callbacks[2])
+        assert all(kind == "Image" and image.dtype == np.uint8 for (kind, image), _ in images)
+    assert ("hessian/engine", ("Markdown", "exact, by double backward"), 3) in fake_trackio.logged
+    report = tmp_path / "digits" / "first" / "report.html"
+    assert ("landscape/report", ("Html", report), 12) in fake_trackio.logged
+    assert pngs(tmp_path) == []
+
+
+def test_a_trackio_logger_that_hides_its_run(fake_trackio):
+    """The client's current run is used."""
+    hides = type("TrackioLogger", (MemoryLogger,), {})()
+    assert show_image(hides, "landscape/plane", IMAGE, 7)
+    assert show_text(hides, "hessian/engine", "exact", 8)
+    image, text = fake_trackio.logged
+    assert image == ("landscape/plane", ("Image", IMAGE), 7)
+    assert text == ("hessian/engine", ("Markdown", "exact"), 8)
+
+
+# -- LitLogger: Lightning's class, and its client without the platform --------------------------
+
+
+class FakeFile:
+    def __init__(self, value):
+        self.value = value
+
+
+class FakeImage(FakeFile):
+    pass
+
+
+class FakeText(FakeFile):
+    pass
+
+
+class FakeExperiment:
+    """A dictionary of lists and files, like the client's."""
+
+    def __init__(self, **settings):
+        self.series, self.files = collections.defaultdict(Appended), {}
+
+    def __getitem__(self, key):
+        return self.series[key]
+
+    def __setitem__(self, key, value):
+        self.files[key] = value
+
+    def print_url(self):
+        pass
+
+    def finalize(self, status=None):
+        pass
+
+
+class Appended(list):
+    def append(self, value, step=None):
+        super().append((step, value))
+
+
+@pytest.mark.pictures
+def test_litlogger_recorded(tmp_path, monkeypatch):
+    loggers = pytest.importorskip("pytorch_lightning.loggers.litlogger")
+    litlogger = SimpleNamespace(
+        Experiment=FakeExperiment, Image=FakeImage, Text=FakeText, File=FakeFile
+    )
+    monkeypatch.setitem(sys.modules, "litlogger", litlogger)
+    logger = loggers.LitLogger(tmp_path, name="digits")
+    callbacks = run(tmp_path, logger)
+    series = logger.experiment.series
+    key = "hessian/edge_ratio"
+    assert series[key] == values(callbacks[0], key)
+    for tag in PICTURES:
+        assert [step for step, _ in series[tag]] == steps(callbacks[2])
+        assert all(isinstance(image, FakeImage) for _, image in series[tag])
+        assert all(image.value.dtype == np.uint8 for _, image in series[tag])
+    step, text = series["hessian/engine"][0]
+    assert (step, type(text), text.value) == (3, FakeText, "exact, by double backward")
+    page = logger.experiment.files["landscape/report.html"]
+    assert_is_report(Path(page.value), Path(logger.save_dir) / logger.name / logger.version)
+    assert pngs(tmp_path) == []
+
+
+@pytest.mark.pictures
+def test_litlogger(tmp_path, monkeypatch):
+    """The real client; its classes that call the platform are replaced."""
+    pytest.importorskip("litlogger")
+    loggers = pytest.importorskip("pytorch_lightning.loggers.litlogger")
+    module = sys.modules["litlogger.experiment"]  # litlogger.experiment is the current one
+    uploaded = []
+
+    def keep(**settings):
+        data = Path(settings["file_path"]).read_bytes()
+        name = settings.get("name") or settings["remote_path"]
+        uploaded.append((name, settings.get("step"), data))
+
+    clients = {name: mock.MagicMock() for name in ("AuthApi", "MetricsApi", "ArtifactsApi")}
+    metrics = clients["MetricsApi"].return_value
+    metrics.get_or_create_experiment_metrics.return_value = (mock.MagicMock(tags=[]), True)
+    metrics.get_last_steps.return_value = {}
+    for name, client in clients.items():
+        monkeypatch.setattr(module, name, client)
+    monkeypatch.setattr(module, "MediaApi", lambda client: SimpleNamespace(upload_media=keep))
+    for name in ("_resolve_teamspace", "build_experiment_url", "get_accessible_url", "signal"):
+        monkeypatch.setattr(module, name, mock.MagicMock())
+    files = mock.MagicMock(upload_experiment_file_artifact=keep)
+    monkeypatch.setattr(sys.modules["litlogger.media"], "ArtifactsApi", lambda client: files)
+
+    logger = loggers.LitLogger(tmp_path, name="digits", save_logs=False)
+    callbacks = run(tmp_path, logger)
+    logger.experiment.finalize()
+    key = "hessian/edge_ratio"
+    assert list(logger.experiment[key]) == [value for _, value in values(callbacks[0], key)]
+    found = collections.defaultdict(list)
+    for name, step, data in uploaded:
+        found[name].append((step, data))
+    for tag in PICTURES:
+        assert [step for step, _ in found[tag]] == steps(callbacks[2])
+        assert all(data.startswith(b"\x89PNG") for _, data in found[tag])
+    assert found["hessian/engine"][0] == (3, b"exact, by double backward")
+    ((_, page),) = found["landscape/report.html"]
+    ours = Path(logger.save_dir) / logger.name / logger.version / "report.html"
+    assert page == ours.read_bytes()
+
+
+# -- the report at the end ----------------------------------------------------------------------
+
+
+def reports(trackio):
+    return [step for key, _, step in trackio.logged if key == "landscape/report"]
+
+
+def small_run(tmp_path, fake_trackio, **settings):
+    monitor = HessianMonitor(max_overhead=None, every_n_train_steps=3)
+    logger = TrackioLogger(fake_trackio)
+    train(Linear, regression, [monitor], tmp_path, logger=logger, max_epochs=1, **settings)
+
+
+def test_no_report_without_a_logger_that_stores_it(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    train(Linear, regression, [HessianMonitor(max_overhead=None)], tmp_path, logger=logger)
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_no_report_without_a_measurement(tmp_path, fake_trackio):
+    monitor = HessianMonitor(every_n_epochs=9, every_n_train_steps=None, max_overhead=None)
+    monitor.measure = mock.Mock(side_effect=RuntimeError("none"))
+    with pytest.warns(match="none"):
+        train(Linear, regression, [monitor], tmp_path, logger=TrackioLogger(fake_trackio))
+    assert reports(fake_trackio) == []
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_no_report_of_a_run_that_failed_nor_of_a_trial(tmp_path, fake_trackio):
+    class Fails(Linear):
+        def on_train_epoch_end(self):
+            raise ZeroDivisionError
+
+    monitor = HessianMonitor(max_overhead=None, every_n_train_steps=1)
+    with pytest.raises(ZeroDivisionError):
+        train(Fails, regression, [monitor], tmp_path, logger=TrackioLogger(fake_trackio))
+    assert monitor.measured
+    small_run(tmp_path, fake_trackio, fast_dev_run=True)
+    assert reports(fake_trackio) == []
+
+
+def test_a_report_that_cannot_be_written(tmp_path, fake_trackio, monkeypatch):
+    def fail(folder, *, pictures):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(Publisher, "write_report", staticmethod(fail))
+    with pytest.warns(match=r"the report could not be written .ValueError: no ink.; try python -m"):
+        small_run(tmp_path, fake_trackio)
+    assert reports(fake_trackio) == []
+
+
+def test_a_report_that_cannot_be_uploaded(tmp_path, fake_trackio):
+    def fail(path):
+        raise ConnectionError("no route")
+
+    fake_trackio.Html = fail
+    said = (
+        r"the report for TrackioLogger could not be uploaded \(ConnectionError: no route\); upload"
+    )
+    with pytest.warns(match=said) as warned:
+        small_run(tmp_path, fake_trackio)
+    assert len([w for w in warned if "no route" in str(w.message)]) == 1
+    assert list(tmp_path.rglob("report.html"))
+
+
+def test_the_first_process_reports(tmp_path, fake_trackio):
+    trainer = Trainer(
+        logger=TrackioLogger(fake_trackio), accelerator="cpu", default_root_dir=tmp_path
+    )
+    assert Recorder(trainer).takes_report
+    with mock.patch.object(type(trainer), "is_global_zero", False):
+        assert not Recorder(trainer).takes_report
+
+
+def test_a_report_draws_no_random_numbers(tmp_path, fake_trackio):
+    def draw(path):
+        torch.rand(1)
+        return path
+
+    drawn = []
+    for html in (draw, lambda path: path):
+        fake_trackio.Html = html
+        small_run(tmp_path, fake_trackio)
+        drawn.append(float(torch.rand(1)))
+    assert drawn[0] == drawn[1]
 
 
 # -- TensorBoard, CSV, none, several ----------------------------------------------------------

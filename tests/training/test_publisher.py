@@ -22,6 +22,7 @@ from lightning_landscape import (
     Slice,
     landscape_callbacks,
 )
+from lightning_landscape.report.run import FRAMES
 from lightning_landscape.training import costs, publisher
 from lightning_landscape.training.costs import Costs
 from tests.runs import MemoryLogger, rows_of, train
@@ -392,3 +393,38 @@ def test_expensive_pictures_of_the_run_are_skipped(tmp_path, monkeypatch, clock,
     assert "left out: landscape-plane.gif" in closing_line_of(caplog)
     assert "landscape/film" not in closing_line_of(caplog)
     assert share_in_closing_line(caplog) <= 0.05
+
+
+# -- the report at the end of the fit ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("affordable", [True, False])
+@pytest.mark.parametrize("max_overhead", [0.05, None])
+def test_pictures_of_the_report(tmp_path, affordable, max_overhead):
+    """At most 24 of one kind are drawn, and all lines of one step are one."""
+    monitor = HessianMonitor(max_overhead=max_overhead)
+    sender, _ = publisher_of(monitor, tmp_path)
+    asked, left_out, written = [], [], []
+    sender._budget = SimpleNamespace(
+        allows_drawing=lambda pictures: asked.append(pictures) or affordable, left_out=left_out
+    )
+    sender.recorder = SimpleNamespace(
+        takes_report=True, folder=tmp_path, report=lambda write, step: written.append((write, step))
+    )
+    sender.report(3)
+    assert written == []  # nothing was measured
+    monitor._bookkeeping.history.add({"step": 1})
+    for step in range(30):
+        (tmp_path / f"landscape-plane-step{step:08d}.npz").touch()
+    for name in ("landscape-line-1", "landscape-line-2", "hessian-density"):
+        (tmp_path / f"{name}-step00000001.npz").touch()
+    sender.report(3)
+    ((write, step),) = written
+    pictures = affordable or max_overhead is None
+    assert (write.keywords, step) == ({"pictures": pictures}, 3)
+    assert asked == ([] if max_overhead is None else [1 + 24 + 1 + 1])
+    assert left_out == ([] if pictures else ["pictures of the report"])
+
+
+def test_the_report_draws_as_many_pictures_as_the_publisher_counts():
+    assert publisher._FRAMES == FRAMES

@@ -51,6 +51,7 @@ _NOT_ENTERED = frozenset(
         *("pickle", "unittest", "pdb", "code", "tokenize", "linecache", "pytest", "_pytest"),
         *("lightning_landscape", "pytorch_lightning", "lightning", "lightning_fabric"),
         *("wandb", "mlflow", "comet_ml", "neptune", "aim", "tensorboard", "tensorboardX"),
+        *("trackio", "litlogger"),
         *("rich", "tqdm", "matplotlib", "PIL", "pandas", "pyarrow", "datasets", "tokenizers"),
         *("h5py", "zarr", "ray", "dask", "jax", "tensorflow", "triton", "IPython", "hypothesis"),
     }

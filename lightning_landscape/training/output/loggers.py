@@ -1,7 +1,8 @@
-"""Images and text for each kind of logger, through the API of its client library.
+"""Images, text and reports for each kind of logger, through the API of its client library.
 
 The kind is found by the name of the class or of one of its bases, because there are two Lightning
-packages; no client library is imported here.  For other loggers it depends on their methods.
+packages.  A client library is imported only where its logger is used.  For other loggers it depends
+on their methods.
 Exceptions of a client are left to the caller, and its return values are ignored.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,16 @@ def show_text(logger: Any, tag: str, text: str, step: int) -> bool:
     return True
 
 
+def takes_report(logger: Any) -> bool:
+    """Whether the logger's client stores HTML pages."""
+    return _kind(logger) in _REPORTS
+
+
+def show_report(logger: Any, path: Path, step: int) -> None:
+    """Upload the HTML page ``path``, if :func:`takes_report`."""
+    _REPORTS[_kind(logger)](logger, path, step)
+
+
 def writer_of(logger: Any) -> Any:
     """The client's own object; None for a dummy logger or one without it."""
     return None if _kind(logger) in _DUMMIES else getattr(logger, "experiment", None)
@@ -74,7 +86,7 @@ def folder_of(logger: Any, root: str) -> Path:
     TensorBoard and CSV loggers make a directory for each run.  For others it is
     ``<name>/<version>`` in the save directory, to which Lightning's ``ModelCheckpoint`` writes too.
     Otherwise two W&B runs in one directory would share their files, and MLflow would list our
-    folder as an experiment.
+    folder as an experiment.  A Trackio logger without a save directory has its own in ``root``.
 
     It is a local directory, because files are appended to and read again.  If the save directory is
     a URL (``s3://...``), it is ``<name>/<version>`` in ``root``, or in the working directory if
@@ -86,8 +98,11 @@ def folder_of(logger: Any, root: str) -> Path:
     location: str | Path = root
     folder = _local(root) or Path.cwd()
     try:
-        own = _kind(logger) in ("TensorBoardLogger", "CSVLogger")
+        kind = _kind(logger)
+        own = kind in ("TensorBoardLogger", "CSVLogger")
         save_dir = logger.log_dir if own else getattr(logger, "save_dir", None)
+        if kind == "TrackioLogger":
+            save_dir = save_dir or root
         if isinstance(save_dir, (str, Path)):
             location = save_dir
             local_dir = _local(save_dir)
@@ -155,6 +170,12 @@ def _wandb_text(logger: Any, tag: str, text: str, step: int) -> None:
     logger.log_text(tag, columns=["step", "text"], data=[[step, text]], step=step)
 
 
+def _wandb_report(logger: Any, path: Path, step: int) -> None:
+    # As it is: the page does not allow the style sheet that W&B would insert.
+    page = import_module("wandb").Html(str(path), inject=False)
+    logger.log_metrics({_REPORT: page}, step=step)
+
+
 # -- MLflow -----------------------------------------------------------------------------------
 
 
@@ -166,6 +187,11 @@ def _mlflow_image(logger: Any, tag: str, image: Image, step: int) -> None:
 def _mlflow_text(logger: Any, tag: str, text: str, step: int) -> None:
     file = f"{_mlflow_name(prefix_of(logger) + tag)}-step{step:08d}.txt"
     logger.experiment.log_text(logger.run_id, text, file)
+
+
+def _mlflow_report(logger: Any, path: Path, step: int) -> None:
+    folder = _mlflow_name(prefix_of(logger) + _REPORT).rpartition("/")[0]
+    logger.experiment.log_artifact(logger.run_id, str(path), folder)
 
 
 def _mlflow_name(name: str) -> str:
@@ -184,6 +210,45 @@ def _comet_text(logger: Any, tag: str, text: str, step: int) -> None:
     logger.experiment.log_text(f"{tag}: {text}", step=step)
 
 
+# -- Trackio ----------------------------------------------------------------------------------
+# Lightning has no logger for it yet: this is a class TrackioLogger of another package, or the
+# user's own.
+
+
+def _log_to_trackio(logger: Any, tag: str, kind: str, value: Any, step: int) -> None:
+    trackio = import_module("trackio")
+    # Without an `experiment` with this method, Trackio's current run.
+    log = getattr(writer_of(logger), "log", trackio.log)
+    log({prefix_of(logger) + tag: getattr(trackio, kind)(value)}, step=step)
+
+
+def _trackio_image(logger: Any, tag: str, image: Image, step: int) -> None:
+    _log_to_trackio(logger, tag, "Image", image, step)
+
+
+def _trackio_text(logger: Any, tag: str, text: str, step: int) -> None:
+    _log_to_trackio(logger, tag, "Markdown", text, step)
+
+
+def _trackio_report(logger: Any, path: Path, step: int) -> None:
+    _log_to_trackio(logger, _REPORT, "Html", path, step)
+
+
+# -- LitLogger --------------------------------------------------------------------------------
+
+
+def _litlogger_image(logger: Any, tag: str, image: Image, step: int) -> None:
+    logger.experiment[tag].append(import_module("litlogger").Image(image), step=step)
+
+
+def _litlogger_text(logger: Any, tag: str, text: str, step: int) -> None:
+    logger.experiment[tag].append(import_module("litlogger").Text(text), step=step)
+
+
+def _litlogger_report(logger: Any, path: Path, step: int) -> None:
+    logger.experiment[f"{_REPORT}{path.suffix}"] = import_module("litlogger").File(str(path))
+
+
 # -- kinds of loggers -------------------------------------------------------------------------
 
 _IMAGES: dict[str, Callable[[Any, str, Image, int], None]] = {
@@ -191,12 +256,23 @@ _IMAGES: dict[str, Callable[[Any, str, Image, int], None]] = {
     "WandbLogger": _wandb_image,
     "MLFlowLogger": _mlflow_image,
     "CometLogger": _comet_image,
+    "TrackioLogger": _trackio_image,
+    "LitLogger": _litlogger_image,
 }
 _TEXTS: dict[str, Callable[[Any, str, str, int], None]] = {
     "TensorBoardLogger": _tensorboard_text,
     "WandbLogger": _wandb_text,
     "MLFlowLogger": _mlflow_text,
     "CometLogger": _comet_text,
+    "TrackioLogger": _trackio_text,
+    "LitLogger": _litlogger_text,
+}
+_REPORT = "landscape/report"
+_REPORTS: dict[str, Callable[[Any, Path, int], None]] = {
+    "WandbLogger": _wandb_report,
+    "MLFlowLogger": _mlflow_report,
+    "TrackioLogger": _trackio_report,
+    "LitLogger": _litlogger_report,
 }
 # Their ``experiment`` has every attribute, and does nothing.
 _DUMMIES = ("DummyLogger",)

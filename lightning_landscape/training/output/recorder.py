@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +23,9 @@ from lightning_landscape.training.output.loggers import (
     folder_of,
     prefix_of,
     show_image,
+    show_report,
     show_text,
+    takes_report,
     writer_of,
 )
 from lightning_landscape.training.output.run_folder import (
@@ -136,6 +139,27 @@ class Recorder:
             name = f"{tag.replace('/', '-')}-step{step:08d}.png"
             self.file(name, lambda path: imsave(path, image))
 
+    @property
+    def takes_report(self) -> bool:
+        """Whether a logger of this process stores reports."""
+        return self._writes and any(map(takes_report, self._trainer.loggers))
+
+    def report(self, write: Callable[[Path], Path], step: int) -> None:
+        """Write the report of the run beside the logs, and upload it to the loggers that store it.
+
+        ``write``: writes it, given ``log_dir``, and returns its path.
+        """
+        pages: list[Path] = []
+        command = f"; try python -m lightning_landscape.report {shlex.quote(str(self.log_dir))}"
+        self.guarded("the report", lambda: pages.append(write(self.log_dir)), remedy=command)
+        for logger in filter(takes_report, self._trainer.loggers if pages else ()):
+            self.guarded(
+                f"the report for {type(logger).__name__}",
+                partial(show_report, logger, pages[0], step),
+                "uploaded",
+                remedy=f"; upload {str(pages[0])!r} yourself",
+            )
+
     def mesh(self, tag: str, make: Callable[[], Surface], step: int) -> None:
         """Log a 3D surface to TensorBoard's mesh plugin, and to no other logger."""
         from lightning_landscape.figures.surface import VIEW
@@ -195,9 +219,17 @@ class Recorder:
             self.guarded(name, partial(action, logger), source=f"logger {index}")
 
     def guarded(
-        self, what: str, act: Callable[[], object], done: str = "written", source: str = ""
+        self,
+        what: str,
+        act: Callable[[], object],
+        done: str = "written",
+        source: str = "",
+        remedy: str = "",
     ) -> None:
-        """Call ``act``; an exception becomes a warning, once for each ``source`` or ``what``."""
+        """Call ``act``; an exception becomes a warning, once for each ``source`` or ``what``.
+
+        ``remedy``: what the warning suggests, unless it is an error of the disk.
+        """
         try:
             act()
         except Exception as error:  # whatever a logger or a disk raises
@@ -206,10 +238,11 @@ class Recorder:
             known = source or re.sub(r"\d+", "#", what)
             if known not in self._reported:
                 self._reported.add(known)
-                remedy = "; free disk space, or pass the logger a directory that can be written"
+                if _is_disk_error(error):
+                    remedy = "; free disk space, or pass the logger a directory that can be written"
                 warnings.warn(
-                    f"{what} could not be {done} ({type(error).__name__}: {error})"
-                    f"{remedy if _is_disk_error(error) else ''}; training and measuring continue",
+                    f"{what} could not be {done} ({type(error).__name__}: {error}){remedy}; "
+                    f"training and measuring continue",
                     stacklevel=2,
                 )
 
