@@ -1,11 +1,11 @@
-"""How true the numbers are, as markdown tables.
+"""Accuracy of the values, as markdown tables.
 
     make bench-accuracy
-    python -m benchmarks.accuracy --quick      a little of each: to see that it runs
+    python -m benchmarks.accuracy --quick      a small part of each, as a test
 
 Eigenvalues along training against ARPACK, the edge of stability against plain torch,
 the trace against a dense Hessian.  Fixed seeds, nothing downloaded; every figure is an error or a
-count, so that a busy machine changes nothing.
+count, so it does not depend on the load of the machine.
 """
 
 from __future__ import annotations

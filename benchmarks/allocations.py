@@ -1,7 +1,7 @@
-"""How many bytes of tensors a call needs at its peak, beyond those that are there before it.
+"""Peak bytes of tensors during a call, beyond those allocated before it.
 
-On the CPU from the events of torch's own allocator: exact, the same each time, and blind to what
-the C library keeps or the interpreter takes.  On a GPU from the caching allocator's statistics.
+On the CPU from the events of torch's allocator: exact and reproducible, without memory that
+the C library retains or the interpreter uses.  On a GPU from the caching allocator's statistics.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Whether HessianMonitor sees the top eigenvalue where parts of a module are decoupled.
+"""Whether HessianMonitor finds the top eigenvalue if parts of a module are decoupled.
 
     python -m benchmarks.blindness                    all kinds: below 20 minutes of one core
     python -m benchmarks.blindness --quick            three of them: below a minute
     python -m benchmarks.blindness --kinds ramp rows --jobs 2
     python -m benchmarks.blindness --without search       with a safeguard switched off
 
-A warm-started solver stays in the Krylov space of what it kept: a block of the Hessian that the
-kept vectors do not touch is invisible to it.  Each run trains a small module for 200 steps with a
+A warm-started solver stays in the Krylov space of its retained vectors: it cannot detect a block of
+the Hessian to which these are orthogonal.  Each run trains a small module for 200 steps with a
 live ``HessianMonitor``, which measures at every tenth step, and compares the converged values with
 dense float64 Hessians at the same weights.  The second table compares the ratio to the edge in the
 same way, where it is an eigenvalue problem of its own.
@@ -59,7 +59,7 @@ MOVED = 0.2  # of the dense value, since the measurement before: a change
 
 
 def _cold() -> AbstractContextManager[Any]:
-    """Each measurement starts afresh."""
+    """Each measurement starts cold."""
     measure = HessianMonitor.measure
 
     def measured(self: HessianMonitor, this_round: Round) -> Measured:
@@ -76,7 +76,7 @@ def _set(**values: float) -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _no_search() -> Iterator[None]:
-    """Nothing outside the Krylov space of the kept vectors."""
+    """No search outside the Krylov space of the retained vectors."""
     nothing = mock.patch.object(lanczos.Start, "search", lambda start, _: 0 * start.random(0))
     with nothing, _set(RESIDUAL_MARGIN=0.0):
         yield
@@ -113,14 +113,14 @@ class _Snapshots(pl.Callback):
 
 
 class _Monitor(HessianMonitor):
-    """Draws nothing: that would take half of the time."""
+    """Without figures, which would take half of the time."""
 
     def run_summary(self, *_: Any) -> Measured:
         return Measured()
 
 
 def measure(task: Task) -> list[Point]:
-    """Train one module once; every measurement beside the dense values."""
+    """Train one module once; compare every measurement with the dense values."""
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.manual_seed(task.seed)

@@ -100,7 +100,7 @@ class _Several(Kind):
 
 
 class Networks(_Several):
-    """Four networks, one with small initial weights: another one's eigenvalue becomes the top."""
+    """Four networks, one with small initial weights: the top eigenvalue moves to another one."""
 
     count = 4
 
@@ -268,7 +268,7 @@ class Rows(Kind):
 
 
 class Diagonal(Kind):
-    """A quadratic of a diagonal Hessian; each entry rises and falls in its own time."""
+    """A quadratic with a diagonal Hessian, whose entries rise and fall at different times."""
 
     rate, adam_rate = 0.1, 0.02
 

@@ -1,4 +1,4 @@
-"""What the benchmark of blindness says of its points: tables, the worst points, verdicts."""
+"""The report of the blindness benchmark: tables, the worst points, verdicts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one measurement beside the dense one; ``key`` says which value."""
+    """A value of a measurement and the dense value; ``key`` is the logged key."""
 
     task: Task
     key: str
@@ -52,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of a group of points; ``off`` and ``far`` are shares of the converged ones."""
+    """Statistics of a group of points; ``off`` and ``far`` are shares of the converged ones."""
 
     points: int
     converged: float

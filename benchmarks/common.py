@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, medians with their spread, markdown tables."""
+"""Shared by the benchmarks: timing, medians with their spread, markdown tables."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CPU = torch.device("cpu")
 def timed(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """How long ``function`` takes, and what it returns.
 
-    On the CPU processor time: on an idle machine the same as the clock on the wall for a process of
-    one thread, and on a busy one not biased against what takes long.
+    On the CPU this is processor time: equal to wall time for a process of one thread on an idle
+    machine, and not biased against long calls on a busy one.
     """
-    gc.collect()  # garbage of whatever ran before is not on its bill
+    gc.collect()  # do not count the garbage of previous calls
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     _synchronize(device)
     started = clock()
@@ -46,9 +46,9 @@ def in_turns(
 ) -> dict[str, float]:
     """Processor time of each call, while all of them are under way; on the CPU.
 
-    Each has a thread, and one of them runs at a time.  A call is given a function that it calls now
-    and then: there the next one goes on, once this one has had its ``share`` of seconds.  So what
-    slows the machine for seconds falls on all alike.
+    Each call has a thread, and one of them runs at a time.  A call receives a function that it
+    calls now and then: there the next one continues, once this one has used its ``share`` of
+    seconds.  A slow phase of the machine therefore affects all calls equally.
     """
     gc.collect()
     changed, queue = threading.Condition(), deque(calls)
@@ -81,10 +81,10 @@ def in_turns(
 
 
 def keep_memory() -> None:
-    """From now on freed memory stays with the process, where it is glibc's malloc that frees it.
+    """Keep freed memory in the process, if the C library is glibc.
 
-    Otherwise what a forward has freed goes back to the system or not, as it happens to lie, and new
-    pages at each forward took up to a sixth of the time of whichever method it fell on.
+    Otherwise memory freed by a forward may be returned to the system, depending on its position,
+    and new pages at each forward took up to a sixth of the time of the affected method.
     """
     libraries = ctypes.CDLL(None) if sys.platform == "linux" else None
     mallopt = getattr(libraries, "mallopt", None)
@@ -95,9 +95,9 @@ def keep_memory() -> None:
 
 
 def settle() -> None:
-    """After the first calls: what lives now is not searched for garbage again.
+    """After the first calls, exclude all live objects from garbage collection.
 
-    A full collection takes as long as many gradients, and leaves cold caches behind.
+    A full collection takes as long as many gradients, and clears the CPU caches.
     """
     gc.collect()
     gc.freeze()
@@ -110,7 +110,7 @@ def _synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Peers print and draw progress bars."""
+    """Suppress the output and progress bars of peers."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
@@ -128,7 +128,7 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
 
 
 def rotated(names: Iterable[str], turn: int) -> list[str]:
-    """Who goes first changes from turn to turn."""
+    """The names, starting with another one at each turn."""
     order = list(names)
     return order[turn % len(order) :] + order[: turn % len(order)]
 
@@ -141,7 +141,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 @dataclass(frozen=True)
 class Section:
-    """What a part found: all of it, and its columns of a table that stands above everything.
+    """The results of a part, and its columns of the summary table at the top.
 
     Sections with the same ``measure`` share that table: ``columns[network][method]`` is a cell.
     """

@@ -1,9 +1,9 @@
-"""One top eigenvalue along real training: what it costs, and how true it is.
+"""Cost and accuracy of one top eigenvalue during real training.
 
 At each point of the run all methods are timed one after the other at the same weights, in an order
 that turns by one place from point to point.  The unit is one gradient of the same probe by plain
 autograd, timed before every method; its median at the point is what that point's times are divided
-by, so that a slow moment of the machine falls on both.
+by, so that a slow phase of the machine affects both.
 
 Errors are relative to SciPy's ``eigsh`` in float64 on products that are made outside this package,
 at 1e-6.  PyHessian's largest magnitude is another number where a negative eigenvalue dominates;
@@ -45,7 +45,7 @@ def eigenvalue(network: str, points: int | None = None, device: str = "cpu") -> 
     tuned = network in ("mlp", "edge")
     methods, missing = solvers.solvers(problem, tuned)
     for solve in solvers.solvers(networks.tiny(device), tuned)[0].values():
-        solve()  # what happens once in a process is nobody's bill
+        solve()  # one-time work of the process is not counted
     settle()
     columns = {name: Column() for name in [*methods, SHARPNESS]}
     in_train_mode = solvers.solvers(problem, False)[0][OURS]
@@ -85,7 +85,7 @@ def _gradient(problem: Problem) -> float:
 
 
 def _add_train_mode(problem: Problem, solve: solvers.Solver, column: Column) -> None:
-    """On the loss that the optimizer descends, in gradients of that; eval mode as it was."""
+    """On the training loss, in units of its gradient; restores eval mode."""
     module = problem.module.train()
     statistics_of_norms = [buffer.clone() for buffer in module.buffers()]
     unit = statistics.median(_gradient(problem) for _ in range(5))
@@ -103,7 +103,7 @@ def _reference(problem: Problem) -> float:
 
 
 def _smallest(problem: Problem) -> float:
-    """Only to know whether it has the larger magnitude."""
+    """To check whether it has the larger magnitude."""
     found = top_eigenvalues(solvers.objective(problem), which="SA", tol=0.05)
     return float(found.eigenvalues[0])
 
@@ -141,7 +141,7 @@ def _table(
 
 
 def _ratios(columns: dict[str, Column], name: str) -> list[float]:
-    """How many times our price, point by point."""
+    """Cost relative to ours, point by point."""
     pairs = zip(columns[name].gradients, columns[OURS].gradients, strict=True)
     return [theirs / ours for theirs, ours in pairs]
 

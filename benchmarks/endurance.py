@@ -8,7 +8,7 @@ is alive in it, and what was written, by kind of file.  Only the rows of ``callb
 meant to grow, up to 10,000 a callback.
 
 Lightning's ``CSVLogger`` appends what was logged since its last flush; only when a new key turns up
-it reads its file and writes it anew.
+it reads and rewrites its file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WARM_UP = 10
 
 
 class Classifier(pl.LightningModule):
-    """Ten classes of random points, so there is something to learn as long as one likes."""
+    """Ten classes of random points, which can be trained for any number of steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,30 +73,30 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-# Calls of training_step; not an attribute of the module, which measuring would put back.
+# Calls of training_step; not an attribute of the module, which a measurement would restore.
 EVALUATIONS = [0]
 
 
 @dataclass
 class State:
-    """What there is at one moment."""
+    """The state at one step."""
 
     resident: int
     rows: int  # of the history: how many, and their bytes
     held: int
     tensors: int
-    objects: int  # that Python's collector knows, without rows
+    objects: int  # tracked by Python's garbage collector, without rows
     checkpoint: int
     bytes: Counter[str]  # by kind of file
     files: Counter[str]
 
 
 class Watch(pl.Callback):
-    """Looks at the monitors after each step: they stand before it in the list."""
+    """Records the monitors after each step; they must precede it in the list."""
 
     def __init__(self, monitors: Sequence[Any], steps: int, folder: Path) -> None:
         self.monitors, self.folder = monitors, folder
-        # Not from the start: what is made once is made in the first steps.
+        # Not from the start: one-time work is done in the first steps.
         self.bounds = [WARM_UP + (steps - WARM_UP) * part // 3 for part in range(4)]
         self.states: list[State] = []
         self.each: list[tuple[int, float, float, int]] = []

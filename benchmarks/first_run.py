@@ -1,11 +1,11 @@
-"""What a first run shows, with all defaults, and what it costs.
+"""Values and overhead of a first run with all defaults.
 
     make bench-first-run
 
 Four networks, each trained for 200 steps, for 1,500 steps and for three minutes with the usual
 callbacks: how many values and the longest gap between two, the planes and their resolution, what a
-value takes, and the time that is added to the same training without callbacks (each a process of
-its own, one thread), beside what is promised:
+value takes, and the time added to the same training without callbacks (each in its own process, one
+thread), compared with the documented limit:
 ``max(max_overhead * T, min(max(T, 10 s), grace_seconds))``.
 Each logged eigenvalue is then measured again, at ``tol=1e-4`` on the same probe and weights: runs
 with callbacks have the same weights, so a third run writes a checkpoint at each of these steps.
@@ -16,7 +16,7 @@ step.
 
     python -m benchmarks.first_run --trainings mlp --lengths 200
 
-``--quick`` makes the shortest one: to see that it runs.
+``--quick`` runs the shortest one, as a test.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LENGTHS = ("200", "1500", "minutes")
 
 
 def train(name: str, steps: int, folder: str, kind: str) -> None:
-    """Train in this process, and print what the other one wants to know as one line of JSON.
+    """Train in this process, and print the results for the parent process as one line of JSON.
 
     ``kind``: "plain", "measured", or "kept" with the steps of checkpoints in ``folder/steps.json``.
     """
@@ -176,7 +176,7 @@ def row_of(name: str, length: str) -> list[str]:
         sizes = _plane_sizes(Path(folder))
     gaps = [b - a for a, b in zip([0, *labels], [*labels, steps], strict=True)]
     trained = alone["seconds"]
-    promised = max(0.05 * trained, min(max(trained, 10.0), 30.0))
+    limit = max(0.05 * trained, min(max(trained, 10.0), 30.0))
     return [
         name,
         f"{steps:,}",
@@ -184,7 +184,7 @@ def row_of(name: str, length: str) -> list[str]:
         f"{max(gaps) / steps:.0%}",
         f"{len(sizes)} {', '.join(sorted({f'{x} x {y}' for x, y in sizes}))}",
         f"{measured['cost']:.2f} s",
-        f"{whole - plain:.1f} of {promised:.0f} s",
+        f"{whole - plain:.1f} of {limit:.0f} s",
         f"{statistics.median(errors):.1%}" if errors else "",
         f"{errors[int(0.95 * (len(errors) - 1))]:.1%}" if errors else "",
         f"{statistics.median(biases):.2f}" if biases else "",
@@ -212,7 +212,7 @@ def main() -> None:
     if chosen.quick:
         chosen.trainings, chosen.lengths = ["mlp"], ["200"]
     columns = ["training", "steps", "values (Hessian + SAM)", "longest gap", "planes", "a value"]
-    columns += ["added, of what is promised", "error, median", "95 %", "2,048 examples"]
+    columns += ["added, of the limit", "error, median", "95 %", "2,048 examples"]
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for length in chosen.lengths:

@@ -1,4 +1,4 @@
-"""What isolating one measurement costs, in forwards of the probe.
+"""The cost of isolating one measurement, in forwards of the probe.
 
 ``python -m benchmarks.isolation``.  A measurement of fifty evaluations is isolated without
 evaluating anything, in the middle of training, and compared with a forward of a probe of 512
@@ -81,7 +81,7 @@ class Timing(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *unused: Any) -> None:
         if trainer.global_step != 3:
             return
-        # Before evaluations of one kind were told apart, there was no such argument.
+        # Earlier versions have no such argument.
         known = "kind" in inspect.signature(Isolation.evaluation).parameters
         options: Any = {"kind": "loss"} if known else {}
         batch = torch.randn(512, 64), torch.randint(10, (512,))

@@ -1,12 +1,12 @@
-"""What measuring takes in memory: the peak beside a training step's, and over 1,000 measurements.
+"""Memory of measuring: the peak relative to a training step, and over 1,000 measurements.
 
     make bench-memory
-    python -m benchmarks.memory --quick      a little of each: to see that it runs
+    python -m benchmarks.memory --quick      a small part of each, as a test
 
 Peaks are bytes of tensors, from torch's allocator (``benchmarks/allocations.py``): exact, whatever
-else the machine does.  "Bounded" is where nobody can tell how much memory is free: the graphs of a
-probe of four training batches are then those of one at a time.  The memory over measurements is
-the process's own, as the operating system sees it.
+else the machine does.  "Bounded" is the case in which the amount of free memory is unknown: then
+only one of the probe's four batches has a graph at a time.  The memory over measurements is that
+of the process, as reported by the operating system.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def over_time(measurements: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of the process in memory, as the operating system sees it."""
+    """Resident memory of the process in bytes."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 

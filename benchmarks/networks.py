@@ -1,4 +1,4 @@
-"""Three networks that really train, each with its data, its optimizer and a fixed probe.
+"""Three networks in real training, each with its data, its optimizer and a fixed probe.
 
 All data is offline and real: scikit-learn's 8 x 8 digits.  Attention is written out in plain
 operations, because the fused kernel has no derivative that curvlinops (forward mode) or PyHessian
@@ -22,7 +22,7 @@ from benchmarks.runs import mlp as layers
 
 @dataclass(frozen=True)
 class Problem:
-    """A network, the loss that it descends, and the examples that everything is measured on."""
+    """A network, its training loss, and the examples of the probe."""
 
     name: str
     module: nn.Module
@@ -55,7 +55,7 @@ class Problem:
         return loss
 
     def training(self, measurements: int) -> Iterator[int]:
-        """Trains, and stops at each measurement: in eval mode, no gradient left behind."""
+        """Train, and yield at each measurement: in eval mode, without gradients."""
         inputs, targets = self.data
         optimizer = self.make_optimizer(self.module)
         draw = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ NETWORKS: Mapping[str, Callable[[str], Problem]] = {
 
 
 class _HalfSquaredError(nn.Module):
-    reduction = "mean"  # curvlinops asks for it
+    reduction = "mean"  # required by curvlinops
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return half_squared_error(outputs, targets)

@@ -1,18 +1,18 @@
-"""How much longer a run takes with the callbacks than without, against ``max_overhead`` alone.
+"""How much longer a run takes with the callbacks than without, compared with ``max_overhead``.
 
     make bench-overhead
 
-Four trainings through a real Trainer, each a process of its own: without callbacks, with them,
+Four trainings with a real Trainer, each in its own process: without callbacks, with them,
 without, with them, ..., the same seed and the same number of steps, one thread.  What is added is
 one with callbacks over the mean of its two neighbours without; noise is how far neighbours without
-callbacks differ.  Wall time is the promise; processor time (user and system, of the process) is
-the same without what else the machine does.  The runs must end in the same weights, bit by bit.
+callbacks differ.  The limit is on wall time; processor time (user and system, of the process) is
+less affected by the load of the machine.  The runs must end in the same weights, bit by bit.
 
 All of it takes 4 trainings x 3 limits x 3 pairs x 2 minutes; in parts:
 
     python benchmarks/overhead.py --trainings mlp cnn --overheads 0.01 --pairs 2 --seconds 60
 
-``--quick`` makes one pair of 100 steps of the first training: to see that it runs.
+``--quick`` runs one pair of 100 steps of the first training, as a test.
 ``--device cuda`` trains on a GPU, with deterministic kernels.
 """
 
@@ -121,7 +121,7 @@ def _mnist1d() -> Any:
 
 
 def train(name: str, steps: int, overhead: float | None, device: str) -> None:
-    """Train in this process; print what the other one wants to know as one line of JSON."""
+    """Train in this process; print the results for the parent process as one line of JSON."""
     import pytorch_lightning as pl
     import torch
     from torch import nn
@@ -145,20 +145,20 @@ def train(name: str, steps: int, overhead: float | None, device: str) -> None:
         from lightning_landscape import landscape_callbacks
 
         callbacks = landscape_callbacks(max_overhead=overhead, grace_seconds=0.0)
-    said: list[str] = []
-    told = logging.Handler()
-    told.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addHandler(told)
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addHandler(handler)
     warnings.filterwarnings("ignore")
     pl.seed_everything(0, verbose=False)
     net, data, batch_size = TRAININGS[name]()
-    pl.seed_everything(0, verbose=False)  # mnist1d sets one of its own
+    pl.seed_everything(0, verbose=False)  # mnist1d sets its own seed
     module = Module(net)
     with tempfile.TemporaryDirectory() as root:
         trainer = pl.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
-            deterministic=device == "cuda",  # or two runs differ without us
+            deterministic=device == "cuda",  # otherwise two runs without callbacks differ
             max_epochs=-1,
             max_steps=steps,
             callbacks=callbacks,
@@ -172,7 +172,7 @@ def train(name: str, steps: int, overhead: float | None, device: str) -> None:
     digest = hashlib.sha256()
     for tensor in module.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
-    line = next((message for message in said if message.startswith("lightning_landscape")), "")
+    line = next((message for message in messages if message.startswith("lightning_landscape")), "")
     result = {"fit": time.perf_counter() - begun, "weights": digest.hexdigest(), "line": line}
     print(json.dumps(result))
 
@@ -192,7 +192,7 @@ class Run:
 
     @property
     def claimed(self) -> float:
-        """The share that the closing line tells."""
+        """The share of time in the closing line."""
         found = re.search(r"([\d.]+) % of the", self.line)
         return float(found[1]) / 100 if found else 0.0
 
@@ -288,7 +288,7 @@ def _spread(shares: Sequence[float]) -> str:
 
 
 def import_seconds(times: int) -> float:
-    """What ``import lightning_landscape`` takes where Lightning is imported: the median."""
+    """Median time of ``import lightning_landscape`` after Lightning has been imported."""
     code = (
         "import pytorch_lightning, time; begun = time.perf_counter(); import lightning_landscape; "
         "print(time.perf_counter() - begun)"

@@ -1,4 +1,4 @@
-"""What a picture takes to draw, and what the package adds to Lightning's own import."""
+"""Time to draw a figure, and import time of the package beyond Lightning's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_landscape.geometry.slices import Slice
 
 
 def pictures(points: int | None = None, device: str = "cpu") -> Section:
-    """Times from a slice to pixels, of slices along a real run; few where ``points`` are."""
+    """Times from a slice to pixels, for slices of a real run; few if ``points`` is small."""
     planes, rows = [], []
     problem = mlp(device)
     seeds = torch.Generator().manual_seed(0)

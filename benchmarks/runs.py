@@ -1,4 +1,4 @@
-"""Training runs with a known truth, for the benchmark of accuracy and the tests of integration.
+"""Training runs with known results, for the accuracy benchmark and the integration tests.
 
 1. The edge of stability: full-batch training on digits, where the ratio settles at a known value.
 2. Along minibatch training: the eigenvalue reported and ARPACK's at the same weights.
@@ -55,7 +55,7 @@ def mlp(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 def fit(module: Module, data: Iterable[Any], steps: int, callbacks: list[pl.Callback]) -> None:
-    """``steps`` steps on the CPU by a Trainer that does nothing else."""
+    """``steps`` steps on the CPU with a minimal Trainer."""
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*number of training batches.*")
@@ -133,7 +133,7 @@ def edge_ratios(make_optimizer: MakeOptimizer, steps: int, seed: int) -> dict[in
     batch = inputs[:500], nn.functional.one_hot(labels[:500], 10).float()
     monitor = HessianMonitor(every_n_train_steps=20, max_overhead=None, probe=batch)
     module = Module(mlp([64, 64, 64, 10], nn.Tanh), half_squared_error, make_optimizer)
-    # The batch itself, as often as needed: collating 500 rows anew would be half of the run.
+    # The batch itself, repeated: collating 500 rows each time would take half of the run.
     fit(module, DataLoader([batch] * steps, batch_size=None), steps, [monitor])
     return {row["step"]: row["hessian/edge_ratio"] for row in monitor.history}
 
@@ -162,7 +162,7 @@ class Series:
 
 
 class _Weights(pl.Callback):
-    """Copies the weights after each measurement; stands after the monitors."""
+    """Copies the weights after each measurement; must follow the monitors in the list."""
 
     def __init__(self, monitor: HessianMonitor) -> None:
         self.monitor = monitor
@@ -184,7 +184,7 @@ def along_training(
     inputs, labels = DATA[dataset]()  # before the seed: the generator of mnist1d sets its own
     pl.seed_everything(0, verbose=False)
     probe = inputs[:512], labels[:512]
-    # Power iteration may take what it wants, so that its errors are its own and not the cap's.
+    # Power iteration has no cap on products, so that its errors are not due to the cap.
     monitor = HessianMonitor(
         every_n_train_steps=every, max_overhead=None, probe=probe, method=method, max_hvps=200
     )
@@ -205,7 +205,7 @@ def along_training(
 
 
 def top_by_arpack(net: nn.Module, loss: Loss, batch: Batch, weights: Tensor) -> float:
-    """The largest algebraic eigenvalue at ``weights``: float64, and nothing of this package."""
+    """The largest algebraic eigenvalue at ``weights``: float64, independent of this package."""
     twin = copy.deepcopy(net).double()
     nn.utils.vector_to_parameters(weights.double(), twin.parameters())
     params = list(twin.parameters())

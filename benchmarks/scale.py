@@ -1,4 +1,4 @@
-"""How the cost grows with the network: from 10^4 to 10^8 parameters.
+"""How the cost scales with the network: from 10^4 to 10^8 parameters.
 
     make bench-scale
 
@@ -120,7 +120,7 @@ def measure(name: str, products: int) -> dict[str, Any]:
 def _torchs_product(
     loss: Callable[[], Tensor], params: list[Tensor], along: list[Tensor]
 ) -> Callable[[], object]:
-    """As in torch's own examples, on a graph that is kept; no fused attention, which has none."""
+    """As in torch's examples, on a retained graph; fused attention has no second derivative."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         gradient = torch.autograd.grad(loss(), params, create_graph=True)
 

@@ -1,16 +1,16 @@
-"""A 2-D slice of 21 x 21 points: how many plain forward passes a point costs, ours and the peers'.
+"""A 2-D slice of 21 x 21 points: cost per point in plain forward passes, ours and the peers'.
 
-What is timed is the whole call, as a user makes it: two random filter-normalised directions, then
-the grid, then the weights back where they were.  The unit is one plain forward pass of the same
+The whole call is timed, as made by a user: two random filter-normalised directions, then the grid,
+then restoring the weights.  The unit is one plain forward pass of the same
 data under ``no_grad``.  On the CPU all run at once, each in a thread with a module of its own, and
 hand over to the next every few forwards: one call after the other takes up to half a minute each,
-in which the machine changes by more than what is to be told apart.
+in which the speed of the machine changes by more than the differences to be measured.
 
 - loss-landscapes: ``random_plane(model, metric, distance=1, steps=21, normalization="filter")``, as
-  its README says, with its own ``Loss`` metric; with several batches a ``Metric`` of the same kind
+  in its README, with its own ``Loss`` metric; with several batches a ``Metric`` of the same kind
   that adds the batches' losses up and reads the sum once.  It leaves the model moved and its
-  gradients switched off, so a run that goes on needs ``deepcopy_model=True``; the copy is part of
-  its bill, as putting the weights back is part of ours.
+  gradients switched off, so a run that continues needs ``deepcopy_model=True``; the copy is
+  counted, just as restoring the weights is counted for ours.
 - Landscaper: ``compute_loss_landscape(..., steps=21, dim=2)`` on its own random directions,
   normalised layer by layer, with a function that runs the same forward; its output goes nowhere.
 - Ours: ``random_direction``, ``filter_normalize``, ``plane_slice``.  Several batches are put
@@ -110,7 +110,7 @@ Draw = Callable[[Case, int], object]
 
 
 def slices(points: int | None = None, on: str = "cpu") -> Section:
-    """All networks, by all that are installed; each once, and small, where ``points`` are few."""
+    """All networks with all installed packages; once and small if ``points`` is small."""
     made, side = cases(on), 5 if points else SIDE
     methods: dict[str, Draw] = {OURS: _ours}
     missing = []
@@ -170,7 +170,7 @@ def slices(points: int | None = None, on: str = "cpu") -> Section:
 
 
 def _seconds(calls: dict[str, Draw], case: Case, side: int) -> dict[str, float]:
-    """What each call takes.  On a device, which works off one queue, one after the other."""
+    """The time of each call; on a GPU, which has one queue, one after the other."""
     device = case.problem.device
     if device.type != "cpu":
         return {name: seconds(partial(call, case, side), device) for name, call in calls.items()}

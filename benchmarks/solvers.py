@@ -1,9 +1,9 @@
-"""The top eigenvalue by this package and by its peers, each called as its own manual says.
+"""The top eigenvalue by this package and by its peers, each called as documented.
 
-Choices, so that nobody is made slower than he is:
+Choices for a fair comparison:
 
-- Everyone gets the same module, in the same mode, the same probe as one batch, float32, one thread.
-  Building the operator is on the bill, because every measurement during training needs it anew.
+- All get the same module, in the same mode, the same probe as one batch, float32, one thread.
+  Building the operator is counted, because every measurement during training builds it again.
   Checks that run on top are off, ours and curvlinops' (``check_deterministic=False``).
 - PyHessian: ``hessian(...).eigenvalues()`` with its defaults (power iteration, 1e-3 between two
   iterations).  It forces eval mode and returns the eigenvalue of largest *magnitude*.
@@ -88,7 +88,7 @@ def solvers(problem: Problem, tuned: bool) -> tuple[dict[str, Solver], list[str]
 
 
 def objective(problem: Problem) -> Objective:
-    """As a monitor makes it, which checks nothing twice."""
+    """As in a monitor, without repeated checks."""
     return Objective(problem.probe_loss, problem.params, check_deterministic=False)
 
 

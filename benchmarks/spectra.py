@@ -1,4 +1,4 @@
-"""Eigenvalues of known spectra: which are wrong though converged, which do not converge.
+"""Eigenvalues of known spectra: wrong ones that are marked as converged, and failures to converge.
 
     python -m benchmarks.spectra                  500 spectra for each row, 3 minutes of one core
     python -m benchmarks.spectra --spectra 40     the same on fewer
@@ -32,7 +32,7 @@ Spectrum = np.ndarray
 
 
 class Matrix:
-    """What ``top_eigenvalues`` takes: a symmetric matrix, as products."""
+    """A symmetric matrix with the interface that ``top_eigenvalues`` needs."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
@@ -89,7 +89,7 @@ KINDS = (clusters, multiple, long_negative_end, long_positive_end, crowded, deca
 
 @dataclass
 class Row:
-    """What came of one setting."""
+    """The results of one setting."""
 
     wrong: int = 0
     converged: int = 0

@@ -1,4 +1,4 @@
-"""Which optimizer, seen from the surface: SGD, momentum, Adam, AdamW and SAM on one network.
+"""Comparing optimizers by sharpness: SGD, momentum, Adam, AdamW and SAM on one network.
 
     python examples/choose_optimizer.py [--logdir runs/choose_optimizer] [--picture FILE]
 
@@ -8,9 +8,9 @@ accuracy on examples that were held out, and how near the run is to its optimize
 stability, for Adam on the preconditioned Hessian.  SAM is a LightningModule with manual
 optimisation.
 
-It shows that SAM finds flatter places than SGD at the same rate, and that Adam must be held against
-its own edge.  It does not rank optimizers: momentum ends flattest because its loss is nearly zero,
-not because it is the best.
+It shows that SAM finds flatter minima than SGD at the same rate, and that Adam must be compared
+with its own edge.  It does not rank optimizers: momentum ends flattest because its loss is nearly
+zero, not because it is the best.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OPTIMIZERS: dict[str, Optimizers] = {
 
 
 def loss_of(module: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy: what all of them descend, and what is measured."""
+    """Cross entropy: the training loss of all of them, and the measured loss."""
     return nn.functional.cross_entropy(module(batch[0]), batch[1])
 
 
@@ -94,7 +94,7 @@ class SAM(Classifier):
 
 
 def measured(name: str, seed: int, logdir: Path) -> dict[str, float]:
-    """Train once; the last values of everything that was measured."""
+    """Train once; return the last values of all measured keys."""
     train, held_out = digits()
     common = {"every_n_train_steps": 50, "max_overhead": None, "loss_fn": loss_of}
     # Every monitor on the same 512 examples, so that optimizers can be compared.
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def judge(runs: dict[str, list[dict[str, float]]]) -> None:
-    """Whether the sentences of this file hold, seed by seed."""
+    """Check the claims of this file, seed by seed."""
     claim = Claims()
 
     def each(name: str, key: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What skip connections and width do to the surface of a network of 30 layers.
+"""How skip connections and width change the loss surface of a network of 30 layers.
 
     python examples/compare_architectures.py [--logdir DIR] [--seeds 3] [--picture FILE]
 
@@ -8,11 +8,11 @@ layers, both kinds look alike (``gallery.py``).
 
 On one pair of random directions, filter-normalised as in Li et al. (2018), the share of the grid's
 rows and columns is counted on which the loss bends downwards somewhere: a convex surface has none.
-The ratio of the smallest (negative) eigenvalue of the Hessian to the largest one asks the same of
-all directions at once, at the weights themselves: 0 is convex.
+The ratio of the smallest (negative) eigenvalue of the Hessian to the largest one measures the same
+for all directions at once, at the weights themselves: 0 is convex.
 
-Not shown: how far the loss rises on a plane does not tell the kinds apart for all seeds, nor does
-the ratio of eigenvalues once the network is trained.  And none of this says that a smooth surface
+Not shown: the rise of the loss on a plane does not distinguish the kinds for all seeds, nor does
+the ratio of eigenvalues once the network is trained.  And none of this shows that a smooth surface
 is the cause: a chain of 30 layers multiplies what each of them does, which bends the surface and
 hinders training, both.
 """
@@ -89,7 +89,7 @@ class Classifier(pl.LightningModule):
 
 @dataclass
 class Run:
-    """What one training came to."""
+    """The results of one training run."""
 
     accuracy: float
     curvature: Sequence[dict[str, Any]]  # rows of HessianMonitor: start, middle, end
@@ -115,14 +115,15 @@ class Run:
 
 
 def train(skip: bool, width: str, seed: int, logdir: Path) -> Run:
-    """One run, watched."""
+    """One run with callbacks."""
     data, held_out = digits(images=True)
     common: dict[str, Any] = {
         "max_overhead": None,
         "probe": tuple(part[:128] for part in as_batch(data)),
     }
     # The smallest eigenvalue is some hundred times smaller than the largest one, to which ``tol``
-    # relates: asked for more closely than usual.  Ratios below some .005 are still not resolved.
+    # relates: it is computed more accurately than usual.  Ratios below some .005 are still not
+    # resolved.
     hessian = HessianMonitor(
         every_n_train_steps=HALF, min_eigenvalue=True, tol=5e-3, rtol=0, max_hvps=100, **common
     )
@@ -146,7 +147,7 @@ def train(skip: bool, width: str, seed: int, logdir: Path) -> Run:
 
 
 def check(runs: dict[tuple[bool, str], list[Run]]) -> None:
-    """What the numbers show, and what they do not."""
+    """Check what the numbers show, and what they do not."""
     claim = Claims()
     narrow, narrow_skip, wide, wide_skip = (
         runs[skip, width] for width in WIDTHS for skip in (False, True)
@@ -176,7 +177,7 @@ def check(runs: dict[tuple[bool, str], list[Run]]) -> None:
         ),
     )
     claim(
-        "4x wide, at the end, it no longer tells them apart: below .1 in all runs, both kinds",
+        "4x wide, at the end, it no longer distinguishes them: below .1 in all runs, both kinds",
         max(run.ratio(2) for run in wide + wide_skip) < 0.1,
     )
     claim.end()

@@ -1,4 +1,4 @@
-"""The main job: train a classifier on real digits at the edge of stability, and watch.
+"""Train a classifier on real digits at the edge of stability, with all callbacks.
 
     python examples/digits.py [--logdir runs/digits] [--picture FILE]
 
@@ -101,7 +101,7 @@ def main() -> None:
     exactly = {"max_overhead": None}
     hessian = HessianMonitor(every_n_train_steps=20, **exactly)
     sharpness = SharpnessMonitor(every_n_train_steps=20, **exactly)
-    # A unit step along the top eigenvector costs lambda/2 = 5 at the edge: look closer than that.
+    # A unit step along the top eigenvector raises the loss by lambda/2 = 5 at the edge: zoom in.
     surface = LandscapeMonitor(every_n_train_steps=400, **exactly)
     steepest = LandscapeMonitor(
         every_n_train_steps=400, directions="eigenvectors", span=(-0.5, 0.5), name="top", **exactly

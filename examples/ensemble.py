@@ -8,14 +8,14 @@ Five runs of one network on MNIST-1D, from five seeds.  Two kinds of four networ
 - *seeds*: the last weights of four runs, once without each of the five.
 
 For every pair ``InterpolationMonitor(reference=...)`` measures the loss barrier on the straight
-line between the two.  Beside it stand the share of held-out examples on which they disagree, what
-an ensemble (the mean of the predicted probabilities) gains on the mean of its members, and what
-the average of their weights is worth (``torch.optim.swa_utils.AveragedModel``, as stochastic weight
-averaging does; there is no BatchNorm whose statistics would have to be estimated anew).
+line between the two.  It is compared with the share of held-out examples on which they disagree,
+the gain of an ensemble (the mean of the predicted probabilities) over the mean of its members, and
+the performance of the average of their weights (``torch.optim.swa_utils.AveragedModel``, as in
+stochastic weight averaging; there is no BatchNorm whose statistics would have to be re-estimated).
 
-What the numbers show: here weights may be averaged where no barrier lies between them, and only
-there; predictions gain more where networks disagree more, which is across barriers.  And no barrier
-does not mean the same answers: two snapshots differ on a quarter of the examples.
+What the numbers show: here averaging weights works if and only if there is no barrier between them;
+ensembles gain more if networks disagree more, which is across barriers.  And no barrier does not
+mean equal predictions: two snapshots differ on a quarter of the examples.
 
 What they do not show: that barriers remain once the symmetries of a network are taken out (its
 units may be permuted: Entezari et al. 2022), or whether an ensemble is worth four trainings.  The
@@ -125,8 +125,8 @@ def scored(predicted: Tensor, targets: Tensor) -> tuple[float, float]:
 
 def disagreement(networks: Sequence[Classifier], inputs: Tensor) -> NDArray[np.float64]:
     """Pairwise share of the examples for which two networks predict different classes."""
-    said = torch.stack([probabilities(network, inputs).argmax(1) for network in networks])
-    return (said[:, None] != said[None]).double().mean(2).numpy()
+    predicted = torch.stack([probabilities(network, inputs).argmax(1) for network in networks])
+    return (predicted[:, None] != predicted[None]).double().mean(2).numpy()
 
 
 @dataclass
@@ -234,7 +234,7 @@ def plane(
     found = measure(now, [probe], callbacks=[monitor], logdir=logdir, progress=False)
     (file,) = (found.log_dir / "landscape").glob("interpolation-plane-*.npz")
     loaded = Slice.load(file)
-    # The measurement knows neither names nor steps.
+    # The measurement has neither names nor steps.
     loaded.metadata["step"] = SNAPSHOTS[min(list(networks).index(chosen[0]), len(SNAPSHOTS) - 1)]
     loaded.metadata["directions"] = [f"{chosen[0]} to {name}" for name in chosen[1:]]
     for point, name in zip(loaded.metadata["points"], chosen, strict=True):
@@ -259,7 +259,7 @@ def report(groups: Mapping[str, list[Group]], between: Pairs, differ: Pairs) -> 
 
 
 def check(groups: Mapping[str, list[Group]], between: Pairs, differ: Pairs) -> Claims:
-    """What the numbers say, run by run."""
+    """Check the claims, run by run."""
     snapshots, seeds = groups["snapshots"], groups["seeds"]
     claims = Claims()
     claims(

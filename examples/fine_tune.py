@@ -3,8 +3,8 @@
     python examples/fine_tune.py [--logdir runs/fine_tune] [--seeds 5] [--picture FILE]
 
 One network learns the digits 0 to 4, then it is fine-tuned on the digits 5 to 9.  It has ten
-outputs; a batch sees those of its own task alone (the "task-incremental" setting), so that the new
-task does not need the old one to be wrong: what is forgotten is forgotten in the shared layers.
+outputs; a batch uses only those of its own task (the "task-incremental" setting), so that the new
+task does not conflict with the old one in the outputs: forgetting happens in the shared layers.
 From the same pretrained weights, for every seed:
 
 - ``rate 0.005``, and ``rate 0.2``, forty times as much, measured every 5 steps;
@@ -18,12 +18,12 @@ pretrained weights (ln 5 = 1.6 is guessing), or where a barrier on the line is a
 
 What the numbers show: at the small rate the new task is learnt and the old one kept; the large rate
 leaves within 20 steps.  There is hardly a ridge between: no barrier at the end in the median run,
-and a low one on the way in 2 of 16, while the old loss climbs: its rise tells what the barrier does
-not.  The stop saves the old task, with the new one learnt in part.
+and a low one on the way in 2 of 16, while the old loss increases: its rise shows what the barrier
+does not.  The stop saves the old task, with the new one learnt in part.
 
 What they do not show: which layers cause the forgetting (only how far each one moved), what is best
 between the two rates, or thresholds for other networks: both were chosen for this one.  Nor do they
-hold where all ten outputs compete: there the new classes outbid the old at small rates too.
+hold if all ten outputs compete: then the new classes suppress the old ones at small rates too.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Classifier(pl.LightningModule):
 
 @dataclass
 class Run:
-    """What one fine-tuning came to, the accuracies on scans that were held out."""
+    """The results of one fine-tuning run, with accuracies on held-out scans."""
 
     rows: list[dict[str, Any]]
     line: Slice  # of the old task's loss, at the end
@@ -117,7 +117,7 @@ def old_line(trainer: pl.Trainer) -> Slice:
 
 
 def fine_tuned(pretrained: Classifier, rate: float, seed: int, logdir: Path, stop: bool) -> Run:
-    """One fine-tuning from the same weights, watched."""
+    """One fine-tuning run from the same weights, with callbacks."""
     (old, new), (held_old, held_new) = (
         [as_batch(only(part, classes)) for classes in (OLD, NEW)] for part in digits()
     )
@@ -216,7 +216,7 @@ def report(runs: dict[str, list[Run]], before: list[float]) -> None:
 
 
 def check(runs: dict[str, list[Run]]) -> Claims:
-    """What the numbers say, seed by seed."""
+    """Check the claims, seed by seed."""
     small, large, stopped = runs[CAREFUL], runs[FAST], runs[STOPPED]
     claims = Claims()
     claims(
@@ -233,7 +233,7 @@ def check(runs: dict[str, list[Run]]) -> Claims:
     )
     claims(
         "hardly a ridge is crossed: the large rate's highest barrier is below a fifth of its "
-        "highest rise in every run, and none at the end (median), so it is the rise that tells",
+        "highest rise in every run, and none at the end (median): the rise is the better indicator",
         all(f.highest(BARRIER) < 0.2 * f.highest(RISE) for f in large)
         and statistics.median(f.rows[-1][BARRIER] for f in large) < 0.01,
     )
@@ -242,7 +242,7 @@ def check(runs: dict[str, list[Run]]) -> Claims:
         all(s.steps <= 30 and s.old > f.old + 0.05 for s, f in zip(stopped, large, strict=True)),
     )
     claims(
-        "but it is no substitute for the small rate, which knows more of the new task",
+        "but it is no substitute for the small rate, which learns more of the new task",
         all(s.new > t.new + 0.01 for s, t in zip(small, stopped, strict=True)),
     )
     return claims

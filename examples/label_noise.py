@@ -1,10 +1,10 @@
-"""What sharpness says about overfitting and what it does not: clean labels against noisy ones.
+"""What sharpness shows about overfitting and what it does not: clean labels and noisy ones.
 
     python examples/label_noise.py [--logdir DIR] [--seeds 3] [--picture FILE]
 
-One network on 8x8 digits by SGD with momentum, trained until it knows its examples by heart: with
-the labels as they are, and with 40 % of the training labels drawn anew.  Three seeds each, with
-another noise for each.  The held-out examples keep their labels.
+One network on 8x8 digits by SGD with momentum, trained until it fits all its examples: with
+the original labels, and with 40 % of the training labels replaced at random.  Three seeds each,
+with different noise for each.  The held-out examples keep their labels.
 
 What it shows: noise keeps the surface sharp for long (the median over the run), and the gap wide.
 What it does not: the highest value along the run is as high with clean labels; and within a run the
@@ -116,7 +116,7 @@ def usual(run: list[Row]) -> float:
 
 
 def check(runs: dict[str, list[list[Row]]]) -> None:
-    """What the numbers show, and what they do not."""
+    """Check what the numbers show, and what they do not."""
     clean, noisy = runs["clean"], runs["noisy"]
     claim = Claims()
 
@@ -132,7 +132,7 @@ def check(runs: dict[str, list[list[Row]]]) -> None:
         min(map(usual, noisy)) > 3 * max(map(usual, clean)),
     )
     claim(
-        "its peak tells nothing of the noise: it is not twice as high (medians)",
+        "its peak does not indicate the noise: it is not twice as high (medians)",
         median(peaks(noisy)) < 2 * median(peaks(clean)),
     )
     claim(
@@ -141,7 +141,7 @@ def check(runs: dict[str, list[list[Row]]]) -> None:
     )
     claim(
         "within each noisy run the eigenvalue falls to less than a third of its peak while the gap "
-        "goes on growing by .2 or more",
+        "continues to grow by .2 or more",
         all(
             run[-1][SHARP] < sharpest(run)[SHARP] / 3 and run[-1][GAP] > sharpest(run)[GAP] + 0.2
             for run in noisy

@@ -1,4 +1,4 @@
-"""What the examples share: real data, short runs, claims that are checked."""
+"""Shared by the examples: real data, short runs, claims that are checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digits(images: bool = False) -> tuple[TensorDataset, TensorDataset]:
     if images:
         inputs = inputs.view(-1, 1, 8, 8)
     targets = torch.tensor(labels)
-    # The scans come writer by writer: mixed, so that all are in both parts.
+    # The scans are sorted by writer: shuffled, so that all writers are in both parts.
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
     inputs, targets = inputs[order], targets[order]
     return (
@@ -110,7 +110,7 @@ def _optimizer_steps(module: pl.LightningModule) -> int:
 
 
 def quiet() -> None:
-    """Leave Lightning's hints out of the tables."""
+    """Suppress Lightning's hints."""
     for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning")

@@ -1,4 +1,4 @@
-"""Warm-up, a rate that is too large, and the alarm that comes before the loss does.
+"""Warm-up, a learning rate that is too large, and an alarm before the loss diverges.
 
     python examples/warmup.py [--logdir runs/warmup] [--seeds 5] [--picture FILE]
 
@@ -13,8 +13,8 @@ sharpness beside it.  The alarm is ``SharpnessEarlyStopping(action="warn")`` on 
 above 1 at two steps in a row.  A run is lost at the step after which its training loss never again
 comes below that of guessing.
 
-It shows that the ratio tells before the loss does, on a run that is watched at every step.  It does
-not show a threshold for other networks: single batches go above 1 in healthy runs too.
+It shows that the ratio indicates divergence before the loss does, if measured at every step.  It
+does not show a threshold for other networks: single batches go above 1 in healthy runs too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Classifier(pl.LightningModule):
 
 @dataclass
 class Run:
-    """What one training came to."""
+    """The results of one training run."""
 
     losses: list[float]
     ratios: list[dict[str, Any]]  # rows of HessianMonitor
@@ -108,7 +108,7 @@ class Run:
 
 
 def train(name: str, seed: int, logdir: Path) -> Run:
-    """One run, watched."""
+    """One run with callbacks."""
     rate, warm_up = SETTINGS[name]
     data, _ = mnist1d()
     common: dict[str, Any] = {
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 def judge(runs: dict[str, list[Run]]) -> None:
-    """Whether the sentences of this file hold."""
+    """Check the claims of this file."""
     claim = Claims()
     without, warm, large = runs.values()
     least = min(run.ratios[0]["hessian/edge_ratio"] for run in without)

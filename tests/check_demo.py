@@ -1,4 +1,4 @@
-"""Read back what the demo wrote and fail if something is missing or wrong.
+"""Read the files of the demo and fail if something is missing or wrong.
 
 python tests/check_demo.py runs/digits
 """
@@ -21,7 +21,7 @@ IMAGES = ("landscape/line", "landscape/plane", "landscape/top/line", "landscape/
 
 
 def check(condition: bool, message: str) -> None:
-    """Print one line; stop at the first failure."""
+    """Print one line; exit at the first failure."""
     print(("ok    " if condition else "FAILED ") + message)
     if not condition:
         raise SystemExit(1)

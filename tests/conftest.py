@@ -1,4 +1,4 @@
-"""Runs that no clock decides about; tables that tests fill, row by row, printed at the end.
+"""Runs that do not depend on time; tables that tests fill row by row, printed at the end.
 
 ``pytest --device cuda`` trains on a GPU whatever a test leaves to ``tests.runs.train``.
 """
@@ -25,15 +25,15 @@ _TITLES = ("zoo", "one process against two", "wrong uses")
 
 @pytest.fixture(autouse=True)
 def _long_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run may become as much longer as its measurements take.
+    """Give every run an unlimited budget.
 
-    How many there are would otherwise depend on what else the machine does.
+    Otherwise the number of measurements would depend on the load of the machine.
     """
     if request.node.get_closest_marker("short_runs") is None:
         monkeypatch.setattr(budget.Budget, "_grace", lambda self, seconds: math.inf)
 
 
-# What draws: most of the time of a small run, and few tests look at the pictures.
+# Functions that draw: most of the time of a small run, and few tests check the pictures.
 _DRAWING = {
     (Recorder, "picture"): lambda *_: None,
     (film, "write_film"): lambda slices, path, *_: Path(path).touch(),
@@ -43,7 +43,7 @@ _AS_WRITTEN = {(owner, name): getattr(owner, name) for owner, name in _DRAWING}
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    """Callbacks draw nothing, but in tests that are marked ``pictures``."""
+    """Callbacks draw nothing, except in tests that are marked ``pictures``."""
     with pytest.MonkeyPatch.context() as patch:
         for (owner, name), instead in _DRAWING.items():
             patch.setattr(owner, name, instead)
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """A worker of pytest-xdist is done: take over its rows."""
+    """Collect the rows of a pytest-xdist worker that has finished."""
     for title, rows in getattr(node, "workeroutput", {}).get("tables", {}).items():
         node.config.stash[TABLES][title] += rows
 

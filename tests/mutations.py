@@ -1,4 +1,4 @@
-"""Switch off one guard at a time and see a test fail: ``python -m tests.mutations``.
+"""Remove one guard at a time and check that a test fails: ``python -m tests.mutations``.
 
 Each guard is a place in the source and what stands there without it.  The package and its tests are
 copied, the place is changed, the named tests run; a guard that nothing misses ends the script with
@@ -35,7 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightning_landscape"
-# What tests import and nobody changes here; neither the package nor the tests, which are copies.
+# Modules that tests import and that stay unchanged; without the package and the tests.
 IMPORTED = [
     *("pytest", "hypothesis", "torch", "torchmetrics", "pytorch_lightning", "lightning.pytorch"),
     *("matplotlib.pyplot", "scipy.sparse.linalg", "torch.utils.tensorboard"),
@@ -143,7 +143,7 @@ def main() -> None:
         spurious = [failed for failed in pool.map(failure_with_all_guards, parts) if failed]
     print(f"{len(missed)} of {len(chosen)} guards are missed by a test")
     for failed in spurious:
-        print(f"{failed} fails with all guards on as well: it says nothing about any")
+        print(f"{failed} fails with all guards on as well: it shows nothing about any")
     failed = len(missed) < len(chosen) or bool(spurious)
     if len(chosen) == len(GUARDS) and not failed:
         digests = {guard.what: guard.digest() for guard in GUARDS}
@@ -161,7 +161,7 @@ def first_failure(guard: Guard) -> str | None:
 
 
 def failure_with_all_guards(tests: list[str]) -> str | None:
-    """The first of ``tests`` that fails where nothing is switched off; None if all pass."""
+    """The first of ``tests`` that fails with all guards; None if all pass."""
     with copied() as copy:
         return _run(copy, tests)
 

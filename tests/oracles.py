@@ -1,6 +1,6 @@
 """Losses whose curvature is known in closed form, in float64.
 
-Nothing here imports the package: what is checked must not check itself.
+Nothing here imports the package, so that the oracles are independent of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

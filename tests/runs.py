@@ -1,4 +1,4 @@
-"""Train a module for a few steps and keep everything that two runs can be compared by."""
+"""Train a module for a few steps and record everything by which two runs are compared."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ OURS = ("hessian/", "sharpness/", "landscape/", "generalization/", "interpolatio
 
 @dataclass
 class Outcome:
-    """What a run left behind, without what our callbacks log."""
+    """The result of a run, without the values that our callbacks log."""
 
     state: dict[str, Any] = field(default_factory=dict)
     trainer: Any = None
@@ -109,7 +109,7 @@ def train(
 
 
 def state_of(trainer: pl.Trainer, module: pl.LightningModule, logger: MemoryLogger) -> dict:
-    """Everything two runs must agree on."""
+    """Everything that must be equal in two runs."""
     return {
         "parameters": {n: p.detach().clone() for n, p in module.named_parameters()},
         "gradients": {n: p.grad for n, p in module.named_parameters()},
@@ -154,7 +154,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 class DataOrder(pl.Callback):
-    """Keeps a checksum of every training batch, as it is before training_step sees it."""
+    """Keeps a checksum of every training batch, as passed to training_step."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []

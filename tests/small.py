@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 class Quartic(pl.LightningModule):
     """L(w) = mean(x) w^4 / 4 for one weight: H = 3 mean(x) w^2 = 6 sqrt(mean(x) L).
 
-    So the logged training loss tells the curvature at the same weights.
+    So the logged training loss determines the curvature at the same weights.
     """
 
     def __init__(self, lr: float = 0.05, optimizer=torch.optim.SGD):

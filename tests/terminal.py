@@ -1,4 +1,4 @@
-"""A terminal that a test looks at."""
+"""A pseudo-terminal whose output tests read."""
 
 import contextlib
 import fcntl
@@ -11,20 +11,20 @@ import threading
 import time
 
 
-def read_until(shown, words, seconds=60.0):
-    """What is ``shown`` until ``words`` are there; an error where they do not come."""
+def read_until(shown, expected, seconds=60.0):
+    """The output up to and including ``expected``; an error after ``seconds`` without it."""
     text, end = "", time.monotonic() + seconds
-    while words not in text:
-        assert time.monotonic() < end, (words, text)
+    while expected not in text:
+        assert time.monotonic() < end, (expected, text)
         text += shown()
     return text
 
 
 @contextlib.contextmanager
 def terminal():
-    """A terminal as standard error, and a function that tells what was written to it since.
+    """Redirect standard error to a terminal; yield a function that returns the new output.
 
-    It is read all the time: a terminal that nobody reads holds up who writes to it.
+    A thread reads all the time, because a full terminal blocks whoever writes to it.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))

@@ -1,4 +1,4 @@
-"""Runs compared: the numbers by hand, one scale for all, a page that is safe whatever they hold."""
+"""Comparing runs: values computed by hand, a scale shared by all runs, a page that is escaped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def seeds(tmp_path):
 # --- the table
 
 
-def test_the_table_by_hand(tmp_path):
+def test_table_by_hand(tmp_path):
     table = compare(seeds(tmp_path)).table
     assert list(table) == ["adam/seed1", "adam/seed2", "adam/seed3", "sgd/seed1"]
     first, third = table["adam/seed1"][KEY], table["adam/seed3"][KEY]
@@ -68,7 +68,7 @@ def test_groups_by_hand(tmp_path):
     found = compare(seeds(tmp_path), group_by="/")
     assert found.groups["adam/seed2"] == "adam"
     adam, sgd = found.group_table["adam"][KEY], found.group_table["sgd"][KEY]
-    # Of 2, 5 and a value that is not finite.
+    # From 2, 5 and a value that is not finite.
     assert adam.last == (3.5, 2.0, 5.0, 2, 1, 30, 40)
     assert adam.highest == (6.0, 4.0, 9.0, 3, 0, 10, 20)
     assert adam.lowest[:3] == (2.0, 1.0, 3.0)
@@ -83,7 +83,7 @@ def test_groups_by_hand(tmp_path):
     assert list(given.group_table) == ["adam", "sgd/"]
 
 
-def test_a_run_without_a_key_has_an_empty_cell_and_that_is_said(tmp_path):
+def test_run_without_a_key_has_an_empty_cell_and_a_note(tmp_path):
     write(tmp_path / "a", history({1: 1.0}) + history({1: 2.0}, key="hessian/trace"))
     write(tmp_path / "b", history({1: 3.0}))
     found = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")
@@ -95,13 +95,13 @@ def test_a_run_without_a_key_has_an_empty_cell_and_that_is_said(tmp_path):
     assert block[3].split() == ["b", "-", "-"]
     page = Page(found.path)
     assert page.source.count("<td></td><td></td>") == 1
-    assert "not measured in b: hessian/trace" in page.words
+    assert "not measured in b: hessian/trace" in page.text
     grouped = compare(found.runs, groups={"a": "g", "b": "g"})
     assert grouped.group_table["g"]["hessian/trace"].seeds == 1
     assert "2, 1 of 2 seeds, step 1" in str(grouped)
 
 
-def test_runs_on_different_probes_are_warned_of(tmp_path, monkeypatch, capsys):
+def test_runs_on_different_probes_warn(tmp_path, monkeypatch, capsys):
     probe = {"probe_samples": 512, "probe_mode": "train"}
     write(tmp_path / "a", history({1: 1.0}, **probe) + history({1: 1.0}, "hessian/trace", **probe))
     write(tmp_path / "b", history({1: 1.0}, **probe) + history({1: 1.0}, "hessian/trace", **probe))
@@ -126,12 +126,10 @@ def test_runs_on_different_probes_are_warned_of(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["a", "c"]) == 0
     assert "\n- sharpness: measured on different probes, 512" in capsys.readouterr().out
-    assert (
-        "sharpness: measured on different probes, 512" in Page(tmp_path / "comparison.html").words
-    )
+    assert "sharpness: measured on different probes, 512" in Page(tmp_path / "comparison.html").text
 
 
-def test_callbacks_on_the_same_different_probes_share_a_note(tmp_path):
+def test_callbacks_with_the_same_probes_share_a_warning(tmp_path):
     for name, samples in {"a": 8, "b": 9}.items():
         keys = (KEY, "hessian/trace")
         rows = [row for key in keys for row in history({1: 1.0}, key, probe_samples=samples)]
@@ -143,7 +141,7 @@ def test_callbacks_on_the_same_different_probes_share_a_note(tmp_path):
     ]
 
 
-def test_a_run_on_different_probes_is_warned_of(tmp_path):
+def test_run_on_different_probes_warns(tmp_path):
     rows = history({1: 1.0}, probe_samples=8) + history({2: 1.0, 3: 1.0}, probe_samples=9)
     for name in "ab":
         write(tmp_path / name, rows)
@@ -154,7 +152,7 @@ def test_a_run_on_different_probes_is_warned_of(tmp_path):
     assert notes == [f"{name}: {warned}; the values are not comparable" for name in "ab"]
 
 
-def test_small_values_keep_their_digits(tmp_path):
+def test_small_values_keep_significant_digits(tmp_path):
     for name, value in {"a/1": 1.25e-4, "a/2": 1.25e-4, "b/1": 3e-7}.items():
         write(tmp_path / name, history({1: value}))
     found = compare([tmp_path / "a/1", tmp_path / "a/2", tmp_path / "b/1"], group_by="/")
@@ -164,16 +162,16 @@ def test_small_values_keep_their_digits(tmp_path):
     assert "3e-7, 1 seed, step 1" in text
 
 
-def test_the_ratio_comes_first_then_the_eigenvalue_with_the_edge(tmp_path):
+def test_order_of_keys(tmp_path):
     keys = ("hessian/edge", "hessian/top_eigenvalue", "hessian/preconditioned_eigenvalue")
     keys += ("hessian/edge_ratio", "sharpness/sam")
     rows = [{"step": step, "monitor": "x", **dict.fromkeys(keys, 1.0)} for step in (1, 2)]
     found = compare([write(tmp_path / "a", rows)], tmp_path / "page.html")
     assert found.keys == [keys[3], keys[2], keys[1], keys[4], keys[0]]
-    assert Page(found.path).words.startswith("\nComparison of 1 run:root")
+    assert Page(found.path).text.startswith("\nComparison of 1 run:root")
 
 
-def test_rows_are_ready_for_pandas(tmp_path):
+def test_rows_convert_to_pandas(tmp_path):
     rows = compare(seeds(tmp_path), group_by="/").rows()
     assert rows[0] == {
         "run": "adam/seed1", "group": "adam", "key": KEY, "last": 2.0, "last_step": 30,
@@ -183,7 +181,7 @@ def test_rows_are_ready_for_pandas(tmp_path):
     assert len(rows) == 4
 
 
-def test_runs_that_only_blew_up_are_shown_as_such(tmp_path):
+def test_runs_without_finite_values(tmp_path):
     write(tmp_path / "a", history({1: None, 2: None}))
     write(tmp_path / "b", history({1: 3.0, 2: 10**400}))
     found = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "p.html", group_by="/")
@@ -205,7 +203,7 @@ def test_runs_that_only_blew_up_are_shown_as_such(tmp_path):
         ("generalization/gap_stderr", "mean"),
     ],
 )
-def test_what_is_told_beside_the_last_value(key, what):
+def test_second_column(key, what):
     assert second_column(key) == what
 
 
@@ -222,7 +220,7 @@ def test_keys_are_chosen_by_name_or_pattern(tmp_path):
 # --- which runs
 
 
-def test_names_are_short_and_distinct(tmp_path):
+def test_run_names_are_short_and_distinct(tmp_path):
     for name in ("x/adam/version_0", "x/sgd/version_0", "y/adam/version_1"):
         write(tmp_path / name, history({1: 1.0}))
     two = [tmp_path / "x" / name for name in ("adam", "sgd")]
@@ -234,7 +232,7 @@ def test_names_are_short_and_distinct(tmp_path):
     assert list(compare({"b": two[1], "a": two[0]}).runs) == ["b", "a"]
 
 
-def test_what_cannot_be_compared_is_named(tmp_path):
+def test_runs_that_cannot_be_compared_raise(tmp_path):
     for name in ("a/version_0", "a/version_1", "b"):
         write(tmp_path / name, history({1: 1.0}))
     (tmp_path / "empty").mkdir()
@@ -259,7 +257,7 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     fails(ValueError, r"group_by=''", both, group_by="")
 
 
-def test_damaged_rows_are_counted_and_the_others_kept(tmp_path):
+def test_damaged_rows_are_counted_and_skipped(tmp_path):
     write(tmp_path / "a", history({1: 1.0}))
     with (tmp_path / "a" / "history.jsonl").open("a") as file:
         file.write('{"step": "soon", "sharpness/sam": 9.0}\n{"step": null, "sharpness/sam": 9.0}\n')
@@ -282,7 +280,7 @@ def curve(figure, label):
     return np.asarray(found.get_xdata()).tolist(), np.asarray(found.get_ydata()).tolist()
 
 
-def test_curves_hold_the_rows_of_each_run_and_its_edge(tmp_path):
+def test_curves_show_each_run_and_its_edge(tmp_path):
     key = "hessian/top_eigenvalue"
     write(tmp_path / "a", history({1: 5.0, 3: 6.0}, key=key, **{"hessian/edge": 8.0}))
     write(tmp_path / "b", history({2: 4.0}, key=key))
@@ -298,7 +296,7 @@ def maps_of(axes):
     return next(c for c in axes.collections if getattr(c, "filled", False))
 
 
-def test_the_last_planes_share_one_colour_scale(tmp_path):
+def test_last_planes_share_a_colour_scale(tmp_path):
     steep = Slice(plane(1).coordinates, 50 * plane(0).losses, 0.0, {"step": 7})
     write(tmp_path / "a", landscape_plane_step1=plane(1), landscape_plane_step5=plane(5, seed=1))
     write(tmp_path / "b", landscape_plane_step7=steep)
@@ -310,14 +308,14 @@ def test_the_last_planes_share_one_colour_scale(tmp_path):
     assert {one.norm.limits.high for one in maps} == {100.0}
     assert len({one.norm.limits.low for one in maps}) == 1
     assert figure.axes[3].get_ylabel() == "loss above the lowest"
-    words = [text.get_text() for text in figure.texts]
-    assert [w for w in words if w.startswith(("a\n", "b\n", "c\n"))] == [
+    texts = [text.get_text() for text in figure.texts]
+    assert [text for text in texts if text.startswith(("a\n", "b\n", "c\n"))] == [
         "a\nloss 5", "b\nloss 0", "c\nloss 3",
     ]  # fmt: skip
     assert "steps 3 to 7" in found.captions["landscape-plane"]
 
 
-def test_one_blown_up_plane_leaves_colours_to_the_others(tmp_path):
+def test_blown_up_plane_leaves_the_colour_range(tmp_path):
     blown = Slice(plane(1).coordinates, 1e20 * plane(0).losses, 0.0, {"step": 1})
     nothing = Slice(plane(1).coordinates, np.full((5, 5), math.nan), math.nan, {"step": 1})
     for name, piece in {"a": plane(1), "b": plane(1), "c": blown, "d": nothing}.items():
@@ -326,7 +324,7 @@ def test_one_blown_up_plane_leaves_colours_to_the_others(tmp_path):
     assert maps_of(figure.axes[0]).norm.limits.high <= 1e4
 
 
-def test_lines_of_all_runs_are_in_one_chart(tmp_path):
+def test_lines_of_all_runs_share_a_chart(tmp_path):
     for name, factor in {"a": 1.0, "b": 3.0}.items():
         piece = slice_at(4, size=5, directions=["random"])
         steep = Slice(piece.coordinates, factor * piece.losses, 4 * factor, piece.metadata)
@@ -339,14 +337,14 @@ def test_lines_of_all_runs_are_in_one_chart(tmp_path):
     np.testing.assert_allclose(curve(figure, "b")[1], 3 * (4 + x**2))
 
 
-def test_different_directions_are_said(tmp_path):
+def test_caption_notes_different_directions(tmp_path):
     for name in "ab":
         write(tmp_path / name, landscape_line_step1=slice_at(1, directions=[name]))
     found = compare([tmp_path / name for name in "ab"])
     assert "different directions" in found.captions["landscape-line"]
 
 
-def test_the_last_slice_that_can_be_read(tmp_path):
+def test_last_readable_slice_is_used(tmp_path):
     write(tmp_path / "a", landscape_line_step1=slice_at(1), landscape_line_step2=slice_at(2))
     (tmp_path / "a" / "landscape" / "landscape-line-step3.npz").write_bytes(b"")
     backwards = Slice((np.array([1.0, 0.0]),), np.ones(2), 1.0, {"step": 1})
@@ -357,14 +355,14 @@ def test_the_last_slice_that_can_be_read(tmp_path):
     assert any("landscape-line of b: got coordinates" in note for note in found.notes)
 
 
-def test_a_density_alone_is_no_picture_of_a_comparison(tmp_path):
+def test_densities_are_not_compared(tmp_path):
     w = torch.nn.Parameter(torch.ones(4))
     found = density(Objective(lambda: (w**4).sum(), {"w": w}), samples=2)
     write(tmp_path / "a", history({1: 1.0}), hessian_density_step7=found)
     assert list(compare([tmp_path / "a"]).figures) == [KEY]
 
 
-def test_points_are_the_last_values(tmp_path):
+def test_scatter_plot_shows_the_last_values(tmp_path):
     gap = "generalization/gap"
     for name, value in {"a": 1.0, "b": 2.0}.items():
         write(
@@ -423,12 +421,12 @@ def test_everything_is_escaped(tmp_path, where):
     assert not page.all("script")
     assert "<script" not in page.source
     if where != "metadata":  # those are in the pictures alone
-        assert "alert(1)" in page.words
+        assert "alert(1)" in page.text
     for source in page.all("img"):
         assert set(source) == {"src", "alt"}
 
 
-def test_nothing_from_outside(tmp_path):
+def test_page_loads_nothing_from_outside(tmp_path):
     write(tmp_path / "a", history({1: 1.0}), landscape_plane_step1=plane(1))
     page = Page(compare([tmp_path / "a"], tmp_path / "new" / "page.html").path)
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
@@ -442,11 +440,11 @@ def test_nothing_from_outside(tmp_path):
     assert not [attrs for _, attrs in page.tags if "style" in attrs]
 
 
-def test_a_run_of_pictures_alone(tmp_path):
+def test_run_with_slices_only(tmp_path):
     write(tmp_path / "a", landscape_plane_step1=plane(1))
     page = Page(compare({"name": tmp_path / "a"}, tmp_path / "page.html").path)
-    assert "No numbers were found" in page.words
-    assert "name: there is no history.jsonl" in page.words
+    assert "No numbers were found" in page.text
+    assert "name: there is no history.jsonl" in page.text
 
 
 def test_two_real_runs(tmp_path):
@@ -485,32 +483,32 @@ def test_two_real_runs(tmp_path):
 # --- the command
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_command(tmp_path, monkeypatch, capsys):
     folders = [str(folder) for folder in seeds(tmp_path)]
     monkeypatch.chdir(tmp_path)
     options = ["--group-by", "/", "--keys", "sharpness/*", "--points", KEY, KEY]
     assert main([*folders, *options]) == 0
-    said = capsys.readouterr().out
-    assert "3.5 (2 to 5), 3 seeds, 1 not finite, steps 30 to 40" in said
-    assert "Wrote comparison.html" in said
-    assert f"{KEY} against {KEY}" in Page(tmp_path / "comparison.html").words
+    printed = capsys.readouterr().out
+    assert "3.5 (2 to 5), 3 seeds, 1 not finite, steps 30 to 40" in printed
+    assert "Wrote comparison.html" in printed
+    assert f"{KEY} against {KEY}" in Page(tmp_path / "comparison.html").text
     out = tmp_path / "new" / "page.html"
     assert main([*folders[:2], "--names", "one", "two", "--out", str(out)]) == 0
     assert "\n  one  " in capsys.readouterr().out
     assert out.exists()
-    for arguments, words in (
+    for arguments, message in (
         ([*folders, "--names", "one"], "got 1 name for 4 runs; pass one a run"),
         ([*folders[:2], "--names", "x", "x"], "got 'x' 2 times; pass another name"),
         ([str(tmp_path / "no")], "there is no such directory"),
     ):
         assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: ")
-        assert words in said
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert message in printed
 
 
 @pytest.mark.slow
-def test_the_command_as_it_is_typed(tmp_path):
+def test_command_in_a_subprocess(tmp_path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "lightning_landscape.compare"]
     out = tmp_path / "page.html"
     done = subprocess.run(
@@ -526,7 +524,7 @@ def test_the_command_as_it_is_typed(tmp_path):
 @pytest.mark.skipif(
     chromium.BINARY is None or chromium.DRIVER is None, reason=chromium.MISSING
 )  # fmt: skip
-def test_the_page_in_a_browser(tmp_path):
+def test_page_in_a_browser(tmp_path):
     from tests.browser.check import browser
 
     for name in ("a" * 60, "b"):
@@ -548,7 +546,7 @@ def test_the_page_in_a_browser(tmp_path):
             ask = window.driver.execute_script
             assert ask("return document.documentElement.scrollWidth") <= width
             assert ask("return [...document.images].every(i => i.naturalWidth == 560)")
-            # The names of the rows stay in view when the table is moved.
+            # The row headers stay visible when the table is scrolled.
             ask("document.querySelector('.scroll').scrollLeft = 10000")
             assert ask("return document.querySelector('.scroll').scrollLeft") > 100
             assert ask(
@@ -562,7 +560,7 @@ def test_the_page_in_a_browser(tmp_path):
         assert not asked
 
 
-def test_infinity_in_a_file_of_another_program_is_not_finite(tmp_path):
+def test_infinity_in_a_history_is_not_finite(tmp_path):
     folder = write(tmp_path / "a")
     (folder / "history.jsonl").write_text(json.dumps({"step": 1, "x/y": math.inf}) + "\n")
     assert compare({"a": folder}).table["a"]["x/y"].not_finite == 1

@@ -1,4 +1,4 @@
-"""The pictures of several runs, read back from the figures: data, limits, words."""
+"""Figures of several runs: data, limits and text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_landscape.figures import (
     points_figure,
 )
 from lightning_landscape.figures.curves import spread_over
-from tests.test_figures import words_of
+from tests.test_figures import text_of
 
 KEY = "hessian/top_eigenvalue"
 
@@ -34,7 +34,7 @@ def rows(values: dict[int, float | None], key: str = KEY, **more: Any) -> list[d
 
 
 def curves(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
-    """Label -> steps and values, of all that the legend names."""
+    """Label -> steps and values of each curve in the legend."""
     drawn = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
     return {
         str(line.get_label()): (
@@ -81,7 +81,7 @@ def test_each_run_is_a_curve_of_its_own_length() -> None:
     assert len(colors) == 2
 
 
-def test_seeds_make_a_median_and_a_band() -> None:
+def test_seeds_are_drawn_as_median_and_band() -> None:
     runs = {
         "adam/1": rows({0: 1.0, 10: 2.0, 20: 9.0}),
         "adam/2": rows({0: 3.0, 10: 4.0, 20: 5.0}),
@@ -95,34 +95,34 @@ def test_seeds_make_a_median_and_a_band() -> None:
     areas = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
     areas[1].remove()
     assert band(figure) == [(0.0, 1.0, 8.0), (10.0, 2.0, 6.0), (20.0, 5.0, 9.0)]
-    assert "median over seeds, band: lowest to highest" in words_of(figure)
+    assert "median over seeds, band: lowest to highest" in text_of(figure)
 
 
-def test_a_seed_counts_between_its_measurements_but_not_beyond() -> None:
+def test_seed_counts_between_its_measurements_only() -> None:
     one, two = ([0, 10, 20], [0.0, 10.0, math.nan]), ([5, 30], [7.0, 32.0])
     steps, middle, low, high = spread_over([one, two])
     assert steps.tolist() == [0, 5, 10, 20, 30]
-    # At 10 one has 10 and two has 12; one is lost from there on.
+    # At step 10 run one has 10 and run two has 12; run one ends there.
     np.testing.assert_array_equal(middle, [0, 6, 11, 22, 32])
     np.testing.assert_array_equal(low, [0, 5, 10, 22, 32])
     np.testing.assert_array_equal(high, [0, 7, 12, 22, 32])
 
 
-def test_a_group_in_which_a_seed_lacks_the_key_says_so() -> None:
+def test_legend_counts_the_seeds_that_have_the_key() -> None:
     runs = {"a/1": rows({1: 2.0}), "a/2": rows({1: 2.0}, key="other/x")}
     figure = curves_figure(runs, KEY, groups=dict.fromkeys(runs, "a"))
     assert legend(figure) == ["a, 1 of 2 seeds"]
-    assert "not measured in 1 of 2 runs" in words_of(figure)
+    assert "not measured in 1 of 2 runs" in text_of(figure)
 
 
-def test_blown_up_runs_do_not_take_the_axis() -> None:
+def test_blown_up_runs_do_not_stretch_the_axis() -> None:
     good = {step: 10.0 + step for step in range(0, 50, 10)}
     bad: dict[int, float | None] = {0: 12.0, 10: 1e30, 20: math.inf, 30: None, 40: math.nan}
     figure = curves_figure({"good": rows(good), "bad": rows(bad)}, KEY)
     assert figure.axes[0].get_ylim()[1] < 1e7
-    words = words_of(figure)
-    assert "up to 1e30" in words
-    assert "not finite" in words
+    text = text_of(figure)
+    assert "up to 1e30" in text
+    assert "not finite" in text
     marked = {
         line.get_marker(): np.asarray(line.get_xdata()).tolist()
         for line in figure.axes[0].lines
@@ -141,7 +141,7 @@ def test_blown_up_runs_do_not_take_the_axis() -> None:
         ([-1e-3, 2e-3, 0.0, 1.0, -1e-3], "symlog"),
     ],
 )
-def test_the_axis_follows_the_range(values: list[float], scale: str) -> None:
+def test_axis_scale_depends_on_the_range(values: list[float], scale: str) -> None:
     figure = curves_figure({"a": rows(dict(enumerate(values)))}, KEY)
     assert figure.axes[0].get_yscale() == scale
     low, high = figure.axes[0].get_ylim()
@@ -151,12 +151,12 @@ def test_the_axis_follows_the_range(values: list[float], scale: str) -> None:
     assert 3 <= len(ticks) <= 9
 
 
-def test_curves_far_from_zero_are_no_flat_lines() -> None:
+def test_curves_far_from_zero_are_not_flat() -> None:
     low, high = curves_figure({"a": rows({1: 2.30, 2: 2.31})}, KEY).axes[0].get_ylim()
     assert 2.29 < low < 2.30 < 2.31 < high < 2.32
 
 
-def test_the_edge_is_dashed_where_it_bounds_the_key() -> None:
+def test_edge_is_dashed_where_it_bounds_the_key() -> None:
     edge = {"hessian/edge": 10.0}
     sgd = rows({1: 5.0, 2: 6.0}, **edge)
     adam = rows(
@@ -164,7 +164,7 @@ def test_the_edge_is_dashed_where_it_bounds_the_key() -> None:
     )
     figure = curves_figure({"sgd": sgd, "adam": adam}, KEY)
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[10.0, 10.0]]
-    assert "dashed: edge of stability" in words_of(figure)
+    assert "dashed: edge of stability" in text_of(figure)
     assert figure.axes[0].get_ylim()[1] > 10
     figure = curves_figure({"sgd": sgd, "adam": adam}, "hessian/preconditioned_eigenvalue")
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[20.0, 20.0]]
@@ -179,7 +179,7 @@ def test_the_edge_is_dashed_where_it_bounds_the_key() -> None:
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[11.0, 11.0]]
 
 
-def test_lines_that_differ_by_decades_have_a_logarithmic_axis() -> None:
+def test_logarithmic_axis_for_curves_decades_apart() -> None:
     key = "hessian/edge_ratio"
 
     def scale(key: str, *runs: list[Any]) -> str:
@@ -192,16 +192,16 @@ def test_lines_that_differ_by_decades_have_a_logarithmic_axis() -> None:
     assert scale(key, rows({1: 0.02, 2: 0.03}, key)) == "log"
 
 
-def test_the_edge_of_an_adaptive_optimizer_is_always_in_the_chart() -> None:
+def test_edge_of_an_adaptive_optimizer_is_always_shown() -> None:
     key = "hessian/preconditioned_eigenvalue"
     figure = curves_figure({"a": rows({1: 90.0, 2: 95.0}, key, **{"hessian/edge": 5e3})}, key)
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[5e3, 5e3]]
     assert figure.axes[0].get_yscale() == "log"
     assert figure.axes[0].get_ylim()[1] > 5e3
-    assert "above the chart" not in words_of(figure)
+    assert "above the chart" not in text_of(figure)
 
 
-def test_the_eigenvalue_and_its_edge_are_logarithmic_if_a_decade_apart() -> None:
+def test_logarithmic_axis_for_an_edge_a_decade_away() -> None:
     def figure(edge: float, **more: float) -> Figure:
         return eigenvalue_figure(rows({1: 1.0, 2: 2.0}, **{"hessian/edge": edge}, **more))
 
@@ -211,30 +211,30 @@ def test_the_eigenvalue_and_its_edge_are_logarithmic_if_a_decade_apart() -> None
     figure_to_image(far)
     ticks = [text.get_text() for text in far.axes[0].get_yticklabels()]
     assert {"1", "3", "10", "30"} <= set(ticks)
-    assert "0.0012 of the edge" in words_of(far)
+    assert "0.0012 of the edge" in text_of(far)
 
 
-def test_an_edge_far_above_is_told_and_takes_no_room() -> None:
+def test_edge_far_above_the_curves_is_a_note() -> None:
     figure = curves_figure({"a": rows({1: 5.0, 2: 6.0}, **{"hessian/edge": 3800.0})}, KEY)
     assert figure.axes[0].get_ylim()[1] < 10
-    assert "edge above the chart, at 3800" in words_of(figure)
+    assert "edge above the chart, at 3800" in text_of(figure)
 
 
-def test_the_ratio_to_the_edge_has_a_line_at_one() -> None:
+def test_edge_ratio_has_a_line_at_one() -> None:
     key = "hessian/edge_ratio"
     figure = curves_figure({"a": rows({1: 0.5, 2: 0.6}, key=key)}, key)
     assert [np.asarray(line.get_ydata()).tolist() for line in dashed(figure)] == [[1.0, 1.0]]
     assert figure.axes[0].get_ylim()[1] > 1
 
 
-def test_of_hundreds_of_runs_ten_are_drawn() -> None:
+def test_ten_of_hundreds_of_runs_are_drawn() -> None:
     figure = curves_figure({f"run{i}": rows({1: float(i)}) for i in range(300)}, KEY)
     assert len(curves(figure)) == 10
     assert {"run0", "run299"} <= set(legend(figure))
-    assert "10 of 300 runs" in words_of(figure)
+    assert "10 of 300 runs" in text_of(figure)
 
 
-def test_strange_names_and_empty_runs_are_drawn() -> None:
+def test_unusual_names_and_empty_runs_are_drawn() -> None:
     runs = {
         "_hidden": rows({1: 1.0}),
         "$x^{": rows({1: 2.0}),
@@ -244,14 +244,14 @@ def test_strange_names_and_empty_runs_are_drawn() -> None:
     figure = curves_figure(runs, KEY)
     assert len(legend(figure)) == 3
     assert "_hidden" in legend(figure)[0]
-    assert "not measured in 1 of 4 runs" in words_of(figure)
+    assert "not measured in 1 of 4 runs" in text_of(figure)
     figure_to_image(figure)
     for empty in ({"a": []}, {"a": rows({1: math.nan})}):
         figure_to_image(curves_figure(empty, KEY))
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "error", "message"),
     [
         (lambda: curves_figure([1], KEY), TypeError, "expected a mapping"),  # type: ignore[arg-type]
         (lambda: curves_figure({"a": "rows"}, KEY), TypeError, "lists of dicts"),  # type: ignore[dict-item]
@@ -289,21 +289,21 @@ def test_strange_names_and_empty_runs_are_drawn() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(
-    call: Callable[[], object], error: type[Exception], words: str
+def test_invalid_arguments(
+    call: Callable[[], object], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         call()
 
 
-# --- pairwise numbers
+# --- matrices
 
 
 def cells(figure: Figure) -> list[str]:
     return [text.get_text().replace("\N{MINUS SIGN}", "-") for text in figure.axes[0].texts]
 
 
-def test_the_matrix_holds_its_numbers_row_by_row() -> None:
+def test_matrix_shows_its_numbers_by_row() -> None:
     figure = barrier_matrix_figure([[0.0, 0.316], [1.2, -0.5]], ["adam", "sgd"], title="Barrier")
     assert figure.get_suptitle() == "Barrier"
     assert cells(figure) == ["0.00", "0.32", "1.20", "-0.50"]
@@ -317,7 +317,7 @@ def test_the_matrix_holds_its_numbers_row_by_row() -> None:
     assert image.get_clim() == (-0.5, 1.2)
 
 
-def test_limits_make_colours_mean_the_same() -> None:
+def test_equal_limits_give_equal_colours() -> None:
     figures = [
         barrier_matrix_figure([[0.0, high], [0.5, 0.0]], ["a", "b"], limits=(0.0, 2.0))
         for high in (1.0, 5.0)
@@ -329,18 +329,18 @@ def test_limits_make_colours_mean_the_same() -> None:
     assert ends == [["0", "2"], ["0", "> 2"]]
 
 
-def test_small_numbers_share_one_power_of_ten() -> None:
+def test_small_numbers_share_a_power_of_ten() -> None:
     figure = barrier_matrix_figure([[0.0, 3.14e-5], [2e-6, 0.0]], ["a", "b"])
     assert cells(figure) == ["0.00", "3.14", "0.20", "0.00"]
-    assert "in units of 1e-5" in words_of(figure)
+    assert "in units of 1e-5" in text_of(figure)
 
 
-def test_a_matrix_with_gaps_hatches_them() -> None:
+def test_missing_entries_are_hatched() -> None:
     figure = barrier_matrix_figure([[0.0, math.nan], [math.inf, 1e200]], ["a", "b"])
     assert cells(figure) == ["0.00"]
     hatched = {patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()}
     assert hatched == {(0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)}
-    assert "hatched: not finite" in words_of(figure)
+    assert "hatched: not finite" in text_of(figure)
     figure_to_image(figure)
 
 
@@ -361,7 +361,7 @@ def test_numbers_stay_inside_their_cells(count: int) -> None:
         assert whole.y0 <= box.y0
 
 
-def test_numbers_stand_out_from_their_cells() -> None:
+def test_numbers_contrast_with_their_cells() -> None:
     figure = barrier_matrix_figure(np.linspace(0, 1, 81).reshape(9, 9), list("abcdefghi"))
     image = figure.axes[0].images[0]
     for text in figure.axes[0].texts:
@@ -381,7 +381,7 @@ def contrast(one: Any, other: Any) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-# --- value against value
+# --- scatter plots
 
 
 def markers(figure: Figure) -> list[tuple[list[float], list[float], float, str]]:
@@ -396,7 +396,7 @@ def markers(figure: Figure) -> list[tuple[list[float], list[float], float, str]]
     ]
 
 
-def test_points_of_a_group_share_a_colour_and_have_a_median() -> None:
+def test_group_has_one_colour_and_a_median() -> None:
     points = {"a/1": (1.0, 5.0), "a/2": (2.0, 9.0), "a/3": (9.0, 6.0), "b/1": (4.0, 4.0)}
     groups = {name: name[0] for name in points}
     figure = points_figure(
@@ -412,18 +412,18 @@ def test_points_of_a_group_share_a_colour_and_have_a_median() -> None:
     assert figure.axes[0].get_ylabel() == "generalization/gap"
 
 
-def test_points_without_groups_are_named_and_the_others_counted() -> None:
+def test_points_without_groups_are_labelled() -> None:
     points = {"a": (1.0, 1e4), "b": (2.0, 1.0), "c": (math.nan, 1.0), "d": (1.0, math.inf)}
     figure = points_figure(points, x="x", y="y")
     assert legend(figure) == ["a", "b"]
-    assert "2 runs, 2 more not finite" in words_of(figure)
+    assert "2 runs, 2 more not finite" in text_of(figure)
     assert figure.axes[0].get_yscale() == "log"
     assert figure.axes[0].get_xscale() == "linear"
     figure_to_image(figure)
     figure_to_image(points_figure({"c": (math.nan, 1.0)}, x="x", y="y"))
 
 
-def test_hundreds_of_points_are_all_drawn_without_names() -> None:
+def test_hundreds_of_points_are_drawn_without_labels() -> None:
     figure = points_figure({f"r{i}": (float(i), float(i)) for i in range(300)}, x="x", y="y")
     assert len(markers(figure)) == 300
     assert not figure.legends
@@ -458,16 +458,16 @@ def test_planes_on_different_grids_share_colours_and_frame() -> None:
     assert not figure.axes[0].patch.get_hatch()
     assert figure.axes[1].patch.get_hatch()
     # The axes are not named after the directions of the first.
-    assert "random" not in words_of(figure)
+    assert "random" not in text_of(figure)
     figure_to_image(figure)
 
 
-def test_one_run_on_different_grids_is_still_refused() -> None:
+def test_one_run_on_different_grids_raises() -> None:
     with pytest.raises(ValueError, match="other coordinates"):
         filmstrip_figure([plane(5), plane(9)])
 
 
-def test_lines_on_different_grids_are_named() -> None:
+def test_lines_on_different_grids() -> None:
     shown = [line([1.0, 0.0, 1.0]), line([4.0, 1.0, 0.0, 1.0, 4.0], reach=2.0)]
     figure = line_figure(shown, names=["_a", "b"], limits=LossLimits(0.0, 5.0))
     assert [text.strip() for text in legend(figure)] == ["_a", "b"]

@@ -1,4 +1,4 @@
-"""What the pictures say, read back from the figures: data, limits and words, not pixels."""
+"""Data, limits and text of the figures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ METADATA = {
 
 
 def plane(losses: Any = None, center: float = 1.0, metadata: dict[str, Any] | None = None) -> Slice:
-    """A plane of 5 x 4 points; without losses L = 1 + x**2 + 10 y, no two axes alike."""
+    """A plane of 5 x 4 points; by default L = 1 + x**2 + 10 y, so that the axes differ."""
     x, y = np.linspace(-1, 1, 5), np.linspace(-1, 2, 4)
     if losses is None:
         losses = 1 + x[None, :] ** 2 + 10 * y[:, None]
@@ -90,8 +90,8 @@ def luminance(colors: Any) -> np.ndarray:
     return np.asarray(colors)[..., :3] @ [0.299, 0.587, 0.114]
 
 
-def words_of(figure: Figure) -> str:
-    """Title and small lines, one a line."""
+def text_of(figure: Figure) -> str:
+    """The title and the notes, one per line."""
     return "\n".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)])
 
 
@@ -119,14 +119,14 @@ def curve_of(figure: Figure, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
 POSITIVE = plane().losses - plane().losses.min() + 0.5
 
 
-def test_sampled_points_are_drawn_where_they_are() -> None:
+def test_points_are_drawn_at_their_coordinates() -> None:
     (dots,) = [c for c in plane_figure(plane()).axes[0].lines if c.get_label() == "_samples"]
     drawn = set(zip(dots.get_xdata().tolist(), dots.get_ydata().tolist(), strict=True))
     x, y = plane().coordinates
     assert drawn == {(a, b) for a in x.tolist() for b in y.tolist()}
 
 
-def test_colours_are_those_of_the_sampled_losses_at_the_sampled_points() -> None:
+def test_colours_match_the_losses_at_the_points() -> None:
     """Within one band of colour: a 24th of the range, on a logarithmic scale."""
     losses = np.exp(np.linspace(0, 3, 5)[None, :] + np.linspace(0, 2, 4)[:, None])
     figure = plane_figure(plane(losses))
@@ -137,7 +137,7 @@ def test_colours_are_those_of_the_sampled_losses_at_the_sampled_points() -> None
         beside = [
             pixel(figure, x[i] + dx, y[j] + dy) for dx in (-0.04, 0.04) for dy in (-0.05, 0.05)
         ]
-        # Without isolines and their numbers.
+        # Without isolines and labels.
         assert min(abs(color - wanted).max() for color in beside) < 18
 
 
@@ -154,15 +154,15 @@ def test_colours_are_monotone_in_the_loss() -> None:
         assert figure_to_image(figure).std() > 0
 
 
-def test_lower_ground_is_darker() -> None:
+def test_lower_losses_are_darker() -> None:
     grey = luminance(COLOR_MAP(np.linspace(0, 1, 101)))
     assert (np.diff(grey) > 0).all()
     assert grey[50] - grey[0] > 0.25
     assert grey[-1] - grey[50] > 0.25
 
 
-def test_two_frames_of_a_run_give_the_same_colour_to_the_same_loss() -> None:
-    """Also where the later one lies far beyond the limits of the first."""
+def test_frames_give_the_same_colour_to_the_same_loss() -> None:
+    """Also if the second exceeds the limits of the first by far."""
     left = np.where(np.arange(5) < 3, 0.5, 2.0) * np.ones((4, 1))
     later = np.where(np.arange(5) < 3, 0.5, 300.0) * np.ones((4, 1))
     later[0, 0] = 1e-5
@@ -176,7 +176,7 @@ def test_two_frames_of_a_run_give_the_same_colour_to_the_same_loss() -> None:
     ]
 
 
-def test_losses_beyond_the_limits_still_differ_in_colour() -> None:
+def test_losses_beyond_the_limits_differ_in_colour() -> None:
     limits = LossLimits(0.01, 10.0, room=0.15)
     places = limits.color(np.array([0.0, 1e-9, 1e-3, 0.01, 1.0, 10.0, 30.0, 1e3]))
     assert (np.diff(places) > 0).all()
@@ -189,7 +189,7 @@ def test_losses_beyond_the_limits_still_differ_in_colour() -> None:
     assert np.diff(near) == pytest.approx(np.diff(near)[0], rel=1e-3)
 
 
-def test_a_quadratic_is_interpolated_exactly() -> None:
+def test_quadratic_is_interpolated_exactly() -> None:
     x, y = np.array([-1.0, -0.4, 0.0, 0.7, 1.0]), np.array([-1.0, 0.0, 2.0])
 
     def loss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -203,7 +203,7 @@ def test_a_quadratic_is_interpolated_exactly() -> None:
     assert between_two.mean() == pytest.approx(0.5)
 
 
-def test_interpolation_invents_no_value_beside_an_outlier() -> None:
+def test_interpolation_does_not_overshoot_at_an_outlier() -> None:
     losses = np.ones((5, 5))
     losses[2, 3], losses[0, 0] = 1e9, 0.01
     at = np.arange(5.0)
@@ -212,7 +212,7 @@ def test_interpolation_invents_no_value_beside_an_outlier() -> None:
     assert fine[fine_y >= 1].min() == 1.0  # no valley beside the outlier
 
 
-def test_cells_instead_of_interpolation() -> None:
+def test_plane_without_interpolation() -> None:
     figure = plane_figure(plane(POSITIVE), interpolate=False)
     mesh = cells_of(figure)
     corners = mesh.get_coordinates()  # (rows + 1, columns + 1, 2)
@@ -234,7 +234,7 @@ def test_cells_of_uneven_coordinates_contain_their_points() -> None:
     np.testing.assert_allclose(corners[:, 0, 1], [-0.25, 0.25, 0.75])
 
 
-def test_what_is_not_finite_is_hatched() -> None:
+def test_loss_that_is_not_finite_is_hatched() -> None:
     losses = np.full((4, 5), 0.3)
     losses[0, 0], losses[3, 4], losses[2, 1] = np.nan, np.inf, -np.inf
     figure = plane_figure(plane(losses, center=0.3))
@@ -245,13 +245,13 @@ def test_what_is_not_finite_is_hatched() -> None:
             hatched = np.ptp(colors) == 0  # white or grey, which the colour map does not contain
             assert hatched != np.isfinite(losses[j, i])
     assert figure.axes[0].patch.get_hatch()
-    assert "hatched: not finite" in words_of(figure)
-    assert "hatched" not in words_of(plane_figure(plane()))
+    assert "hatched: not finite" in text_of(figure)
+    assert "hatched" not in text_of(plane_figure(plane()))
     cells = cells_of(plane_figure(plane(losses, center=0.3), interpolate=False))
     np.testing.assert_array_equal(np.ma.getmaskarray(cells.get_array()), ~np.isfinite(losses))
 
 
-def test_a_loss_below_zero_is_drawn_above_its_lowest_point() -> None:
+def test_loss_below_zero_is_drawn_relative_to_its_minimum() -> None:
     figure = plane_figure(plane(plane().losses, center=1.0))  # from -9 to 22
     assert bar_of(figure).get_ylabel() == "loss above the lowest"
     assert bar_labels(figure)[0].startswith("< ")  # the logarithm of zero is not on the bar
@@ -263,7 +263,7 @@ def test_a_loss_below_zero_is_drawn_above_its_lowest_point() -> None:
     assert bar_of(plane_figure(plane(POSITIVE))).get_ylabel() == "loss"
 
 
-def test_live_colours_start_anew_at_the_first_loss_that_is_not_positive() -> None:
+def test_live_limits_are_reset_at_the_first_loss_that_is_not_positive() -> None:
     limits = LossLimits.from_slice(plane(POSITIVE))
     assert not limits.excess
     assert limits.widened(plane(0.01 * POSITIVE)) == limits
@@ -272,7 +272,7 @@ def test_live_colours_start_anew_at_the_first_loss_that_is_not_positive() -> Non
     assert bar_of(plane_figure(below, limits=limits)).get_ylabel() == "loss above the lowest"
 
 
-def test_bar_shows_the_range_of_the_limits_and_of_the_picture() -> None:
+def test_colour_bar_shows_the_ranges_of_limits_and_plane() -> None:
     limits = LossLimits(1e-3, 1.0)
     inside = np.full((4, 5), 0.1)
     inside[0, 0] = 0.5
@@ -285,8 +285,8 @@ def test_bar_shows_the_range_of_the_limits_and_of_the_picture() -> None:
     assert ticks == sorted(ticks)
 
 
-def test_bar_of_a_positive_plane_in_a_run_with_losses_below_zero() -> None:
-    """The values of that plane are above its lowest loss too."""
+def test_colour_bar_of_a_positive_plane_among_losses_below_zero() -> None:
+    """Also for this plane the losses are drawn relative to its minimum."""
     limits = LossLimits.from_slice(plane(POSITIVE - 1))
     assert limits.excess
     later = plane(POSITIVE + 1e6)
@@ -294,13 +294,13 @@ def test_bar_of_a_positive_plane_in_a_run_with_losses_below_zero() -> None:
     assert (low, high) == (limits.low, limits.high)  # the excess is at most 31
 
 
-def test_corner_that_blew_up_does_not_swamp_the_colours() -> None:
+def test_blown_up_corner_leaves_the_colour_range() -> None:
     losses = POSITIVE.copy()
     losses[0, 0] = 1e9
     figure = plane_figure(plane(losses, center=10.5))
     assert bar_of(figure).get_ylim()[1] < 2000
     assert bar_labels(figure)[-1].startswith("> ")
-    assert np.ptp(pixel(figure, -0.97, -0.97)) > 0  # painted all the same
+    assert np.ptp(pixel(figure, -0.97, -0.97)) > 0  # drawn nevertheless
 
 
 def test_lowest_sampled_point_is_marked_unless_it_is_at_the_weights() -> None:
@@ -317,7 +317,7 @@ def test_lowest_sampled_point_is_marked_unless_it_is_at_the_weights() -> None:
     assert named == {"lowest": (0.5, -1.0)}
 
 
-def test_isolines_are_round_and_closer_where_a_plane_spans_less_than_a_decade() -> None:
+def test_isolines_of_a_plane_within_a_decade() -> None:
     wide = isolines_of(plane_figure(plane(np.geomspace(0.03, 40, 20).reshape(4, 5))))
     assert [float(level) for level in wide.levels] == [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
     narrow = isolines_of(plane_figure(plane(np.geomspace(2.0, 2.02, 20).reshape(4, 5))))
@@ -327,7 +327,7 @@ def test_isolines_are_round_and_closer_where_a_plane_spans_less_than_a_decade() 
     assert len(isolines(1e-9, 1e9)) <= 8
 
 
-def test_isolines_are_at_their_loss() -> None:
+def test_isolines_are_at_their_levels() -> None:
     x = np.linspace(-1, 1, 9)
     losses = np.tile(10 + 4 * x, (9, 1))
     figure = plane_figure(Slice((x, x), losses, 10.0))
@@ -341,14 +341,14 @@ def test_isolines_are_at_their_loss() -> None:
     assert {float(label) for label in labels} <= {float(level) for level in lines.levels}
 
 
-def test_plane_tells_where_it_comes_from() -> None:
+def test_plane_shows_its_metadata() -> None:
     figure = plane_figure(plane(metadata=METADATA, center=0.5341))
     assert figure.get_suptitle() == "step 120, loss 0.534"
-    words = words_of(figure)
-    assert "random (fixed) \N{MULTIPLICATION SIGN} top eigenvector (taken anew)" in words
-    assert "filter-normalised, 512 examples in train mode" in words
-    assert len(set(words.splitlines())) == 3
-    assert "cosine" not in words
+    text = text_of(figure)
+    assert "random (fixed) \N{MULTIPLICATION SIGN} top eigenvector (taken anew)" in text
+    assert "filter-normalised, 512 examples in train mode" in text
+    assert len(set(text.splitlines())) == 3
+    assert "cosine" not in text
     assert figure.axes[0].get_xlabel() == "random (1 = norm 3.2)"
     assert figure.axes[0].get_ylabel() == "top eigenvector (1 = norm 1.6)"
 
@@ -366,31 +366,31 @@ def test_plane_tells_where_it_comes_from() -> None:
         ({"directions": ["$a_", "b"]}, "$a_ (fixed)"),
     ],
 )
-def test_plane_words(change: dict[str, Any], expected: str) -> None:
-    assert expected in words_of(plane_figure(plane(metadata={**METADATA, **change}))) + "\n"
+def test_text_of_plane_metadata(change: dict[str, Any], expected: str) -> None:
+    assert expected in text_of(plane_figure(plane(metadata={**METADATA, **change}))) + "\n"
 
 
 def test_plane_without_metadata() -> None:
     figure = plane_figure(plane())
     assert figure.get_suptitle() == "loss 1"
     assert figure.axes[0].get_xlabel() == "direction 1"
-    assert "not to scale" in words_of(figure)
+    assert "not to scale" in text_of(figure)
 
 
-def test_one_unit_is_one_length_in_weight_space_along_both_axes() -> None:
+def test_axes_have_equal_scale_in_weight_space() -> None:
     figure = plane_figure(plane(metadata={"norms": [4.0, 2.0]}))
     figure_to_image(figure)
     axes = figure.axes[0]
     across, up = axes.transData.transform([(1, 0), (0, 1)]) - axes.transData.transform((0, 0))
     assert across[0] / 4 == pytest.approx(up[1] / 2)
-    assert "not to scale" not in words_of(figure)
+    assert "not to scale" not in text_of(figure)
 
 
 @pytest.mark.parametrize("norms", [[1.0, 100.0], [0.0, 1.0], [math.nan, 1.0], [None, 1.0], [1.0]])
-def test_axes_that_would_make_a_strip_or_have_no_length_are_not_to_scale(norms: list[Any]) -> None:
+def test_axes_of_extreme_or_zero_norms_are_not_to_scale(norms: list[Any]) -> None:
     figure = plane_figure(plane(metadata={"norms": norms}))
     assert figure.axes[0].get_aspect() == "auto"
-    assert "not to scale" in words_of(figure)
+    assert "not to scale" in text_of(figure)
 
 
 def test_center_is_marked_and_does_not_move_the_limits() -> None:
@@ -405,7 +405,7 @@ def test_center_is_marked_and_does_not_move_the_limits() -> None:
 
 def test_flat_empty_and_tiny_planes() -> None:
     flat = plane_figure(plane(np.full((4, 5), 2.3), center=2.3))
-    assert "flat" in words_of(flat)
+    assert "flat" in text_of(flat)
     empty = plane_figure(plane(np.full((4, 5), np.nan), center=math.nan))
     assert empty.get_suptitle() == "loss nan"
     assert "no finite loss" in [text.get_text() for text in empty.axes[0].texts]
@@ -415,7 +415,7 @@ def test_flat_empty_and_tiny_planes() -> None:
         assert figure_to_image(figure).std() > 0
 
 
-def test_every_chart_is_drawn_into_axes_of_another_figure() -> None:
+def test_every_chart_is_drawn_into_given_axes() -> None:
     grid = torch.linspace(-1, 1, 50, dtype=torch.float64)
     density = SpectralDensity(grid, grid**2, 0 * grid, 0.1, grid[None], grid[None], 1)
     history = rows([1.0, 4.0, 9.6], edge=10.0)
@@ -442,7 +442,7 @@ def test_every_chart_is_drawn_into_axes_of_another_figure() -> None:
         assert figure_to_image(figure).std() > 0
 
 
-def test_axes_of_another_figure() -> None:
+def test_plane_in_given_axes() -> None:
     figure = Figure(figsize=(6.75, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     assert plane_figure(plane(POSITIVE, metadata=METADATA), ax=left) is figure
@@ -467,7 +467,7 @@ def test_line_shows_the_loss_and_the_weights() -> None:
     (dot,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "o"]
     assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (0.0, 0.5)
     assert figure.get_suptitle() == "step 120, loss 0.5"
-    assert "random (fixed)\nfilter-normalised, 512 examples in train mode" in words_of(figure)
+    assert "random (fixed)\nfilter-normalised, 512 examples in train mode" in text_of(figure)
     assert figure.axes[0].get_xlabel() == "random (1 = norm 3.2)"
     assert figure.axes[0].get_ylabel() == "loss"
     assert figure.axes[0].get_yscale() == "linear"
@@ -475,30 +475,30 @@ def test_line_shows_the_loss_and_the_weights() -> None:
     assert low < 0.5 < 4 < high < 5
 
 
-def test_line_that_blows_up_keeps_the_valley_in_sight() -> None:
+def test_blown_up_line_keeps_the_valley_visible() -> None:
     figure = line_figure(line([1e6, 1.0, 0.25, 0.0, 0.25, 1.0, -1e7]))
     low, high = figure.axes[0].get_ylim()
     assert 1 < high < 100
     assert -100 < low < 0
-    assert f"> {number(high)}, up to 1e6" in words_of(figure)
-    assert f"< {number(low)}, down to {MINUS}1e7" in words_of(figure)
+    assert f"> {number(high)}, up to 1e6" in text_of(figure)
+    assert f"< {number(low)}, down to {MINUS}1e7" in text_of(figure)
     (up,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "^"]
     (down,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "v"]
     assert list(up.get_xdata()) == [-1.0]
     assert list(down.get_xdata()) == [1.0]
 
 
-def test_line_marks_what_is_not_finite() -> None:
+def test_line_marks_losses_that_are_not_finite() -> None:
     figure = line_figure(line([np.nan, 1.0, 0.0, 1.0, np.inf]))
     _, losses = curve_of(figure)
     np.testing.assert_array_equal(np.isnan(losses), [True, False, False, False, True])
     (crosses,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "x"]
     assert list(crosses.get_xdata()) == [-1.0, 1.0]
-    assert "\N{MULTIPLICATION SIGN} not finite" in words_of(figure)
+    assert "\N{MULTIPLICATION SIGN} not finite" in text_of(figure)
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
-def test_a_parabola_looks_like_one() -> None:
+def test_parabola_has_a_linear_axis() -> None:
     x = np.linspace(-1, 1, 21)
     figure = line_figure(Slice((x,), 0.01 + 4 * x**2, 0.01))
     _, losses = curve_of(figure)
@@ -510,13 +510,13 @@ def test_a_parabola_looks_like_one() -> None:
     assert 4.01 < high < 4.3
 
 
-def test_the_axis_starts_at_zero_unless_that_hides_the_curve() -> None:
+def test_axis_starts_at_zero_unless_that_hides_the_curve() -> None:
     assert LossLimits.for_film([line([2.0, 0.5, 1.0], 0.5)]).low == 0.0
     assert LossLimits.for_film([line([2.35, 2.3, 2.33], 2.3)]).low == 2.3
     assert LossLimits.for_film([line([2.0, -0.5, 1.0], -0.5)]).low == -0.5
 
 
-def test_frames_of_a_line_film_share_an_axis_that_is_widened_and_never_narrowed() -> None:
+def test_axis_of_a_line_film_is_widened_and_never_narrowed() -> None:
     first, steeper = line([3.0, 2.0, 3.2], 2.0), line([9.0, 0.1, 0.4], 0.1)
     flat = line([0.2, 0.1, 0.2], 0.1)
     limits = LossLimits.from_slice(first)
@@ -528,12 +528,12 @@ def test_frames_of_a_line_film_share_an_axis_that_is_widened_and_never_narrowed(
         assert line_figure(frame, limits=wider).axes[0].get_ylim() == pytest.approx((-0.45, 9.45))
 
 
-def test_a_frame_that_blew_up_does_not_widen_the_axis_and_is_marked() -> None:
+def test_blown_up_frame_is_marked_and_does_not_widen_the_axis() -> None:
     limits = LossLimits(0.0, 3.0)
     blown = line([1e6, 1e6, 2e6], 1e6)
     assert limits.widened(blown) == limits
     figure = line_figure(blown, limits=limits)
-    assert "\N{BLACK UP-POINTING TRIANGLE} > 3.15, up to 2e6" in words_of(figure)
+    assert "\N{BLACK UP-POINTING TRIANGLE} > 3.15, up to 2e6" in text_of(figure)
     (marks,) = [mark for mark in figure.axes[0].lines if mark.get_marker() == "^"]
     assert len(marks.get_xdata()) == 3
     assert LossLimits.for_film([line([1.0, 0.0, 2.0]), blown]).high == 2.0
@@ -569,7 +569,7 @@ def test_logarithmic_axis_on_request() -> None:
         ({}, ["slice 1", "slice 2"], "step 120, loss 0"),
     ],
 )
-def test_several_lines_are_named_by_what_differs(
+def test_legend_shows_what_differs_between_lines(
     second: dict[str, Any], labels: list[str], title: str
 ) -> None:
     lines = [line([1, 0, 1], **METADATA), line([2, 0, 2], **{**METADATA, **second})]
@@ -630,32 +630,32 @@ def test_eigenvalue_and_edge() -> None:
     assert edge.get_linestyle() == "--"
     assert edge.get_color() != curve.get_color()
     assert "edge of stability 10" in [text.get_text() for text in figure.axes[0].texts]
-    assert "step 20: 9.6, 0.96 of the edge" in words_of(figure)
+    assert "step 20: 9.6, 0.96 of the edge" in text_of(figure)
     assert figure.axes[0].get_yscale() == "linear"
     low, high = figure.axes[0].get_ylim()
     assert low < 0 < 10 < high
 
 
-def test_edge_can_be_left_out_or_missing() -> None:
+def test_edge_may_be_left_out_or_missing() -> None:
     assert len(eigenvalue_figure(rows([1.0, 2.0], edge=10.0), edge=False).axes[0].lines) == 1
     assert len(eigenvalue_figure(rows([1.0, 2.0])).axes[0].lines) == 1
     figure = eigenvalue_figure(rows([1.0, 2.0, 3.0], edge=[5.0, None, 6.0]))
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), [5, np.nan, 6])
 
 
-def test_preconditioned_eigenvalue_takes_the_place_of_the_plain_one() -> None:
+def test_preconditioned_eigenvalue_replaces_the_plain_one() -> None:
     history = rows([1.0, 2.0, 3.0], preconditioned_eigenvalue=[None, 400.0, 500.0], residual=2.0)
     del history[0]["hessian/preconditioned_eigenvalue"]
     figure = eigenvalue_figure(history)
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [10, 20])
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [400, 500])
     assert figure.get_suptitle() == "Top preconditioned eigenvalue"
-    assert "residual" not in words_of(figure)
+    assert "residual" not in text_of(figure)
     plain = eigenvalue_figure(rows([1.0, 2.0], preconditioned_eigenvalue=math.nan))
     np.testing.assert_allclose(plain.axes[0].lines[0].get_ydata(), [1, 2])
 
 
-def test_with_an_adaptive_optimizer_the_ratio_is_above_the_eigenvalue() -> None:
+def test_adaptive_optimizer_has_the_ratio_above_the_eigenvalue() -> None:
     history = rows(
         [1.0, 2.0, 3.0], preconditioned_eigenvalue=[300.0, 400.0, 500.0], edge=400.0,
         edge_ratio=[0.75, 1.0, 1.25],
@@ -670,7 +670,7 @@ def test_with_an_adaptive_optimizer_the_ratio_is_above_the_eigenvalue() -> None:
     np.testing.assert_allclose(eigenvalue.lines[0].get_ydata(), [300, 400, 500])
     np.testing.assert_allclose(eigenvalue.lines[1].get_ydata(), [400, 400, 400])
     assert ratio.get_yscale() == "linear"
-    assert "1.2 of the edge" in words_of(figure)
+    assert "1.2 of the edge" in text_of(figure)
     for row in history:
         row["hessian/edge_ratio"] /= 50
     assert eigenvalue_figure(history).axes[1].get_yscale() == "log"  # decades below 1
@@ -684,7 +684,7 @@ def test_second_monitor() -> None:
     assert figure.get_suptitle() == "Top Hessian eigenvalue (head)"
 
 
-def test_rows_may_be_out_of_order_lack_keys_or_hold_no_number() -> None:
+def test_rows_out_of_order_or_without_numbers() -> None:
     history = [
         {"step": 30, "hessian/top_eigenvalue": 3.0},
         {"step": 10, "hessian/top_eigenvalue": 1.0},
@@ -699,8 +699,8 @@ def test_rows_may_be_out_of_order_lack_keys_or_hold_no_number() -> None:
     np.testing.assert_array_equal(curve.get_ydata(), [1, np.nan, np.nan, 3])
     assert list(crosses.get_xdata()) == [20, 25]
     assert crosses.get_marker() == "x"
-    assert "\N{MULTIPLICATION SIGN} not finite" in words_of(figure)
-    assert "step 30: 3" in words_of(figure)
+    assert "\N{MULTIPLICATION SIGN} not finite" in text_of(figure)
+    assert "step 30: 3" in text_of(figure)
 
 
 def test_point_between_gaps_gets_a_dot() -> None:
@@ -717,46 +717,46 @@ def test_axis_is_logarithmic_over_more_than_two_decades() -> None:
     assert eigenvalue_figure(rows([-0.1, 50.0])).axes[0].get_yscale() == "linear"
 
 
-def test_residual_band_is_drawn_where_it_can_be_seen() -> None:
+def test_residual_band_is_drawn_if_wide_enough() -> None:
     def bands(figure: Figure) -> list[PolyCollection]:
         return [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
 
     thin = eigenvalue_figure(rows([5.0, 10.0], residual=0.001))
     assert not bands(thin)
-    assert "residual" not in words_of(thin)
+    assert "residual" not in text_of(thin)
     wide = eigenvalue_figure(rows([5.0, 10.0], residual=[1.0, math.nan]))
     assert len(bands(wide)) == 1
-    assert "band: ± residual" in words_of(wide)
+    assert "band: ± residual" in text_of(wide)
     logarithmic = eigenvalue_figure(rows([0.01, 10.0], residual=0.05))
     assert len(bands(logarithmic)) == 1
     assert figure_to_image(logarithmic).std() > 0
 
 
 @pytest.mark.parametrize(
-    ("history", "words"),
+    ("history", "expected"),
     [
         ([], "no eigenvalue measured"),
         ([{"step": 1, "sharpness/sam": 2.0}], "no eigenvalue measured"),
         (rows([math.nan], edge=2.0), "no finite eigenvalue"),
     ],
 )
-def test_history_without_a_number(history: list[dict[str, Any]], words: str) -> None:
+def test_history_without_finite_values(history: list[dict[str, Any]], expected: str) -> None:
     figure = eigenvalue_figure(history)
-    assert words in [text.get_text() for text in figure.axes[0].texts]
+    assert expected in [text.get_text() for text in figure.axes[0].texts]
     assert figure_to_image(figure).std() > 0
 
 
 # --- the limits
 
 
-def test_limits_of_a_live_plane_are_three_decades_below_its_highest_loss() -> None:
+def test_live_limits_span_three_decades() -> None:
     limits = LossLimits.from_slice(plane(POSITIVE))  # to 31.5
     assert limits == LossLimits(0.05, 50.0, room=0.15)
     assert LossLimits.from_dict(limits.to_dict()) == limits
     assert all(type(value) in (float, bool) for value in limits.to_dict().values())
 
 
-def test_limits_of_a_film_contain_all_frames_but_one_that_blew_up() -> None:
+def test_limits_of_a_film_exclude_a_blown_up_frame() -> None:
     film = [plane(POSITIVE), plane(0.01 * POSITIVE), plane(3 * POSITIVE)]
     assert LossLimits.for_film(film) == LossLimits(0.005, 100.0)
     assert LossLimits.for_film([*film, plane(1e9 * POSITIVE)]) == LossLimits(0.005, 100.0)
@@ -768,7 +768,7 @@ def test_limits_of_a_film_contain_all_frames_but_one_that_blew_up() -> None:
     [1e-200, 0.0, 0.0], [-3.0, -3.0, -3.0], [1e-30, 1e30, 1.0],
 ])  # fmt: skip
 @pytest.mark.parametrize("center", [0.0, 2.0, math.nan])
-def test_limits_exist_on_every_surface(losses: list[float], center: float) -> None:
+def test_limits_of_any_losses(losses: list[float], center: float) -> None:
     x = np.arange(3.0)
     for slice in (line(losses, center), Slice((x, x), np.tile(losses, (3, 1)), center)):
         for limits in (LossLimits.from_slice(slice), LossLimits.for_film([slice])):
@@ -811,10 +811,10 @@ def test_number(value: float, text: str) -> None:
     assert number(value) == text
 
 
-# --- refusals
+# --- errors
 
 
-def test_refusals_of_planes() -> None:
+def test_errors_of_planes() -> None:
     with pytest.raises(TypeError, match=r"plane_figure\(slice=...\): got 3; expected a Slice"):
         plane_figure(3)
     with pytest.raises(ValueError, match=r"1 coordinate axes, expected 2; pass it to line_figure"):
@@ -830,7 +830,7 @@ def test_refusals_of_planes() -> None:
         plane_figure(empty)
 
 
-def test_refusals_of_lines() -> None:
+def test_errors_of_lines() -> None:
     with pytest.raises(TypeError, match=r"line_figure\(slices=3\): expected a Slice"):
         line_figure(3)
     with pytest.raises(TypeError, match=r"line_figure\(slices='abc'\): expected a Slice"):
@@ -844,7 +844,7 @@ def test_refusals_of_lines() -> None:
 
 
 @pytest.mark.parametrize("history", ["step", {"step": 1}, [1, 2], None])
-def test_refusals_of_histories(history: Any) -> None:
+def test_errors_of_histories(history: Any) -> None:
     with pytest.raises(TypeError, match=r"eigenvalue_figure\(history=.*expected a list of dicts"):
         eigenvalue_figure(history)
 
@@ -852,21 +852,21 @@ def test_refusals_of_histories(history: Any) -> None:
 @pytest.mark.parametrize(
     ("low", "high"), [(1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)]
 )
-def test_refusals_of_limits(low: float, high: float) -> None:
+def test_errors_of_limits(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"LossLimits\(low=.*expected finite numbers"):
         LossLimits(low, high)
 
 
-def test_refusal_of_incomplete_limits() -> None:
+def test_incomplete_limits_raise() -> None:
     with pytest.raises(ValueError, match=r"from_dict\(values={'high': 1.0}\): expected the keys"):
         LossLimits.from_dict({"high": 1.0})
 
 
-# --- papers
+# --- vector graphics
 
 
 @pytest.mark.parametrize("ending", ["pdf", "svg"])
-def test_text_of_vector_graphics_is_text(tmp_path: Any, ending: str) -> None:
+def test_text_in_vector_graphics_is_text(tmp_path: Any, ending: str) -> None:
     left, right = paper_axes(2, columns=2)
     plane_figure(plane(POSITIVE, metadata=METADATA), ax=left)
     figure = line_figure(line([1.0, 0.5, 1.0], 0.5, step=3), ax=right)
@@ -877,12 +877,12 @@ def test_text_of_vector_graphics_is_text(tmp_path: Any, ending: str) -> None:
         assert b">step 120, loss 1</text>" in written
         assert b'width="486pt"' in written  # 6.75 inches
     else:
-        assert b"/Type3" not in written  # letters as shapes
+        assert b"/Type3" not in written  # glyphs as outlines
         assert b"/CIDFontType2" in written  # TrueType
     assert len(written) < 300_000
 
 
-# --- the sheet
+# --- images
 
 
 def test_image() -> None:
@@ -906,7 +906,7 @@ def test_image() -> None:
         lambda: eigenvalue_figure(rows([1.0, 2.0], edge=3.0)),
     ],
 )
-def test_same_picture_under_any_style_of_the_user(draw: Any) -> None:
+def test_figures_ignore_the_style_of_the_user(draw: Any) -> None:
     image = figure_to_image(draw())
     strange = {
         "axes.facecolor": "black", "axes.grid": True, "axes.linewidth": 5.0, "font.size": 30.0,

@@ -1,4 +1,4 @@
-"""Pictures of a whole run: they share one sheet and one scale, and say what they leave out."""
+"""Figures of a whole run: one sheet, one scale, and a note on the frames that are left out."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def maps(figure: Figure) -> list[Any]:
     return [c for axes in figure.axes for c in axes.collections if getattr(c, "filled", False)]
 
 
-def words(figure: Figure) -> str:
+def text_of(figure: Figure) -> str:
     return "\n".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)])
 
 
 # --- the choice
 
 
-def test_the_choice_is_even_and_has_both_ends() -> None:
+def test_evenly_includes_both_ends() -> None:
     for count in range(1, 200):
         chosen = evenly(count, 9)
         assert chosen[0] == 0
@@ -73,13 +73,13 @@ def test_the_choice_is_even_and_has_both_ends() -> None:
 
 
 @pytest.mark.parametrize("make", [plane, line])
-def test_strip_of_forty(make: Any) -> None:
+def test_filmstrip_of_forty_slices(make: Any) -> None:
     figure = filmstrip_figure([make(step) for step in range(40)])
-    told = words(figure)
+    text = text_of(figure)
     for step in evenly(40, 6):
-        assert f"step {step}\nloss 1" in told
-    assert "6 of 40 pictures" in told
-    assert f"step {1}\n" not in told
+        assert f"step {step}\nloss 1" in text
+    assert "6 of 40 pictures" in text
+    assert f"step {1}\n" not in text
 
 
 def test_frames_are_chosen_where_the_surface_changes() -> None:
@@ -101,7 +101,7 @@ def test_frames_are_chosen_where_the_surface_changes() -> None:
         assert (np.diff(chosen) > 0).all()
 
 
-def test_pictures_of_a_strip_share_colours_and_size() -> None:
+def test_filmstrip_panels_share_colours_and_size() -> None:
     film = [plane(step, steep) for step, steep in enumerate((0.4, 0.2, 0.1))]
     figure = filmstrip_figure(film)
     found = maps(figure)
@@ -120,17 +120,17 @@ def test_pictures_of_a_strip_share_colours_and_size() -> None:
         assert slice.losses.max() * (1 - 1e-9) <= ends[1] <= slice.losses.max() * step
 
 
-def test_lines_of_a_strip_share_their_axis() -> None:
+def test_filmstrip_lines_share_the_axis() -> None:
     limits = LossLimits(0.0, 5.0)
     figure = filmstrip_figure([line(step, step + 1.0) for step in range(5)], limits=limits)
     assert [axes.get_ylim() for axes in figure.axes] == [pytest.approx((-0.25, 5.25))] * 5
     for step, axes in enumerate(figure.axes):
         curve = [c for c in axes.lines if c.get_color() == "#0072B2" and len(c.get_xdata()) == 7]
         np.testing.assert_allclose(curve[0].get_ydata(), 1 + (step + 1) * X**2)
-    assert "grey: step 0" in words(figure)
+    assert "grey: step 0" in text_of(figure)
 
 
-def test_strip_hatches_what_is_not_finite() -> None:
+def test_filmstrip_hatches_values_that_are_not_finite() -> None:
     film = [plane(0), plane(1)]
     film[1].losses[2, 3] = np.nan
     figure = filmstrip_figure(film)
@@ -142,8 +142,8 @@ def test_strip_hatches_what_is_not_finite() -> None:
         colors.append(image[image.shape[0] - 1 - round(row), round(column)])
     assert np.ptp(colors[0]) > 0
     assert np.ptp(colors[1]) == 0  # white or grey
-    assert "hatched: not finite" in words(figure)
-    assert "hatched" not in words(filmstrip_figure([plane(0)]))
+    assert "hatched: not finite" in text_of(figure)
+    assert "hatched" not in text_of(filmstrip_figure([plane(0)]))
 
 
 def test_film_of_one_and_of_nothing_finite() -> None:
@@ -159,9 +159,9 @@ def test_film_of_one_and_of_nothing_finite() -> None:
 
 
 @pytest.mark.parametrize("make", [plane, line])
-def test_frames_differ_in_title_and_data_alone(make: Any) -> None:
+def test_frames_differ_only_in_title_and_data(make: Any) -> None:
     film = [make(step, steep) for step, steep in enumerate((1.0, 30.0, 0.02))]
-    film[1].losses[0] = np.nan  # told of in every frame
+    film[1].losses[0] = np.nan  # noted in every frame
     film[2].losses[-1] = 1e5
     frames = film_frames(film, limits=LossLimits(0.01, 5.0))
     assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype("u1"))}
@@ -175,7 +175,7 @@ def test_frames_differ_in_title_and_data_alone(make: Any) -> None:
         figure_to_image(figure)
         box = figure.axes[0].get_window_extent()
         below = rows > 45  # the title
-        assert columns[below].max() <= box.x1 + 1  # the colour bar keeps still
+        assert columns[below].max() <= box.x1 + 1  # the colour bar does not move
         assert columns[below].min() >= box.x0 - 1
         assert rows[below].min() >= frames[0].shape[0] - box.y1 - 1
         assert rows.max() <= frames[0].shape[0] - box.y0 + 1
@@ -184,11 +184,11 @@ def test_frames_differ_in_title_and_data_alone(make: Any) -> None:
         assert not moved[:, :90][45:].any()  # the labels of the axis
 
 
-def test_norms_that_change_do_not_move_the_axes() -> None:
+def test_axes_do_not_move_when_norms_change() -> None:
     film = [plane(0, norms=(3.0, 3.0)), plane(1, norms=(4.0, 4.1))]
     first, second = film_frames(film)
     assert (first[45:] == second[45:]).all()
-    assert "random 1 (1 = norm 3 to 4)" in words(filmstrip_figure(film))
+    assert "random 1 (1 = norm 3 to 4)" in text_of(filmstrip_figure(film))
 
 
 @pytest.mark.pictures
@@ -213,7 +213,7 @@ def test_animation(tmp_path: Any, ending: str) -> None:
     assert times == [200, 200, 200, 1000]
 
 
-def test_refusals() -> None:
+def test_errors() -> None:
     with pytest.raises(ValueError, match=r"film_frames\(slices=\[\]\): expected at least one"):
         film_frames([])
     with pytest.raises(TypeError, match=r"filmstrip_figure\(slices=3\): expected a list"):
@@ -255,7 +255,7 @@ def test_densities_over_training(tmp_path: Any) -> None:
     rows = mesh.get_array()
     assert rows.shape[0] == 3
     np.testing.assert_array_equal(np.ma.getmaskarray(rows).all(1), [False, True, False])
-    assert "hatched: not finite" in words(figure)
+    assert "hatched: not finite" in text_of(figure)
     assert axes.patch.get_hatch()
     np.testing.assert_allclose(mesh.get_coordinates()[:, 0, 1], [-25, 25, 75, 125])
     columns = mesh.get_coordinates()[0, :, 0]
@@ -266,18 +266,18 @@ def test_densities_over_training(tmp_path: Any) -> None:
     np.testing.assert_allclose(dots.get_xdata(), [1.7, math.pi - 0.3, 3.7])
 
 
-def test_densities_none_finite_one_and_many() -> None:
+def test_densities_not_finite_single_and_many() -> None:
     assert figure_to_image(density_film_figure({})).std() > 0
     assert figure_to_image(density_film_figure({3: density(2.0, math.nan)})).std() > 0
     assert figure_to_image(density_film_figure({3: density(2.0)})).std() > 0
     figure = density_film_figure({step: density(2.0) for step in range(200)})
-    assert "60 of 200 steps" in words(figure)
+    assert "60 of 200 steps" in text_of(figure)
 
 
 # --- long histories
 
 
-def test_long_history_is_drawn_in_groups() -> None:
+def test_long_history_is_grouped() -> None:
     history = [
         {"step": step, "hessian/top_eigenvalue": 5.0 + (step % 2), "hessian/edge": 10.0}
         for step in range(10_000)
@@ -291,18 +291,18 @@ def test_long_history_is_drawn_in_groups() -> None:
     gap = np.isnan(curve.get_ydata())
     assert gap.sum() == 10
     assert np.median(curve.get_ydata()[~gap]) == 5.5
-    assert "line: median, band: lowest to highest" in words(figure)
+    assert "line: median, band: lowest to highest" in text_of(figure)
     (band,) = figure.axes[0].collections
     corners = np.concatenate([path.vertices for path in band.get_paths()])
-    assert corners[:, 1].max() == 9.0  # one odd row is still seen
-    assert "median" not in words(eigenvalue_figure(history[:1000]))
+    assert corners[:, 1].max() == 9.0  # an outlier is still visible
+    assert "median" not in text_of(eigenvalue_figure(history[:1000]))
 
 
 # --- surfaces
 
 
 def test_surface_of_a_separable_function() -> None:
-    # Rises along x, falls along y: 4 x 3 points.
+    # Increases along x, decreases along y: 4 x 3 points.
     x, y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0])
     limits = LossLimits(0.1, 10.0)
     losses = 10 ** (0.3 * x[None, :] - 0.4 * y[:, None])  # from 0.16 to 7.9
@@ -322,13 +322,13 @@ def test_surface_of_a_separable_function() -> None:
     assert surface.vertices[-2:].tolist() == [[-1, -0.75, -1], [1, 0.75, 1]]
 
 
-def test_surface_has_holes_and_keeps_its_height() -> None:
+def test_surface_with_holes_keeps_its_height() -> None:
     limits = LossLimits(0.1, 5.0, excess=True)
     whole = surface_mesh(plane(0), limits)
-    spoilt = plane(0)
-    spoilt.losses[3, 3] = np.inf
-    spoilt.losses[0, 0] = np.nan
-    holed = surface_mesh(spoilt, limits)
+    broken = plane(0)
+    broken.losses[3, 3] = np.inf
+    broken.losses[0, 0] = np.nan
+    holed = surface_mesh(broken, limits)
     assert np.isfinite(holed.vertices).all()
     assert len(whole.vertices) - len(holed.vertices) == 2
     assert len(whole.faces) - len(holed.faces) == 6 + 2
@@ -337,13 +337,13 @@ def test_surface_has_holes_and_keeps_its_height() -> None:
     assert all(tuple(vertex) in kept for vertex in holed.vertices.tolist())
     steep = surface_mesh(plane(0, 1e6), limits).vertices
     assert abs(steep[:, 1]).max() == 0.75
-    spoilt.losses[:] = np.nan
-    assert surface_mesh(spoilt).faces.shape == (0, 3)
+    broken.losses[:] = np.nan
+    assert surface_mesh(broken).faces.shape == (0, 3)
     big = np.linspace(-1, 1, 600)
     assert len(surface_mesh(Slice((big, big), np.zeros((600, 600)), 0.0)).vertices) < 2**16
 
 
-def test_the_bar_of_every_frame_shows_the_range_of_all() -> None:
+def test_colour_bar_of_every_frame_shows_the_range_of_all() -> None:
     from lightning_landscape.figures.plane import draw_plane
 
     film = [plane(0, 0.1), plane(1, 0.4)]
@@ -353,8 +353,8 @@ def test_the_bar_of_every_frame_shows_the_range_of_all() -> None:
 
 def test_filmstrip_of_named_slices() -> None:
     figure = filmstrip_figure([plane(3), plane(3, 100)], names=["with", "without"])
-    assert "with\nloss" in words(figure)
-    assert "without\nloss" in words(figure)
-    assert "step 3" not in words(figure)
+    assert "with\nloss" in text_of(figure)
+    assert "without\nloss" in text_of(figure)
+    assert "step 3" not in text_of(figure)
     with pytest.raises(ValueError, match="got 1 names for 2 slices"):
         filmstrip_figure([plane(0), plane(1)], names=["one"])

@@ -1,4 +1,4 @@
-"""That ``make mutations`` will find what it takes out, without running it."""
+"""Checks that ``make mutations`` can apply every guard, without running it."""
 
 import ast
 import builtins
@@ -9,13 +9,13 @@ from tests.guards import GUARDS
 from tests.mutations import PACKAGE, ROOT, Guard
 
 
-def test_each_guard_stands_in_the_code_once():
+def test_each_guard_occurs_once_in_the_source():
     for guard in GUARDS:
         source = (ROOT / PACKAGE / guard.file).read_text(encoding="utf-8")
         assert guard.removed_from(source) != source
 
 
-def test_no_test_fails_for_a_name_that_is_not_defined():
+def test_mutated_source_has_no_undefined_names():
     def names(source):
         return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
@@ -25,7 +25,7 @@ def test_no_test_fails_for_a_name_that_is_not_defined():
         assert names(guard.removed_from(source)) <= known, guard.what
 
 
-def test_the_tests_of_each_guard_exist():
+def test_test_files_of_each_guard_exist():
     for guard in GUARDS:
         assert guard.test_files
         for path in guard.test_files:
@@ -36,7 +36,7 @@ def test_descriptions_are_unique():
     assert len({guard.what for guard in GUARDS}) == len(GUARDS)
 
 
-def test_a_guard_within_a_function():
+def test_guard_within_a_function():
     source = "def f():\n    check()\n\nclass A:\n    def g(self):\n        check()\n"
     inside = Guard("it", "file.py", "check()", "pass", "", within="A.g")
     assert inside.removed_from(source) == source[:-8] + "pass\n"

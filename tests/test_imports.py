@@ -1,4 +1,4 @@
-"""What importing the package loads and changes, seen in a fresh process: one for all questions."""
+"""What importing the package loads and changes, in one subprocess for all checks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import lightning_landscape
 from lightning_landscape import geometry
 
-# The figures first, before torch is there, with empty packages around them and what they use of the
-# geometry, which may import what they like; then the whole package, after Lightning.
+# First the figures, without torch: the packages around them are empty modules.  Then the whole
+# package, after Lightning.
 PROGRAM = """
 import json, sys, types
 
@@ -51,7 +51,7 @@ def top_level(modules):
     return {name.partition(".")[0] for name in modules}
 
 
-def test_what_is_imported():
+def test_imported_modules():
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *lightning_landscape.__path__]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -62,23 +62,23 @@ def test_what_is_imported():
     assert not top_level(found["figures"]) & {"torch", "lightning", "pytorch_lightning"}
     assert "matplotlib.pyplot" not in found["figures"]
 
-    # The package loads nothing heavy beyond Lightning's own, and no pictures or pages.
+    # Beyond Lightning the package loads nothing heavy, and neither figures nor the report.
     assert "lightning_landscape.callbacks.landscape" in found["package"]
     assert not top_level(found["package"]) & (HEAVY | CLIENTS)
     late = ("lightning_landscape.figures", "lightning_landscape.report.")
     assert not [name for name in found["package"] if name.startswith(late)]
 
-    # The function compare is the package compare, whose table needs no pictures.
+    # The function compare is the package compare, whose table needs no figures.
     assert found["callable"] == ["compare"]
     assert not [name for name in found["compare"] if name.startswith(late)]
 
-    # Both packages of Lightning are there; the messages stay with the one imported first.
+    # Both packages of Lightning are loaded; messages are logged by the one imported first.
     assert "pytorch_lightning" in found["package"]
     assert found["messages"] == ["lightning.pytorch.utilities.rank_zero"]
 
 
-def test_names_that_have_moved():
-    """They are found where they were, with a warning that says where they are."""
+def test_moved_names_warn():
+    """The old names work, with a warning that contains the new place."""
     moved = {*geometry.__all__, "Comparison"} - {*lightning_landscape.__all__}
     assert len(moved) > 30
     for name in moved:

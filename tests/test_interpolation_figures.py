@@ -1,4 +1,4 @@
-"""Pictures of an interpolation, read back from the figures."""
+"""Figures of interpolations: data, markers and text."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def marks_of(figure: Figure) -> dict[tuple[float, float], bool]:
     }
 
 
-def words_of(figure: Figure) -> str:
+def text_of(figure: Figure) -> str:
     legend = [text.get_text() for box in figure.legends for text in box.get_texts()]
     return "\n".join([figure.get_suptitle(), *(t.get_text() for t in figure.texts), *legend])
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
-def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scale):
-    """On a logarithmic axis the straight line between two losses is a bent one."""
+def test_grey_line_is_linear_in_the_loss(scale):
+    """On a logarithmic axis the line between two losses is therefore curved."""
     figure = line_figure(line(), scale=scale)
     (chord,) = [
         c
@@ -51,26 +51,26 @@ def test_the_grey_line_is_straight_in_the_loss_on_any_axis(scale):
     assert marks_of(figure) == {(-1.0, at_reference): False, (0.0, now): True}
 
 
-def test_a_line_names_its_ends_their_distance_and_the_barrier():
+def test_line_shows_its_ends_distance_and_barrier():
     figure = line_figure(line(barrier=3.25))
-    words = words_of(figure)
+    text = text_of(figure)
     named = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert named == {"the start": (-1.0, 2.0), "now": (0.0, 1.0)}
-    assert "barrier 3.25: maximum above the grey line" in words
+    assert "barrier 3.25: maximum above the grey line" in text
     assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
     plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)
-    assert "grey" not in words_of(line_figure(plain))
+    assert "grey" not in text_of(line_figure(plain))
     assert len(marks_of(line_figure(plain))) == 1
 
 
-def test_each_probe_has_its_barrier_in_the_legend():
-    words = words_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
-    assert words.startswith("step 7\n")
-    assert "probe, barrier 3.25\nold, barrier 0.5" in words
-    assert "barrier: maximum above" in words
+def test_legend_shows_the_barrier_of_each_probe():
+    text = text_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
+    assert text.startswith("step 7\n")
+    assert "probe, barrier 3.25\nold, barrier 0.5" in text
+    assert "barrier: maximum above" in text
 
 
-def test_an_end_without_a_finite_loss_draws_no_grey_line():
+def test_no_grey_line_if_an_end_is_not_finite():
     figure = line_figure(line(np.array([np.nan, 1.0, 2.0])))
     greys = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 200]
     assert len(greys) == 1
@@ -84,7 +84,7 @@ def plane(**places: tuple[float, float]) -> Slice:
     return Slice((x, y), losses, 1.0, {"norms": [1.0, 1.0], "points": points})
 
 
-def test_points_of_a_plane_are_marked_and_named():
+def test_points_of_a_plane_are_marked_and_labelled():
     figure = plane_figure(plane(now=(0.0, 0.0), first=(4.0, 0.0), third=(1.0, 2.0)))
     axes = figure.axes[0]
     diamonds = [
@@ -92,13 +92,13 @@ def test_points_of_a_plane_are_marked_and_named():
         for c in axes.lines
         if c.get_marker() == "D"
     ]
-    assert diamonds == [(4.0, 0.0), (1.0, 2.0)]  # the weights have their cross
+    assert diamonds == [(4.0, 0.0), (1.0, 2.0)]  # the weights are marked by a cross
     named = {t.get_text(): t.xy for t in axes.texts if hasattr(t, "xy")}
     assert named == {"now": (0.0, 0.0), "first": (4.0, 0.0), "third": (1.0, 2.0)}
-    assert axes.get_xlim() == pytest.approx((-2.0, 6.0))  # the marks do not move them
+    assert axes.get_xlim() == pytest.approx((-2.0, 6.0))  # unchanged by the markers
 
 
-def test_names_of_points_close_by_do_not_overlap():
+def test_labels_of_close_points_do_not_overlap():
     figure = plane_figure(plane(now=(0.0, 0.0), near=(0.05, 0.0), third=(1.0, 2.0)))
     figure.canvas.draw()
     boxes = {t.get_text(): t.get_window_extent() for t in figure.axes[0].texts if hasattr(t, "xy")}
@@ -107,7 +107,7 @@ def test_names_of_points_close_by_do_not_overlap():
     assert not any(box.overlaps(mark) for box in boxes.values() for mark in marks)
 
 
-def test_names_end_inside_the_picture():
+def test_labels_end_inside_the_figure():
     figure = plane_figure(plane(now=(0.0, 0.0), **{"a" * 60: (5.9, 0.0), "b" * 60: (-1.9, 2.0)}))
     figure.canvas.draw()
     for text in figure.axes[0].texts:
@@ -118,13 +118,13 @@ def test_names_end_inside_the_picture():
 
 
 def numbers_of(figure: Figure) -> list[Text]:
-    """The numbers on the contours: the texts that name no point."""
+    """The numbers on the contours: the texts that are not labels of points."""
     figure.canvas.draw()
     return [t for t in figure.axes[0].texts if not hasattr(t, "xy")]
 
 
-def test_numbers_of_contours_stay_clear_of_the_points():
-    """Points where the numbers would be without them."""
+def test_contour_numbers_do_not_overlap_points():
+    """The points are where the numbers would otherwise be."""
     before = numbers_of(plane_figure(plane()))
     places = {f"p{i}": tuple(map(float, t.get_position())) for i, t in enumerate(before)}
     figure = plane_figure(plane(now=(0.0, 0.0), **places))

@@ -1,4 +1,4 @@
-"""Imports inside the package go one way: read from the source, nothing is imported."""
+"""Imports inside the package go in one direction; read from the source, without importing."""
 
 import ast
 import graphlib
@@ -68,7 +68,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("path", files("geometry"), ids=lambda path: path.name)
-def test_geometry_knows_torch_and_numpy_only(path):
+def test_geometry_imports_only_torch_and_numpy(path):
     named = of_file(path)
     forbidden = ("lightning", "pytorch_lightning", "torchmetrics", "matplotlib")
     assert under(named, *forbidden) == set()
@@ -91,14 +91,14 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_knows_those_below_it_only(layer):
+def test_layer_imports_only_lower_layers(layer):
     allowed = [f"{PACKAGE}.{name}" for name in (layer, *LAYERS[layer])]
     for path in files(layer):
         ours = under(of_file(path), PACKAGE)
         assert ours - under(ours, *allowed) == set(), path
 
 
-def test_imports_have_no_circle():
+def test_imports_are_acyclic():
     """Those under TYPE_CHECKING and inside functions count."""
     graph = {name: of_file(path) & MODULES.keys() for name, path in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
@@ -118,7 +118,7 @@ def later():
 """
 
 
-def test_the_reader_itself():
+def test_reader_of_imports():
     named = imports(SAMPLE, "lightning_landscape.geometry.eigen")
     assert {"os", "torch.nn", "json", "matplotlib", "matplotlib.pyplot"} <= named
     assert {f"{PACKAGE}.geometry.vectors", f"{PACKAGE}.training.data.probe"} <= named

@@ -1,4 +1,4 @@
-"""A saved model, measured afterwards, gives what a callback would have given at that step."""
+"""Measuring a checkpoint gives the values that a callback would have given at that step."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Net(Linear):
 
 
 class Cold(HessianMonitor):
-    """Starts its solver afresh each time, as one does that measures once."""
+    """Cold-starts its solver at each measurement, as a single measurement does."""
 
     def measure(self, this_round):
         self.reset_warm_start()
@@ -97,7 +97,7 @@ def given():
 
 
 class Saves(pl.Callback):
-    """Checkpoints at every hook that may write one, and the step that each belongs to."""
+    """Saves checkpoints in every hook that may write one, with the step that each belongs to."""
 
     def __init__(self, folder):
         self.folder, self.steps = Path(folder), {}
@@ -161,7 +161,7 @@ class ByHand(Net):
         (ByHand, {}),
     ],
 )
-def test_the_step_of_a_checkpoint(tmp_path, make, settings):
+def test_step_of_a_checkpoint(tmp_path, make, settings):
     saves = Saves(tmp_path)
     train(make, regression, [saves], tmp_path, **{"enable_checkpointing": False, **settings})
     assert len({path.name.rpartition("-")[0] for path in saves.steps}) >= 5
@@ -171,7 +171,7 @@ def test_the_step_of_a_checkpoint(tmp_path, make, settings):
 
 
 def of_weights(monitor):
-    """The history without what only a run with steps can know."""
+    """The history without values that need a training step."""
     return [
         {k: v for k, v in row.items() if k != "hessian/clipped_share"} for row in monitor.history
     ]
@@ -197,7 +197,7 @@ CHECKPOINTS = {"within-step=4": 4, "end-step=6": 6, "within-step=8": 8, "end-ste
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_same_numbers(runs, tmp_path, name):
+def test_same_values_as_in_the_run(runs, tmp_path, name):
     """Bit for bit: every value, the edge, the pictures' losses."""
     live, root, folder = runs
     path = folder / f"{name}.ckpt"
@@ -209,7 +209,7 @@ def test_the_same_numbers(runs, tmp_path, name):
     expected = {m.prefix: row for m in live for row in of_weights(m) if row["step"] == step}
     assert len(found.rows) == 4
     for row in found.rows:
-        if name == "over":  # the epoch is over too
+        if name == "over":  # the epoch has ended too
             row["epoch"] -= 1
         assert row == expected[row["monitor"]]
     assert found.values["hessian/edge"] == expected["hessian"]["hessian/edge"]
@@ -224,7 +224,7 @@ def test_the_same_numbers(runs, tmp_path, name):
     assert module.training
 
 
-def test_the_probe_is_the_first_examples(tmp_path):
+def test_probe_is_the_first_examples(tmp_path):
     """As captured by a run whose loader does not shuffle, validation examples too."""
     live = callbacks()
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=8, save_top_k=-1)
@@ -241,8 +241,8 @@ def test_the_probe_is_the_first_examples(tmp_path):
     assert taken == [(512, 60)] * 4
 
 
-def test_a_checkpoint_that_knows_the_probe(tmp_path):
-    """Of a run with our callbacks: the series goes on, whatever data is given."""
+def test_checkpoint_with_a_saved_probe(tmp_path):
+    """From a run with callbacks: the series continues, whatever data is passed."""
     live = callbacks()
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=8, save_top_k=-1)
     train(Net, regression, [*live, saver], tmp_path, max_epochs=3, enable_checkpointing=True)
@@ -258,7 +258,7 @@ def test_a_checkpoint_that_knows_the_probe(tmp_path):
 
 
 @pytest.mark.pictures
-def test_a_module_as_it_is(tmp_path):
+def test_module_without_a_checkpoint(tmp_path):
     torch.manual_seed(3)
     module = Net(width=4)
     before = {n: t.clone() for n, t in module.state_dict().items()}
@@ -266,11 +266,11 @@ def test_a_module_as_it_is(tmp_path):
     assert found.step == 0
     assert {row["step"] for row in found.rows} == {0}
     assert differences(before, dict(module.state_dict())) == []
-    x, y = (t[:50] for t in regression().dataset.tensors)  # as many as of the others
+    x, y = (t[:50] for t in regression().dataset.tensors)  # as many as from the others
     with torch.no_grad():
         loss = module.eval().loss(module.layer(x), y)
     assert found.values["generalization/train_loss"] == pytest.approx(float(loss), rel=1e-6)
-    # What a live run leaves behind.
+    # State that a live run leaves in the module.
     assert found.report == found.log_dir / "report.html"
     assert len(read_history(found.log_dir / "history.jsonl")) == 4
     assert "hessian/top_eigenvalue" in (found.log_dir / "metrics.csv").read_text()
@@ -281,7 +281,7 @@ def test_a_module_as_it_is(tmp_path):
     assert second.log_dir != found.log_dir
 
 
-def test_the_usual_callbacks(tmp_path, caplog):
+def test_default_callbacks(tmp_path, caplog):
     with caplog.at_level("INFO"):
         found = measure(Net, regression, logdir=tmp_path, init={"width": 3}, **CPU)
     assert {"hessian/top_eigenvalue", "sharpness/sam"} <= found.values.keys()
@@ -318,8 +318,8 @@ def test_kinds_of_data(tmp_path, data):
     assert torch.equal(held, regression().dataset.tensors[0][:40])
 
 
-def test_classes_are_built_as_they_were(tmp_path):
-    """The module and the datamodule from what the checkpoint holds of their arguments."""
+def test_classes_are_built_from_the_checkpoint(tmp_path):
+    """The module and the datamodule, from the arguments in the checkpoint."""
     saver = ModelCheckpoint(tmp_path, "saved", save_top_k=-1)
     settings = {"max_epochs": 1, "enable_checkpointing": True}
     make = lambda: Net(width=3, optimizer="adam")  # noqa: E731
@@ -336,7 +336,7 @@ def test_classes_are_built_as_they_were(tmp_path):
         )
 
 
-def test_weights_alone(tmp_path):
+def test_checkpoint_without_optimizer_state(tmp_path):
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_weights_only=True)
     train(Net, regression, [saver], tmp_path, max_epochs=3, enable_checkpointing=True)
     with pytest.warns(match="the checkpoint has no optimizer state: edges are those of the"):
@@ -353,7 +353,7 @@ def test_weights_alone(tmp_path):
     assert found.values["hessian/edge"] == pytest.approx(3.8 / 0.02)
 
 
-def test_a_summed_loss_has_the_edge_of_a_training_batch(tmp_path):
+def test_summed_loss_has_the_edge_of_a_training_batch(tmp_path):
     make = lambda: Linear(lr=0.001, reduction="sum")  # noqa: E731
     common = {"loss_reduction": "sum", "every_n_train_steps": 1, "max_overhead": None}
     live = Cold(**common)
@@ -379,7 +379,7 @@ class Scheduled(Net):
 
 
 @pytest.mark.parametrize("name", ["within-step=4", "end-step=6"])
-def test_the_trainer_stands_where_it_stood(tmp_path, name):
+def test_trainer_has_the_step_and_epoch_of_the_checkpoint(tmp_path, name):
     live = SharpnessMonitor(probe=regression(), every_n_train_steps=1, max_overhead=None)
     train(Scheduled, regression, [live], tmp_path / "live", max_epochs=3)
     within = ModelCheckpoint(tmp_path, "within-{step}", every_n_train_steps=4, save_top_k=-1)
@@ -392,7 +392,7 @@ def test_the_trainer_stands_where_it_stood(tmp_path, name):
     assert found.rows[0] in of_weights(live)
 
 
-def test_no_batch_is_trained_on(tmp_path):
+def test_nothing_is_trained(tmp_path):
     class Watch(pl.Callback):
         batches = 0
 
@@ -407,7 +407,7 @@ def test_no_batch_is_trained_on(tmp_path):
     assert watch.batches == 0
 
 
-def test_what_is_about_a_step_is_said_once(tmp_path):
+def test_quantities_that_need_a_step_warn_once(tmp_path):
     asked = [
         HessianMonitor(batch_edge_ratio=True, update_curvature=True),
         SharpnessMonitor(critical=True),
@@ -416,12 +416,12 @@ def test_what_is_about_a_step_is_said_once(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = measure(Net, regression, callbacks=asked, logdir=tmp_path, **CPU)
-    said = [str(w.message) for w in caught if "it needs a training step" in str(w.message)]
+    messages = [str(w.message) for w in caught if "it needs a training step" in str(w.message)]
     for what in (
         "hessian/batch_edge_ratio", "hessian/update_curvature", "sharpness/critical", "'update'",
     ):  # fmt: skip
-        assert sum(what in message for message in said) == 1
-    assert len(said) == 4
+        assert sum(what in message for message in messages) == 1
+    assert len(messages) == 4
     assert not {"hessian/batch_edge_ratio", "sharpness/critical"} & found.values.keys()
     assert [m.failed for m in asked] == [0] * 3
     assert len(found.rows) == 3
@@ -435,7 +435,7 @@ class Needs(Net):
         super().__init__(width=size)
 
 
-def test_a_class_that_cannot_be_built(tmp_path):
+def test_class_that_cannot_be_built(tmp_path):
     with pytest.raises(TypeError, match=r"module=Needs\): it cannot .*'size'; pass init=\{\.\.\."):
         measure(Needs, regression, logdir=tmp_path)
     with pytest.raises(TypeError, match=r"init=\{'shape': 3\}: .*'shape'"):
@@ -468,7 +468,7 @@ def test_wrong_arguments(tmp_path, arguments, error, message):
 
 
 class Boom:
-    """Its pickle runs code."""
+    """Runs code when unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))
@@ -488,7 +488,7 @@ def test_files_are_read_safely(tmp_path, content, message):
         measure(Net, regression, checkpoint=tmp_path / "a.ckpt", logdir=tmp_path)
 
 
-def test_nothing_could_be_measured(tmp_path):
+def test_error_if_nothing_could_be_measured(tmp_path):
     bad = SharpnessMonitor(probe=(torch.ones(4, 3), torch.ones(4, 1)))
     with (
         pytest.warns(match="a measurement failed"),
@@ -497,7 +497,7 @@ def test_nothing_could_be_measured(tmp_path):
         measure(Net, regression, callbacks=bad, logdir=tmp_path, **CPU)
 
 
-def test_eval_mode_is_said(tmp_path):
+def test_eval_mode_is_reported(tmp_path):
     module = Net().eval()
     with pytest.warns(match="Net is in eval mode and is measured in that mode"):
         measure(module, regression, callbacks=[SharpnessMonitor()], logdir=tmp_path, **CPU)
@@ -512,7 +512,7 @@ def sharpness_alone():
 
 @pytest.mark.slow
 def test_command(tmp_path):
-    """As a user calls it, from another folder."""
+    """In a subprocess, from another folder."""
     saver = ModelCheckpoint(tmp_path, "saved", every_n_train_steps=4, save_top_k=-1)
     train(lambda: Net(width=6), regression, [saver], tmp_path, enable_checkpointing=True)
     command = [
@@ -531,8 +531,10 @@ def test_command(tmp_path):
     rows = read_history(folder / "history.jsonl")
     assert [(row["step"], row["monitor"]) for row in rows] == [(4, "hessian"), (4, "sharpness")]
     assert (folder / "report.html").stat().st_size > 10_000
-    told = dict(line.split() for line in done.stdout.splitlines() if line.startswith("sharpness/"))
-    assert float(told["sharpness/sam"]) == pytest.approx(rows[1]["sharpness/sam"], rel=1e-5)
+    values = dict(
+        line.split() for line in done.stdout.splitlines() if line.startswith("sharpness/")
+    )
+    assert float(values["sharpness/sam"]) == pytest.approx(rows[1]["sharpness/sam"], rel=1e-5)
     assert "Step 4; wrote out/version_0/report.html" in done.stdout
     assert "lightning_landscape: measured hessian 1, sharpness 1 times" in done.stderr
 
@@ -594,7 +596,7 @@ def test_progress(tmp_path):
         measure(Net, regression, callbacks=[monitor], logdir=tmp_path, progress=False, **CPU)
         assert "forward" not in shown()
     assert min(total for _, total in seen) == monitor.forwards == 21 * 21 + 2 * 21
-    # At the end it may show the two evaluations that compare the batches with one batch.
+    # The total may include the two evaluations that compare the batches with one batch.
     assert max(total for _, total in seen) <= monitor.forwards + 2
     reached = [n for n, _ in seen]
     assert reached == sorted(reached)
@@ -608,7 +610,7 @@ def fails(shown):
 
 
 @pytest.mark.usefixtures("quickly")
-def test_progress_beyond_what_was_foreseen():
+def test_progress_beyond_the_expected_total():
     reached = iter([3, 8])
     with terminal() as shown:
         with progress.progress_bar(5, lambda: next(reached, 8), show=True):
@@ -617,5 +619,5 @@ def test_progress_beyond_what_was_foreseen():
             fails(shown)
         text += shown()
     assert text.index("60 %, 3 of 5") < text.index("100 %, 8 of 8")
-    assert re.search(r"\r +\r$", text)  # wiped out
+    assert re.search(r"\r +\r$", text)  # cleared
     assert not any(thread.name.endswith("(watch)") for thread in threading.enumerate())

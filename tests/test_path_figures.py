@@ -1,4 +1,4 @@
-"""The path, the validation loss, the last step and bands, read back from the figures."""
+"""Figures with the training path, the validation loss, the last step and bands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from lightning_landscape.figures import LossLimits, figure_to_image, line_figure, plane_figure
 from lightning_landscape.figures.labels import TIMES
 from lightning_landscape.geometry.slices import Slice
-from tests.test_figures import METADATA, isolines_of, line, plane, words_of
+from tests.test_figures import METADATA, isolines_of, line, plane, text_of
 
 PATH = {
     "steps": [0, 100, 200, 300],
@@ -39,45 +39,45 @@ def test_path_is_drawn_from_its_start_to_the_weights() -> None:
     assert (curve.get_xdata()[-1], curve.get_ydata()[-1]) == (0.0, 0.0)
 
 
-def test_dots_are_paler_the_further_off_the_plane() -> None:
+def test_dots_off_the_plane_are_paler() -> None:
     figure = plane_figure(with_path())
     shades = [float(dot.get_color()) for dot in (*markers(figure, "s"), *markers(figure, "o")[:2])]
     assert shades == sorted(shades)
     assert (shades[0], shades[-1]) == (0.1, 1.0)
 
 
-def test_path_in_words() -> None:
+def test_notes_and_labels_of_the_path() -> None:
     figure = plane_figure(with_path())
-    words = words_of(figure)
-    assert "2 of 4 outside" in words
+    text = text_of(figure)
+    assert "2 of 4 outside" in text
     named = {t.get_text(): t.xy for t in figure.axes[0].texts if hasattr(t, "xy")}
     assert named["step 0"] == (-0.9, 0.5)
     assert figure.axes[0].get_xlabel() == "random (62 % of variance)"
     assert figure.axes[0].get_ylabel() == "top eigenvector (< 0.1 % of variance)"
     finite = {key: value[:3] if len(value) > 2 else value for key, value in PATH.items()}
-    assert "1 of 3 outside" in words_of(plane_figure(with_path(finite)))
+    assert "1 of 3 outside" in text_of(plane_figure(with_path(finite)))
 
 
-def test_path_moves_neither_limits_nor_colours() -> None:
+def test_path_does_not_change_limits_and_colours() -> None:
     for figure in (plane_figure(with_path()), plane_figure(plane(metadata=METADATA))):
         limits = (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
         assert limits == ((-1.0, 1.0), (-1.0, 2.0))
 
 
-def test_weights_that_never_moved() -> None:
+def test_path_of_weights_that_did_not_move() -> None:
     still = {**PATH, "coordinates": [[0.0, 0.0]] * 4, "distances": [0.0] * 4,
              "residuals": [0.0] * 4, "explained": [math.nan, math.nan]}  # fmt: skip
-    assert "the weights have not moved" in words_of(plane_figure(with_path(still)))
+    assert "the weights have not moved" in text_of(plane_figure(with_path(still)))
 
 
-def test_path_is_drawn_from_the_file_alone(tmp_path: Any) -> None:
+def test_path_is_drawn_from_a_saved_slice(tmp_path: Any) -> None:
     piece = with_path(validation={"losses": [[1.0] * 5] * 4, "center_loss": 2.0})
     piece.save(tmp_path / "plane.npz")
     loaded = Slice.load(tmp_path / "plane.npz")
     assert (figure_to_image(plane_figure(piece)) == figure_to_image(plane_figure(loaded))).all()
 
 
-def test_labels_keep_clear_of_the_path() -> None:
+def test_labels_do_not_overlap_the_path() -> None:
     x = np.linspace(-1, 1, 15)
     points = [[t, 0.0] for t in np.linspace(-0.95, -0.05, 12)]
     path = {"steps": list(range(12)), "coordinates": points, "residuals": [0.0] * 12,
@@ -96,13 +96,13 @@ def test_labels_keep_clear_of_the_path() -> None:
 VALIDATION = {"probe_samples": 300, "probe_mode": "eval", "center_loss": 2.5}
 
 
-def test_isolines_are_those_of_the_validation_loss() -> None:
+def test_isolines_show_the_validation_loss() -> None:
     x = np.linspace(-1, 1, 9)
     along_x, along_y = np.tile(x, (9, 1)), np.tile(x, (9, 1)).T
     known = {"validation": {**VALIDATION, "losses": (2.5 + along_y).tolist()}}
     piece = Slice((x, x), 2.0 + along_x, 2.0, known)
     figure = plane_figure(piece)
-    assert "lines: validation loss on 300" in words_of(figure)
+    assert "lines: validation loss on 300" in text_of(figure)
     contours = isolines_of(figure)
     assert len(contours.levels) > 3
     for segments, level in zip(contours.allsegs, contours.levels, strict=True):
@@ -110,7 +110,7 @@ def test_isolines_are_those_of_the_validation_loss() -> None:
             assert np.allclose(segment[:, 1], level - 2.5, atol=1e-6)
 
 
-def test_validation_curves_are_dashed_and_solid_ones_solid() -> None:
+def test_validation_curves_are_dashed() -> None:
     pieces = [
         line([1.0, 0.0, 1.0], **{**METADATA, "directions": [name], "fixed": [True]},
              validation={**VALIDATION, "losses": [4.0, 2.5, math.nan]})
@@ -118,17 +118,17 @@ def test_validation_curves_are_dashed_and_solid_ones_solid() -> None:
     ]  # fmt: skip
     for limits in (None, LossLimits(0.0, 5.0)):
         figure = line_figure(pieces, limits=limits)
-        words = words_of(figure)
-        assert "dashed: validation loss 2.5, 300 examples in eval mode" in words
-        assert "directions fixed" in words
-        assert f"{TIMES} not finite" in words
+        text = text_of(figure)
+        assert "dashed: validation loss 2.5, 300 examples in eval mode" in text
+        assert "directions fixed" in text
+        assert f"{TIMES} not finite" in text
         curves = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 3]
         assert [c.get_linestyle() for c in curves] == ["--", "-", "--", "-"]
         assert curves[0].get_ydata()[0] == 4.0
         assert np.isnan(curves[0].get_ydata()[2])
 
 
-def test_validation_of_another_shape_is_refused() -> None:
+def test_validation_losses_of_another_shape_raise() -> None:
     known = {"validation": {**VALIDATION, "losses": [1.0]}}
     with pytest.raises(ValueError, match="losses have shape"):
         plane_figure(plane(metadata=known))
@@ -145,7 +145,7 @@ def stepped(overshoot: float, lowest: float) -> Slice:
 
 
 @pytest.mark.parametrize(
-    ("overshoot", "lowest", "words"),
+    ("overshoot", "lowest", "expected"),
     [
         (1.7, -0.41, f"step of length 0.031, 1.7{TIMES} the step to the lowest point"),
         (0.5, 1.0, f"step of length 0.031, 0.5{TIMES} the step to the lowest point"),
@@ -154,9 +154,9 @@ def stepped(overshoot: float, lowest: float) -> Slice:
         (math.nan, math.nan, "step of length 0.031, lowest point not in the picture"),
     ],
 )
-def test_last_step(overshoot: float, lowest: float, words: str) -> None:
+def test_last_step(overshoot: float, lowest: float, expected: str) -> None:
     figure = line_figure(stepped(overshoot, lowest))
-    assert words in words_of(figure)
+    assert expected in text_of(figure)
     before = next(c for c in markers(figure, "o") if c.get_xdata()[0] == -1.0)
     named = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert set(named) == ({"before", "now", "lowest"} if math.isfinite(lowest) else set())
@@ -169,7 +169,7 @@ def test_last_step(overshoot: float, lowest: float, words: str) -> None:
         assert star.get_xdata()[0] == lowest
 
 
-def test_what_is_taken_anew_is_said_of_each_line() -> None:
+def test_legend_shows_which_directions_are_fixed() -> None:
     fixed = {**METADATA, "directions": ["random"], "fixed": [True]}
     figure = line_figure([stepped(1.7, -0.41), line([1.0, 0.0, 1.0], **fixed)])
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -180,7 +180,7 @@ def test_what_is_taken_anew_is_said_of_each_line() -> None:
 # -- bands ----------------------------------------------------------------------------------------
 
 
-def test_band_from_lowest_to_highest_about_the_median() -> None:
+def test_band_spans_minimum_to_maximum() -> None:
     pieces = [
         line([k, 1.0, 2.0 * k], center=1.0, **{**METADATA, "directions": [f"random {k}"],
              "fixed": [True], "norms": [float(k)]})
@@ -192,16 +192,16 @@ def test_band_from_lowest_to_highest_about_the_median() -> None:
     (shade,) = figure.axes[0].collections
     vertices = shade.get_paths()[0].vertices
     assert (vertices[:, 1].min(), vertices[:, 1].max()) == (1.0, 14.0)
-    assert "median and range of 3 random directions, fixed" in words_of(figure)
+    assert "median and range of 3 random directions, fixed" in text_of(figure)
     assert not figure.legends
 
 
-def test_band_of_other_coordinates_is_refused() -> None:
+def test_band_of_other_coordinates_raises() -> None:
     with pytest.raises(ValueError, match=r"band=True\), slice 1: other coordinates"):
         line_figure([line([1.0, 0.0, 1.0]), line([1.0, 0.0, 0.0, 1.0])], band=True)
 
 
-def test_band_keeps_what_is_not_finite() -> None:
+def test_band_with_values_that_are_not_finite() -> None:
     pieces = [line([1.0, 0.0, math.nan]), line([2.0, 0.0, 3.0])]
     figure = line_figure(pieces, band=True)
     curve = next(c for c in figure.axes[0].lines if len(c.get_xdata()) == 3)

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: values in Lightning's bars, bars of long slices."""
+"""Output on the terminal: values in Lightning's progress bars, progress bars of long slices."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def tqdm_text(bar):
 
 def rich_text(bar):
     for column in bar.progress.columns:
-        column.max_refresh = None  # else it may tell what it told a moment ago
+        column.max_refresh = None  # otherwise the column may return cached text
         column._renderable_cache.clear()
     console = bar.progress.console
     with console.capture() as captured:
@@ -60,8 +60,8 @@ def rich_text(bar):
     ],
     ids=["tqdm", "rich"],
 )
-def test_the_last_values_stay_in_the_bar(make, text, tmp_path):
-    """Between measurements and over epochs; the bar is drawn before what stands behind it."""
+def test_last_values_stay_in_the_bar(make, text, tmp_path):
+    """Between measurements and over epochs; the bar is drawn before later callbacks run."""
     if text is rich_text:
         pytest.importorskip("rich")
     monitor = HessianMonitor(
@@ -86,12 +86,12 @@ def test_the_last_values_stay_in_the_bar(make, text, tmp_path):
             assert found == []
 
 
-# -- slices called by hand ------------------------------------------------------------------------
+# -- slices without a Trainer ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Whatever takes 50 ms is long."""
+    """Show bars after 50 ms."""
     monkeypatch.setattr(progress, "_LONG", 0.05)
     monkeypatch.setattr(progress, "_EVERY", 0.02)
 
@@ -117,7 +117,7 @@ SLICES = {
 
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("kind", SLICES)
-def test_a_long_slice_shows_how_far_it_is(kind):
+def test_long_slice_shows_progress(kind):
     with terminal() as shown:
         SLICES[kind](slow(0.02))
         text = shown()
@@ -130,7 +130,7 @@ def test_a_long_slice_shows_how_far_it_is(kind):
 
 @pytest.mark.usefixtures("quickly")
 def test_no_bar(monkeypatch):
-    """Of what was told not to show one, and in all processes but the first."""
+    """With ``progress=False``, and on all processes but rank zero."""
     with terminal() as shown:
         for slice_of in SLICES.values():
             slice_of(slow(0.02), progress=False)
@@ -143,7 +143,7 @@ def test_no_bar(monkeypatch):
         assert "measuring" in shown()
 
 
-def test_no_bar_of_what_is_quick(monkeypatch):
+def test_no_bar_for_quick_slices(monkeypatch):
     monkeypatch.setattr(progress, "_EVERY", 1e-3)
     monkeypatch.setattr(progress, "_LONG", 30.0)
     with terminal() as shown:
@@ -152,16 +152,16 @@ def test_no_bar_of_what_is_quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("quickly")
-def test_nothing_is_written_where_there_is_no_terminal():
+def test_no_output_without_a_terminal():
     file = io.StringIO()
     with contextlib.redirect_stderr(file):
         SLICES["line"](slow(0.02))
     assert file.getvalue() == ""
 
 
-def test_callbacks_show_none(tmp_path, monkeypatch):
+def test_callbacks_show_no_bar(tmp_path, monkeypatch):
     """Lightning has a bar of its own."""
-    monkeypatch.setattr(progress, "_LONG", 0.0)  # any bar would be there at once
+    monkeypatch.setattr(progress, "_LONG", 0.0)  # any bar would be shown at once
     monkeypatch.setattr(progress, "_EVERY", 1e-3)
     common = {"max_overhead": None, "probe_samples": 4, "every_n_train_steps": 100}
     held_out = [[torch.ones(4, 1)]]

@@ -1,4 +1,4 @@
-"""The HTML report: complete, self-contained, and safe whatever the files hold."""
+"""The HTML report: its content, that it is self-contained, and that it escapes all input."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.tags, self.source = [], path.read_text(encoding="utf-8")
-        self.words = ""
+        self.text = ""
         self.feed(self.source)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.words += data
+        self.text += data
 
     def all(self, tag, **wanted):
         found = [attrs for name, attrs in self.tags if name == tag]
@@ -90,13 +90,13 @@ def sentence(page):
 
 
 def cards(page):
-    """Key, value and step of each."""
+    """Key, value and step of each card."""
     pattern = r'<dd>([^<]*)</dd><dd class="count">([^<]*)<br>([^<]*)</dd>'
     return [(key, value, step) for value, key, step in re.findall(pattern, page.source)]
 
 
 def ratios(values, first=10, every=10, **more):
-    """Rows of these ratios to the edge."""
+    """Rows with these edge ratios."""
     return [
         hessian(first + every * index, **{"hessian/edge_ratio": value}, **more)
         for index, value in enumerate(values)
@@ -104,7 +104,7 @@ def ratios(values, first=10, every=10, **more):
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "csv", "none"])
-def test_a_run(tmp_path, kind):
+def test_report_of_a_run(tmp_path, kind):
     logger = {
         "tensorboard": lambda: TensorBoardLogger(tmp_path),
         "csv": lambda: CSVLogger(tmp_path),
@@ -122,13 +122,13 @@ def test_a_run(tmp_path, kind):
     assert page.sections == ["summary", "charts", "pictures", "settings"]
     assert page.films == ["hessian-density", "landscape-a-line", "landscape-a-plane"]
     for key in ("hessian/top_eigenvalue", "hessian/edge", "hessian/edge_ratio", "hessian/hvps"):
-        assert key in page.words
-    assert "hessian 4 times, landscape/a 4 times" in page.words
-    assert "double_backward" in page.words
+        assert key in page.text
+    assert "hessian 4 times, landscape/a 4 times" in page.text
+    assert "double_backward" in page.text
     ratio = callbacks[0].history[-1]["hessian/edge_ratio"]
     assert cards(page)[0] == ("hessian/edge_ratio", number(ratio, 4), "step 12")
     assert judgement([callbacks[0]])[len("hessian/edge_ratio") :] in sentence(page)
-    # Every picture is one, is not blank, and differs from the one before.
+    # Every image can be opened, is not blank, and differs from the previous one.
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 * (4 + 1)
     for source in pictures:
@@ -139,20 +139,20 @@ def test_a_run(tmp_path, kind):
 
 
 def test_without_pictures(tmp_path):
-    """At the end of a fit that has no time for them."""
+    """At the end of a fit without time for pictures."""
     write(
         tmp_path, [{"step": 3, "a/b": 1.0}], landscape_plane_step00000003=slice_at(3, kind="plane")
     )
     page = Page(write_at_end(tmp_path, pictures=False))
     assert page.films == []
-    assert "there was no time for pictures" in page.words
+    assert "there was no time for pictures" in page.text
     assert "a/b" in page.source
     assert "pictures" not in page.sections
     assert Page(write_at_end(tmp_path, pictures=True)).films == ["landscape-plane"]
-    assert "there was no time" not in Page(tmp_path / "report.html").words
+    assert "there was no time" not in Page(tmp_path / "report.html").text
 
 
-def test_nothing_from_outside(tmp_path):
+def test_page_loads_nothing_from_outside(tmp_path):
     page = Page(write_report(write(tmp_path, [hessian(1)], landscape_plane_step1=plane(1))))
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert "default-src 'none'" in policy["content"]
@@ -187,7 +187,7 @@ def test_everything_is_escaped(tmp_path, where):
     (folder / "landscape" / f"{name}.npz").write_bytes(b"")
     page = Page(write_report(folder))
     assert len(page.all("script")) == 1
-    assert "alert(1)" in page.words
+    assert "alert(1)" in page.text
     assert "<script>alert" not in page.source
 
 
@@ -199,7 +199,7 @@ def test_partial_data(tmp_path, file):
     else:
         page = Page(write_report(write(tmp_path, landscape_line_1_step3=slice_at(3, seed=5))))
         assert page.sections == ["summary", "pictures", "settings"]
-        assert "there is no history.jsonl" in page.words
+        assert "there is no history.jsonl" in page.text
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -212,15 +212,15 @@ def test_damaged_files_are_named(tmp_path):
         file.write('{"step": 2, "hessian')
     page = Page(write_report(tmp_path))
     for name in ("landscape-plane-step2", "landscape-plane-step3", "other-step4"):
-        assert f"{name}.npz cannot be read" in page.words
+        assert f"{name}.npz cannot be read" in page.text
     assert page.films == ["landscape-plane"]
     assert len(page.all("img")) == 2
 
 
-def test_a_slice_that_cannot_be_drawn(tmp_path):
+def test_slice_that_cannot_be_drawn(tmp_path):
     backwards = Slice((np.array([1.0, 0.0]),), np.ones(2), 1.0, {"step": 1})
     page = Page(write_report(write(tmp_path, landscape_line_1_step1=backwards)))
-    assert "landscape-line at step 1 could not be drawn" in page.words
+    assert "landscape-line at step 1 could not be drawn" in page.text
 
 
 def test_values_that_are_not_finite(tmp_path):
@@ -229,7 +229,7 @@ def test_values_that_are_not_finite(tmp_path):
     page = Page(write_report(write(tmp_path, rows)))
     assert sentence(page).startswith("The edge ratio was not finite at step 4, the last")
     assert cards(page)[0][1] == "not finite"
-    assert page.words.count("hessian/top_eigenvalue, step 2: not finite") == 1
+    assert page.text.count("hessian/top_eigenvalue, step 2: not finite") == 1
     assert "nan" not in re.sub(
         r"<style.*", "", "".join(re.findall(r"points=\"[^\"]*", page.source))
     )
@@ -237,7 +237,7 @@ def test_values_that_are_not_finite(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "expected"),
     [
         ([0.2, 0.5, 0.9, 1.05, 0.97], "The edge ratio stayed near 1 from step 30: this learning"),
         ([0.9, 2.0, 1.9, 3.0], "The edge ratio was above 1.3 from step 20: steps overshoot"),
@@ -245,12 +245,12 @@ def test_values_that_are_not_finite(tmp_path):
         ([0.95], "The edge ratio was 0.95 at step 10: fewer than 3 converged values"),
     ],
 )
-def test_the_first_sentence_judges_the_ratio(tmp_path, values, words):
+def test_first_sentence_judges_the_edge_ratio(tmp_path, values, expected):
     page = Page(write_report(write(tmp_path, ratios(values))))
-    assert sentence(page).startswith(words)
+    assert sentence(page).startswith(expected)
 
 
-def test_the_first_sentence_uses_converged_values_of_the_last_series(tmp_path):
+def test_first_sentence_uses_converged_values_of_the_last_series(tmp_path):
     key = "hessian/edge_ratio"
     rows = ratios([1.0] * 3) + ratios([1.0] * 3, first=40, series=2)
     rows += ratios([0.1] * 3, first=70, series=2, unconverged=[key])
@@ -268,10 +268,10 @@ def test_each_ratio_has_a_sentence(tmp_path):
         one["hessian/head/edge_ratio"] = 2.0
     page = Page(write_report(write(tmp_path, rows)))
     assert sentence(page).startswith("hessian/edge_ratio stayed near 1 from step 10")
-    assert "hessian/head/edge_ratio was above 1.3 from step 10" in page.words
+    assert "hessian/head/edge_ratio was above 1.3 from step 10" in page.text
 
 
-def test_without_a_ratio_the_first_sentence_is_on_the_sharpness(tmp_path):
+def test_first_sentence_without_a_ratio_is_about_sharpness(tmp_path):
     rows = [row(step, "sharpness", gradient_norm=9.0, sam=0.5 / step) for step in (1, 2)]
     page = Page(write_report(write(tmp_path / "a", rows)))
     assert sentence(page) == "SAM sharpness was 0.5 at step 1 and 0.25 at step 2."
@@ -279,7 +279,7 @@ def test_without_a_ratio_the_first_sentence_is_on_the_sharpness(tmp_path):
     assert sentence(page) == "SAM sharpness was 0.5 at step 1."
 
 
-def test_the_loss_is_beside_the_first_chart_on_the_same_steps(tmp_path):
+def test_loss_chart_shares_the_steps_of_the_first_chart(tmp_path):
     rows = ratios([0.5, 0.7, 0.9])
     rows += [{"step": s, "monitor": "landscape", "center_loss": 1 / s} for s in (20, 30)]
     page = Page(write_report(write(tmp_path / "a", rows)))
@@ -295,7 +295,7 @@ def test_the_loss_is_beside_the_first_chart_on_the_same_steps(tmp_path):
     assert list(charts(page)) == ["Loss on training data"]
 
 
-def test_the_main_values_are_cards_and_the_others_a_table(tmp_path):
+def test_main_values_are_cards_and_others_a_table(tmp_path):
     rows = [hessian(3, 2.5), row(3, "sharpness", sam=0.25, keskar=7.0)]
     rows.append({"step": 2, "monitor": "landscape", "center_loss": 0.125})
     page = Page(write_report(write(tmp_path, rows)))
@@ -309,46 +309,46 @@ def test_the_main_values_are_cards_and_the_others_a_table(tmp_path):
     assert table == [("hessian/edge", "10"), ("sharpness/keskar", "7")]
 
 
-def test_small_values_keep_their_digits(tmp_path):
+def test_small_values_keep_significant_digits(tmp_path):
     rows = ratios([0.000123456, 0.000234567, 0.000345678])
     rows += [row(s, "sharpness", sam=1.5e-7) for s in (10, 20)]
     page = Page(write_report(write(tmp_path, rows)))
-    assert not re.search(r"\b0\.0+\b", page.words)
+    assert not re.search(r"\b0\.0+\b", page.text)
     assert cards(page)[0][1] == "3.457e-4"
     assert "ended at 0.00035, at most 0.00035 at step 30" in sentence(page)
     assert cards(page)[2][1] == "1.5e-7"
 
 
-def test_one_and_several(tmp_path):
+def test_singular_and_plural(tmp_path):
     piece = {"landscape_line_1_step3": slice_at(3)}
     page = Page(write_report(write(tmp_path / "a", [hessian(3, converged=True)], **piece)))
-    assert "Measured at step 3: hessian 1 time." in page.words
-    assert "converged at 1 of 1 measurement;" in page.words
-    assert "Pictures are from step 3." in page.words
-    assert "1 picture." in page.words
+    assert "Measured at step 3: hessian 1 time." in page.text
+    assert "converged at 1 of 1 measurement;" in page.text
+    assert "Pictures are from step 3." in page.text
+    assert "1 picture." in page.text
     assert "Top Hessian eigenvalue: 2 values from 1 to 10" in page.source
     piece["landscape_line_1_step5"] = slice_at(5)
     page = Page(write_report(write(tmp_path / "b", [hessian(3), hessian(5)], **piece)))
-    assert "Measured at steps 3 to 5: hessian 2 times." in page.words
-    assert "Pictures are from steps 3 to 5." in page.words
+    assert "Measured at steps 3 to 5: hessian 2 times." in page.text
+    assert "Pictures are from steps 3 to 5." in page.text
     assert "Ratio to the edge of stability: 2 values, 0.95" in page.source
 
 
-def test_different_probes_in_one_run_are_a_warning(tmp_path):
+def test_different_probes_in_one_run_warn(tmp_path):
     rows = [hessian(1), hessian(2, probe_samples=1), hessian(4, probe_samples=1)]
     rows += [row(1, "generalization", gap=1.0) | {"probe_mode": "eval"}]
     page = Page(write_report(write(tmp_path / "a", rows)))
     warned = "hessian: measured on different probes, 9 examples (step 1), 1 example (steps 2 to 4)"
-    assert f"{warned}; the values are not comparable" in page.words
-    assert page.words.count("different probes") == 1
+    assert f"{warned}; the values are not comparable" in page.text
+    assert page.text.count("different probes") == 1
     rows = [hessian(s, probe_mode=mode) for s, mode in ((1, "train"), (2, "eval"))]
     page = Page(write_report(write(tmp_path / "b", rows)))
-    assert "9 examples in train mode (step 1), 9 examples in eval mode (step 2)" in page.words
+    assert "9 examples in train mode (step 1), 9 examples in eval mode (step 2)" in page.text
     page = Page(write_report(write(tmp_path / "c", [hessian(1), hessian(2)])))
-    assert "different probes" not in page.words
+    assert "different probes" not in page.text
 
 
-def test_an_adaptive_optimizer(tmp_path):
+def test_adaptive_optimizer(tmp_path):
     more = {"hessian/edge": 5e3, "hessian/preconditioned_eigenvalue": 90.0}
     rows = [hessian(s, **more, **{"hessian/edge_ratio": 0.018}) for s in (1, 2)]
     page = Page(write_report(write(tmp_path, rows)))
@@ -374,7 +374,7 @@ def test_an_adaptive_optimizer(tmp_path):
         ([[0.0, 1.0], [500.0, 500.0]], "linear"),
     ],
 )
-def test_a_logarithmic_axis_where_lines_differ_by_decades(lines, heights):
+def test_logarithmic_axis_for_lines_decades_apart(lines, heights):
     curves = [Curve("c", list(enumerate(line))) for line in lines]
     low, high = min(map(min, lines)), max(map(max, lines))
     middle = math.sqrt(low * high)
@@ -428,12 +428,12 @@ def test_interpolation_and_generalization(tmp_path):
         "Standard error of the gap": ["generalization/gap_stderr"],
     }
     assert page.films == ["interpolation-line", "interpolation-plane"]
-    assert "on the straight line from the weights to the reference" in page.words
-    assert "A plane through the weights and the references" in page.words
-    assert "generalization/val_loss, step 2: 0.7" in page.words
+    assert "on the straight line from the weights to the reference" in page.text
+    assert "A plane through the weights and the references" in page.text
+    assert "generalization/val_loss, step 2: 0.7" in page.text
 
 
-def test_what_the_values_rest_on(tmp_path):
+def test_notes_on_convergence(tmp_path):
     rows = [
         hessian(1, converged=True, checked=1),
         hessian(2, converged=True, checked=1),
@@ -444,11 +444,11 @@ def test_what_the_values_rest_on(tmp_path):
         {"step": 2, "monitor": "sharpness", "worst_case_settled": False, "keskar_settled": "no"},
     ]
     page = Page(write_report(write(tmp_path, rows)))
-    assert "eigenvalue converged at 3 of 4 measurements; at 2 a search outside" in page.words
-    assert "The worst case was settled at 1 of 2 measurements." in page.words
-    assert "The sharpness of Keskar et al. was settled at 0 of 1 measurement." in page.words
+    assert "eigenvalue converged at 3 of 4 measurements; at 2 a search outside" in page.text
+    assert "The worst case was settled at 1 of 2 measurements." in page.text
+    assert "The sharpness of Keskar et al. was settled at 0 of 1 measurement." in page.text
     assert (
-        "eigenvalue converged" not in Page(write_report(write(tmp_path / "b", [hessian(5)]))).words
+        "eigenvalue converged" not in Page(write_report(write(tmp_path / "b", [hessian(5)]))).text
     )
 
 
@@ -468,18 +468,18 @@ def test_any_scalar_has_a_curve(tmp_path):
         "Loss at the weights": ["mine/center_loss"],
     }
     settings = page.source.partition('id="settings"')[2]
-    told = dict(re.findall(r"<td>mine</td><td>(\w+)</td><td>([^<]*)</td>", settings))
-    assert told == {"epoch": "1 to 2", "stays": "0.5", "count": "1 to 2", "flag": "yes"}
+    found = dict(re.findall(r"<td>mine</td><td>(\w+)</td><td>([^<]*)</td>", settings))
+    assert found == {"epoch": "1 to 2", "stays": "0.5", "count": "1 to 2", "flag": "yes"}
 
 
 def test_damaged_lines_are_counted(tmp_path):
     write(tmp_path, [hessian(1), {"step": "soon"}, {"monitor": "hessian"}])
     page = Page(write_report(tmp_path))
-    assert "history.jsonl: 2 damaged lines left out" in page.words
-    assert "Measured at step 1: hessian 1 time." in page.words
+    assert "history.jsonl: 2 damaged lines left out" in page.text
+    assert "Measured at step 1: hessian 1 time." in page.text
 
 
-def test_runs_are_named_where_there_are_several(tmp_path):
+def test_directory_of_several_runs_raises(tmp_path):
     for name in ("a/version_0", "b"):
         write(tmp_path / name, [hessian(1)], landscape_line_1_step1=slice_at(1))
     with pytest.raises(ValueError, match="holds 2 runs") as raised:
@@ -502,10 +502,10 @@ def test_at_most_24_frames(tmp_path):
     assert len(page.all("img")) == 24 + 1
     shown = [a["aria-label"] for a in page.all("button")]
     assert [shown[0], shown[-1]] == ["Show step 0", "Show step 990"]
-    assert "24 pictures of 100, evenly chosen: at most 24 are shown" in page.words
+    assert "24 pictures of 100, evenly chosen: at most 24 are shown" in page.text
 
 
-def test_two_lines_of_one_step_are_one_picture(tmp_path):
+def test_lines_of_one_step_share_a_figure(tmp_path):
     pieces = {f"landscape_line_{n}_step1": slice_at(1, directions=[f"d{n}"]) for n in (1, 2)}
     page = Page(write_report(write(tmp_path, **pieces)))
     assert page.films == ["landscape-line"]
@@ -546,7 +546,7 @@ def decades(factor=1.0, center=0.01, **metadata):
     return Slice((x, 2 * x), factor * losses, factor * center, metadata)
 
 
-def test_the_heights_of_a_surface_are_the_logarithm_of_the_loss(tmp_path):
+def test_surface_heights_are_logarithms_of_the_loss(tmp_path):
     write(tmp_path, a_plane_step2=decades(), a_plane_step5=decades(0.1))
     page = Page(write_report(tmp_path))
     (data,) = surfaces(page.source)
@@ -567,10 +567,10 @@ def test_the_heights_of_a_surface_are_the_logarithm_of_the_loss(tmp_path):
     (canvas,) = page.all("canvas")
     assert (canvas["role"], canvas["tabindex"]) == ("img", "0")
     assert "aria-label" in canvas
-    assert "the nearest one is shown" not in page.words
+    assert "the nearest one is shown" not in page.text
 
 
-def test_a_surface_has_holes_where_the_loss_is_not_finite(tmp_path):
+def test_surface_has_holes_where_the_loss_is_not_finite(tmp_path):
     holes = decades(center=math.nan)
     holes.losses[0] = math.inf, 1e200, 1.0
     write(tmp_path, a_plane_step1=holes, b_plane_step1=decades(math.nan))
@@ -587,22 +587,22 @@ def test_a_surface_has_holes_where_the_loss_is_not_finite(tmp_path):
     assert "not finite anywhere" in other["frames"][0]["text"]
 
 
-def test_few_surfaces_of_many_planes(tmp_path):
-    # The losses fall until step 3, and stay.
+def test_few_surfaces_are_shown_of_many_planes(tmp_path):
+    # The losses decrease until step 3, then stay constant.
     pieces = {f"a_plane_step{s}": decades(10.0 ** -min(s, 3)) for s in range(10)}
     page = Page(write_report(write(tmp_path, **pieces)))
     (data,) = surfaces(page.source)
     steps = [frame["step"] for frame in data["frames"]]
     assert (len(steps), steps[0], steps[-1]) == (6, 0, 9)
     assert {1, 2, 3} <= set(steps)
-    assert "6 of 10 steps: the nearest one is shown" in page.words
-    # Planes of different sizes have no common points, at which they could change.
+    assert "6 of 10 steps: the nearest one is shown" in page.text
+    # Planes of different sizes have no points in common to compare.
     coarse = slice_at(1, size=3, kind="plane")
     view = surface_view({s: coarse if s == 4 else plane(s) for s in range(10)}, LossLimits(1, 20))
     assert len(surfaces(view)[0]["frames"]) == 6
 
 
-def test_a_large_plane_is_thinned(tmp_path):
+def test_large_plane_is_thinned(tmp_path):
     x = np.linspace(-1, 1, 201)
     losses = np.random.default_rng(0).random((51, 201)) + 1
     large = Slice((x, x[::4]), losses, float(losses[25, 100]))
@@ -616,7 +616,7 @@ def test_a_large_plane_is_thinned(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["</script><b>alert(1)", "<!--<script>"])
-def test_a_name_does_not_end_the_data_of_a_surface(tmp_path, end):
+def test_name_does_not_end_the_data_of_a_surface(tmp_path, end):
     write(tmp_path, a_plane_step1=decades(directions=[end, "other"]))
     page = Page(write_report(tmp_path))
     assert surfaces(page.source)[0]["frames"][0]["names"] == [end, "other"]
@@ -634,7 +634,7 @@ def test_no_surface_without_planes(tmp_path):
     assert "getContext" not in page.source
 
 
-def test_a_surface_of_losses_below_zero(tmp_path):
+def test_surface_of_losses_below_zero(tmp_path):
     x = np.array([-1.0, 0.0, 1.0])
     losses = np.array([[0.0, -1.0, 99.0], [-1.0, -1.0, 9.0], [0.0, -1.0, 99.0]])
     (data,) = surfaces(surface_view({1: Slice((x, x), losses, 0.0)}, LossLimits(1, 100, True)))
@@ -646,7 +646,7 @@ def test_a_surface_of_losses_below_zero(tmp_path):
     assert data["frames"][0]["weights"] is None
 
 
-def test_high_losses_of_a_surface_are_cut_off():
+def test_high_losses_of_a_surface_are_clipped():
     view = surface_view({1: decades()}, LossLimits(0.01, 1))
     assert "Losses above 1 are cut off at the top" in view
     assert surfaces(view)[0]["frames"][0]["heights"][0] == [1, 0.5, 1]
@@ -656,7 +656,7 @@ def test_high_losses_of_a_surface_are_cut_off():
 @pytest.mark.skipif(
     chromium.BINARY is None or chromium.DRIVER is None, reason=chromium.MISSING
 )  # fmt: skip
-def test_a_surface_in_a_browser(tmp_path):
+def test_surface_in_a_browser(tmp_path):
     from tests.browser.check import browser, look_at_surface
 
     write(tmp_path, a_plane_step1=decades(), a_plane_step2=decades(0.1))
@@ -674,15 +674,15 @@ def test_a_surface_in_a_browser(tmp_path):
         assert not window.console()
 
 
-def test_a_density_is_read_back(tmp_path):
+def test_density_is_shown(tmp_path):
     w = torch.nn.Parameter(torch.ones(4))
     found = spectral_density(Objective(lambda: (w**4).sum(), {"w": w}), samples=2)
     page = Page(write_report(write(tmp_path, hessian_density_step7=found)))
     assert page.films == ["hessian-density"]
-    assert "The share of the Hessian's eigenvalues at each value." in page.words
+    assert "The share of the Hessian's eigenvalues at each value." in page.text
 
 
-def test_thousands_of_values_are_thinned_but_peaks_stay():
+def test_thinning_keeps_peaks():
     points = [(step, 99.0 if step == 4321 else float(step % 7)) for step in range(10_000)]
     kept = thinned(points)
     assert len(kept) <= 300
@@ -691,7 +691,7 @@ def test_thousands_of_values_are_thinned_but_peaks_stay():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path):
+def test_command(tmp_path):
     write(tmp_path, [hessian(1)])
     command = [sys.executable, "-m", "lightning_landscape.report"]
     out = tmp_path / "new" / "page.html"

@@ -1,6 +1,6 @@
-"""Files of strangers: nothing in them is run, neither by the callbacks nor by what reads the logs.
+"""Untrusted files: no code in them is run, neither by the callbacks nor by readers of the logs.
 
-Each file carries an object whose pickle makes a folder; whoever unpickles it is found out.
+Each file contains an object whose unpickling creates a folder, so that a test detects it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Bomb:
 
 @pytest.fixture
 def bomb(tmp_path):
-    """It works; and nothing that the test does sets it off."""
+    """A bomb that works when unpickled, and is not triggered by the test."""
     marker = tmp_path / "unpickled"
     pickle.loads(pickle.dumps(Bomb(marker)))
     marker.rmdir()
@@ -55,7 +55,7 @@ def bomb(tmp_path):
 
 
 def weights(path, bomb, kind):
-    """``path`` as a file of weights in one of the forms that torch reads."""
+    """Write a file of weights in one of the formats that torch reads."""
     content = {**Linear().state_dict(), "more": bomb}
     whole = {"state_dict": content, "loops": {}, "epoch": 0, "global_step": 0}
     if kind == "pickle":
@@ -70,7 +70,7 @@ ALWAYS = {"every_n_train_steps": 1, "max_overhead": None, "probe_samples": 20}
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_weights_that_are_given(kind, bomb, tmp_path):
+def test_weights_passed_by_the_user(kind, bomb, tmp_path):
     path = weights(tmp_path / "given.ckpt", bomb, kind)
     other = Linear().state_dict()
     for make in (
@@ -96,7 +96,7 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_what_a_resumed_run_finds_beside_its_logs(kind, bomb, begun, tmp_path):
+def test_files_beside_the_logs_of_a_resumed_run(kind, bomb, begun, tmp_path):
     files = {"probe": "training-examples-20-rank0.pt", "reference": "interpolation-reference.pt"}
     kept = {name: (begun / "landscape" / file).read_bytes() for name, file in files.items()}
     for file in files.values():
@@ -112,15 +112,15 @@ def test_what_a_resumed_run_finds_beside_its_logs(kind, bomb, begun, tmp_path):
     finally:
         for name, content in kept.items():
             (begun / "landscape" / files[name]).write_bytes(content)
-    told = [str(w.message) for w in caught]
+    messages = [str(w.message) for w in caught]
     for name in files:
-        words = f"the {name} of the run before could not be used: its file cannot be read ("
-        assert sum(words in message for message in told) >= 1, told
+        message = f"the {name} of the run before could not be used: its file cannot be read ("
+        assert sum(message in found for found in messages) >= 1, messages
     assert all(len(m.history) == 3 for m in callbacks)
 
 
 def bombs_of_arrays(folder, bomb):
-    """Names of archives: each field an array of objects, in every kind of file that we write."""
+    """Write archives of each kind, one per field, in which that field is an array of objects."""
     objects = np.array([bomb, bomb], dtype=object)
     facts = {"x": np.zeros(2), "losses": np.zeros(2), "center_loss": 0.0, "metadata": "{}"}
     density = {"eigenvalues": np.zeros((1, 2)), "weights": np.ones((1, 2)) / 2, "metadata": "{}"}
@@ -135,7 +135,7 @@ def bombs_of_arrays(folder, bomb):
     return [*made, raw]
 
 
-def test_archives_of_numbers(bomb, tmp_path):
+def test_npz_archives(bomb, tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, [hessian(1)], landscape_line_1_step00000001=slice_at(1))
     folder = tmp_path / "one" / "landscape"
@@ -146,14 +146,14 @@ def test_archives_of_numbers(bomb, tmp_path):
                 load(path)
     page = Page(write_report(tmp_path / "one"))
     for path in paths:
-        assert f"{path.name} cannot be read" in page.words
+        assert f"{path.name} cannot be read" in page.text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compare([tmp_path / "one", tmp_path / "two"], tmp_path / "page.html")
 
 
-def test_lines_of_a_history(bomb, tmp_path):
-    """JSON alone: other languages are damaged lines, and what looks like code is text."""
+def test_lines_of_history_jsonl(bomb, tmp_path):
+    """Only JSON is parsed: other formats are damaged lines, and code in strings is text."""
     code = f"__import__('os').mkdir({bomb.marker!r})"
     foreign = [
         pickle.dumps(bomb, protocol=0).replace(b"\n", b" "),
@@ -166,13 +166,13 @@ def test_lines_of_a_history(bomb, tmp_path):
     (tmp_path / "history.jsonl").write_bytes(b"\n".join([*foreign, json.dumps(row).encode()]))
     assert read_history(tmp_path / "history.jsonl") == [row]
     page = Page(write_report(tmp_path))
-    assert code in page.words
-    assert f"{len(foreign)} damaged lines" in page.words
+    assert code in page.text
+    assert f"{len(foreign)} damaged lines" in page.text
     compare([tmp_path], tmp_path / "page.html")
 
 
 def test_values_on_the_command_line(bomb):
-    """What is no literal stays a word."""
+    """Values that are not literals stay strings."""
     code = f"__import__('os').mkdir({bomb.marker!r})"
     assert _assignment("--init", f"width={code}") == ("width", code)
     assert _assignment("--init", "width=[3, None]") == ("width", [3, None])
@@ -183,9 +183,9 @@ def test_values_on_the_command_line(bomb):
 QUOTES = ('" onload="alert(1)', "' onload='alert(1)", "--><img src=x onerror=alert(1)>")
 
 
-@pytest.mark.parametrize("words", QUOTES)
-def test_no_word_leaves_its_attribute(words, tmp_path):
-    """Tags and their attributes are those of the same page with a plain word."""
+@pytest.mark.parametrize("text", QUOTES)
+def test_strings_do_not_escape_their_attributes(text, tmp_path):
+    """Tags and attributes are the same as on a page with a harmless string."""
 
     def outline(word, name):
         safe = word.replace("/", "")
@@ -202,7 +202,7 @@ def test_no_word_leaves_its_attribute(words, tmp_path):
         pages = [Page(write_report(folder)), Page(found.path)]
         return [Counter((tag, *attrs) for tag, attrs in page.tags) for page in pages]
 
-    assert outline(words, "nasty") == outline("word", "plain")
+    assert outline(text, "nasty") == outline("word", "plain")
 
 
 # -- the source -----------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ SAFE = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 
 
 def unsafe(source):
-    """Lines that would unpickle a file, or run what is in one."""
+    """Lines that would unpickle a file or run code from one."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -235,7 +235,7 @@ def unsafe(source):
     ["torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "eval(x)", "import pickle",
      "np.load(p, allow_pickle=True)", "from yaml import load", "os.system(x)", "torch.jit.load(p)"],
 )  # fmt: skip
-def test_what_is_looked_for_is_found(line):
+def test_unsafe_lines_are_detected(line):
     assert unsafe(f"x = 1\n{line}") == [2]
     assert (
         unsafe("torch.load(p, weights_only=True); re.compile(x); m.eval(); ast.literal_eval(x)")
@@ -243,7 +243,7 @@ def test_what_is_looked_for_is_found(line):
     )
 
 
-def test_the_package_unpickles_nothing_and_runs_nothing():
+def test_package_has_no_unsafe_lines():
     root = Path(lightning_landscape.__file__).parent
     sources = {path: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
     assert sum(source.count(".load(") for source in sources.values()) >= 7

@@ -1,4 +1,4 @@
-"""Reads what a W&B run wrote without a network: ``run-*.wandb``, a log of protocol buffers."""
+"""Reads the file of an offline W&B run: ``run-*.wandb``, a log of protocol buffers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK, _FILE_HEADER, _HEADER = 32768, 7, 7
 def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
     """All rows, with W&B's own ``_step``; nested keys joined by slashes.
 
-    Another process writes them, and may still be at it when ``wandb.finish`` has returned.
+    Another process writes them, possibly until after ``wandb.finish`` has returned.
     """
     from wandb.proto import wandb_internal_pb2 as messages
 
@@ -41,7 +41,7 @@ def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
 def records(data: bytes) -> Iterator[bytes]:
     """LevelDB's log format: records cut into pieces that do not cross blocks.
 
-    The last piece is left out where not all of it is written yet.
+    The last piece is skipped if it is incomplete.
     """
     at, pieces = _FILE_HEADER, b""
     while at + _HEADER <= len(data):

@@ -1,7 +1,7 @@
-"""A zoo of modules as people write them, for the promise that watching changes nothing.
+"""A zoo of typical modules, to test that the callbacks do not change training.
 
-Each :class:`Member` says what is special about it in the docstring of its module, which scalars it
-cannot give, and why.
+The docstring of each module describes what is special about it; each :class:`Member` states which
+scalars it cannot give, and why.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ FINITE = "finite_difference"
 
 @dataclass(frozen=True)
 class Member:
-    """One inhabitant: how it is trained, and what cannot be measured on it.
+    """One module: how it is trained, and what cannot be measured.
 
     Attributes:
-        missing: key -> regular expression of the warning that says why it is not there (or not at
-            every measurement).
-        says: regular expressions of further warnings that our callbacks give.
+        missing: key -> regular expression of the warning that explains why it is missing (at some
+            or all measurements).
+        warns: regular expressions of further warnings of our callbacks.
         modes: the probe modes it is measured in.
         options: further arguments of all our callbacks.
         hessian: further arguments of the HessianMonitor.
@@ -60,7 +60,7 @@ class Member:
     before_fit: Callable[[pl.Trainer, pl.LightningModule, Any], object] | None = None
     engine: str = "double_backward"
     missing: Mapping[str, str] = field(default_factory=dict)
-    says: Sequence[str] = ()
+    warns: Sequence[str] = ()
     modes: Sequence[str] = ("train",)
     options: Mapping[str, Any] = field(default_factory=dict)
     hessian: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def mlp(features: int = 6, hidden: int = 8, out: int = 3) -> nn.Sequential:
 
 
 class Classifier(pl.LightningModule):
-    """What most tutorials show: a network, a loss, Adam.  Others build on it."""
+    """As in most tutorials: a network, a loss, Adam.  The base of other modules."""
 
     def __init__(self, net: nn.Module | None = None, lr: float = 1e-2):
         super().__init__()
@@ -295,7 +295,7 @@ class Lora(Classifier):
 
 
 def pruned_net() -> nn.Module:
-    """Half of the first layer masked away: its weight is made anew by a hook."""
+    """Half of the first layer is masked: a hook recomputes its weight."""
     net = mlp()
     prune.l1_unstructured(net[0], "weight", amount=0.5)
     return net
@@ -371,7 +371,7 @@ class MeanTeacher(pl.LightningModule):
 
 
 class Prototypes(pl.LightningModule):
-    """Prototypes put back on the sphere at the start of each training_step, as SwAV does."""
+    """Prototypes are normalized at the start of each training_step, as in SwAV."""
 
     def __init__(self):
         super().__init__()
@@ -702,7 +702,7 @@ def as_dict(rows):
 
 @dataclass
 class GraphBatch:
-    """What a graph library would hand over."""
+    """A batch as graph libraries return it."""
 
     x: Tensor
     edge_index: Tensor
@@ -890,7 +890,7 @@ class OwnBatch(Sgd):
 
 
 class KeepsValidation(WithValidation):
-    """Keeps what validation made in inference mode: predictions, and a metric nobody resets."""
+    """Keeps tensors of validation's inference mode: predictions, and a metric that is not reset."""
 
     def __init__(self):
         super().__init__()
@@ -1021,7 +1021,7 @@ class Collects(Sgd):
 
 
 class SkipsSome(Sgd):
-    """Returns None for batches it does not like."""
+    """Returns None for some batches."""
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -1031,7 +1031,7 @@ class SkipsSome(Sgd):
 
 
 class AverageMeter:
-    """A running mean, as in many a training script."""
+    """A running mean, as in many training scripts."""
 
     def __init__(self, name: str):
         self.name = name
@@ -1605,7 +1605,7 @@ def members() -> list[Member]:
             vectors,
             modes=BOTH,
             missing={**uphill, **no_edge("the gradient .*differ")},
-            says=["the loss does not rise"],
+            warns=["the loss does not rise"],
         ),
         M("SDPA", Sdpa, tokens, modes=BOTH),
         M("TransformerEncoder, padded", Encoder, tokens, modes=BOTH),
@@ -1619,7 +1619,7 @@ def members() -> list[Member]:
             tokens,
             engine=FINITE,
             missing=uphill,
-            says=["central differences of gradients .*_embedding_bag_backward"],
+            warns=["central differences of gradients .*_embedding_bag_backward"],
         ),
         M("sparse embeddings, SGD", lambda: Factorization("sgd"), tokens),
         M(
@@ -1644,7 +1644,7 @@ def members() -> list[Member]:
         M("nested lists and strings", NestedBatch, nested_lists),
         M("batch edited in place", EditsBatch, vectors),
         M("iterable dataset", Sgd, lambda: DataLoader(Stream(), batch_size=8)),
-        M("CombinedLoader", SemiSupervised, combined, says=["have lengths of .4, 8.*counts as 4"]),
+        M("CombinedLoader", SemiSupervised, combined, warns=["have lengths of .4, 8.*counts as 4"]),
         M(
             "persistent worker",
             Sgd,
@@ -1676,14 +1676,14 @@ def members() -> list[Member]:
         M("noise from everywhere", Noise, vectors, modes=BOTH, missing=uphill),
         M("gradient penalty", GradientPenalty, vectors),
         M("physics-informed", Physics, vectors),
-        M("MAML", Maml, vectors, missing=bounded, says=["the loss falls nowhere"]),
+        M("MAML", Maml, vectors, missing=bounded, warns=["the loss falls nowhere"]),
         M("nested LightningModules", Nested, vectors, missing=uphill),
         M(
             "once_differentiable",
             OnceDifferentiable,
             vectors,
             engine=FINITE,
-            says=["central differences of gradients .*once_differentiable"],
+            warns=["central differences of gradients .*once_differentiable"],
         ),
         M("Fourier layer, complex weights", Fourier, vectors),
         M("CLIP loss", Clip, vectors, missing=bounded),

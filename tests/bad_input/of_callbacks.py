@@ -1,4 +1,4 @@
-"""Wrong uses of the callbacks that are seen before there is a Trainer."""
+"""Wrong uses of the callbacks that are detected before there is a Trainer."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ DATA = r"expected a DataLoader, a list of batches, one batch \(a tuple or a dict
 
 
 class Datamodule:
-    """As much of one as tells it apart."""
+    """The attribute by which a datamodule is recognized."""
 
     def train_dataloader(self):
         return regression()
 
 
-def _rate(call, argument, *, low=(0.0, -1.0), words="expected a finite number > 0"):
-    """Rows of a number above 0."""
+def _rate(call, argument, *, low=(0.0, -1.0), message="expected a finite number > 0"):
+    """Rows for an argument that must be a number above 0."""
     return [
-        wrong(call, argument, (*low, NAN, INF), ValueError, words),
-        wrong(call, argument, ("0.05", True, torch.ones(2)), TypeError, words),
+        wrong(call, argument, (*low, NAN, INF), ValueError, message),
+        wrong(call, argument, ("0.05", True, torch.ones(2)), TypeError, message),
     ]
 
 
@@ -69,7 +69,7 @@ def _flags(call, *arguments):
 
 
 ROWS = [
-    # What all monitors have.
+    # Arguments of all monitors.
     wrong(
         ALL, "every_n_train_steps", (*COUNTS, "Auto"), ValueError,
         "expected an integer >= 1, 'auto', or None",
@@ -131,7 +131,7 @@ ROWS = [
     *_rate(SHARPNESS, "rho"),
     *_rate(SHARPNESS, "sigma"),
     *_rate(SHARPNESS, "epsilon"),
-    *_rate(SHARPNESS, "critical_rtol", low=(0.0, 1.0), words="expected a number from 0 to 1"),
+    *_rate(SHARPNESS, "critical_rtol", low=(0.0, 1.0), message="expected a number from 0 to 1"),
     wrong(SHARPNESS, "worst_case_norm", ("l1", None, 2), ValueError, "expected 'l2' or 'linf'"),
     wrong(SHARPNESS, "worst_case_steps", (*COUNTS, None), ValueError, "expected an integer >= 1"),
     wrong(SHARPNESS, "samples", (1, *COUNTS, None), ValueError, "expected an integer >= 2"),
@@ -141,7 +141,7 @@ ROWS = [
     # LandscapeMonitor.
     wrong(
         LANDSCAPE, "directions", ("pac", None, 3, ("random", "up"), torch.ones(2)), ValueError,
-        "expected 'random' or 'eigenvectors' or", tells="LandscapeMonitor(directions=",
+        "expected 'random' or 'eigenvectors' or", names="LandscapeMonitor(directions=",
     ),
     wrong(LANDSCAPE, "directions", ((), ("random",) * 3), ValueError, "expected one or two of"),
     wrong(
@@ -150,7 +150,7 @@ ROWS = [
     ),
     wrong(
         LANDSCAPE, "between", (("gone.ckpt", STATE), (STATE, Path("gone.ckpt"))), FileNotFoundError,
-        "no such file; pass a checkpoint", directions="between", tells="gone.ckpt",
+        "no such file; pass a checkpoint", directions="between", names="gone.ckpt",
     ),
     wrong(LANDSCAPE, "between", ((STATE, STATE),), ValueError, "expected both 'between' among"),
     wrong(LANDSCAPE, "directions", ("between",), ValueError, "and the two checkpoints, or neither"),
@@ -164,7 +164,7 @@ ROWS = [
         "expected an integer >= 2, or 0",
     ),
     wrong(LANDSCAPE, "resolution", ((5, 2.5), (1, 5)), ValueError, "an integer >= 2, or 0",
-          tells="resolution="),
+          names="resolution="),
     wrong(LANDSCAPE, "resolution", ((), (5, 5, 5)), ValueError, "expected one integer, or one eac"),
     wrong(LANDSCAPE, "resolution", (0,), ValueError, "nothing is left to draw; pass",
           line_resolution=0),
@@ -182,7 +182,7 @@ ROWS = [
     wrong(INTERPOLATION, "reference", (3, None, [STATE]), TypeError,
           "expected 'initial', 'last_epoch', a checkpoint file or a state dict"),
     wrong(INTERPOLATION, "reference", ("first", Path("gone.ckpt")), FileNotFoundError,
-          "no such file; expected 'initial', 'last_epoch', a check", tells="(reference='"),
+          "no such file; expected 'initial', 'last_epoch', a check", names="(reference='"),
     wrong(INTERPOLATION, "third", (3, [STATE]), TypeError, "expected a checkpoint file or a state"),
     wrong(INTERPOLATION, "third", ("gone.ckpt",), FileNotFoundError, "no such file; expected a ch"),
     wrong(INTERPOLATION, "resolution", (1, *COUNTS, None), ValueError, "expected an integer >= 2"),
@@ -191,11 +191,11 @@ ROWS = [
     wrong(INTERPOLATION, "other_probes", (3, [BATCH], "old", regression()), TypeError,
           "expected a mapping from name to data, or None"),
     wrong(INTERPOLATION, "other_probes", ({"old": "data"}, {"old": 3}), TypeError, DATA,
-          tells="other_probes['old']="),
+          names="other_probes['old']="),
     wrong(INTERPOLATION, "other_probes", ({"a/b": BATCH}, {"": BATCH}, {3: BATCH},
-          {"reference": BATCH}), ValueError, "expected a word, no '/'", tells="other_probes={"),
+          {"reference": BATCH}), ValueError, "expected a word, no '/'", names="other_probes={"),
     wrong(INTERPOLATION, "other_probes", ({"old": None}, {"old": Probe()}), ValueError,
-          "expected data, not None", tells="'old'"),
+          "expected data, not None", names="'old'"),
     # GeneralizationMonitor.
     wrong(GENERALIZATION, "metric_fn", (3, "accuracy", len), TypeError,
           r"expected a function \(pl_module, batch\) -> mapping from name to value"),
@@ -222,11 +222,11 @@ ROWS = [
     wrong(PROBE, "samples", (*COUNTS, None), ValueError, "expected an integer >= 1"),
 ]  # fmt: skip
 
-# What looks odd and is right: nothing of this may be refused.
+# Unusual but valid: none of this may be rejected.
 FINE = [
     (HESSIAN, {"every_n_train_steps": np.int64(5), "k": np.int32(2), "tol": np.float32(0.1)}),
     (HESSIAN, {"max_overhead": 1, "blocks": {}}),
-    (HESSIAN, {"max_overhead": 5}),  # 500 per cent: warned of
+    (HESSIAN, {"max_overhead": 5}),  # 500 percent: a warning
     (HESSIAN, {"every_n_train_steps": "auto", "grace_seconds": 0}),
     (HESSIAN, {"parameters": "layer.*"}),
     (SHARPNESS, {"parameters": ("layer.*",), "rho": torch.tensor(0.1), "sigma": 1}),

@@ -1,4 +1,4 @@
-"""Wrong uses of files: what is not there, is damaged, or is of another kind."""
+"""Wrong uses of files: missing, damaged, or of another kind."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Boom:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def _made():
-    """Files of every damaged kind, by name."""
+def _write_files():
+    """Write files with every kind of damage; return their folder."""
     LINE.save(HERE / "line.npz")
     DENSITY.save(HERE / "density.npz")
     whole = (HERE / "line.npz").read_bytes()
@@ -37,7 +37,7 @@ def _made():
     np.savez(HERE / "fields.npz", other=np.zeros(3))
     facts = {"center_loss": np.float64(0), "metadata": np.array("{}")}
     np.savez(HERE / "shapes.npz", x=np.zeros(3), losses=np.zeros(2), **facts)
-    np.savez(HERE / "words.npz", x=np.zeros(2), losses=np.array(["a", "b"]), **facts)
+    np.savez(HERE / "strings.npz", x=np.zeros(2), losses=np.array(["a", "b"]), **facts)
     np.savez(HERE / "facts.npz", x=np.zeros(2), losses=np.zeros(2), center_loss=0.0, metadata="[1]")
     (HERE / "pickle.ckpt").write_bytes(pickle.dumps({"state_dict": Boom()}))
     torch.save({"state_dict": Linear().state_dict()}, HERE / "weights.ckpt")
@@ -54,7 +54,7 @@ def _made():
     return HERE
 
 
-_made()
+_write_files()
 
 
 def _at(*names):
@@ -82,54 +82,54 @@ MEASURE = Call(
 
 ROWS = [
     wrong((LOAD, LOAD_DENSITY), "path", (HERE / "gone.npz",), FileNotFoundError,
-          "no such file; expected one that .*save wrote", tells="gone.npz"),
+          "no such file; expected one that .*save wrote", names="gone.npz"),
     wrong(LOAD, "path", _at("torn.npz", "text.npz", "empty.npz", "pickles.npz", "fields.npz",
-          "shapes.npz", "words.npz", "facts.npz", "density.npz", "nothing"), ValueError,
-          "not a saved Slice .*; expected what Slice.save wrote", tells=str(HERE)),
+          "shapes.npz", "strings.npz", "facts.npz", "density.npz", "nothing"), ValueError,
+          "not a saved Slice .*; expected what Slice.save wrote", names=str(HERE)),
     wrong(LOAD_DENSITY, "path", _at("torn.npz", "text.npz", "pickles.npz", "fields.npz", "line.npz",
           "nothing"), ValueError,
-          "not a saved SpectralDensity .*; expected what SpectralDensity.save", tells=str(HERE)),
+          "not a saved SpectralDensity .*; expected what SpectralDensity.save", names=str(HERE)),
     wrong((LOAD, LOAD_DENSITY, HISTORY), "path", (None, 3, ["a"]), TypeError, "expected the path "),
     wrong(HISTORY, "path", (HERE / "gone.jsonl",), FileNotFoundError, "expected the history.jsonl",
-          tells="gone.jsonl"),
+          names="gone.jsonl"),
     wrong(HISTORY, "path", (HERE / "runs",), FileNotFoundError, "a directory; pass the history.jso",
-          tells="runs"),
+          names="runs"),
     # The report.
-    wrong(REPORT, "log_dir", _at("gone",), FileNotFoundError, "no such directory; p", tells="gone"),
+    wrong(REPORT, "log_dir", _at("gone",), FileNotFoundError, "no such directory; p", names="gone"),
     wrong(REPORT, "log_dir", _at("nothing",), FileNotFoundError, "expected the log directory of a ",
-          tells="nothing"),
-    wrong(REPORT, "log_dir", _at("runs",), ValueError, "choose one of them", tells="2 runs"),
+          names="nothing"),
+    wrong(REPORT, "log_dir", _at("runs",), ValueError, "choose one of them", names="2 runs"),
     wrong(REPORT, "log_dir", (3, None, ["a"]), TypeError, "expected the log directory of a run"),
     wrong(REPORT, "path", (3, ["a"], True), TypeError, "expected a name for the page, or None"),
     wrong(REPORT, "path", _at("nothing",), ValueError, "is a directory; pass the name of a file",
-          tells="nothing"),
+          names="nothing"),
     # Comparing runs.
-    wrong(COMPARE, "runs", ("runs/one", HERE), TypeError, "expected several log", tells="runs='"),
+    wrong(COMPARE, "runs", ("runs/one", HERE), TypeError, "expected several log", names="runs='"),
     wrong(COMPARE, "runs", (3, None, len), TypeError, "expected several log directories"),
     wrong(COMPARE, "runs", ([3], {"a": None}), TypeError, "expected the log directory of a run",
-          tells="runs="),
+          names="runs="),
     wrong(COMPARE, "runs", ([], {}), ValueError, "expected at least one log directory"),
     wrong(COMPARE, "runs", ([HERE / "gone"], [HERE / "nothing"]), FileNotFoundError,
-          "pass a directory that holds history.jsonl", tells=str(HERE)),
-    wrong(COMPARE, "runs", ([HERE / "runs"],), ValueError, "choose one of them", tells="2 runs"),
+          "pass a directory that holds history.jsonl", names=str(HERE)),
+    wrong(COMPARE, "runs", ([HERE / "runs"],), ValueError, "choose one of them", names="2 runs"),
     wrong(COMPARE, "runs", (_at("runs/one", "runs/one"),), ValueError, "pass each run once",
-          tells="given 2 times"),
+          names="given 2 times"),
     wrong(COMPARE, "out", (3, ["a"], True), TypeError, "expected a name for the page, or None"),
     wrong(COMPARE, "out", _at("nothing",), ValueError, "is a directory; pass the name of a file",
-          tells="nothing"),
+          names="nothing"),
     wrong(COMPARE, "keys", (["hessian/edge"], "loss", ["x*"]), ValueError,
-          "no run has .*; there are|no run has .*; name one of", tells="no run has"),
+          "no run has .*; there are|no run has .*; name one of", names="no run has"),
     wrong(COMPARE, "keys", (3, [3], [None]), TypeError, "expected names of scalars or patterns"),
     wrong(COMPARE, "groups", ({}, {"one": "a"}), ValueError, "name the group of every run",
-          tells="lacks the run"),
+          names="lacks the run"),
     wrong(COMPARE, "groups", ({"one": "a", "two": "a", "three": "b"},), ValueError, "the runs are",
-          tells="there is no run 'three'"),
+          names="there is no run 'three'"),
     wrong(COMPARE, "groups", (3, "seed", ["a"]), TypeError, "expected a mapping from run to group"),
     wrong(COMPARE, "groups", ({"one": "a", "two": "a"},), ValueError, "expected one of the two",
-          group_by="/", tells="groups="),
+          group_by="/", names="groups="),
     wrong(COMPARE, "group_by", ("",), ValueError, "expected the separator behind the group"),
     wrong(COMPARE, "group_by", (3, True, ["/"]), TypeError, "expected the separator behind the"),
-    wrong(COMPARE, "points", ([("a", "b")],), ValueError, "no run has", tells="'a'"),
+    wrong(COMPARE, "points", ([("a", "b")],), ValueError, "no run has", names="'a'"),
     wrong(COMPARE, "points", (3, "ab", ["a"], [("a", "b", "c")], [(1, 2)]), TypeError,
           r"expected pairs of keys \(x, y\)"),
     # Measuring a finished model.
@@ -138,17 +138,17 @@ ROWS = [
     wrong(MEASURE, "data", (3, "train", {"x": 1}, (1, 2), torch.ones(3)), TypeError,
           "expected a DataLoader, a list of batches, a LightningDataModule"),
     wrong(MEASURE, "data", (regression().dataset,), TypeError, "expected a DataLoader"),
-    wrong(MEASURE, "data", ([],), ValueError, "holds no batch; pass", tells="measure(data=[]"),
+    wrong(MEASURE, "data", ([],), ValueError, "holds no batch; pass", names="measure(data=[]"),
     wrong(MEASURE, "checkpoint", _at("gone.ckpt",), FileNotFoundError, "expected a checkpoint",
-          tells="gone.ckpt"),
+          names="gone.ckpt"),
     wrong(MEASURE, "checkpoint", _at("torn.ckpt", "text.ckpt", "pickle.ckpt", "boom.ckpt"),
-          ValueError, "cannot be read safely .* pass", tells=str(HERE)),
+          ValueError, "cannot be read safely .* pass", names=str(HERE)),
     wrong(MEASURE, "checkpoint", _at("weights.ckpt", "list.ckpt"), ValueError,
-          "not a checkpoint of a Trainer, .* pass the module", tells=str(HERE)),
+          "not a checkpoint of a Trainer, .* pass the module", names=str(HERE)),
     wrong(MEASURE, "checkpoint", (3, ["a"], {"state_dict": {}}), TypeError, "expected the path of"),
     wrong(MEASURE, "callbacks", ([], [3], [SharpnessEarlyStopping("a", 1.0)], 3, "all"), TypeError,
           "expected measuring callbacks, e.g"),
-    wrong(MEASURE, "loss_fn", (print,), TypeError, "pass loss_fn to the", tells="loss_fn="),
+    wrong(MEASURE, "loss_fn", (print,), TypeError, "pass loss_fn to the", names="loss_fn="),
     wrong(MEASURE, "loss_fn", (3, "mse"), TypeError, r"expected a function \(pl_module, batch\)",
           callbacks=None),
     wrong(MEASURE, "probe_samples", (0, -1, 2.5, True, "512", None), ValueError, "an integer >= 1"),
@@ -158,7 +158,7 @@ ROWS = [
     wrong(MEASURE, "report", (1, "yes", None), TypeError, "expected True or False"),
     wrong(MEASURE, "progress", (1, "no", None), TypeError, "expected True or False"),
     wrong(MEASURE, "max_epochs", (3,), TypeError, "nothing is trained; leave it ou",
-          tells="max_epochs="),
+          names="max_epochs="),
     wrong(MEASURE, "precison", ("16-mixed",), TypeError, "expected an argument of the Trainer"),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Wrong uses of the functions that know nothing of Lightning."""
+"""Wrong uses of the functions that do not need Lightning."""
 
 from __future__ import annotations
 
@@ -138,13 +138,13 @@ ROWS = [
         ([len], [(1.0, len, 2)], [(1.0, 2.0)], [(-1.0, len)], [(NAN, len)], [("1", len)]),
         ValueError,
         r"expected \(weight > 0, callable\) pairs",
-        tells="loss_fn holds",
+        names="loss_fn holds",
     ),
     wrong(OBJECTIVE, "params", ([ONES], NET.parameters(), "w", None, NET), TypeError, "named_par"),
     wrong(OBJECTIVE, "params", ({"w": 3.0}, {"w": NET}), TypeError, "expected a parameter, e.g"),
     wrong(
         OBJECTIVE, "params", ({}, {"w": ONES}), ValueError, "expected at least one trainable",
-        tells="tensors",
+        names="tensors",
     ),
     wrong(OBJECTIVE, "engine", ("jax", None, 3, ""), ValueError, "expected 'auto', 'double_b"),
     wrong(OBJECTIVE, "reduce", (3, "sum"), TypeError, "expected a function that sums"),
@@ -156,7 +156,7 @@ ROWS = [
     wrong(MEMORY, "share", (0.0, 50, NAN), ValueError, "expected a number above 0, at most 1"),
     wrong(MEMORY, "share", ("half", None), TypeError, "expected a number above 0, at most 1"),
     wrong(MEMORY, "tell", (3, "warn", None), TypeError, "expected a function that takes a mess"),
-    # What takes an objective.
+    # Functions of an objective.
     wrong(
         HESSIANS + SHARPNESSES, "objective", (NET, 3, None, len, Objective), TypeError,
         r"expected an Objective, e\.g\. Objective\(loss_fn, dict\(model",
@@ -176,7 +176,7 @@ ROWS = [
     wrong(TOP, "init", (3, "last", ONES, [ONES]), TypeError, "expected a vector|expected a mapp"),
     wrong(
         TOP, "init", ({"w": 0 * ONES}, {}, {"w": NAN * ONES}), ValueError, "expected a direction",
-        tells="zero or not finite",
+        names="zero or not finite",
     ),
     wrong(TOP, "hint", (3, "last", ONES, [ONES]), TypeError, "expected a vector"),
     wrong(BLOCKS, "hint", (3, [ONES]), TypeError, "expected a vector"),
@@ -186,7 +186,7 @@ ROWS = [
     wrong(TOP, "preconditioner", (3, ONES, "adam"), TypeError, "expected a mapping from param"),
     wrong(
         TOP, "preconditioner", ({"w": 0.0}, {"w": -ONES}, {"w": NAN}), ValueError,
-        "expected positive entries only", tells="its lowest is",
+        "expected positive entries only", names="its lowest is",
     ),
     wrong(EDGE_RATIO, "edge", (38.0, None, {"w": 1.0}), TypeError, "expected what stability_edge"),
     wrong(EDGE_RATIO, "plain", (9.6, None, ONES), TypeError, "expected what top_eigenvalues ret"),
@@ -199,7 +199,7 @@ ROWS = [
     wrong((TRACE, BLOCKS), "blocks", (3, "w", ["w"], True), TypeError, "expected a mapping from"),
     wrong(
         (TRACE, BLOCKS), "blocks", ({"v": "first"}, {}), ValueError,
-        r"expected a mapping from trainable parameters .* module_blocks\(objective", tells="names",
+        r"expected a mapping from trainable parameters .* module_blocks\(objective", names="names",
     ),
     wrong(DENSITY, "steps", COUNTS, ValueError, "expected an integer >= 1"),
     wrong(DENSITY, "points", (127, *COUNTS), ValueError, "expected an integer >= 128"),
@@ -232,39 +232,39 @@ ROWS = [
     wrong((ALONG, CRITICAL, NORMALIZE), "direction", NO_VECTOR, TypeError, VECTOR),
     wrong(
         (ALONG, CRITICAL, NORMALIZE), "direction", ({"w": 1.0}, {"w": [1.0]}), TypeError,
-        "expected a tensor of the parameter's shape", tells="direction['w'] is",
+        "expected a tensor of the parameter's shape", names="direction['w'] is",
     ),
     wrong(
         (ALONG, CRITICAL, NORMALIZE), "direction", UNKNOWN, ValueError,
-        r"no trainable parameter of that name; expected names among \['w'\]", tells="'v'",
+        r"no trainable parameter of that name; expected names among \['w'\]", names="'v'",
     ),
     wrong(
         (ALONG, CRITICAL, NORMALIZE), "direction", SHAPED, ValueError,
-        r"expected the parameter's shape \(2, 3\)", tells="has shape",
+        r"expected the parameter's shape \(2, 3\)", names="has shape",
     ),
     wrong((RANDOM, NORMALIZE, EDGE, ADD), "params", NO_VECTOR, TypeError, VECTOR),
-    wrong(RANDOM, "params", ({"w": 3},), TypeError, "expected a tensor", tells="params['w'] is 3"),
+    wrong(RANDOM, "params", ({"w": 3},), TypeError, "expected a tensor", names="params['w'] is 3"),
     wrong(NORMALIZE, "filter_dims", (1, "w", [0]), TypeError, "as filter_dims_of returns, or None"),
     wrong(
         NORMALIZE, "filter_dims", ({"w": 2}, {"w": -1}, {"w": "0"}, {"w": True}), ValueError,
-        "expected a dimension from 0 to 1", tells="filter_dims['w']=",
+        "expected a dimension from 0 to 1", names="filter_dims['w']=",
     ),
     wrong(FILTER_DIMS, "module", (NET.weight, None, nn.Linear, "net"), TypeError, "expected a tor"),
     wrong(PCA, "k", COUNTS, ValueError, "expected an integer >= 1"),
     wrong((PCA, PROJECT), "path", (3, "path", {"w": ONES}), TypeError, "expected a list of weight"),
-    wrong((PCA, PROJECT), "path", ([3], [[ONES]]), TypeError, VECTOR, tells="path[0]"),
+    wrong((PCA, PROJECT), "path", ([3], [[ONES]]), TypeError, VECTOR, names="path[0]"),
     wrong(
         (PCA, PROJECT), "path", ([{"w": torch.ones(2)}],), ValueError, "expected the parameter's s",
-        tells="path[0]['w'] has shape (2,)",
+        names="path[0]['w'] has shape (2,)",
     ),
     wrong((PCA, PROJECT), "center", NO_VECTOR, TypeError, VECTOR),
     wrong(PROJECT, "directions", (3, [], "xy", None), TypeError, "expected a list of one or more"),
     wrong(
         PROJECT, "directions", ([{"w": ONES}, {"w": ONES}], [{"w": 0 * ONES}]), ValueError,
-        "linearly dependent, or one is zero: expected independent ones", tells="lengths",
+        "linearly dependent, or one is zero: expected independent ones", names="lengths",
     ),
     wrong(
-        PROJECT, "directions", ([{"v": ONES}],), ValueError, "expected names among", tells="'v'"
+        PROJECT, "directions", ([{"v": ONES}],), ValueError, "expected names among", names="'v'"
     ),
     wrong(TRAJECTORY, "capacity", (3, 0, 16.0, True, "16", None), ValueError, "an integer >= 4"),
     wrong(ADD, "step", (-1, 1.5, None, True, "3"), ValueError, "expected an integer >= 0"),
@@ -272,7 +272,7 @@ ROWS = [
     # The optimizer's edge, BatchNorm.
     wrong(
         EDGE, "optimizers", (0.1, None, "sgd", [3]), TypeError, "expected torch optimizers, got",
-        tells="got",
+        names="got",
     ),
     wrong(EDGE, "gradient_norm", (-1.0,), ValueError, "expected a number, the norm of the loss's"),
     wrong(EDGE, "gradient_norm", ("1", True, ONES), TypeError, "expected a number, the norm of th"),
@@ -282,20 +282,20 @@ ROWS = [
 ]  # fmt: skip
 
 
-# -- losses and vectors, which are seen only when they are used ------------------------------------
+# -- losses and vectors, which are checked only when they are used ---------------------------------
 
 
-def _asking(what, **settings):
-    def ask(loss):
+def _call_of(what, **settings):
+    def evaluate(loss):
         params = parameters()
-        asked = Objective(lambda: loss(params["w"]), params, **settings)
-        return getattr(asked, what)(*([{"w": ONES}] if what == "hvp" else []))
+        objective = Objective(lambda: loss(params["w"]), params, **settings)
+        return getattr(objective, what)(*([{"w": ONES}] if what == "hvp" else []))
 
-    return Call(f"Objective(loss).{what}", ask)
+    return Call(f"Objective(loss).{what}", evaluate)
 
 
-_LOSS, _GRADIENT, _HVP = map(_asking, ("loss", "gradient", "hvp"))
-ASKED = (_GRADIENT, _LOSS, _HVP)
+_LOSS, _GRADIENT, _HVP = map(_call_of, ("loss", "gradient", "hvp"))
+CALLED = (_GRADIENT, _LOSS, _HVP)
 _calls = iter(range(10**6))
 
 
@@ -327,11 +327,11 @@ def rounded(w):
     return w.sum().long()
 
 
-def of_something_else(w):
+def of_other_weights(w):
     return torch.ones((), requires_grad=True) * 2
 
 
-def another_each_time(w):
+def nondeterministic(w):
     return w.sum() * (1 + next(_calls))
 
 
@@ -344,19 +344,19 @@ def _vector_of(name):
 USES = tuple(map(_vector_of, ("hvp", "loss_at", "gradient_at")))
 
 LATER = [
-    wrong(ASKED, "loss", (no_tensor, a_dict), TypeError, "loss_fn returned .*expected a scalar",
-          tells="loss_fn returned"),
-    wrong(ASKED, "loss", (a_vector, empty), ValueError, r"expected a scalar, e\.g\. loss\.mean",
-          tells="of shape"),
-    wrong(ASKED, "loss", (complex_valued,), TypeError, r"expected a real scalar, e\.g\. loss\.abs",
-          tells="complex"),
+    wrong(CALLED, "loss", (no_tensor, a_dict), TypeError, "loss_fn returned .*expected a scalar",
+          names="loss_fn returned"),
+    wrong(CALLED, "loss", (a_vector, empty), ValueError, r"expected a scalar, e\.g\. loss\.mean",
+          names="of shape"),
+    wrong(CALLED, "loss", (complex_valued,), TypeError, r"expected a real scalar, e\.g\. loss\.abs",
+          names="complex"),
     wrong((_GRADIENT, _HVP), "loss", (detached, rounded), ValueError,
-          "detached, rounded to an integer, .* expected one that loss.backward", tells="graph"),
-    wrong(ASKED, "loss", (another_each_time,), ValueError,
-          "not deterministic: two .* or pass check_deterministic=False", tells="gave"),
+          "detached, rounded to an integer, .* expected one that loss.backward", names="graph"),
+    wrong(CALLED, "loss", (nondeterministic,), ValueError,
+          "not deterministic: two .* or pass check_deterministic=False", names="gave"),
     wrong(USES, "vector", NO_VECTOR, TypeError, VECTOR),
-    wrong(USES, "vector", UNKNOWN, ValueError, "expected names among", tells="'v'"),
-    wrong(USES, "vector", SHAPED, ValueError, "expected the parameter's shape", tells="has shape"),
-    wrong(USES, "vector", ({"w": 1.0},), TypeError, "expected a tensor", tells="vector['w'] is 1."),
-    wrong(USES, "vector", COMPLEX, TypeError, "expected real numbers", tells="is complex"),
+    wrong(USES, "vector", UNKNOWN, ValueError, "expected names among", names="'v'"),
+    wrong(USES, "vector", SHAPED, ValueError, "expected the parameter's shape", names="has shape"),
+    wrong(USES, "vector", ({"w": 1.0},), TypeError, "expected a tensor", names="vector['w'] is 1."),
+    wrong(USES, "vector", COMPLEX, TypeError, "expected real numbers", names="is complex"),
 ]  # fmt: skip

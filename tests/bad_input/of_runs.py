@@ -1,4 +1,4 @@
-"""Runs that are set up wrongly: what was done, and what is said."""
+"""Runs that are set up wrongly, and the messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Validated(Linear):
 
 
 class Apart(Linear):
-    """The optimizer holds a parameter that is not the module's."""
+    """The optimizer holds a parameter that does not belong to the module."""
 
     def configure_optimizers(self):
         self.__dict__["loose"] = nn.Parameter(torch.ones(1))
@@ -72,14 +72,14 @@ class Endless(IterableDataset):
         return itertools.cycle(zip(*BATCH, strict=True))
 
 
-def _torn(folder):
+def _truncated(folder):
     path = folder / "torn.ckpt"
     torch.save({"state_dict": Linear().state_dict()}, path)
     path.write_bytes(path.read_bytes()[:300])
     return path
 
 
-def _spent():
+def _exhausted():
     iterator = iter([tuple(BATCH)])
     next(iterator)
     return iterator
@@ -101,7 +101,7 @@ def _in_two(folder):
 
 
 class ByHand(pl.Callback):
-    """Hands its own hook on to a callback that no Trainer has."""
+    """Calls the hook of a callback that is in no Trainer."""
 
     def setup(self, trainer, pl_module, stage):
         HessianMonitor().setup(trainer, pl_module, stage)
@@ -112,15 +112,15 @@ class Run:
     """A run that is set up wrongly.
 
     Attributes:
-        done: what was done, for the table.
-        callbacks: makes them, given a folder.
-        says: regular expressions; messages match all of them.
-        error: what ends the run before it trains; None: a warning, and training goes on.
+        use: the wrong use, for the table.
+        callbacks: returns the callbacks, given a folder.
+        messages: regular expressions; each must match the error or one of the warnings.
+        error: the exception that ends the run before training; None: warnings only.
     """
 
-    done: str
+    use: str
     callbacks: Callable[[Any], list[pl.Callback]]
-    says: tuple[str, ...]
+    messages: tuple[str, ...]
     error: type[Exception] | None = None
     module: Callable[[], pl.LightningModule] = Linear
     settings: dict[str, Any] = field(default_factory=dict)
@@ -190,8 +190,8 @@ REFUSED = [
         ValueError,
     ),
     Run(
-        "HessianMonitor(probe=an iterator that was used up)",
-        lambda _: [HessianMonitor(probe=_spent())],
+        "HessianMonitor(probe=an exhausted iterator)",
+        lambda _: [HessianMonitor(probe=_exhausted())],
         ("probe=list_iterator: it holds no batch, or all .* have been used before", "pass a D"),
         ValueError,
     ),
@@ -209,7 +209,7 @@ REFUSED = [
     ),
     Run(
         "InterpolationMonitor(reference=a damaged file)",
-        lambda folder: [InterpolationMonitor(reference=_torn(folder))],
+        lambda folder: [InterpolationMonitor(reference=_truncated(folder))],
         (r"reference=.*torn\.ckpt.*cannot be read safely", "expected a checkpoint or "),
         ValueError,
     ),
@@ -230,16 +230,16 @@ REFUSED = [
         lambda _: [HessianMonitor()],
         ("corrupted|failed finding central directory",),
         RuntimeError,
-        resumes=_torn,
+        resumes=_truncated,
     ),
 ]  # fmt: skip
 
 
-def _loss(what, function, *says):
+def _loss(what, function, *messages):
     return Run(
         f"SharpnessMonitor(loss_fn=...) that returns {what}",
         lambda _: [SharpnessMonitor(loss_fn=function, **ALWAYS)],
-        (r"sharpness: a measurement failed \(", *says),
+        (r"sharpness: a measurement failed \(", *messages),
     )
 
 
@@ -247,7 +247,7 @@ def _outputs(module, batch):
     return module.layer(batch[0])
 
 
-TOLD = [
+WARNED = [
     Run(
         "HessianMonitor(probe=a batch that does not fit the module)",
         lambda _: [HessianMonitor(probe=(torch.ones(4, 3), torch.ones(4, 1)), **ALWAYS)],

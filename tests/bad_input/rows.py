@@ -1,4 +1,4 @@
-"""A row of the table of wrong uses: a call that is right but for one argument, and what is said."""
+"""Rows of the table of wrong uses: calls with one wrong argument, and the message of each."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from lightning_landscape.geometry.checks import shown
 
-# A message says what to do instead with one of these.
+# One of these verbs introduces the advice in a message.
 ADVICE = re.compile(r"\b(expected|pass|give|use|leave|name|add|choose)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Call:
-    """Something public that can be called wrongly.
+    """A public function or class that can be called wrongly.
 
     Attributes:
-        name: how a person writes it.
+        name: the call as users write it.
         function: what is called.
-        right: makes arguments that are right, by name.
+        right: returns valid arguments by name.
     """
 
     name: str
@@ -35,45 +35,46 @@ class Call:
 
 @dataclass(frozen=True)
 class Wrong:
-    """An argument with values that are refused, all for the same reason.
+    """An argument with values that are rejected, all for the same reason.
 
     Attributes:
-        calls: what is called; of several the first is named in the table.
-        argument: its name.
+        calls: the calls; the table shows the first.
+        argument: the name of the argument.
         values: each is tried.
-        error: the exception.
-        says: a regular expression that the message matches: what to pass instead.
-        beside: further arguments of that call.
-        tells: what the message has to hold besides the argument's name; the value where empty.
+        error: the type of the exception.
+        message: a regular expression that the message must match: what to pass instead.
+        beside: further arguments of the call.
+        names: a string that the message must contain besides the argument's name; if empty, the
+            value or its type.
     """
 
     calls: tuple[Call, ...]
     argument: str
     values: tuple[Any, ...]
     error: type[Exception]
-    says: str
+    message: str
     beside: Mapping[str, Any] = field(default_factory=dict)
-    tells: str = ""
+    names: str = ""
 
     @property
-    def done(self) -> str:
-        """What was done, in a line."""
+    def use(self) -> str:
+        """The wrong use, in one line."""
         beside = "".join(f", {name}={shown(value)}" for name, value in self.beside.items())
         values = " or ".join(_short(value) for value in self.values)
-        done = f"{self.calls[0].name}({self.argument}={values}{beside})"
-        return done if len(done) <= 110 else f"{done[:106]}...)"
+        use = f"{self.calls[0].name}({self.argument}={values}{beside})"
+        return use if len(use) <= 110 else f"{use[:106]}...)"
 
     def problems(self, value: Any, message: str) -> list[str]:
-        """What a person would miss in ``message``."""
-        known = {
+        """What ``message`` lacks."""
+        required = {
             f"the argument's name, {self.argument!r}": self.argument in message,
-            f"what to do instead, {self.says!r}": re.search(self.says, message, re.DOTALL),
+            f"what to do instead, {self.message!r}": re.search(self.message, message, re.DOTALL),
             "a word of advice": ADVICE.search(message),
             "the value or its type": any(
-                word in message for word in (self.tells, *([] if self.tells else _names_of(value)))
+                word in message for word in (self.names, *([] if self.names else _names_of(value)))
             ),
         }
-        return [part for part, there in known.items() if not there]
+        return [part for part, found in required.items() if not found]
 
 
 def wrong(
@@ -81,17 +82,17 @@ def wrong(
     argument: str,
     values: tuple[Any, ...],
     error: type[Exception],
-    says: str,
-    tells: str = "",
+    message: str,
+    names: str = "",
     **beside: Any,
 ) -> Wrong:
     """A row."""
     calls = (calls,) if isinstance(calls, Call) else calls
-    return Wrong(calls, argument, values, error, says, beside, tells)
+    return Wrong(calls, argument, values, error, message, beside, names)
 
 
 def _names_of(value: Any) -> list[str]:
-    """What shows in a message that it is about ``value``."""
+    """Strings of which one must be in a message about ``value``."""
     name = value.name if isinstance(value, Path) else _short(value, 24).removesuffix("...")
     return [name, type(value).__name__]
 
@@ -102,11 +103,11 @@ def _short(value: Any, length: int = 36) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def table_row(done: str, exception: str, said: str) -> dict[str, str]:
-    """A row of the table that is printed, without what varies from run to run."""
+def table_row(use: str, exception: str, message: str) -> dict[str, str]:
+    """A row of the printed table, without what varies from run to run."""
 
     def plain(text: str) -> str:
-        words = " ".join(text.split())
-        return re.sub(r" at 0x[0-9a-f]+|[^ '\"(]*wrong-uses-[^/'\") ]*/?", "", words)
+        line = " ".join(text.split())
+        return re.sub(r" at 0x[0-9a-f]+|[^ '\"(]*wrong-uses-[^/'\") ]*/?", "", line)
 
-    return {"what was done": plain(done), "exception": exception, "what is said": plain(said)}
+    return {"use": plain(use), "exception": exception, "message": plain(message)}

@@ -1,4 +1,4 @@
-"""Every wrong call is refused at once, by the right exception, in words that help."""
+"""Every wrong call raises the right exception at once, with a message that says what to pass."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CALLS = {call.name: call for row in ROWS for call in row.calls}
 
 @pytest.fixture
 def table(request):
-    """The rows that are printed at the end."""
+    """The rows of the table that is printed at the end."""
     return request.config.stash[TABLES]["wrong uses"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.calls[0].name}-{row.argument}")
-def test_a_wrong_call(row, table):
-    told = []
+def test_wrong_call_raises(row, table):
+    messages = []
     for call in row.calls:
         for value in row.values:
             with pytest.raises(row.error) as caught:
@@ -34,16 +34,16 @@ def test_a_wrong_call(row, table):
             assert type(caught.value) is row.error
             message = str(caught.value)
             assert row.problems(value, message) == [], f"{call.name}, {value!r}: {message}"
-            told.append(message)
-    table.append(table_row(row.done, row.error.__name__, told[0]))
+            messages.append(message)
+    table.append(table_row(row.use, row.error.__name__, messages[0]))
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=[*CALLS])
-def test_the_same_call_is_right_without_the_wrong_value(call):
-    if not call.name.startswith(("Objective(loss)", "objective.")):  # which have none
+def test_call_without_the_wrong_value(call):
+    if not call.name.startswith(("Objective(loss)", "objective.")):  # they have no valid call
         call()
 
 
 @pytest.mark.parametrize(("call", "given"), of_callbacks.FINE, ids=range(len(of_callbacks.FINE)))
-def test_what_looks_odd_and_is_right(call, given):
+def test_unusual_but_valid_arguments(call, given):
     call(**given)

@@ -1,4 +1,4 @@
-"""Wrong command lines: exit status 2, one line that helps, nothing written."""
+"""Wrong command lines: exit status 2, a one-line error message, nothing written."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.conftest import TABLES
 MAINS = {"compare": compare, "measure": measure, "report": report}
 
 
-@pytest.mark.parametrize(("tool", "arguments", "says"), COMMANDS, ids=range(len(COMMANDS)))
-def test_a_wrong_command_line(tool, arguments, says, capsys, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("tool", "arguments", "message"), COMMANDS, ids=range(len(COMMANDS)))
+def test_wrong_command_line(tool, arguments, message, capsys, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         status = MAINS[tool](arguments)
-    except SystemExit as left:  # argparse
-        status = left.code
-    told = capsys.readouterr()
+    except SystemExit as error:  # argparse
+        status = error.code
+    output = capsys.readouterr()
     assert status == 2
-    assert re.search(says, told.err), told.err
-    assert told.err.count("error: ") == 1
-    assert "Traceback" not in told.err
-    assert told.out == ""
+    assert re.search(message, output.err), output.err
+    assert output.err.count("error: ") == 1
+    assert "Traceback" not in output.err
+    assert output.out == ""
     assert list(tmp_path.iterdir()) == []
-    done = " ".join([tool, *(word or "''" for word in arguments)])
-    said = told.err.partition("error: ")[2]
-    request.config.stash[TABLES]["wrong uses"].append(table_row(done, "exit 2", said))
+    use = " ".join([tool, *(argument or "''" for argument in arguments)])
+    printed = output.err.partition("error: ")[2]
+    request.config.stash[TABLES]["wrong uses"].append(table_row(use, "exit 2", printed))

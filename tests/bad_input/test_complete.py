@@ -1,4 +1,4 @@
-"""Every parameter of everything public is passed wrongly somewhere, or it is said why not."""
+"""Every parameter of the public API has a row with wrong values, or a reason why it has none."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_landscape.compare import Comparison
 from lightning_landscape.measure import Measurement
 from tests.bad_input.test_calls import ROWS
 
-RECORDS = "a record of what was found, made by the functions of this package"
-# Whatever is not tried.
+RECORDS = "a result, returned by functions of this package"
+# Names without rows, and why.
 EXCEPTIONS = {
     "AverageSharpness": RECORDS,
     "Comparison": RECORDS,
     "CriticalSharpness": RECORDS,
     "EdgeRatio": RECORDS,
     "EigenResult": RECORDS,
-    "Measured": "what a callback of one's own returns; its values go to the loggers as they are",
-    "Monitor": "the base of the callbacks, whose arguments are tried with each of them",
-    "Round": "made by this package, for each measurement",
+    "Measured": "returned by custom callbacks; its values are logged unchanged",
+    "Monitor": "the base class; its arguments are tested with each callback",
+    "Round": "created by this package for each measurement",
     "Estimate": RECORDS,
     "Projection": RECORDS,
     "Sharpness": RECORDS,
@@ -39,30 +39,30 @@ PUBLIC = {
     "Comparison": Comparison,
     "Measurement": Measurement,
 }
-TRIED = {(call.name, row.argument) for row in ROWS for call in row.calls}
+TESTED = {(call.name, row.argument) for row in ROWS for call in row.calls}
 
 
 def parameters(name):
-    """Those that a person can pass; ``**settings`` of ``measure`` are the Trainer's."""
+    """Names of the parameters; ``**settings`` of ``measure`` are those of the Trainer."""
     given = inspect.signature(PUBLIC[name]).parameters.values()
     return [p.name for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_parameter_is_tried(name):
+def test_every_parameter_has_a_row(name):
     if name in EXCEPTIONS:
-        assert not any(called == name for called, _ in TRIED)
+        assert not any(called == name for called, _ in TESTED)
         return
-    untried = [p for p in parameters(name) if (name, p) not in TRIED]
-    assert [p for p in untried if f"{name}.{p}" not in EXCEPTIONS] == []
+    untested = [p for p in parameters(name) if (name, p) not in TESTED]
+    assert [p for p in untested if f"{name}.{p}" not in EXCEPTIONS] == []
 
 
-def test_the_exceptions_are_there():
+def test_exceptions_name_public_parameters():
     for entry in EXCEPTIONS:
         name, _, parameter = entry.partition(".")
         assert name in PUBLIC
         assert not parameter or parameter in parameters(name)
 
 
-def test_the_table_is_long_enough():
+def test_number_of_rows():
     assert len(ROWS) >= 100

@@ -1,4 +1,4 @@
-"""Wrong uses that are seen only when a run starts, or while it goes on: nothing is lost."""
+"""Wrong uses that are detected only when a run starts or during it: no data is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.bad_input.of_runs import (
     EDGE,
     OLD_ROW,
     REFUSED,
-    TOLD,
+    WARNED,
     Endless,
     Run,
     Validated,
@@ -44,18 +44,18 @@ from tests.small import Linear, regression
 
 @cache
 def plain(module):
-    """What the run without our callbacks ends with; none of these modules draws at random."""
+    """The final state dict of a run without callbacks; these modules use no random numbers."""
     return train(module, regression).trainer.lightning_module.state_dict()
 
 
 def attempt(case, folder):
     """``(error, our warnings, the module's first and last weights)``."""
-    kept = []
+    modules = []
 
     def make():
-        kept.append(case.module())
-        kept.append({n: p.detach().clone() for n, p in kept[0].named_parameters()})
-        return kept[0]
+        modules.append(case.module())
+        modules.append({n: p.detach().clone() for n, p in modules[0].named_parameters()})
+        return modules[0]
 
     error = None
     resumes = None if case.resumes is None else case.resumes(folder)
@@ -68,13 +68,13 @@ def attempt(case, folder):
         except Exception as raised:
             error = raised
     foreign = ("LeafSpec", "workers", "ckpt_path", "unclosed file", "treespec")
-    told = [str(w.message) for w in caught if not any(w_ in str(w.message) for w_ in foreign)]
-    return error, told, kept[1:2], kept[0].state_dict() if kept else None
+    messages = [str(w.message) for w in caught if not any(w_ in str(w.message) for w_ in foreign)]
+    return error, messages, modules[1:2], modules[0].state_dict() if modules else None
 
 
 @pytest.fixture
 def earlier(tmp_path):
-    """What another run has written into the same folder, which must stay whole."""
+    """A folder with files of another run, which must stay unchanged."""
     (tmp_path / "landscape").mkdir()
     (tmp_path / "history.jsonl").write_text(json.dumps(OLD_ROW) + "\n")
     LINE.save(tmp_path / "landscape" / "landscape-line-1-step00000099.npz")
@@ -84,7 +84,7 @@ def earlier(tmp_path):
     assert [OLD_ROW] in histories
     assert Slice.load(tmp_path / "landscape" / "landscape-line-1-step00000099.npz")
     assert set(torch.load(tmp_path / "old.ckpt", weights_only=True)) == {"layer.weight"}
-    assert [path.name for path in tmp_path.rglob(".*")] == []  # nothing half written
+    assert [path.name for path in tmp_path.rglob(".*")] == []  # no temporary files
 
 
 @pytest.fixture
@@ -92,75 +92,75 @@ def table(request):
     return request.config.stash[TABLES]["wrong uses"]
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.done)
-def test_refused_before_training(case, earlier, table):
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.use)
+def test_error_before_training(case, earlier, table):
     error, _, first, last = attempt(case, earlier)
     assert type(error) is case.error, error
-    for words in case.says:
-        assert re.search(words, str(error), re.DOTALL), str(error)
-    if "stateful callback" not in case.says[0] and case.resumes is None:  # not our words
+    for pattern in case.messages:
+        assert re.search(pattern, str(error), re.DOTALL), str(error)
+    if "stateful callback" not in case.messages[0] and case.resumes is None:  # not our message
         assert ADVICE.search(str(error))
     for weights in first:
         assert differences(dict(weights), dict(last)) == []
-    table.append(table_row(case.done, case.error.__name__, str(error)))
+    table.append(table_row(case.use, case.error.__name__, str(error)))
 
 
-@pytest.mark.parametrize("case", TOLD, ids=lambda case: case.done)
-def test_told_and_training_goes_on(case, earlier, table):
-    error, told, _, last = attempt(case, earlier)
+@pytest.mark.parametrize("case", WARNED, ids=lambda case: case.use)
+def test_warning_and_training_continues(case, earlier, table):
+    error, messages, _, last = attempt(case, earlier)
     assert error is None
-    for words in case.says:
-        assert any(re.search(words, message, re.DOTALL) for message in told), told
-    assert len(told) <= 4  # not at every step
-    assert any(ADVICE.search(message) for message in told)
+    for pattern in case.messages:
+        assert any(re.search(pattern, message, re.DOTALL) for message in messages), messages
+    assert len(messages) <= 4  # not at every step
+    assert any(ADVICE.search(message) for message in messages)
     assert differences(dict(plain(case.module)), dict(last)) == []
-    said = next(m for m in told if re.search(case.says[0], m, re.DOTALL))
-    table.append(table_row(case.done, "a warning", said))
+    message = next(m for m in messages if re.search(case.messages[0], m, re.DOTALL))
+    table.append(table_row(case.use, "a warning", message))
 
 
 # -- the disk -------------------------------------------------------------------------------------
 
 
-STEPS = (1, 3, 6)  # the last one is that of the end
+STEPS = (1, 3, 6)  # the last one at the end of training
 
 
 def _writing(folder):
-    """Two that draw, at ``STEPS``."""
+    """Two callbacks that write files at ``STEPS``."""
     few = {"probe": [tuple(BATCH)], "every_n_train_steps": 3, "max_overhead": None}
     drawing = LandscapeMonitor(resolution=2, line_resolution=0, **few)
     return [drawing, InterpolationMonitor(resolution=3, **few)]
 
 
-def test_a_folder_that_cannot_be_written_is_told_once_for_each_kind_of_file(tmp_path, table):
+def test_unwritable_folder_warns_once_per_kind_of_file(tmp_path, table):
     (tmp_path / "landscape").write_text("a file where the folder should be")
     case = Run("Trainer(default_root_dir=...) that cannot be written", _writing, ())
-    error, told, _, last = attempt(case, tmp_path)
+    error, messages, _, last = attempt(case, tmp_path)
     assert error is None
-    told = [message for message in told if "could not be written" in message]
-    kinds = [re.sub(r"\d+", "#", message) for message in told]
-    assert len(kinds) == len(set(kinds)) <= 6  # of files, not one for each step
-    for message in told:
+    messages = [message for message in messages if "could not be written" in message]
+    kinds = [re.sub(r"\d+", "#", message) for message in messages]
+    assert len(kinds) == len(set(kinds)) <= 6  # one per kind of file, not per step
+    for message in messages:
         assert re.search("disk space, or pass the logger a directory .*; training and", message)
     assert differences(dict(plain(Linear)), dict(last)) == []
-    assert len(read_history(tmp_path / "history.jsonl")) == len(STEPS) * 2  # these could be
-    table.append(table_row(case.done, "a warning", told[0].replace(str(tmp_path), "...")))
+    assert len(read_history(tmp_path / "history.jsonl")) == len(STEPS) * 2  # outside the folder
+    table.append(table_row(case.use, "a warning", messages[0].replace(str(tmp_path), "...")))
 
 
 @pytest.mark.pictures
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_disk_that_is_full_while_a_picture_is_written(tmp_path, table):
+def test_full_disk_while_a_figure_is_written(tmp_path, table):
     folder = tmp_path / "landscape"
     folder.mkdir()
     for name in ("landscape-plane-step00000001.png", "interpolation-line-step00000003.npz"):
         (folder / f".{name}").symlink_to("/dev/full")
-    case = Run("a disk that is full while a picture is written", _writing, ())
-    error, told, _, last = attempt(case, tmp_path)
+    case = Run("a disk that is full while a figure is written", _writing, ())
+    error, messages, _, last = attempt(case, tmp_path)
     assert error is None
-    told = [message for message in told if "could not be written" in message]
-    assert len(told) == 2
-    assert "landscape-plane-step00000001.png could not be written" in told[0]
-    assert "interpolation-line-step00000003.npz could not be written" in told[1]
-    for message in told:
+    messages = [message for message in messages if "could not be written" in message]
+    assert len(messages) == 2
+    assert "landscape-plane-step00000001.png could not be written" in messages[0]
+    assert "interpolation-line-step00000003.npz could not be written" in messages[1]
+    for message in messages:
         assert re.search("No space left on device.*; free disk space, or pass the logger", message)
     assert differences(dict(plain(Linear)), dict(last)) == []
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
@@ -170,10 +170,10 @@ def test_a_disk_that_is_full_while_a_picture_is_written(tmp_path, table):
     for path in folder.glob("*.npz"):
         Slice.load(path)
     assert len(read_history(tmp_path / "history.jsonl")) == len(STEPS) * 2
-    table.append(table_row(case.done, "a warning", told[0].replace(str(tmp_path), "...")))
+    table.append(table_row(case.use, "a warning", messages[0].replace(str(tmp_path), "...")))
 
 
-# -- states of others -----------------------------------------------------------------------------
+# -- states in checkpoints ------------------------------------------------------------------------
 
 KINDS = (
     HessianMonitor,
@@ -198,7 +198,7 @@ STATES = [
 
 
 @pytest.mark.parametrize("state", STATES, ids=range(len(STATES)))
-def test_a_foreign_state_is_ignored_and_said(state, table):
+def test_invalid_state_is_ignored_with_a_warning(state, table):
     for make in KINDS:
         callback = make()
         before = callback.state_dict()
@@ -207,12 +207,12 @@ def test_a_foreign_state_is_ignored_and_said(state, table):
         ) as caught:
             callback.load_state_dict(state)
         assert callback.state_dict() == before
-    said = str(caught[0].message)
-    table.append(table_row(f"load_state_dict({state!r})", "a warning", said))
+    message = str(caught[0].message)
+    table.append(table_row(f"load_state_dict({state!r})", "a warning", message))
 
 
 @pytest.mark.parametrize("make", KINDS[:-1])
-def test_a_state_of_another_class_is_taken_as_far_as_it_goes(make):
+def test_state_of_another_class_is_loaded_as_far_as_valid(make):
     callback = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -223,8 +223,8 @@ def test_a_state_of_another_class_is_taken_as_far_as_it_goes(make):
     assert getattr(callback, "_scales", {}) == {}
 
 
-def test_a_probe_that_a_checkpoint_tells_wrongly_of(tmp_path, table):
-    """A new series starts, which is said; the run ends as without us."""
+def test_invalid_probe_entry_in_a_checkpoint(tmp_path, table):
+    """A new series starts, with a warning; the final weights are those without callbacks."""
     keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4, save_last=True)
     train(Linear, regression, [HessianMonitor(**ALWAYS), keep], tmp_path, enable_checkpointing=True)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -241,11 +241,11 @@ def test_a_probe_that_a_checkpoint_tells_wrongly_of(tmp_path, table):
             max_epochs=4,
         )
     assert len(monitor.history) >= 1
-    said = next(str(w.message) for w in caught if "is ignored" in str(w.message))
-    table.append(table_row("a checkpoint with a damaged probe entry", "a warning", said))
+    message = next(str(w.message) for w in caught if "is ignored" in str(w.message))
+    table.append(table_row("a checkpoint with a damaged probe entry", "a warning", message))
 
 
-# -- what is no fault -----------------------------------------------------------------------------
+# -- valid uses -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_probe_that_a_checkpoint_tells_wrongly_of(tmp_path, table):
     ],
     ids=["a generator", "an endless iterator", "an endless dataset", "with a worker"],
 )
-def test_probes_that_can_be_read(probe, tmp_path):
+def test_valid_probes(probe, tmp_path):
     monitor = HessianMonitor(probe=probe(), probe_samples=64, **ALWAYS)
     train(Linear, regression, [monitor], tmp_path)
     assert len(monitor.history) == 6
@@ -267,7 +267,7 @@ def test_probes_that_can_be_read(probe, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["validate", "test"])
-def test_outside_of_a_fit_nothing_is_done(what, tmp_path):
+def test_nothing_is_measured_outside_of_fit(what, tmp_path):
     callbacks = [make() for make in KINDS]
     module, settings = Validated(), {"accelerator": "cpu", "logger": False}
     trainer = pl.Trainer(
@@ -282,7 +282,7 @@ def test_outside_of_a_fit_nothing_is_done(what, tmp_path):
 
 
 def test_hooks_called_by_hand_do_nothing(tmp_path):
-    """Without a Trainer that has opened a session: there is nothing to measure in."""
+    """No Trainer has opened a session for these callbacks."""
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
     )

@@ -1,10 +1,10 @@
-"""Look at the demo's logs as a user does: TensorBoard and the report, in Chromium.
+"""Check the demo's logs in a browser: TensorBoard and the report, in Chromium.
 
 python -m tests.browser.check runs/digits [SCREENSHOTS]
 
 Opens TensorBoard's pages, finds our charts and pictures by tag and moves their sliders; then the
 HTML report, with keyboard and mouse.  Ends with an error if something is missing or empty, if a
-console reports a severe error, or if the report asks for anything from the network.
+console reports a severe error, or if the report requests anything from the network.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def wait(what: str, find: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 class Browser:
-    """Chromium without a window, and where its pictures go."""
+    """Headless Chromium, and the folder for screenshots."""
 
     def __init__(self, driver: Any, folder: Path) -> None:
         self.driver = driver
@@ -98,7 +98,7 @@ class Browser:
         return [message for message in logged if not _NO_NETWORK.search(message)]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Addresses requested since the last call."""
         messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         sent = [
             m["params"]["request"] for m in messages if m["method"].endswith("requestWillBeSent")
@@ -135,11 +135,11 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     )  # fmt: skip
     assert server.stderr is not None
     try:
-        said = ""
-        while not (found := re.search(r"http://localhost:\d+", said)):
+        output = ""
+        while not (found := re.search(r"http://localhost:\d+", output)):
             line = server.stderr.readline()
-            assert line, said
-            said += line
+            assert line, output
+            output += line
         threading.Thread(target=server.stderr.read, daemon=True).start()  # or its pipe fills up
         yield found[0].replace("localhost", "127.0.0.1")
     finally:
@@ -185,7 +185,7 @@ def look_at_tensorboard(page: Browser, address: str) -> None:
     go("about:blank")
     go(f"{address}/#text")
     wait("text: hessian/engine", lambda: "hessian/engine" in page.texts())
-    wait("text: the engine in words", lambda: "exact, by double backward" in page.texts())
+    wait("text: the engine", lambda: "exact, by double backward" in page.texts())
     page.shot("tensorboard-text")
     severe = page.console()
     check(not severe, f"TensorBoard's console is clean {severe}")
@@ -264,7 +264,7 @@ def look_at_report(page: Browser, path: Path) -> None:
             page.shot(f"{name}-{section}")
     _narrow(page)
     asked = [u for u in page.requests() if not u.startswith(("file:", "data:", "about:"))]
-    check(not asked, f"report: nothing is asked from the network {asked}")
+    check(not asked, f"report: nothing is requested from the network {asked}")
     severe = page.console()
     check(not severe, f"report: the console is clean {severe}")
 
@@ -279,9 +279,9 @@ def _move(page: Browser, film: Any, name: str) -> None:
         now = (output.text, large.get_attribute("src"))
         fresh = all(now[0] != step and now[1] != source for step, source in seen)
         check(fresh, f"report: {name}, another picture by {how}")
-        told = slider.get_attribute("aria-valuetext")
+        value = slider.get_attribute("aria-valuetext")
         alt = large.get_attribute("alt")
-        check(told == f"step {now[0]}" and now[0] in alt, f"report: {name}, told: {told}")
+        check(value == f"step {now[0]}" and now[0] in alt, f"report: {name}, slider: {value}")
         seen.append(now)
 
     slider.send_keys(Keys.ARROW_LEFT)
@@ -311,15 +311,18 @@ def look_at_surface(page: Browser, film: Any) -> None:
         changed("keyboard")
     ActionChains(page.driver).drag_and_drop_by_offset(canvas, 40, 0).perform()
     changed("mouse")
-    told = canvas.get_attribute("aria-label")
+    label = canvas.get_attribute("aria-label")
     buttons = film.find_elements(By.CSS_SELECTOR, ".strip button")
     buttons[0 if buttons[0].get_attribute("aria-pressed") == "false" else -1].click()
     changed("the step")
-    check(canvas.get_attribute("aria-label") != told, "report: the step of the surface is told")
+    check(
+        canvas.get_attribute("aria-label") != label,
+        "report: the label names the step of the surface",
+    )
 
 
 def _narrow(page: Browser) -> None:
-    """As on a telephone."""
+    """Check the width of the page on the screen of a phone."""
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},

@@ -1,4 +1,4 @@
-"""Where Chromium and its driver are; as a script, an error if they are not there."""
+"""Paths of Chromium and its driver; as a script, an error if they are missing."""
 
 from __future__ import annotations
 

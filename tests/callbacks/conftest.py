@@ -1,4 +1,4 @@
-"""The clock of the package, for tests of what callbacks do with little time."""
+"""The clock of the package, for tests of small budgets."""
 
 from __future__ import annotations
 

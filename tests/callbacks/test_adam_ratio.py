@@ -1,4 +1,4 @@
-"""The ratio to the edge under Adam and its kin: no false alarm, and no alarm lost."""
+"""The edge ratio of Adam and similar optimizers: no false alarms and no missed ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mlp(*widths, activation=nn.ReLU):
 
 
 def watched(every=5, probe=None):
-    """A monitor, and the stopper as it is documented."""
+    """A monitor, and early stopping as in the documentation."""
     monitor = HessianMonitor(every_n_train_steps=every, max_overhead=None, probe=probe)
     return monitor, SharpnessEarlyStopping(RATIO, threshold=2.0, patience=3)
 
@@ -64,8 +64,8 @@ def sparse_features():
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_paths_that_come_alive_raise_no_alarm(tmp_path, seed):
-    """With 1/eps for a step the ratio was above 2 from step 24 on, up to 234, in both."""
+def test_no_alarm_when_inactive_paths_become_active(tmp_path, seed):
+    """With a step size of 1/eps the ratio was above 2 from step 24 on, up to 234, in both runs."""
     monitor, stopper = watched()
     run = train(
         lambda: Regression(lambda: mlp(20, 24, 24, 24, 1), lambda p: Adam(p, lr=1e-3)),
@@ -78,22 +78,22 @@ def test_paths_that_come_alive_raise_no_alarm(tmp_path, seed):
 
 
 class Bag(nn.Module):
-    """The mean over the rows of some words."""
+    """The mean over the rows of some tokens."""
 
     def __init__(self):
         super().__init__()
         self.rows, self.head = nn.Embedding(20, 4), mlp(4, 8, 1, activation=nn.Tanh)
 
-    def forward(self, words):
-        return self.head(self.rows(words).mean(1))
+    def forward(self, tokens):
+        return self.head(self.rows(tokens).mean(1))
 
 
-def words_one_after_the_other():
-    """Two more of the 20 words every 8 batches."""
+def growing_vocabulary():
+    """Batches of tokens: two more of the 20 tokens every 8 batches."""
     batches = []
     for step in range(72):
-        words = torch.randint(4 + step // 8 * 2, (16, 3))
-        batches.append((words, words.float().mean(1, keepdim=True) / 20))
+        tokens = torch.randint(4 + step // 8 * 2, (16, 3))
+        batches.append((tokens, tokens.float().mean(1, keepdim=True) / 20))
     return DataLoader(batches, batch_size=None)
 
 
@@ -113,13 +113,13 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_rows_of_an_embedding_that_are_not_used_yet_raise_no_alarm(tmp_path, make):
-    """The probe holds all words, from the first step on."""
-    words = torch.arange(20).repeat(2).view(20, 2)
-    probe = (words, words.float().mean(1, keepdim=True) / 20)
+def test_no_alarm_from_unused_rows_of_an_embedding(tmp_path, make):
+    """The probe contains all tokens from the first step on."""
+    tokens = torch.arange(20).repeat(2).view(20, 2)
+    probe = (tokens, tokens.float().mean(1, keepdim=True) / 20)
     monitor, stopper = watched(8, probe)
     run = train(
-        lambda: Regression(Bag, make), words_one_after_the_other, [monitor, stopper], tmp_path,
+        lambda: Regression(Bag, make), growing_vocabulary, [monitor, stopper], tmp_path,
         max_epochs=1,
     )  # fmt: skip
     assert run.trainer.global_step == 72
@@ -161,7 +161,7 @@ DIVERGING = {
 
 @pytest.mark.parametrize(("make", "size"), DIVERGING.values(), ids=DIVERGING)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_run_that_diverges_is_stopped(tmp_path, make, size, seed):
+def test_diverging_run_is_stopped(tmp_path, make, size, seed):
     monitor, stopper = watched(5, digits())
     run = train(
         lambda: Regression(lambda: mlp(64, 24, 24, 10, activation=nn.Tanh), make),
@@ -174,7 +174,7 @@ def test_a_run_that_diverges_is_stopped(tmp_path, make, size, seed):
 
 
 @pytest.mark.parametrize("make", [Adam, RMSprop])
-def test_a_rate_that_is_raised_too_far_shows_before_the_loss_does(tmp_path, make):
+def test_too_large_rate_is_detected_before_the_loss_rises(tmp_path, make):
     """The gradients grow at once, and P must not grow with them before it does in the optimizer.
 
     With P as after a step with the whole gradient the Adam run is stopped 14 steps later or never.
@@ -236,7 +236,7 @@ def rare(scale, examples):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_one_gradient_may_change_the_preconditioner(tmp_path, reduction):
+def test_one_gradient_can_change_the_preconditioner(tmp_path, reduction):
     """P of the second weight is sqrt((b2 nu + (1 - b2) g^2)/(1 - b2^(t+1))) + eps, g the gradient
     of the probe, of the first one sqrt(nu/(1 - b2^t)) + eps; the third has none.  A summed loss of
     8 examples has 8/20 of the gradient and of the Hessian of the probe's 20."""
@@ -273,7 +273,7 @@ def test_one_gradient_may_change_the_preconditioner(tmp_path, reduction):
         assert row[SHARE] == pytest.approx(1 / 3)
 
 
-def test_the_share_is_logged_for_adaptive_optimizers_only(tmp_path):
+def test_share_is_logged_for_adaptive_optimizers_only(tmp_path):
     monitors = []
     for make in (lambda p: Adam(p, lr=0.01), lambda p: SGD(p, lr=0.01)):
         monitors.append(HessianMonitor(every_n_train_steps=2, max_overhead=None))
@@ -287,7 +287,7 @@ def test_the_share_is_logged_for_adaptive_optimizers_only(tmp_path):
     assert adam.owns(SHARE)
 
 
-def test_no_gradient_so_far_no_ratio(tmp_path):
+def test_no_ratio_without_a_previous_gradient(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, probe=rare(1.0, 8))
     x, y = rare(1.0, 8)
     data = DataLoader(TensorDataset(0 * x, y), batch_size=8)
@@ -298,7 +298,7 @@ def test_no_gradient_so_far_no_ratio(tmp_path):
     assert all(RATIO not in row and row["hessian/top_eigenvalue"] > 0 for row in monitor.history)
 
 
-def test_start_where_the_gradient_moves_nothing():
+def test_start_where_the_gradient_is_zero():
     """With few products the search starts from S^1/2 g, which may be 0."""
     a, b = (nn.Parameter(torch.tensor([v], dtype=torch.float64)) for v in (0.0, 1.0))
     objective = Objective(
@@ -320,7 +320,7 @@ def test_start_where_the_gradient_moves_nothing():
     assert math.isfinite(found.residual)
 
 
-def test_the_ratio_starts_from_the_top_eigenvector_of_this_measurement():
+def test_ratio_starts_from_the_top_eigenvector():
     """P alike for all parameters: S^1/2 v is the solution itself, with one product to see it."""
     generator = torch.Generator().manual_seed(0)
     w = nn.Parameter(torch.zeros(60, dtype=torch.float64))
@@ -339,7 +339,7 @@ def test_the_ratio_starts_from_the_top_eigenvector_of_this_measurement():
     assert found.solved.hvps <= 1 + 5
 
 
-def test_an_earlier_solution_far_from_the_top_eigenvector_is_kept():
+def test_previous_solution_far_from_the_top_eigenvector_is_used():
     v = {"w": torch.tensor([1.0, 0.0])}
     plain = EigenResult(torch.ones(1), (v,), torch.zeros(1), 1, True)
     edge = StabilityEdge({"w": torch.tensor([4.0, 9.0])}, {"w": 0.0}, 1.0, "", {"w": 1.0}, False)

@@ -1,4 +1,4 @@
-"""Wrong arguments: the message names the argument and its value and says what to pass."""
+"""Invalid arguments: the message names the argument, its value and what to pass."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_manual_optimisation_needs_a_loss(tmp_path):
         train(Manual, regression, [SharpnessMonitor()], tmp_path)
 
 
-def test_two_of_one_name(tmp_path):
-    """From a Trainer's list Lightning itself refuses; from the module's own callbacks we do."""
+def test_two_callbacks_of_one_name(tmp_path):
+    """Lightning rejects them in the Trainer's list; the package in ``configure_callbacks``."""
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `HessianMon"):
         train(Linear, regression, [HessianMonitor(), HessianMonitor()], tmp_path)
 
@@ -137,14 +137,14 @@ def test_two_of_one_name(tmp_path):
     assert "hessian/second/top_eigenvalue" in named[1].history[0]
 
 
-def test_an_empty_probe(tmp_path):
+def test_empty_probe(tmp_path):
     with pytest.raises(ValueError, match=r"HessianMonitor\(probe=\[\]\): it holds no batch"):
         HessianMonitor(probe=[])
     with pytest.raises(ValueError, match="probe=DataLoader: it holds no batch"):
         train(Linear, regression, [HessianMonitor(probe=DataLoader([]))], tmp_path)
 
 
-def test_a_probe_that_does_not_fit_is_told_and_training_goes_on(tmp_path):
+def test_invalid_probe_warns_and_training_continues(tmp_path):
     monitor = HessianMonitor(
         probe=(torch.ones(4, 3), torch.ones(4, 1)), every_n_train_steps=1, max_overhead=None
     )
@@ -153,11 +153,11 @@ def test_a_probe_that_does_not_fit_is_told_and_training_goes_on(tmp_path):
     assert run.trainer.global_step == 6
     assert monitor.disabled
     assert monitor.failed == 3
-    told = [str(w.message) for w in caught if "a measurement failed" in str(w.message)]
-    assert "3 times in a row and stops measuring" in told[-1]
+    messages = [str(w.message) for w in caught if "a measurement failed" in str(w.message)]
+    assert "3 times in a row and stops measuring" in messages[-1]
 
 
-def test_a_loss_of_another_kind(tmp_path):
+def test_loss_that_is_not_a_scalar(tmp_path):
     def wrong(pl_module, batch):
         return {"total": 1.0}
 
@@ -166,7 +166,7 @@ def test_a_loss_of_another_kind(tmp_path):
         train(Linear, regression, [monitor], tmp_path)
 
 
-def test_a_given_batch_without_a_loss(tmp_path):
+def test_given_batch_without_a_loss(tmp_path):
     class Skips(Linear):
         def training_step(self, batch, batch_idx):
             return None if len(batch[0]) == 3 else super().training_step(batch, batch_idx)
@@ -178,7 +178,7 @@ def test_a_given_batch_without_a_loss(tmp_path):
 
 def test_no_trained_parameter(tmp_path):
     class Apart(Linear):
-        """The optimizer holds a parameter that is not the module's."""
+        """The optimizer holds a parameter that does not belong to the module."""
 
         def configure_optimizers(self):
             self.__dict__["loose"] = nn.Parameter(torch.ones(1))
@@ -188,7 +188,7 @@ def test_no_trained_parameter(tmp_path):
         train(Apart, regression, [HessianMonitor()], tmp_path)
 
 
-def test_a_share_that_looks_like_per_cent_is_warned_of():
+def test_share_that_looks_like_percent_warns():
     with pytest.warns(UserWarning, match=r"max_overhead=5\): that is 500% .* pass 0\.05"):
         HessianMonitor(max_overhead=5)
     with warnings.catch_warnings():
@@ -204,7 +204,7 @@ def test_nan_loss_is_logged_as_nan(tmp_path):
     assert monitor.failed == 0
 
 
-def test_a_noisy_loss_is_said(tmp_path):
+def test_nondeterministic_loss_is_reported(tmp_path):
     noise = random.SystemRandom()  # it has no state that could be restored
 
     def noisy(pl_module, batch):
@@ -224,7 +224,7 @@ def test_landscape_callbacks_stop():
     assert (callbacks[3].threshold, callbacks[3].patience) == (1.5, 2)
 
 
-def test_landscape_callbacks_that_are_named():
+def test_landscape_callbacks_by_name():
     chosen = landscape_callbacks(monitors=["generalization", "hessian"], stop_above=1.5)
     assert [type(c).__name__ for c in chosen] == [
         "GeneralizationMonitor",

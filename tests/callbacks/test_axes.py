@@ -1,4 +1,4 @@
-"""Directions of the pictures through a real Trainer: the last step, the path, two checkpoints."""
+"""Directions of slices in real runs: the last step, the path, two checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ F64 = {"precision": "64-true"}
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The axes of every picture, with its step and the loss there."""
+    """The axes of every slice, with its step and the loss there."""
     found = []
     take = Axes.make
 
@@ -61,7 +61,7 @@ def slices(root, part):
 
 
 class Valley(pl.LightningModule):
-    """L = curvature w_0^2 / 2; the loss does not see w_1."""
+    """L = curvature w_0^2 / 2; the loss does not depend on w_1."""
 
     curvature = 4.0
 
@@ -83,7 +83,7 @@ class Valley(pl.LightningModule):
     "settings",
     [{"max_epochs": 4}, {"max_steps": 5, "max_epochs": -1}, {"accumulate_grad_batches": 2}],
 )
-def test_the_update_is_the_step_also_at_the_end(tmp_path, taken, settings):
+def test_update_is_the_last_step(tmp_path, taken, settings):
     watch = Watch()
     monitor = LandscapeMonitor(directions="update", resolution=3, **SETTINGS)
     train(Linear, regression, [monitor, watch], tmp_path, **F64, **settings)
@@ -98,10 +98,8 @@ def test_the_update_is_the_step_also_at_the_end(tmp_path, taken, settings):
 
 
 @pytest.mark.short_runs
-def test_the_last_picture_where_the_last_step_could_not_be_afforded(
-    tmp_path, monkeypatch, clock, taken
-):
-    """A forward of .05 s: 10 s longer is too little for 225 points, and enough for 121."""
+def test_last_slice_without_the_budget_for_the_last_step(tmp_path, monkeypatch, clock, taken):
+    """A forward takes .05 s: 10 s are not enough for 225 points, but enough for 121."""
     Timed(monkeypatch, clock, {}, evaluation=0.05)
     monitor = LandscapeMonitor(directions="update", line_resolution=0, every_n_train_steps=1)
     train(Linear, regression, [monitor], tmp_path)
@@ -110,7 +108,7 @@ def test_the_last_picture_where_the_last_step_could_not_be_afforded(
     assert [(step, axes[0].name) for step, axes in taken] == [(6, "update")]
 
 
-def test_an_end_that_nobody_foresaw(tmp_path, taken):
+def test_unexpected_end(tmp_path, taken):
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
             trainer.should_stop = trainer.global_step == 7
@@ -139,7 +137,7 @@ def test_overshoot_of_a_parabola(tmp_path, share):
     assert line.losses[at] == pytest.approx(Valley.curvature / 2)  # before the step
 
 
-def test_a_lowest_point_beyond_the_line_is_not_one(tmp_path):
+def test_no_overshoot_if_the_lowest_point_is_beyond_the_line(tmp_path):
     monitor = LandscapeMonitor(directions="update", resolution=0, **SETTINGS)
     train(lambda: Valley(0.1 / Valley.curvature), ones, [monitor], tmp_path, max_epochs=1)
     assert all(math.isnan(row["overshoot"]) for row in monitor.history)
@@ -150,7 +148,7 @@ def test_a_lowest_point_beyond_the_line_is_not_one(tmp_path):
     ("pair", "kept"),
     [(("gradient", "update"), 1), (("update", "gradient"), 0), (("update", "between"), 0)],
 )
-def test_the_other_gives_way_to_the_update(tmp_path, taken, pair, kept):
+def test_other_direction_is_orthogonal_to_the_update(tmp_path, taken, pair, kept):
     a, b = Linear().state_dict(), Linear().state_dict()
     between = (a, b) if "between" in pair else None
     monitor = LandscapeMonitor(directions=pair, between=between, resolution=3, **SETTINGS)
@@ -169,7 +167,7 @@ def test_the_other_gives_way_to_the_update(tmp_path, taken, pair, kept):
 # -- the path -------------------------------------------------------------------------------------
 
 
-def test_all_of_the_path_is_in_its_principal_plane(tmp_path, taken):
+def test_path_lies_in_its_principal_plane(tmp_path, taken):
     watch = Watch()
     monitor = LandscapeMonitor(directions="pca", resolution=(5, 4), line_resolution=5, **SETTINGS)
     run = train(Linear, regression, [monitor, watch], tmp_path, **F64, max_epochs=9)
@@ -204,7 +202,7 @@ def test_all_of_the_path_is_in_its_principal_plane(tmp_path, taken):
                 assert inner(a.vector, b.vector) > 0
 
 
-def test_a_straight_path_gets_a_random_direction_beside_it(tmp_path, taken):
+def test_straight_path_gets_a_random_second_direction(tmp_path, taken):
     monitor = LandscapeMonitor(directions="pca", resolution=3, **SETTINGS)
     with pytest.warns(UserWarning, match="straight line so far"):
         train(lambda: Valley(0.05), ones, [monitor], tmp_path)
@@ -214,7 +212,7 @@ def test_a_straight_path_gets_a_random_direction_beside_it(tmp_path, taken):
         assert y.span[1] - y.span[0] == pytest.approx(x.span[1] - x.span[0])
 
 
-def test_an_explicit_span_wins(tmp_path, taken):
+def test_explicit_span_is_used(tmp_path, taken):
     for number, directions in enumerate(("pca", "update", "random")):
         monitor = LandscapeMonitor(directions=directions, span=(-0.5, 2), resolution=3, **SETTINGS)
         train(Linear, regression, [monitor], tmp_path / str(number))
@@ -222,7 +220,7 @@ def test_an_explicit_span_wins(tmp_path, taken):
 
 
 @pytest.mark.parametrize("directions", ["random", "gradient", ("eigenvectors", "pca")])
-def test_the_path_beside_any_direction(tmp_path, directions):
+def test_path_with_any_second_direction(tmp_path, directions):
     monitor = LandscapeMonitor(directions=directions, trajectory=True, resolution=3, **SETTINGS)
     train(Linear, regression, [monitor], tmp_path, max_epochs=20)
     assert monitor.failed == 0
@@ -230,12 +228,12 @@ def test_the_path_beside_any_direction(tmp_path, directions):
         path = plane.metadata["path"]
         assert len(path["steps"]) == len(path["coordinates"]) <= 16
         assert all(r <= d * (1 + 1e-9) for r, d in zip(path["residuals"], path["distances"]))  # noqa: B905
-    assert monitor._path is None  # let go of
+    assert monitor._path is None  # released
     assert not hasattr(monitor.state_dict(), "path")
 
 
 @pytest.mark.parametrize("directions", ["pca", "update", ("update", "pca"), "between"])
-def test_training_is_the_same_bit_for_bit(tmp_path, directions):
+def test_training_is_bitwise_equal(tmp_path, directions):
     class Noisy(Linear):
         def __init__(self):
             super().__init__()
@@ -258,7 +256,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path, directions):
 
 
 @pytest.mark.parametrize("directions", ["pca", "update", "between", ("eigenvectors", "pca")])
-def test_resumed(tmp_path, directions):
+def test_resumed_run_has_the_same_slices(tmp_path, directions):
     between = (Linear().state_dict(), Linear().state_dict()) if directions == "between" else None
 
     def monitor():
@@ -279,9 +277,9 @@ def test_resumed(tmp_path, directions):
         train(Linear, regression, [resumed], tmp_path / "b", max_epochs=6, ckpt_path=checkpoint)
     assert resumed.failed == 0
     assert len(resumed.history) >= 4
-    anew = [w for w in caught if "starts again" in str(w.message)]
-    assert len(anew) == ("pca" in directions)
-    if anew:
+    restarts = [w for w in caught if "starts again" in str(w.message)]
+    assert len(restarts) == ("pca" in directions)
+    if restarts:
         assert slices(tmp_path / "b", "plane")[0].metadata["path"]["steps"][0] == 9
 
 
@@ -294,7 +292,7 @@ def test_no_path_under_fsdp2(tmp_path, monkeypatch):
     assert all("path" not in plane.metadata for plane in slices(tmp_path, "plane"))
 
 
-def test_no_room_for_copies_ends_the_path_alone(tmp_path, monkeypatch):
+def test_out_of_memory_for_copies_ends_only_the_path(tmp_path, monkeypatch):
     def full(*_):
         raise MemoryError("no room")
 
@@ -305,7 +303,7 @@ def test_no_room_for_copies_ends_the_path_alone(tmp_path, monkeypatch):
     assert (monitor.failed, monitor.measured) == (0, 3)
 
 
-def test_copying_counts_for_the_budget(tmp_path, monkeypatch):
+def test_time_of_copies_counts_as_measuring(tmp_path, monkeypatch):
     charged = []
     add_time = Stopwatch.add
     monkeypatch.setattr(Stopwatch, "add", lambda self, s: (charged.append(s), add_time(self, s)))
@@ -348,7 +346,7 @@ def test_between(tmp_path, how, taken):
         (lambda s: s["layer.weight"].fill_(math.nan), r"the distance of the two is nan"),
     ],
 )
-def test_checkpoints_that_do_not_fit_end_the_run_at_its_start(tmp_path, change, message):
+def test_invalid_checkpoints_raise_before_training(tmp_path, change, message):
     a, b = ({"layer.weight": torch.zeros(1, 5)} for _ in range(2))
     change(b)
     monitor = LandscapeMonitor(directions="between", between=(a, b))
@@ -357,7 +355,7 @@ def test_checkpoints_that_do_not_fit_end_the_run_at_its_start(tmp_path, change, 
 
 
 class Boom:
-    """Its pickle runs code."""
+    """Runs code when unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))
@@ -400,7 +398,7 @@ class Dropped(Linear):
 
 
 @pytest.mark.parametrize("as_probe", [True, False])
-def test_validation_loss_on_the_same_points(tmp_path, as_probe, taken):
+def test_validation_loss_at_the_same_points(tmp_path, as_probe, taken):
     data = regression(40, 40)
     x, y = (t.double() for t in data.dataset.tensors)
     source = Probe(data) if as_probe else data
@@ -412,7 +410,7 @@ def test_validation_loss_on_the_same_points(tmp_path, as_probe, taken):
     train(Dropped, regression, [monitor, watch], tmp_path, **F64)
     assert monitor.failed == 0
 
-    def loss(weights):  # nothing dropped
+    def loss(weights):  # without dropout
         return float((x @ weights.flatten() - y.flatten()).square().mean())
 
     step, axes = taken[0]
@@ -430,7 +428,7 @@ def test_validation_loss_on_the_same_points(tmp_path, as_probe, taken):
         assert row == pytest.approx([loss(now + a * dx + b * dy) for a in plane.coordinates[0]])
 
 
-def test_a_band_of_seeds(tmp_path):
+def test_band_of_seeds(tmp_path):
     monitor = LandscapeMonitor(seeds=4, resolution=3, line_resolution=5, **SETTINGS)
     train(Linear, regression, [monitor], tmp_path)
     lines = [slices(tmp_path, f"line-{number}") for number in range(1, 5)]
@@ -458,7 +456,7 @@ def test_zero_biases_and_fresh_batch_norm(tmp_path):
             assert np.isfinite(plane.losses).all()
 
 
-def test_weights_that_are_not_numbers(tmp_path):
+def test_weights_that_are_nan(tmp_path):
     class Broken(Linear):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)

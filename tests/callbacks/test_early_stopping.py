@@ -1,4 +1,4 @@
-"""Stopping: counted in measurements, decided inside them, for a stated reason."""
+"""Early stopping: patience in measurements, the decision, and the stated reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fake_trainer(can_stop: bool = True, fast_dev_run: bool = False) -> SimpleNam
 
 
 def feed(stopper, values, trainer=None, every=10):
-    """Scripted measurements; the step at which the run is stopped, or None."""
+    """Pass values to the stopper; return the step at which it stops the run, or None."""
     trainer = trainer or fake_trainer()
     for index, value in enumerate(values):
         stopper.on_record(trainer, {"step": every * (index + 1), stopper.monitor: value})
@@ -47,14 +47,14 @@ def feed(stopper, values, trainer=None, every=10):
         ([1, -math.inf], {"stop_when": "below", "min_steps": 100}, 20),
     ],
 )
-def test_counting(values, settings, stops):
+def test_patience(values, settings, stops):
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 2.0, **settings)
     assert feed(stopper, values) == stops
     assert stopper.stopped_step == stops
     assert bool(stopper.stopping_reason) == (stops is not None)
 
 
-def test_the_reason_is_told():
+def test_reason_is_logged():
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 2.0, patience=2)
     feed(stopper, [3.0, 4.0])
     assert stopper.stopping_reason == (
@@ -62,14 +62,14 @@ def test_the_reason_is_told():
     )
 
 
-def test_warn_does_not_stop_and_warns_once_a_crossing():
+def test_warn_does_not_stop_and_warns_once_per_crossing():
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 2.0, patience=1, action="warn")
     with pytest.warns(match="above 2 for 1 measurement in a row") as caught:
         assert feed(stopper, [3, 3, 3, 1, 3, 3]) is None
     assert len(caught) == 2
 
 
-def test_the_minimum_of_the_trainer_comes_first():
+def test_minimum_of_the_trainer_is_respected():
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 2.0, patience=1)
     trainer = fake_trainer(can_stop=False)
     assert feed(stopper, [3, 3], trainer) is None
@@ -80,7 +80,7 @@ def test_the_minimum_of_the_trainer_comes_first():
     assert stopper.stopped_step == 20
 
 
-def test_a_value_back_below_takes_a_waiting_stop_back():
+def test_value_below_the_threshold_cancels_a_pending_stop():
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 2.0, patience=1)
     trainer = fake_trainer(can_stop=False)
     feed(stopper, [3, 1], trainer)
@@ -89,7 +89,7 @@ def test_a_value_back_below_takes_a_waiting_stop_back():
     assert not trainer.should_stop
 
 
-# -- through a real Trainer -------------------------------------------------------------------
+# -- with a real Trainer ----------------------------------------------------------------------
 
 
 class Rising(Quartic):
@@ -107,7 +107,7 @@ KEY = "sharpness/gradient_norm"
 
 
 @pytest.mark.parametrize("order", ["stopper first", "monitor first"])
-def test_order_in_the_list_does_not_matter(tmp_path, order):
+def test_order_of_callbacks_does_not_matter(tmp_path, order):
     stopper = SharpnessEarlyStopping(KEY, 5.0, patience=2)
     measuring = monitor()
     callbacks = [stopper, measuring] if order == "stopper first" else [measuring, stopper]
@@ -117,7 +117,7 @@ def test_order_in_the_list_does_not_matter(tmp_path, order):
     assert measuring.history[-1]["step"] == stopper.stopped_step  # not a step later
 
 
-def test_a_stale_value_never_uses_up_patience(tmp_path):
+def test_stale_value_does_not_count_for_patience(tmp_path):
     """Measured after steps 1, 3 and 6, logged at every step by others: three measurements."""
     stopper = SharpnessEarlyStopping(KEY, 0.0, patience=3)
     run = train(lambda: Rising(0.001), ones, [stopper, monitor()], tmp_path, max_epochs=20)
@@ -134,7 +134,7 @@ def test_min_epochs_and_min_steps_of_the_trainer(tmp_path, settings, least):
     assert run.trainer.should_stop
 
 
-def test_a_stop_that_waits_does_not_change_what_lightning_logs(tmp_path):
+def test_pending_stop_does_not_change_what_lightning_logs(tmp_path):
     settings = {"min_epochs": 3, "max_epochs": 3, "log_every_n_steps": 7}
     plain = train(lambda: Rising(0.001), ones, [], tmp_path, **settings)
     stopper = SharpnessEarlyStopping(KEY, 0.0, patience=1)
@@ -156,7 +156,7 @@ def test_divergence_to_nan_stops(tmp_path):
     assert "is nan" in stopper.stopping_reason or "is inf" in stopper.stopping_reason
 
 
-def test_no_such_key(tmp_path):
+def test_unknown_key(tmp_path):
     stopper = SharpnessEarlyStopping("hessian/edge_ration", 1.0)
     with pytest.raises(
         Exception, match=r"no callback of this Trainer logs that; available.*'hessi"
@@ -166,7 +166,7 @@ def test_no_such_key(tmp_path):
         train(Quartic, ones, [stopper], tmp_path)
 
 
-def test_a_key_that_is_not_measured_is_said_once(tmp_path):
+def test_key_that_is_not_measured_warns_once(tmp_path):
     class Adagrad(Quartic):
         def configure_optimizers(self):
             return torch.optim.Adagrad(self.parameters())
@@ -178,7 +178,7 @@ def test_a_key_that_is_not_measured_is_said_once(tmp_path):
     assert len([w for w in caught if "a measurement has no" in str(w.message)]) == 1
 
 
-def test_the_counting_goes_on_after_a_resume(tmp_path):
+def test_patience_continues_after_a_resume(tmp_path):
     stopper = SharpnessEarlyStopping(KEY, 2.0)
     feed(stopper, [3, 3])
     later = SharpnessEarlyStopping(KEY, 2.0)
@@ -208,7 +208,7 @@ def test_bad_arguments(arguments, error, message):
         SharpnessEarlyStopping(**{"monitor": "hessian/edge_ratio", "threshold": 1.0, **arguments})
 
 
-def test_two_on_one_key(tmp_path):
+def test_two_stoppers_on_one_key(tmp_path):
     """A warning and a stop may watch the same key."""
     callbacks = [
         monitor(),

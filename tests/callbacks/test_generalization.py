@@ -1,4 +1,4 @@
-"""Losses on two probes, against loops over copies of the batches, in float64."""
+"""Losses on two probes, compared with loops over copies of the batches in float64."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def weighted(pairs):
 
 
 def stderr(pairs):
-    """NumPy's, where the batches are of one size; the formula of the docstring else."""
+    """NumPy's for batches of one size; otherwise the formula of the docstring."""
     n, x = np.array(pairs).T
     mean = np.average(x, weights=n)
     if len(set(n)) == 1:
@@ -117,7 +117,7 @@ def test_values(tmp_path, train_size, val_size, samples):
         assert row["probe_mode"] == "eval"
 
 
-def test_a_summed_loss_is_the_mean_per_example(tmp_path):
+def test_summed_loss_is_a_mean_per_example(tmp_path):
     def run(reduction):
         monitor = GeneralizationMonitor(
             loss_reduction=reduction, validation_probe=held_out(), **EVERY
@@ -179,8 +179,8 @@ def test_batches_that_cannot_be_cut(tmp_path):
 @pytest.mark.parametrize(
     ("sanity", "samples", "first", "kept"),
     [
-        (2, 16, 1, 16),  # the sanity check sees enough
-        (2, 20, 4, 24),  # it does not: from the first validation, nothing twice
+        (2, 16, 1, 16),  # the sanity check has enough examples
+        (2, 20, 4, 24),  # not enough: from the first validation, without duplicates
         (0, 16, 4, 16),
         (0, 512, 4, 50),  # all of it
     ],
@@ -199,19 +199,19 @@ def test_capture(tmp_path, sanity, samples, first, kept):
     assert [b.index for b in held] == list(range(len(held)))
     x = torch.cat([b.batch[0] for b in held])
     assert torch.equal(x, held_out().dataset.tensors[0][:kept])
-    # Once it has its examples Lightning is spared the calls.
+    # Lightning does not call the hook once the probe is complete.
     calls = of_every_batch(profiler, monitor)
     assert calls["on_validation_batch_start"] == len(held) + (sanity if first > 1 else 0)
 
 
-def test_a_fit_that_ends_with_its_first_validation(tmp_path):
+def test_fit_that_ends_with_its_first_validation(tmp_path):
     monitor = GeneralizationMonitor(max_overhead=1e-9)
     run = train(Validated, regression, [monitor], tmp_path, max_epochs=1, num_sanity_val_steps=0)
     assert [row["step"] for row in monitor.history] == [3]
     assert [step for step, _ in run.logger.values("generalization/gap")] == [3]
 
 
-def test_the_first_of_several_loaders(tmp_path):
+def test_first_of_several_loaders_is_used(tmp_path):
     class Two(Validated):
         def validation_step(self, batch, batch_idx, dataloader_idx=0):
             pass
@@ -234,7 +234,7 @@ def test_without_a_validation_loop(tmp_path):
     assert len(monitor.history) >= 2
 
 
-def test_validate_on_its_own_captures_nothing(tmp_path):
+def test_validate_captures_nothing(tmp_path):
     monitor = GeneralizationMonitor(**EVERY)
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
@@ -244,7 +244,7 @@ def test_validate_on_its_own_captures_nothing(tmp_path):
     assert monitor._validation.batches == []
 
 
-def test_a_batch_that_cannot_be_kept_ends_no_run(tmp_path, monkeypatch):
+def test_out_of_memory_for_a_batch_does_not_end_the_run(tmp_path, monkeypatch):
     monitor = GeneralizationMonitor(**EVERY)
 
     def full(*_):
@@ -274,7 +274,7 @@ def test_validation_batches_of_another_kind(tmp_path):
 
 
 class Dicts(Validated):
-    """Batches are dicts, BatchNorm, optimised by hand."""
+    """Batches are dicts; BatchNorm; manual optimization."""
 
     def __init__(self):
         super().__init__()
@@ -303,9 +303,9 @@ def dicts(make):
     return DataLoader(batches, batch_size=None)
 
 
-def test_dicts_batch_norm_and_manual_optimisation(tmp_path):
+def test_dicts_batch_norm_and_manual_optimization(tmp_path):
     class Copy(pl.Callback):
-        """What eval mode gives, with the module's own code; and the weights are put back."""
+        """The losses in eval mode, computed with the module; restores the weights."""
 
         losses = {}  # noqa: RUF012
 
@@ -331,7 +331,7 @@ def test_dicts_batch_norm_and_manual_optimisation(tmp_path):
     assert len(monitor.history) >= 2
 
 
-def test_training_is_the_same_bit_for_bit(tmp_path):
+def test_training_is_bitwise_equal(tmp_path):
     plain = train(Validated, regression, [], tmp_path / "plain", max_epochs=4)
     monitor = GeneralizationMonitor(metric_fn=absolute, **EVERY)
     watched = train(Validated, regression, [monitor], tmp_path / "watched", max_epochs=4)
@@ -339,7 +339,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path):
     assert differences(plain.state, watched.state) == []
 
 
-def test_a_loss_that_is_no_number(tmp_path):
+def test_loss_that_is_not_finite(tmp_path):
     def loss(pl_module, batch):
         return pl_module.layer(batch[0]).square().mean() * math.nan
 
@@ -349,10 +349,10 @@ def test_a_loss_that_is_no_number(tmp_path):
     assert all(math.isnan(row["generalization/gap"]) for row in monitor.history)
 
 
-# -- over checkpoints, and where values go --------------------------------------------------------
+# -- checkpoints and loggers ---------------------------------------------------------------------
 
 
-def test_resumed(tmp_path):
+def test_resumed_run_has_the_same_values(tmp_path):
     def monitor():
         return GeneralizationMonitor(every_n_train_steps=2, max_overhead=None)
 
@@ -367,7 +367,7 @@ def test_resumed(tmp_path):
     assert checkpoint.stat().st_size < 10_000
 
     class Shifted(Validated):
-        """Its validation examples are others now: a captured series does not see them."""
+        """With other validation examples, which the captured probe does not contain."""
 
         def val_dataloader(self):
             return held_out(16, 4)
@@ -381,14 +381,14 @@ def test_resumed(tmp_path):
     (tmp_path / "a" / "landscape" / "validation-examples-512-rank0.pt").unlink()
     with pytest.warns(match="the validation probe of the run before could not be used: its file"):
         train(
-            Shifted, regression, [anew := monitor()], tmp_path / "c", max_epochs=6,
+            Shifted, regression, [recaptured := monitor()], tmp_path / "c", max_epochs=6,
             ckpt_path=checkpoint,
         )  # fmt: skip
-    assert anew._validation.size == 16
-    assert anew.history[0]["step"] > 12
+    assert recaptured._validation.size == 16
+    assert recaptured.history[0]["step"] > 12
 
 
-def test_values_at_the_same_weights_are_the_same_after_a_resume(tmp_path):
+def test_same_values_at_the_same_weights_after_a_resume(tmp_path):
     class Plain(Validated):
         def __init__(self):
             super().__init__()
@@ -428,14 +428,14 @@ def test_loggers_charts_and_stopping(tmp_path):
     assert not GeneralizationMonitor().owns("generalization/gap_mae")
 
 
-def test_one_idle_hook_a_batch(tmp_path):
+def test_one_idle_hook_per_batch(tmp_path):
     profiler = Recording()
     monitor = GeneralizationMonitor(every_n_train_steps=10**6, probe_samples=16)
     train(Validated, regression, [monitor], tmp_path, max_epochs=10, profiler=profiler)
     calls = Counter(of_every_batch(profiler, monitor))
     assert calls["on_train_batch_start"] == 1
     assert calls["on_validation_batch_start"] == 2  # of the sanity check
-    assert callable(monitor.on_validation_batch_start)  # as before, when the fit is over
+    assert callable(monitor.on_validation_batch_start)  # restored after the fit
 
 
 # -- arguments ------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_bad_metrics(tmp_path, row, message):
     assert monitor.failed == 3
 
 
-# -- the pieces -----------------------------------------------------------------------------------
+# -- helper functions -----------------------------------------------------------------------------
 
 
 def test_first_examples():
@@ -495,7 +495,7 @@ def test_first_examples():
     assert [len(first_examples(solid, count)) for count in (1, 4, 7, 8)] == [1, 1, 1, 2]
 
 
-def test_shares_add_up():
+def test_shares_of_batches_add_up():
     generator = np.random.default_rng(0)
     for _ in range(200):
         sizes = generator.integers(3, 40, size=generator.integers(1, 6)).tolist()
@@ -524,7 +524,7 @@ def test_means_against_numpy():
     assert uneven.stderr == pytest.approx(stderr(list(zip(n, x, strict=True))), rel=1e-12)
     assert math.isnan(batch_mean([1.0], [5], One).stderr)
     assert math.isnan(batch_mean([1.0, math.nan], [5, 5], One).value)
-    # Close together and far from zero: no digits are lost.
+    # Close together and far from zero: no cancellation.
     near = (1e8 + x * 1e-3).tolist()
     expected = np.array(near).std(ddof=1) / math.sqrt(7)
     assert batch_mean(near, [5] * 7, One).stderr == pytest.approx(expected, rel=1e-6)

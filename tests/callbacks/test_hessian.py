@@ -1,4 +1,4 @@
-"""HessianMonitor in real runs, against closed forms."""
+"""HessianMonitor in real runs, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_linear_regression(tmp_path, method):
         assert row["converged"]
 
 
-def test_a_summed_loss(tmp_path):
+def test_summed_loss(tmp_path):
     """N times the curvature of the mean on N examples; the ratio is that of the run's own batch."""
     data = regression()  # 60 examples in batches of 20
     x = data.dataset.tensors[0].double()
@@ -78,7 +78,7 @@ def test_a_summed_loss(tmp_path):
         (lambda p: torch.optim.RMSprop(p, lr=0.01), 2),
     ],
 )
-def test_the_edge_of_each_optimizer(tmp_path, make, factor):
+def test_edge_of_each_optimizer(tmp_path, make, factor):
     class Optimized(Linear):
         def configure_optimizers(self):
             return make(self.parameters())
@@ -152,7 +152,7 @@ def test_ratio_on_the_batches_of_the_step(tmp_path, accumulate, schedule):
 
 
 class InTurn(pl.LightningModule):
-    """Two parts, each with an optimizer and a quadratic loss of its own, as in a GAN.
+    """Two parts, each with its own optimizer and quadratic loss, as in a GAN.
 
     The generator steps at the third of five batches, and the critic at the others.
     """
@@ -185,7 +185,7 @@ class InTurn(pl.LightningModule):
 
 @pytest.mark.parametrize("along_update", [True, False])
 def test_optimizers_that_step_in_turn(along_update, tmp_path):
-    """Each monitor refers to the optimizer of its parameters, and to the batches of its steps."""
+    """Each monitor uses the optimizer of its parameters and the batches of its steps."""
     data = regression(batch_size=12)
     x = data.dataset.tensors[0].double()
     hessians = [2 * piece.T @ piece / 12 for piece in x.split(12)]
@@ -238,8 +238,8 @@ def test_optimizers_that_step_in_turn(along_update, tmp_path):
                 assert found["update_curvature"] == pytest.approx(along, rel=1e-6)
 
 
-def test_one_monitor_of_several_optimizers(tmp_path):
-    """The ratio is that of the part that is nearest to the edge of its own optimizer."""
+def test_one_monitor_for_several_optimizers(tmp_path):
+    """The ratio is that of the part closest to the edge of its optimizer."""
     data = regression()
     x = data.dataset.tensors[0].double()
     exact = float(torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1])
@@ -255,8 +255,8 @@ def test_one_monitor_of_several_optimizers(tmp_path):
         assert "hessian/edge" not in row
 
 
-def test_no_update_no_curvature_along_it(tmp_path):
-    """A NaN in its place would end a run that stops at NaN."""
+def test_no_curvature_along_a_zero_update(tmp_path):
+    """Logging NaN would end a run that stops at NaN."""
     monitor = HessianMonitor(update_curvature=True, **SETTINGS)
     with pytest.warns(UserWarning, match="hessian/update_curvature is not logged at steps that"):
         train(lambda: Linear(lr=0.0), regression, [monitor], tmp_path)
@@ -294,7 +294,7 @@ class Diagonal(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-4)
 
 
-def test_residuals_of_all_values_are_kept(tmp_path):
+def test_residual_bounds_hold_for_all_values(tmp_path):
     """Some eigenvalue lies within the residual of each; with few products, far from exact."""
     exact = np.geomspace(1.0, 100.0, 40)
     monitor = HessianMonitor(
@@ -323,10 +323,10 @@ def test_residuals_of_all_values_are_kept(tmp_path):
             for key in ("hessian/edge_ratio", "hessian/preconditioned_eigenvalue")
         ]
         assert shares[0] == pytest.approx(shares[1])
-    assert max(errors) > 0.01  # else these residuals have shown nothing
+    assert max(errors) > 0.01  # otherwise the check would be trivial
 
 
-def test_a_value_within_its_residual_is_reported(tmp_path):
+def test_value_within_its_residual_is_logged(tmp_path):
     exact = np.concatenate([[-0.05], np.geomspace(0.5, 1000.0, 60)])
     known = {"every_n_train_steps": 2, "max_overhead": None, "min_eigenvalue": True}
     with pytest.warns(UserWarning, match=r"hessian/min_eigenvalue is small .*pass a smaller tol"):
@@ -395,7 +395,7 @@ def test_spectral_density_is_drawn_and_saved(tmp_path):
 # -- solvers and engines ---------------------------------------------------------------------------
 
 
-def test_two_monitors_keep_to_their_own_settings(tmp_path):
+def test_two_monitors_use_their_own_settings(tmp_path):
     rough = HessianMonitor(every_n_train_steps=2, max_overhead=None, tol=0.5)
     tight = HessianMonitor(name="tight", **SETTINGS)
     power = HessianMonitor(name="power", **{**SETTINGS, "method": "power", "tol": 1e-4})
@@ -410,9 +410,9 @@ def test_two_monitors_keep_to_their_own_settings(tmp_path):
     assert [row["hessian/same/hvps"] for row in same.history] == [0] * same.measured  # shared
 
 
-def test_a_wrong_second_derivative_is_reported(tmp_path):
+def test_wrong_second_derivative_warns(tmp_path):
     class Wrong(torch.autograd.Function):
-        """x^2 y whose backward says that its derivative by x does not depend on y."""
+        """x^2 y with a backward in which the derivative by x does not depend on y."""
 
         @staticmethod
         def forward(ctx, x, y):
@@ -443,8 +443,8 @@ def test_a_wrong_second_derivative_is_reported(tmp_path):
     assert not [w for w in caught if "second derivative" in str(w.message)]
 
 
-def test_each_problem_leaves_products_for_the_later_ones():
-    """20 products for three problems that need 2 at least each."""
+def test_each_problem_leaves_products_for_later_ones():
+    """20 products for three problems that need at least 2 each."""
     solver = Solver("lanczos", 1e-2, None, 50)
     assert solver.settings()["max_hvps"] == 50
     assert not solver.is_limited

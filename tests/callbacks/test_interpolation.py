@@ -1,4 +1,4 @@
-"""InterpolationMonitor in real runs, against explicit copies of the weights."""
+"""InterpolationMonitor in real runs, compared with explicit copies of the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Y = X.sum(1, keepdim=True)
 
 
 class Kept(Linear):
-    """A curved network that remembers its weights at the start, each epoch and each step."""
+    """A nonlinear network that copies its weights at the start, each epoch and each step."""
 
     def __init__(self, lr: float = 0.05):
         super().__init__(lr)
@@ -129,7 +129,7 @@ def test_other_probes_and_blocks(tmp_path):
 
 
 @pytest.mark.pictures
-def test_the_plane_through_a_third(tmp_path):
+def test_plane_through_a_third_point(tmp_path):
     torch.manual_seed(8)
     third = Kept().state_dict()
     monitor = InterpolationMonitor(
@@ -142,7 +142,7 @@ def test_the_plane_through_a_third(tmp_path):
     assert (tmp_path / "landscape" / "interpolation-line-step00000012.png").exists()
 
 
-def test_it_stops_a_run(tmp_path):
+def test_early_stopping_on_the_barrier(tmp_path):
     monitor = InterpolationMonitor(
         probe=(X, Y), other_probes={"far": (X, -Y)}, resolution=2, **EXACTLY
     )
@@ -164,7 +164,7 @@ class Normed(Kept):
 
 @pytest.mark.parametrize("reestimate", [True, False])
 def test_statistics_on_the_way(tmp_path, reestimate):
-    """Right with re-estimation: as torch's ``update_bn`` on copies.  Another number without."""
+    """With re-estimation the values are those of ``update_bn`` on copies; without, they differ."""
     batches = [(X[:12], Y[:12]), (X[12:], Y[12:])]
     monitor = InterpolationMonitor(
         probe=batches,
@@ -194,7 +194,7 @@ def test_statistics_on_the_way(tmp_path, reestimate):
         assert np.abs(line.losses[1:-1] / losses[1:-1] - 1).max() > 0.05
 
 
-def test_a_sum_is_that_of_one_batch(tmp_path):
+def test_summed_loss_is_that_of_one_batch(tmp_path):
     class Summed(Normed):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * len(batch[0])
@@ -214,12 +214,12 @@ def test_a_sum_is_that_of_one_batch(tmp_path):
     assert found[1] == pytest.approx(24 * found[0], rel=1e-5)
 
 
-# -- nothing changes, and a resumed run goes on ---------------------------------------------------
+# -- isolation and resuming -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [Kept, Normed])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_training_is_the_same_bit_for_bit(tmp_path, make, mode):
+def test_training_is_bitwise_equal(tmp_path, make, mode):
     plain = train(make, regression, [], tmp_path / "plain", max_epochs=4)
     callbacks = [
         InterpolationMonitor(
@@ -247,7 +247,7 @@ def begun(tmp_path):
     return first[0], tmp_path / "checkpoints" / "last.ckpt"
 
 
-def test_a_resumed_run_has_the_same_reference(tmp_path):
+def test_resumed_run_has_the_same_reference(tmp_path):
     whole = monitors()
     train(Kept, regression, whole, tmp_path / "whole", max_epochs=6)
     _, checkpoint = begun(tmp_path)
@@ -265,7 +265,7 @@ def test_a_resumed_run_has_the_same_reference(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "other", "garbage"])
-def test_without_its_file_a_new_series_starts_and_that_is_said(tmp_path, damage):
+def test_new_series_and_warning_without_the_reference_file(tmp_path, damage):
     _, checkpoint = begun(tmp_path)
     path = tmp_path / "a" / "landscape" / "interpolation-reference.pt"
     if damage == "missing":
@@ -275,8 +275,8 @@ def test_without_its_file_a_new_series_starts_and_that_is_said(tmp_path, damage)
     else:
         path.write_bytes(b"no")
     later = monitors()
-    words = {"missing": "missing", "other": "other data", "garbage": "cannot be read"}[damage]
-    with pytest.warns(UserWarning, match=f"(?s)reference of the run before.*{words}.*new series"):
+    reason = {"missing": "missing", "other": "other data", "garbage": "cannot be read"}[damage]
+    with pytest.warns(UserWarning, match=f"(?s)reference of the run before.*{reason}.*new series"):
         resume(checkpoint, later, tmp_path / "b", Kept)
     assert later[0].history[0]["interpolation/distance"] < 1.0
     assert later[0].failed == 0
@@ -285,7 +285,7 @@ def test_without_its_file_a_new_series_starts_and_that_is_said(tmp_path, damage)
 # -- any module -----------------------------------------------------------------------------------
 
 
-def test_manual_optimisation_and_dict_batches(tmp_path):
+def test_manual_optimization_and_dict_batches(tmp_path):
     class Manual(Kept):
         def __init__(self):
             super().__init__()
@@ -312,7 +312,7 @@ def test_manual_optimisation_and_dict_batches(tmp_path):
         train(Manual, data, [InterpolationMonitor()], tmp_path / "b", max_epochs=1)
 
 
-# -- references that are easily got wrong ---------------------------------------------------------
+# -- references ---------------------------------------------------------------------------------
 
 
 def distance(one, other) -> float:
@@ -320,8 +320,8 @@ def distance(one, other) -> float:
 
 
 @pytest.mark.parametrize("argument", ["reference", "third"])
-def test_the_state_dict_of_the_live_module_is_copied(tmp_path, argument):
-    """``module.state_dict()`` holds the live tensors, which move: also in a second fit."""
+def test_state_dict_of_the_live_module_is_copied(tmp_path, argument):
+    """``module.state_dict()`` holds the live tensors, which change; also in a second fit."""
     module = Kept()
     given = {n: p.clone() for n, p in module.state_dict().items()}
     torch.manual_seed(3)
@@ -343,8 +343,8 @@ def test_the_state_dict_of_the_live_module_is_copied(tmp_path, argument):
         assert far > 0.1
 
 
-def test_parameters_that_are_unfrozen_later(tmp_path):
-    """The reference holds them from the start on, so that their part of the way is whole."""
+def test_parameters_unfrozen_later(tmp_path):
+    """The reference contains them from the start, so the distance includes all their changes."""
 
     class Unfreezes(Kept):
         def __init__(self):
@@ -372,7 +372,7 @@ def test_parameters_that_are_unfrozen_later(tmp_path):
     assert "interpolation/distance/layer.0" not in monitor.history[0]
 
 
-def test_a_probe_and_a_monitor_of_one_name_have_files_of_their_own(tmp_path):
+def test_probe_and_monitor_of_one_name_have_separate_files(tmp_path):
     monitors = [
         InterpolationMonitor(
             probe=(X, Y), other_probes={"old": (2 * X, Y)}, resolution=2, **EXACTLY
@@ -388,7 +388,7 @@ def test_a_probe_and_a_monitor_of_one_name_have_files_of_their_own(tmp_path):
     assert of_probe.center_loss == row["interpolation/old_loss"]
 
 
-def test_three_on_one_line_cost_the_plane_only(tmp_path):
+def test_three_points_on_a_line_lose_only_the_plane(tmp_path):
     module = Kept()
     monitor = InterpolationMonitor(
         third=module.state_dict(), probe=(X, Y), resolution=3, plane_resolution=2, **EXACTLY
@@ -400,7 +400,7 @@ def test_three_on_one_line_cost_the_plane_only(tmp_path):
     assert not list((tmp_path / "landscape").glob("*plane*"))
 
 
-def test_the_last_epoch_after_a_resume_in_the_middle_of_one(tmp_path):
+def test_last_epoch_after_a_resume_within_an_epoch(tmp_path):
     saver = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=5, save_top_k=-1)
     settings = {"max_epochs": 3, "enable_checkpointing": True}
     train(Kept, regression, [last_epoch(), saver], tmp_path / "a", **settings)
@@ -421,8 +421,8 @@ def last_epoch():
     )  # fmt: skip
 
 
-def test_without_room_for_a_copy_training_goes_on(tmp_path, monkeypatch):
-    """The copy of epoch 1 fails: nothing is measured in it, and again from the next one on."""
+def test_training_continues_if_the_copy_fails(tmp_path, monkeypatch):
+    """The copy of epoch 1 fails: nothing is measured in that epoch."""
     takes, take = [], Reference.copy_from
 
     def full(self, params):
@@ -435,13 +435,13 @@ def test_without_room_for_a_copy_training_goes_on(tmp_path, monkeypatch):
     monitor = last_epoch()
     with pytest.warns(UserWarning, match="could not be copied: no room") as caught:
         run(monitor, tmp_path)
-    told = [str(w.message) for w in caught]
-    assert any("there is no copy of the weights of the reference" in words for words in told)
+    messages = [str(w.message) for w in caught]
+    assert any("there is no copy of the weights of the reference" in text for text in messages)
     assert {row["epoch"] for row in monitor.history} == {0}
     assert (monitor.failed, monitor.disabled) == (3, True)
 
 
-def test_a_loss_of_another_kind_is_said_with_statistics_re_estimated(tmp_path):
+def test_invalid_loss_is_reported_with_statistics_re_estimated(tmp_path):
     monitor = InterpolationMonitor(
         loss_fn=lambda *_: {"a": 1.0}, probe=(X, Y), probe_mode="eval", resolution=2, **EXACTLY
     )
@@ -450,10 +450,10 @@ def test_a_loss_of_another_kind_is_said_with_statistics_re_estimated(tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_statistics_stay_as_they_are(tmp_path, frozen):
-    """A layer that trains in eval mode has its statistics for good; the loss now is the plain one.
+def test_frozen_statistics_are_not_re_estimated(tmp_path, frozen):
+    """A layer that trains in eval mode keeps its statistics: the loss is that of the module.
 
-    Without freezing the one re-estimated differs from it.
+    Without freezing, the loss with re-estimated statistics differs from it.
     """
 
     class Frozen(Normed):
@@ -484,7 +484,7 @@ def test_frozen_statistics_stay_as_they_are(tmp_path, frozen):
 # -- finished models ------------------------------------------------------------------------------
 
 
-def test_a_finished_model_has_no_start(tmp_path):
+def test_initial_reference_of_a_finished_model_raises(tmp_path):
     with (
         pytest.warns(UserWarning, match="no reference='initial': no training has led to these"),
         pytest.raises(RuntimeError, match="nothing could be measured"),
@@ -495,8 +495,8 @@ def test_a_finished_model_has_no_start(tmp_path):
         )  # fmt: skip
 
 
-def test_a_checkpoint_is_measured_as_the_live_run_was(tmp_path):
-    """Also with ``"initial"``, whose file the checkpoint names; or beside a given state dict."""
+def test_checkpoint_gives_the_values_of_the_run(tmp_path):
+    """Also with ``"initial"``, whose file the checkpoint names, and with a given state dict."""
     first, checkpoint = begun(tmp_path)
     found = measure(
         Kept(), regression(), checkpoint=checkpoint, callbacks=monitors(), logdir=tmp_path / "m",
@@ -512,10 +512,10 @@ def test_a_checkpoint_is_measured_as_the_live_run_was(tmp_path):
 
 
 @pytest.mark.short_runs
-def test_a_plane_is_a_picture_and_a_line_is_none(tmp_path, monkeypatch, clock):
-    """Scalars are had at once; a plane waits for its time, and at the end what fits is drawn.
+def test_planes_are_postponed_and_lines_are_not(tmp_path, monkeypatch, clock):
+    """Scalars are measured at once; planes wait for the budget, and the last one is reduced to fit.
 
-    12 steps of 1 s may become 12 s longer; a line takes .15 s, the plane of full size 11.4 s.
+    12 steps of 1 s have a budget of 12 s; a line takes .15 s, the plane of full size 11.4 s.
     """
     torch.manual_seed(8)
     third = Kept().state_dict()
@@ -543,7 +543,7 @@ def test_a_plane_is_a_picture_and_a_line_is_none(tmp_path, monkeypatch, clock):
         (0, False, 15, ""),
     ],
 )
-def test_the_plane_shrinks_to_what_is_left(forwards, fits, size, coarse):
+def test_plane_is_reduced_to_fit_the_budget(forwards, fits, size, coarse):
     monitor = InterpolationMonitor(third=Kept().state_dict(), other_probes={"o": (X, Y)})
     assert monitor.fit_to_budget(forwards) == fits
     assert (monitor._plane_size, monitor.reduced_resolution) == (size, coarse)
@@ -557,7 +557,7 @@ def test_the_plane_shrinks_to_what_is_left(forwards, fits, size, coarse):
     assert (alone.reduced_resolution, alone.forwards, alone.draws) == ("", 11, False)
 
 
-def test_a_coarse_plane_says_so(tmp_path):
+def test_reduced_plane_is_noted(tmp_path):
     torch.manual_seed(8)
 
     class Poor(InterpolationMonitor):
@@ -571,8 +571,8 @@ def test_a_coarse_plane_says_so(tmp_path):
     assert plane.metadata["coarse"] == {"wanted": [15, 15], "taken": [11, 11]}
 
 
-def test_the_copy_at_the_start_of_an_epoch_counts_as_measuring(tmp_path, monkeypatch):
-    """By a clock that only the copy moves."""
+def test_time_of_the_copy_counts_as_measuring(tmp_path, monkeypatch):
+    """Measured by a clock that only the copy advances."""
     take, clock, spent = Reference.copy_from, [0.0], []
 
     def slow(self, params):
@@ -590,7 +590,7 @@ def test_the_copy_at_the_start_of_an_epoch_counts_as_measuring(tmp_path, monkeyp
     assert np.diff(spent).tolist() == pytest.approx([100.0, 100.0], abs=1e-3)  # hooks, too
 
 
-def test_two_references_beside_a_hessian(tmp_path):
+def test_two_references_and_a_hessian_monitor(tmp_path):
     """Three callbacks share a round; each has its own keys."""
     callbacks = [
         InterpolationMonitor(probe=(X, Y), resolution=2, **EXACTLY),
@@ -661,6 +661,6 @@ def test_messages(arguments, error, message):
         ),
     ],
 )
-def test_a_reference_of_another_network_ends_the_run_before_training(tmp_path, state, message):
+def test_reference_of_another_network_raises_before_training(tmp_path, state, message):
     with pytest.raises(ValueError, match=message):
         run(InterpolationMonitor(reference=state), tmp_path)

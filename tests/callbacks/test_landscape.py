@@ -1,4 +1,4 @@
-"""Slices through a real Trainer: on a quadratic every point of them is known."""
+"""Slices in real runs of a quadratic, whose values are known at every point."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_curvature_along_the_eigenvectors(tmp_path):
             assert (low - 2 * middle + high) / 0.25 == pytest.approx(eigenvalue, rel=1e-3)
 
 
-def test_along_the_gradient_the_loss_rises(tmp_path):
+def test_loss_rises_along_the_gradient(tmp_path):
     _, parts, _ = run(tmp_path, directions="gradient", resolution=0, span=(-1e-3, 1e-3))
     for line in parts["line-1"]:
         assert line.losses[0] < line.center_loss < line.losses[-1]
 
 
-def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
+def test_scale_and_random_directions_are_fixed_during_the_run(tmp_path):
     monitor, parts, _ = run(tmp_path, directions="random")
     assert set(monitor._limits) == {"landscape/line", "landscape/plane"}
     from lightning_landscape.figures import LossLimits
@@ -83,8 +83,8 @@ def test_one_scale_and_fixed_random_directions_through_the_run(tmp_path):
 
 @pytest.mark.pictures
 @pytest.mark.short_runs
-def test_one_picture_is_that_of_the_end(tmp_path, monkeypatch, clock):
-    """A forward of .12 s, 51 of them for a picture: 10 s longer is enough for one, not for two."""
+def test_single_affordable_picture_is_at_the_end(tmp_path, monkeypatch, clock):
+    """A forward takes .12 s and a picture 51 of them: the budget of 10 s allows one."""
     Timed(monkeypatch, clock, {}, evaluation=0.12)
     probe = regression().dataset.tensors
     monitor = LandscapeMonitor(every_n_train_steps=1000, resolution=3, probe=probe)
@@ -93,7 +93,7 @@ def test_one_picture_is_that_of_the_end(tmp_path, monkeypatch, clock):
     assert len(list((tmp_path / "landscape").glob("*.png"))) == 2
 
 
-def test_lines_or_plane_alone(tmp_path):
+def test_lines_only_and_plane_only(tmp_path):
     _, parts, _ = run(tmp_path / "a", line_resolution=0, resolution=3)
     assert (len(parts["line-1"]), len(parts["plane"])) == (0, 3)  # steps 3, 5 and the last
     _, parts, _ = run(tmp_path / "b", resolution=0)

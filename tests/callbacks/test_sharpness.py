@@ -1,4 +1,4 @@
-"""SharpnessMonitor in real runs, against closed forms."""
+"""SharpnessMonitor in real runs, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_critical_sharpness_of_gradient_descent(tmp_path):
     assert monitor.measured == 4
 
 
-def test_the_others_on_a_quadratic(tmp_path):
+def test_other_definitions_on_a_quadratic(tmp_path):
     data = regression()
     exact = spectrum_of(data)
     monitor = SharpnessMonitor(
@@ -76,7 +76,7 @@ def test_the_others_on_a_quadratic(tmp_path):
         assert "l2" in row["worst_case_definition"]
 
 
-def test_stopping_on_a_value_of_the_weights_before(tmp_path):
+def test_stopping_on_a_value_of_the_previous_weights(tmp_path):
     monitor = SharpnessMonitor(
         every_n_train_steps=3, max_overhead=None, critical=True, probe_samples=4
     )

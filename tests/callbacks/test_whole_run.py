@@ -1,4 +1,4 @@
-"""The pictures of a whole run: which files they are made from, and where they go."""
+"""Figures of a whole run: which files they are made from, and where they are written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def events_of(folder: Path) -> EventAccumulator:
 
 @pytest.mark.slow
 @pytest.mark.pictures
-def test_event_file_holds_the_pictures_of_the_whole_run(tmp_path):
+def test_event_file_contains_the_figures_of_the_run(tmp_path):
     now_and_then = {**EACH, "every_n_train_steps": 10}
     monitors = [
         HessianMonitor(density_samples=2, **EACH),
@@ -59,7 +59,7 @@ def test_event_file_holds_the_pictures_of_the_whole_run(tmp_path):
         assert differences(plain.state[part], with_us.state[part]) == [], part
 
 
-def test_time_of_these_pictures_is_in_the_account(tmp_path, monkeypatch):
+def test_time_of_the_figures_counts_as_measuring(tmp_path, monkeypatch):
     monitor = LandscapeMonitor(**SMALL, **EACH)
     spent = []
 
@@ -80,7 +80,7 @@ def test_time_of_these_pictures_is_in_the_account(tmp_path, monkeypatch):
 
 
 @pytest.mark.pictures
-def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatch):
+def test_files_of_other_runs_and_damaged_files_are_skipped(tmp_path, monkeypatch):
     folder = tmp_path / "landscape"
     folder.mkdir()
     older = Slice((np.arange(3.0), np.arange(3.0)), np.ones((3, 3)), 1.0)
@@ -108,7 +108,7 @@ def test_files_of_another_run_and_damaged_ones_are_left_out(tmp_path, monkeypatc
     assert (folder / "landscape-plane.gif").exists()
 
 
-def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
+def test_reduced_last_slice_is_not_in_the_film(tmp_path):
     from lightning_landscape.callbacks.landscape_measurement import _film_slices
 
     def save(step, points, **metadata):
@@ -127,15 +127,15 @@ def test_a_coarser_last_picture_does_not_spoil_the_film(tmp_path):
     assert [slice.metadata["step"] for slice in _film_slices(files[-1:], most=9)] == [5]
 
 
-def test_no_film_of_one_picture(tmp_path):
-    """The probe is complete when the only epoch ends."""
+def test_no_film_of_one_slice(tmp_path):
+    """The probe is complete at the end of the only epoch."""
     monitor = LandscapeMonitor(**SMALL)
     train(Linear, regression, [monitor], tmp_path, max_epochs=1)
     assert [row["step"] for row in monitor.history] == [3]
     assert not [p for p in (tmp_path / "landscape").iterdir() if p.suffix == ".gif"]
 
 
-def test_after_a_resume_in_the_same_folder_the_whole_run_is_shown(tmp_path):
+def test_resume_in_the_same_folder_shows_the_whole_run(tmp_path):
     def monitors():
         return [HessianMonitor(**EACH), LandscapeMonitor(**SMALL, **EACH)]
 
@@ -150,13 +150,13 @@ def test_after_a_resume_in_the_same_folder_the_whole_run_is_shown(tmp_path):
     assert [row["step"] for row in resumed[0].history] == [7, 8, 9]
     assert [row["step"] for row in resumed[0].run_rows(folder)] == list(range(1, 10))
     assert list(resumed[1].run_files(folder, "plane")) == list(range(1, 10))
-    # Another run in this folder shows its own.
+    # Another run in this folder shows its own slices.
     fresh = monitors()
     train(Linear, regression, fresh, tmp_path, max_epochs=1)
     assert list(fresh[1].run_files(folder, "plane")) == [1, 2, 3]
 
 
-def test_only_the_chosen_files_are_loaded(tmp_path):
+def test_only_selected_files_are_loaded(tmp_path):
     paths = [tmp_path / f"landscape-plane-step{step:08d}.npz" for step in range(100)]
     for path in paths:
         path.touch()

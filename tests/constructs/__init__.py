@@ -1,7 +1,7 @@
-"""State that research code keeps, in all places where Python and torch allow it.
+"""State of research code, in all places where Python and torch allow it.
 
 Each construct is a small module whose loss depends on that state, which ``training_step`` changes.
-A measurement that is not isolated from it ends in other weights, or in another ``seen()``.
+A measurement that is not isolated from it changes the final weights or ``seen()``.
 """
 
 from tests.constructs import (  # noqa: F401

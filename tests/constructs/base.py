@@ -16,15 +16,15 @@ class Construct(pl.LightningModule):
     """Subclasses set their state in ``start``, and change and use it in ``factor``.
 
     Attributes:
-        refused: a regular expression of the message, where no number can be had.
-        says: regular expressions of messages beside numbers.
+        refused: a regular expression of the message, if nothing can be measured.
+        warns: regular expressions of messages beside values.
         may_fail: measurements that may be missing, with a message, before a later one has numbers.
         attributes: whether all attributes of the module are compared; else what ``seen`` returns.
         callbacks: further callbacks of the Trainer.
     """
 
     refused: ClassVar[str] = ""
-    says: ClassVar[tuple[str, ...]] = ()
+    warns: ClassVar[tuple[str, ...]] = ()
     may_fail: ClassVar[int] = 0
     attributes: ClassVar[bool] = True
 

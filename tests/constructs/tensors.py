@@ -206,7 +206,7 @@ class OnParameter(Construct):
 class Flags(Construct):
     """requires_grad that is toggled"""
 
-    says = (r".*",)
+    warns = (r".*",)
 
     def start(self):
         self.gate = nn.Parameter(torch.ones(1))

@@ -23,10 +23,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 
 def run(*command: object, cwd: Path | str = ROOT) -> str:
-    """What ``command`` prints; away from the checkout, it finds nothing there by accident."""
+    """The output of ``command``, run outside of the checkout so that it imports nothing from it."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ONE_THREAD
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, text=True,
+        [str(argument) for argument in command], cwd=cwd, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
@@ -35,7 +35,7 @@ def run(*command: object, cwd: Path | str = ROOT) -> str:
 
 
 def oldest(folder: Path) -> Path:
-    """Constraints: the least version of each dependency in ``pyproject.toml``, and our torch."""
+    """Constraints: the oldest version of each dependency in ``pyproject.toml``, and our torch."""
     project = (ROOT / "pyproject.toml").read_text()
     listed = re.search(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE)
     assert listed is not None
@@ -48,15 +48,15 @@ def oldest(folder: Path) -> Path:
 
 
 def check(folder: Path, wheel: Path, constraints: Path, package: str, *extra: str) -> None:
-    """A new environment with ``wheel`` and what it asks for; ``extra``: what else to install."""
+    """Run the checks in a new environment with ``wheel``, its dependencies and ``extra``."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", constraints)
     run(*pip, wheel, "jsonargparse[signatures]", *extra, cwd=folder)
     shutil.copy(CHECKS, folder)
     absent = () if "lightning" in extra else ("lightning",)
-    told = run(python, "-W", "ignore", "checks.py", package, *absent, cwd=folder)
-    print("\n".join(line for line in told.splitlines() if line.startswith(f"{package} ")))
+    output = run(python, "-W", "ignore", "checks.py", package, *absent, cwd=folder)
+    print("\n".join(line for line in output.splitlines() if line.startswith(f"{package} ")))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""What holds under every Lightning that is supported: ``python checks.py lightning.pytorch``.
+"""Checks for every supported version of Lightning: ``python checks.py lightning.pytorch``.
 
-It needs the installed package and jsonargparse, and nothing of the checkout: ``make
+It needs the installed package and jsonargparse, and nothing from the checkout: ``make
 check-environments`` runs a copy of this file in new virtual environments, the ordinary tests run it
 for the packages that are there.
 """
@@ -148,7 +148,7 @@ def trained(pl: Any, callbacks: Any, folder: Path) -> tuple[dict[str, bytes], to
     return state, torch.get_rng_state(), metrics
 
 
-def check_training_is_the_same_bit_for_bit(pl: Any, folder: Path) -> list[Any]:
+def check_training_is_bitwise_equal(pl: Any, folder: Path) -> list[Any]:
     """Returns the histories."""
     state, rng, metrics = trained(pl, [], folder)
     callbacks = every_callback()
@@ -196,7 +196,7 @@ def check_logs(pl: Any, folder: Path, loggers: Any = None) -> None:
 
 
 def check_stopping_and_checkpoints(pl: Any, folder: Path) -> None:
-    """Ours stops; Lightning's own EarlyStopping and ModelCheckpoint see the values; resuming."""
+    """SharpnessEarlyStopping, Lightning's EarlyStopping and ModelCheckpoint, and resuming."""
     stopper = SharpnessEarlyStopping("hessian/top_eigenvalue", threshold=-1e9, patience=2)
     monitor = HessianMonitor(every_n_train_steps=3, max_overhead=None, probe_samples=8)
     trainer = fit(pl, [stopper, monitor], folder)
@@ -231,7 +231,7 @@ def check_exceptions_are_of_this_package(pl: Any, folder: Path) -> None:
 
 
 def check_processes(pl: Any, folder: Path) -> None:
-    """Training in other processes: the history comes back, the processes measure as one."""
+    """Training in other processes: the history is returned, and the processes measure as one."""
     monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=16)
     fit(pl, monitor, folder, max_epochs=1, strategy="ddp_fork", devices=2)
     assert [(row["step"], row["probe_samples"]) for row in monitor.history] == [(1, 16), (2, 16)]
@@ -254,13 +254,13 @@ def check_finished_models(pl: Any, folder: Path) -> None:
 
 
 def command_line(pl: Any, folder: Path, *arguments: str) -> tuple[Any, str]:
-    """The Trainer that a LightningCLI made of ``arguments``, and what it printed."""
+    """The Trainer of a LightningCLI with ``arguments``, and its output."""
     cli = importlib.import_module(f"{pl.__name__}.cli")
-    said = io.StringIO()
+    printed = io.StringIO()
     trainer = None
     with (
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
         contextlib.suppress(SystemExit),
     ):
         trainer = cli.LightningCLI(
@@ -275,17 +275,17 @@ def command_line(pl: Any, folder: Path, *arguments: str) -> tuple[Any, str]:
             save_config_kwargs={"overwrite": True},
             args=list(arguments),
         ).trainer
-    return trainer, said.getvalue()
+    return trainer, printed.getvalue()
 
 
 def check_command_line(pl: Any, folder: Path) -> None:
     one = "--trainer.callbacks"
-    trainer, said = command_line(
+    trainer, output = command_line(
         pl, folder, "fit", f"{one}+=HessianMonitor", f"{one}.every_n_train_steps=2",
         f"{one}.max_overhead=null", f"{one}.probe_samples=8", f"{one}+=SharpnessEarlyStopping",
         f"{one}.monitor=hessian/edge_ratio", f"{one}.threshold=-1",
     )  # fmt: skip
-    assert trainer is not None, said
+    assert trainer is not None, output
     monitor = next(c for c in trainer.callbacks if isinstance(c, HessianMonitor))
     assert [row["step"] for row in monitor.history] == [1, 2, 4]
     assert trainer.global_step == 4
@@ -297,22 +297,22 @@ def check_command_line(pl: Any, folder: Path) -> None:
         ((f"{one}+=HessianMonitor", f"{one}.loss_fn={__name__}.nothing"), "nothing"),
         ((f"{one}+=LandscapeMonitor", f"{one}.directions=gradent"), "'gradient'"),
     ):
-        trainer, said = command_line(pl, folder, "fit", *arguments)
+        trainer, output = command_line(pl, folder, "fit", *arguments)
         assert trainer is None, arguments
-        assert complaint in said, said
+        assert complaint in output, output
 
     for callback in CALLBACKS:
-        _, said = command_line(pl, folder, "fit", f"{one}.help={callback.__name__}")
+        _, output = command_line(pl, folder, "fit", f"{one}.help={callback.__name__}")
         arguments = callback.__init__.__annotations__.keys() - {"return"}
         for argument in arguments:
-            _, found, told = said.partition(f"\n  {one}.{argument} ")
+            _, found, description = output.partition(f"\n  {one}.{argument} ")
             assert found, (callback, argument)
-            words = told.partition("(type: ")[0].replace(argument.upper(), "").split()
-            assert len(words) >= 3, (callback, argument, words)
+            text = description.partition("(type: ")[0].replace(argument.upper(), "").split()
+            assert len(text) >= 3, (callback, argument, text)
 
 
 def check_yaml(pl: Any, folder: Path) -> None:
-    """Loss and probe by their paths, sequences, mappings; the saved file says the same."""
+    """Loss and probe by import path, sequences and mappings; the saved config is equivalent."""
     here = __name__
     callbacks = [
         {
@@ -346,8 +346,8 @@ def check_yaml(pl: Any, folder: Path) -> None:
     ]
     config = folder / "config.yaml"
     config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))  # JSON is YAML
-    trainer, said = command_line(pl, folder, "fit", f"--config={config}")
-    assert trainer is not None, said
+    trainer, output = command_line(pl, folder, "fit", f"--config={config}")
+    assert trainer is not None, output
     hessian, landscape, interpolation = (
         next(c for c in trainer.callbacks if isinstance(c, kind))
         for kind in (HessianMonitor, LandscapeMonitor, InterpolationMonitor)
@@ -358,9 +358,9 @@ def check_yaml(pl: Any, folder: Path) -> None:
     assert landscape.loss.probe.size == 48
     assert "interpolation/old_loss" in interpolation.history[0]
     saved = Path(trainer.log_dir) / "config.yaml"
-    _, said = command_line(pl, folder, "fit", f"--config={saved}", "--print_config")
+    _, output = command_line(pl, folder, "fit", f"--config={saved}", "--print_config")
     for line in (f"loss_fn: {here}.squared", f"class_path: {here}.probe", "net.0.weight: first"):
-        assert line in said, said
+        assert line in output, output
 
 
 CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]
@@ -380,4 +380,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("checks").main()  # its functions are given by their paths
+    importlib.import_module("checks").main()  # the config refers to its functions by path

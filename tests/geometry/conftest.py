@@ -1,4 +1,4 @@
-"""``pytest --device cuda tests/geometry/...`` makes every tensor of these tests on the GPU."""
+"""``pytest --device cuda tests/geometry/...`` creates every tensor of these tests on the GPU."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ TWO_SIGMA = stats.norm.cdf(2)  # t(n - 1) reaches this at twice the widened stan
 
 
 class Matrix:
-    """A Hessian given as a matrix: all that a solver asks of an objective.  Counts its products."""
+    """A Hessian given as a matrix, with the interface that solvers need; counts its products."""
 
     def __init__(self, matrix, shapes=None):
         shapes = shapes or {"w": (len(matrix),)}
@@ -40,7 +40,7 @@ def ball_maximum(A, g, radius):
     """The maximum of ``g'd + d'Ad/2`` over ``||d|| <= radius``, from the secular equation.
 
     At the maximum ``(m - A) d = g`` with ``m >= lambda_max``, ``m >= 0``, and ``||d|| = radius``
-    unless m = 0 (More & Sorensen 1983).  Not for a gradient without a share of the top vector.
+    unless m = 0 (More & Sorensen 1983).  The gradient must have a component along the top vector.
     """
     values, vectors = (t.numpy() for t in torch.linalg.eigh(A))
     shares = vectors.T @ g.numpy()
@@ -68,7 +68,7 @@ def corners(size):
 def box_maximum(A, g, sides):
     """The maximum of ``g'd + d'Ad/2`` over ``|d_i| <= sides_i``, for A without negative directions.
 
-    A convex function is largest at a corner: all are tried.
+    A convex function is maximal at a corner: all corners are evaluated.
     """
     d = corners(len(g)) * sides
     return float((d @ g + ((d @ A) * d).sum(1) / 2).max())
@@ -135,7 +135,7 @@ class RaisesAt:
         return self.loss()
 
 
-# -- spectra, and what is found of them -----------------------------------------------------------
+# -- spectra and computed eigenpairs -------------------------------------------------------------
 
 
 def spread(top, count, seed=0):
@@ -145,9 +145,9 @@ def spread(top, count, seed=0):
 
 
 def film(pace, seed=0, frames=30, size=60):
-    """Quadratics whose top two eigenvalues cross in the middle, while all vectors turn.
+    """Quadratics whose top two eigenvalues cross in the middle, while all eigenvectors rotate.
 
-    ``pace`` is about the angle in radians that each turns by from one to the next.
+    ``pace`` is about the angle in radians by which each rotates per frame.
     """
     generic = normal(size, size, seed=seed)
     turn = pace * (generic - generic.T) / math.sqrt(2 * size)

@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class Problem:
-    """A network with data; ``loss()`` is what an Objective wants."""
+    """A network with data; ``loss()`` is the function for an Objective."""
 
     def __init__(self, module, x, classes=3):
         self.module, self.x = module, x
@@ -105,7 +105,7 @@ NETWORKS = {"mlp": mlp, "conv_net": conv_net, "attention": attention}
 
 
 class OnceTanh(torch.autograd.Function):
-    """tanh as many custom kernels are: with a backward that has no backward."""
+    """tanh whose backward cannot be differentiated, like many custom kernels."""
 
     @staticmethod
     def forward(ctx, x):

@@ -1,12 +1,12 @@
-"""Processes that share a loss out among themselves."""
+"""Simulated processes that each have a share of a loss."""
 
 import threading
 
 
 class Ranks:
-    """Two processes, played by two threads of which one computes at a time.
+    """Two processes, simulated by two threads of which one computes at a time.
 
-    ``reduce`` is as strict as an all-reduce: all must come, with the same shape and dtype.
+    ``reduce`` is as strict as an all-reduce: all must call it, with the same shape and dtype.
     """
 
     def __init__(self):
@@ -31,7 +31,7 @@ class Ranks:
         return reduce
 
     def run(self, work):
-        """``work(rank, reduce)`` on both; what each returned or raised."""
+        """Run ``work(rank, reduce)`` on both; return what each returned or raised."""
         outcomes = [None, None]
 
         def task(rank):

@@ -1,4 +1,4 @@
-"""The mean rise under noise against Gaussian integrals; are the error bars true?"""
+"""The mean rise under noise against Gaussian integrals, and the coverage of its error bars."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def covered(estimates, truth):
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.1, 10.0])
-def test_a_quadratic_is_half_the_trace(sigma):
+def test_quadratic_is_half_the_trace(sigma):
     problem = Quadratic(symmetric(SPECTRUM))
     found = average_sharpness(objective_of(problem), sigma, samples=1000)
     truth = sigma**2 * math.fsum(SPECTRUM) / 2
@@ -38,7 +38,7 @@ def test_a_quadratic_is_half_the_trace(sigma):
     assert found.stderr == pytest.approx(stderr, rel=0.15)
 
 
-def test_a_quartic_in_which_the_trace_is_not_all():
+def test_quartic():
     # E (w + d)^4 - w^4 = 6 w^2 sigma^2 + 3 sigma^4, for each of many weights.
     w = torch.nn.Parameter(normal(400))
     objective = Objective(lambda: (w**4).sum(), {"w": w})
@@ -50,7 +50,7 @@ def test_a_quartic_in_which_the_trace_is_not_all():
     assert abs(found.value - half_trace) > 10 * found.stderr
 
 
-def test_adaptive_noise_is_a_share_of_each_weight():
+def test_adaptive_noise_is_relative_to_each_weight():
     # sigma^2/2 sum A_ii w_i^2.
     problem = Quadratic(symmetric(SPECTRUM))
     found = average_sharpness(objective_of(problem), 0.1, samples=1000, adaptive=True)
@@ -59,7 +59,7 @@ def test_adaptive_noise_is_a_share_of_each_weight():
     assert abs(found.value - truth) <= 3 * found.stderr
 
 
-def test_a_linear_loss_does_not_rise_and_leaves_no_error():
+def test_linear_loss_does_not_rise_and_has_no_error():
     w, slope = torch.nn.Parameter(normal(50)), normal(50, seed=1)
     found = average_sharpness(Objective(lambda: 100 * slope @ w, {"w": w}), sigma=1.0, samples=5)
     assert abs(found.value) < 1e-10  # single draws have a standard deviation of 700
@@ -85,7 +85,7 @@ def test_two_pairs_in_closed_form():
     assert found.stderr == pytest.approx(student(2) * abs(rises[0] - rises[1]) / 2, rel=1e-9)
 
 
-# -- are the error bars true? ---------------------------------------------------------------------
+# -- coverage of the error bars -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", [5, 10, 30])
@@ -105,7 +105,7 @@ def test_two_standard_errors_cover_95_percent(samples, slope):
         assert max(e.stderr for e in found) < single / 100
 
 
-def test_one_direction_is_covered_as_the_docstring_says():
+def test_coverage_for_a_single_direction():
     problem = Quadratic(symmetric([1.0] + [0.0] * 10))
     objective = objective_of(problem)
     for samples, low, high in ((5, 0.77, 0.88), (30, 0.88, 0.97)):
@@ -115,7 +115,7 @@ def test_one_direction_is_covered_as_the_docstring_says():
         assert low <= covered(found, 0.05**2 / 2) <= high
 
 
-def test_the_mean_over_many_seeds_is_unbiased():
+def test_mean_over_many_seeds_is_unbiased():
     problem = Quadratic(symmetric(SPECTRUM))
     objective = objective_of(problem)
     values = torch.tensor(
@@ -131,7 +131,7 @@ def test_the_mean_over_many_seeds_is_unbiased():
 # -- rescaling ------------------------------------------------------------------------------------
 
 
-def test_adaptive_does_not_see_a_rescaled_network():
+def test_adaptive_is_invariant_to_rescaling():
     network = ReluNetwork()
     objective = Objective(network.loss, network.params)
     adaptive = average_sharpness(objective, 0.1, adaptive=True)
@@ -147,7 +147,7 @@ def test_adaptive_does_not_see_a_rescaled_network():
 # -- costs and contracts --------------------------------------------------------------------------
 
 
-def test_two_forwards_a_sample():
+def test_two_forwards_per_sample():
     problem = Quadratic(symmetric(SPECTRUM), shapes={"a": (4, 3), "b": (8,)})
     objective = objective_of(problem)
     before = bits(problem.params)
@@ -168,7 +168,7 @@ def test_two_forwards_a_sample():
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite(broken):
+def test_loss_that_is_not_finite(broken):
     w = torch.nn.Parameter(torch.ones(2, dtype=F64))
     found = average_sharpness(Objective(lambda: (w**2).sum() * broken, {"w": w}))
     assert math.isnan(found.value)
@@ -192,7 +192,7 @@ def test_draws_that_are_not_finite_are_counted(broken):
 
 
 @pytest.mark.parametrize("call", [2, 3, 6])
-def test_weights_are_back_after_a_loss_that_raises_half_way(call):
+def test_weights_are_restored_after_an_error(call):
     problem = Quadratic(symmetric(SPECTRUM))
     before = bits(problem.params)
     loss = RaisesAt(problem.loss, call)
@@ -210,7 +210,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call):
         ({"samples": 2.5}, "samples=2.5: expected an integer >= 2"),
     ],
 )
-def test_refuses(wrong, message):
+def test_invalid_arguments(wrong, message):
     objective = objective_of(Quadratic(symmetric(SPECTRUM)))
     with pytest.raises(ValueError, match=re.escape(message)):
         average_sharpness(objective, **wrong)

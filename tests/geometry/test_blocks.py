@@ -25,7 +25,7 @@ def matrix():
 # -- grouping -------------------------------------------------------------------------------------
 
 
-def test_modules_that_hold_parameters_are_blocks():
+def test_modules_with_parameters_are_blocks():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,7 +69,7 @@ def test_each_block_has_the_extreme_eigenvalue_of_its_submatrix(which, end, meth
     assert problem.hvps == sum(result.hvps for result in found.values())
 
 
-def test_vectors_live_in_their_block():
+def test_vectors_are_zero_outside_their_block():
     problem = matrix()
     found = block_eigenvalues(problem, tol=1e-8)
     assert list(found["a"].eigenvectors[0]) == ["a.weight", "a.bias"]
@@ -79,14 +79,14 @@ def test_vectors_live_in_their_block():
     assert float((block @ v - value * v).norm()) < 1e-6 * float(value)
 
 
-def test_no_block_exceeds_the_whole():
+def test_blocks_do_not_exceed_the_top_eigenvalue():
     problem = matrix()
     top = float(top_eigenvalues(problem, tol=1e-8).eigenvalues[0])
     for result in block_eigenvalues(problem, tol=1e-8).values():
         assert float(result.eigenvalues[0]) < top
 
 
-def test_several_per_block_and_all_of_a_small_one():
+def test_several_eigenvalues_per_block():
     problem = matrix()
     found = block_eigenvalues(problem, k=3, tol=1e-8)
     for block, part in PARTS.items():
@@ -104,7 +104,7 @@ def test_given_blocks():
     assert float(found["small"].eigenvalues[0]) == pytest.approx(truth, rel=1e-6)
 
 
-def test_a_scalar_chain():
+def test_scalar_chain():
     # H = E[x^2] c^2 (1/w_i)(1/w_j) where it fits: each weight's own block is E[x^2] c^2 / w_i^2.
     values, x = [0.5, 2.0, -1.5], normal(20, 1)
     params = {f"{i}.w": nn.Parameter(torch.tensor(v, dtype=F64)) for i, v in enumerate(values)}
@@ -122,7 +122,7 @@ def test_a_scalar_chain():
     assert bits(params) == before
 
 
-def test_a_warm_start_needs_fewer_products():
+def test_warm_start_needs_fewer_products():
     first = block_eigenvalues(matrix(), generator=generator(1))
     problem = matrix()
     problem.matrix = problem.matrix + 0.01 * symmetric(SPECTRUM, seed=5)
@@ -132,14 +132,14 @@ def test_a_warm_start_needs_fewer_products():
         assert again[block].hvps < cold[block].hvps
         truth = np.linalg.eigvalsh(problem.matrix[PARTS[block], PARTS[block]].numpy())[-1]
         assert float(again[block].eigenvalues[0]) == pytest.approx(truth, rel=1e-3)
-    # A block that the last result lacks starts cold.
+    # A block that is not in the last result starts cold.
     del first["a"]
     partly = block_eigenvalues(problem, init=first)
     assert partly["a"].hvps == cold["a"].hvps
     assert partly["b.deep"].hvps == again["b.deep"].hvps
 
 
-def test_an_objective_is_asked_for_products_only():
+def test_only_products_are_computed():
     problem = Quadratic(symmetric(SPECTRUM), shapes=SHAPES)
     objective = Objective(problem.loss, problem.params, check_deterministic=False)
     found = block_eigenvalues(objective)
@@ -154,18 +154,18 @@ def test_max_hvps_holds_per_block():
 
 
 @pytest.mark.parametrize("blocks", [{}, {"a.weight": "a", "nowhere": "b"}])
-def test_refuses_unknown_names_and_no_blocks(blocks):
+def test_unknown_names_and_no_blocks_raise(blocks):
     with pytest.raises(ValueError, match="expected a mapping from trainable parameters"):
         block_eigenvalues(matrix(), blocks)
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5])
-def test_refuses_k(k):
+def test_invalid_k(k):
     with pytest.raises(ValueError, match=f"k={k}: expected an integer >= 1"):
         block_eigenvalues(matrix(), k=k)
 
 
-def test_refuses_what_the_solver_refuses():
+def test_invalid_arguments_of_the_solver():
     with pytest.raises(ValueError, match="which='LM'"):
         block_eigenvalues(matrix(), which="LM")
     with pytest.raises(ValueError, match="tol=0"):

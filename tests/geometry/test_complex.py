@@ -1,4 +1,4 @@
-"""A complex parameter is two real ones: every number is that of the same loss of real ones."""
+"""A complex parameter equals two real ones: all results are those of the real loss."""
 
 import numpy as np
 import pytest
@@ -179,7 +179,7 @@ def test_quantities(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_weights_come_back_and_are_known_to_be_others(dtype):
+def test_weights_are_restored_and_changes_detected(dtype):
     z = Parameter(torch.tensor([1e4 + 0.1j, complex(-0.0, 1e-4)], dtype=dtype))
     objective = Objective(lambda: (z.abs() ** 2).sum(), {"z": z})
     before, v = bits(parts({"z": z})), {"z": torch.tensor([0.7 - 0.3j, 0.1j], dtype=dtype)}
@@ -204,7 +204,7 @@ def test_adaptive_steps_scale_with_the_modulus():
     assert found.value == pytest.approx(float((size * e + e**2 / 2).sum()), rel=1e-12)
 
 
-def test_a_complex_vector_over_real_weights():
+def test_complex_vector_over_real_weights():
     twin = Twin(False)
     with pytest.raises(TypeError, match=r"vector\['last'\] is complex: expected real numbers"):
         twin.objective().hvp({"last": torch.ones(4, dtype=torch.complex128)})

@@ -1,4 +1,4 @@
-"""Critical sharpness where the crossing is known."""
+"""Critical sharpness of losses with a known crossing."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def along(function):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_quadratic_along_its_gradient(seed):
+def test_quadratic_along_its_gradient(seed):
     problem, update, truth = problem_and_update(seed)
     found = critical_sharpness(objective_of(problem), update, rtol=1e-8)
     assert found.value == pytest.approx(truth, rel=1e-6)
@@ -45,7 +45,7 @@ def test_a_quadratic_along_its_gradient(seed):
     assert found.value <= max(SPECTRUM)
 
 
-def test_a_quadratic_along_any_descent_direction():
+def test_quadratic_along_any_descent_direction():
     # L(w + eta u) - L(w) = eta g'u + eta^2/2 u'Au crosses at -2 g'u / u'Au.
     problem = Quadratic(symmetric([*SPECTRUM[:5], 3.0]))
     u = normal(6, seed=9)
@@ -56,7 +56,7 @@ def test_a_quadratic_along_any_descent_direction():
     assert found.value == pytest.approx(2 / eta, rel=1e-6)
 
 
-def test_a_top_eigenvector_gives_the_top_eigenvalue():
+def test_top_eigenvector_gives_the_top_eigenvalue():
     w = torch.nn.Parameter(torch.tensor([2.0, 0.0, 0.0], dtype=F64))
     values = torch.tensor([7.0, 3.0, 1.0], dtype=F64)
     objective = Objective(lambda: (values * w**2).sum() / 2, {"w": w})
@@ -83,7 +83,7 @@ def test_other_losses(function, eta):
 
 
 @pytest.mark.parametrize("start", [1e-6, 1e-3, 0.1, 1.0, 1e3, 1e6])
-def test_any_start_leads_to_the_same(start):
+def test_result_does_not_depend_on_the_start(start):
     problem, update, truth = problem_and_update()
     found = critical_sharpness(objective_of(problem), update, rtol=1e-8, start=start)
     assert found.value == pytest.approx(truth, rel=1e-6)
@@ -98,14 +98,14 @@ def test_rtol_is_the_relative_error(rtol):
             assert abs(found.eta * truth / 2 - 1) <= rtol
 
 
-def test_a_start_right_at_the_crossing():
-    # (1 - x)^2 at 2 is exactly what it is at 0: neither a fall nor a rise.
+def test_start_at_the_crossing():
+    # (1 - x)^2 is equal at 2 and at 0: neither a decrease nor an increase.
     objective, direction = along(lambda x: (1 - x) ** 2)
     found = critical_sharpness(objective, direction, rtol=1e-8, start=2.0)
     assert found.eta == pytest.approx(2.0, rel=1e-6)
 
 
-def test_a_missing_name_does_not_move():
+def test_missing_name_means_zero():
     problem, update, _ = problem_and_update(shapes={"a": (2,), "b": (4,)})
     u = torch.cat([torch.zeros(2, dtype=F64), update["b"]])
     truth = float(-(u @ problem.A @ u) / (problem.g() @ u))
@@ -116,7 +116,7 @@ def test_a_missing_name_does_not_move():
 @pytest.mark.parametrize(
     ("start", "again"), [(1.5, None), (3.0, None), (7.5, 7.5), (15.0, 15), (30.0, 15)]
 )
-def test_the_first_of_several_crossings(start, again):
+def test_first_of_several_crossings(start, again):
     # Below L(0) up to pi, and again from 2 pi to 3 pi, from 4 pi to 5 pi, ...
     objective, direction = along(lambda x: 5.0 - torch.sin(x))
     found = critical_sharpness(objective, direction, rtol=1e-8, start=start)
@@ -153,7 +153,7 @@ def test_float32_with_a_large_constant():
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -3.0])
 @pytest.mark.parametrize("start", [None, 1e-20, 1.0])
-def test_uphill_it_says_so(constant, start):
+def test_reason_if_the_direction_is_uphill(constant, start):
     problem, update, _ = problem_and_update(constant=constant)
     uphill = {n: -u for n, u in update.items()}
     found = critical_sharpness(objective_of(problem), uphill, start=start)
@@ -163,7 +163,7 @@ def test_uphill_it_says_so(constant, start):
     assert found.forwards <= 42
 
 
-def test_a_fall_by_rounding_is_none():
+def test_decrease_by_rounding_is_ignored():
     # Gently uphill: a loss of 100, in float32, jitters by 1e-5 and "falls" at some short steps.
     jitter = 0
     for seed in range(20):
@@ -177,26 +177,26 @@ def test_a_fall_by_rounding_is_none():
     assert jitter > 5
 
 
-def test_at_a_minimum_it_falls_nowhere():
+def test_reason_at_a_minimum():
     objective, direction = along(lambda x: x**2)
     assert "falls nowhere" in critical_sharpness(objective, direction).note
 
 
-def test_a_loss_that_never_rises_says_so():
+def test_reason_if_the_loss_never_rises():
     objective, direction = along(lambda x: -x)
     found = critical_sharpness(objective, direction)
     assert math.isnan(found.value)
     assert found.note.startswith("the loss does not rise along the direction up to step")
 
 
-def test_a_loss_that_does_not_change_says_so():
+def test_reason_if_the_loss_does_not_change():
     objective, direction = along(lambda x: 0 * x + 2)
     note = critical_sharpness(objective, direction).note
     assert note == "the loss falls nowhere along the direction: it does not change"
 
 
 @pytest.mark.parametrize("length", [0.0, math.inf, math.nan])
-def test_a_direction_without_a_direction_says_so(length):
+def test_reason_if_the_direction_is_not_finite_or_zero(length):
     objective, direction = along(lambda x: -x)
     found = critical_sharpness(objective, {"x": direction["x"] * length})
     assert math.isnan(found.value)
@@ -204,7 +204,7 @@ def test_a_direction_without_a_direction_says_so(length):
 
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
-def test_a_loss_that_is_not_finite_at_the_weights_says_so(broken):
+def test_reason_if_the_loss_is_not_finite_at_the_weights(broken):
     objective, direction = along(lambda x: x + broken)
     found = critical_sharpness(objective, direction)
     assert math.isnan(found.value)
@@ -237,7 +237,7 @@ def test_forwards():
 
 
 @pytest.mark.parametrize("call", [2, 3, 5])
-def test_weights_are_back_after_a_loss_that_raises_half_way(call):
+def test_weights_are_restored_after_an_error(call):
     problem, update, _ = problem_and_update()
     before = bits(problem.params)
     loss = RaisesAt(problem.loss, call)
@@ -255,13 +255,13 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call):
         ({"start": math.inf}, "start=inf: expected a finite number > 0, or None"),
     ],
 )
-def test_refuses(wrong, message):
+def test_invalid_arguments(wrong, message):
     problem, update, _ = problem_and_update()
     with pytest.raises(ValueError, match=re.escape(message)):
         critical_sharpness(objective_of(problem), update, **wrong)
 
 
-def test_refuses_a_direction_of_other_parameters():
+def test_direction_of_other_parameters_raises():
     problem, _, _ = problem_and_update()
     with pytest.raises(ValueError, match="no trainable parameter of that name"):
         critical_sharpness(objective_of(problem), {"elsewhere": torch.ones(6, dtype=F64)})

@@ -1,4 +1,4 @@
-"""A user's default device is none of our business: what is small and ours stays on the CPU."""
+"""Results do not depend on the user's default device: small internal tensors stay on the CPU."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_values_are_the_same_whatever_the_default_device(name):
-    """``meta`` holds no numbers: whatever is made there fails, or is not a value."""
+def test_values_do_not_depend_on_the_default_device(name):
+    """Tensors created on ``meta`` have no values: using them raises, or gives no value."""
     expected = MEASURES[name](Problem())
     problem = Problem()
     with torch.device("meta"):

@@ -80,7 +80,7 @@ def test_transposed_convolution_has_its_filters_along_dimension_one(kind):
         )
 
 
-def test_filter_dims_are_named_as_the_parameters():
+def test_filter_dims_by_parameter_name():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ConvTranspose2d(2, 1, 3)))
     assert filter_dims_of(module) == {"1.0.weight": 1}
     assert filter_dims_of(module).keys() <= dict(module.named_parameters()).keys()
@@ -103,7 +103,7 @@ def test_zeros_give_no_nan():
     assert normalized["bias"].tolist() == [0, 0]
 
 
-def test_missing_names_stay_missing_and_arguments_stay_as_they_are():
+def test_missing_names_stay_missing_and_arguments_are_unchanged():
     params = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
     direction = {"a": torch.full((2, 2), 3.0)}
     normalized = filter_normalize(direction, params)
@@ -113,7 +113,7 @@ def test_missing_names_stay_missing_and_arguments_stay_as_they_are():
     assert params["a"].eq(1).all()
 
 
-def test_normalisation_does_not_see_the_length_of_the_direction():
+def test_normalisation_does_not_depend_on_the_length():
     params = {"w": normal(4, 5, seed=1)}
     d = normal(4, 5, seed=2)
     one, tiny = (filter_normalize({"w": factor * d}, params)["w"] for factor in (1.0, 1e-30))
@@ -144,7 +144,7 @@ def test_orthogonal_to_is_gram_schmidt():
 
 
 def test_orthogonal_to_names_of_the_other():
-    """What the direction lacks is zero there, and gets its share."""
+    """Names missing in the direction are zero there, and get their part of the result."""
     rest = orthogonal_to(
         {"a": torch.ones(1, dtype=F64)},
         {"a": torch.ones(1, dtype=F64), "b": torch.ones(1, dtype=F64)},
@@ -154,7 +154,7 @@ def test_orthogonal_to_names_of_the_other():
 
 
 @pytest.mark.parametrize("angle", [1.0, 1e-2, 1e-4, 1e-5])
-def test_nearly_parallel_directions_end_up_orthogonal(angle):
+def test_nearly_parallel_directions_become_orthogonal(angle):
     """In float32, where subtracting once leaves a cosine of 1e-7/angle."""
     other = {"w": normal(1000).float()}
     d = {"w": other["w"] + angle * normal(1000, seed=1).float()}
@@ -172,14 +172,14 @@ def test_nearly_parallel_directions_end_up_orthogonal(angle):
         ([1.0, 1.0], [0.0, 0.0]),
     ],
 )
-def test_parallel_directions_are_refused(d, other):
+def test_parallel_directions_raise(d, other):
     with pytest.raises(ValueError, match="parallel: expected two that span a plane"):
         orthogonal_to({"w": torch.tensor(d)}, {"w": torch.tensor(other)})
     with pytest.raises(ValueError, match="parallel"):
         orthogonal_to({"w": torch.tensor(d)}, {})
 
 
-def test_aligned_flips_what_points_away():
+def test_aligned_flips_opposite_directions():
     v, other = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, -1.0])}
     assert aligned(v, other)["w"].tolist() == [1, 2]
     assert aligned(v, {"w": -other["w"]})["w"].tolist() == [-1, -2]

@@ -19,7 +19,7 @@ SPECTRUM = [9.0, 5.0, 4.0, 2.0, 1.0, 0.5, 0.0, 0.0, -1.0, -2.0, -3.0, -6.0]
 
 
 def stepped(make, steps=3):
-    """A quadratic some real steps of the optimizer from its start."""
+    """A quadratic after some steps of the optimizer."""
     q = Quadratic(symmetric(SPECTRUM), shapes=SHAPES)
     a, b, c = q.params.values()
     optimizer = make(a, b, c)
@@ -115,7 +115,7 @@ def test_groups_with_their_own_settings(method):
 
 
 def test_same_step_but_other_weight_decay():
-    """Biases are often spared: the step is one number, the matrix still is not H."""
+    """Biases often have no weight decay: the step size is one number, but the matrix is not H."""
     q, sgd = stepped(
         lambda a, b, c: SGD([{"params": [a, c], "weight_decay": 2.0}, {"params": [b]}], lr=0.05)
     )
@@ -160,7 +160,7 @@ def test_rmsprop():
 
 @pytest.mark.parametrize("make", [SGD, Adam])
 def test_maximize_takes_the_hessian_of_the_negated_loss(make):
-    """The weight decay still pulls to zero, so that it is added after the sign."""
+    """Weight decay still acts towards zero, so it is added after the sign change."""
     q, optimizer = stepped(lambda *p: make(p, lr=0.02, weight_decay=0.5, maximize=True))
     found, _ = ratio(q, optimizer)
     scale = np.full(12, 0.02) if make is SGD else adam_scale(q, optimizer, 0.02)
@@ -170,7 +170,7 @@ def test_maximize_takes_the_hessian_of_the_negated_loss(make):
         assert expected == pytest.approx(0.02 * 6.5 / 2, rel=1e-12)
 
 
-def test_parameter_that_does_not_move_does_not_count():
+def test_parameter_without_an_update_is_left_out():
     q, sgd = stepped(lambda a, b, c: SGD([{"params": [a]}, {"params": [c], "lr": 0.02}], lr=0.1))
     found, _ = ratio(q, sgd)
     expected = dense_ratio(q.A, spread(q, [0.1, 0.0, 0.02]), ZERO)
@@ -179,7 +179,7 @@ def test_parameter_that_does_not_move_does_not_count():
 
 @pytest.mark.parametrize("method", ["lanczos", "power"])
 @pytest.mark.parametrize("make", [Adam, RMSprop])
-def test_coordinates_without_a_second_moment_do_not_count(make, method):
+def test_coordinates_without_a_second_moment_are_left_out(make, method):
     """1/(sqrt(0) + eps) is no step: the ratio is that of the Hessian over the others."""
     q, optimizer = stepped(lambda *p: make(p, lr=3e-2, eps=1e-8))
     square = "exp_avg_sq" if make is Adam else "square_avg"
@@ -200,7 +200,7 @@ def test_coordinates_without_a_second_moment_do_not_count(make, method):
     assert stability_edge(optimizer, objective.params).inactive_share == 5 / 12
 
 
-def test_parameters_the_objective_does_not_have_do_not_matter():
+def test_parameters_outside_the_objective_are_ignored():
     """Frozen and tied ones are in ``named_parameters``; the Objective drops them."""
     q, sgd = stepped(lambda a, b, c: SGD([{"params": [a, b]}, {"params": [c], "lr": 0.02}], lr=0.1))
     frozen = Parameter(torch.ones(3, dtype=F64), requires_grad=False)

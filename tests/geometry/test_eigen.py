@@ -27,7 +27,7 @@ METHODS = ["lanczos", "power"]
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tail", [0, 37])
 def test_negative_eigenvalue_of_largest_magnitude(method, tail):
-    """Plain power iteration answers -5.  60 spectra, each with its own start."""
+    """Plain power iteration returns -5.  60 spectra, each with its own start."""
     for seed in range(60):
         matrix = symmetric([-5.0, 3.0, 1.0, *spread([1.0], tail)[1:]], seed)
         largest, smallest = (
@@ -139,7 +139,7 @@ def test_pairs_are_eigenpairs(method, which, k):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("k", [1, 3])
-def test_converged_says_what_is_true(method, k):
+def test_converged_is_true_only_within_the_tolerance(method, k):
     """From too few products to enough: at the cap it is False, unless the residuals hold."""
     tol, seen = 1e-3, set()
     matrix = symmetric(spread([5.0, -4.8, 4.6, 4.0], 50), 1)
@@ -153,7 +153,7 @@ def test_converged_says_what_is_true(method, k):
             assert float(residuals.max()) <= tol * 5.0
             np.testing.assert_allclose(result.eigenvalues, [5.0, 4.6, 4.0][:k], rtol=1e-3)
         else:
-            assert operator.hvps == cap  # it did not give up before
+            assert operator.hvps == cap  # it did not stop earlier
             if method == "lanczos":
                 assert float(residuals.max()) > tol * float(result.eigenvalues.abs().max())
         seen.add(result.converged)
@@ -162,7 +162,7 @@ def test_converged_says_what_is_true(method, k):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_wrong_end_is_never_called_converged(method):
-    """A cap that falls just when power iteration has found -5 and has to turn round."""
+    """A cap reached just when power iteration has found -5 and must switch to the other end."""
     answers = set()
     for seed in range(10):
         matrix = symmetric([-5.0, 3.0, 1.0, *[0.5] * 8], seed)
@@ -223,7 +223,7 @@ def softmax_regression(classes, features=6):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("k", [1, 3, 9, 10])
 def test_softmax_regression_has_equal_eigenvalues(method, k):
-    """Ten classes: the top nine are one value, the tenth is the next."""
+    """Ten classes: the top nine eigenvalues are equal, the tenth is smaller."""
     objective, spectrum = softmax_regression(10)
     assert spectrum[8] == spectrum[0] > 1.05 * spectrum[9]
     result = top_eigenvalues(objective, k, method=method, tol=1e-5, max_hvps=3000)
@@ -387,7 +387,7 @@ def test_length_of_init_does_not_matter(method, length):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_same_start_every_time_and_global_randomness_untouched(method):
+def test_same_start_every_time_and_global_random_state_unchanged(method):
     problem = mlp()
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -417,7 +417,7 @@ def test_float32(method):
     np.testing.assert_allclose(result.eigenvalues, [3.0, 2.0], rtol=1e-5)
 
 
-def test_a_start_at_an_eigenvector_costs_one_product_and_a_search():
+def test_start_at_an_eigenvector_needs_one_product_and_a_search():
     basis = orthogonal(20)
     values = torch.arange(1, 21, dtype=F64)
     operator = Matrix(basis * values @ basis.T)
@@ -439,9 +439,9 @@ def test_missing_names_of_init_are_zero():
 @pytest.mark.parametrize("pace", [0.003, 0.01, 0.03, 0.1])
 @pytest.mark.parametrize("seed", range(4))
 def test_warm_start_follows_a_crossing(pace, seed):
-    """Fewer products than from scratch, and never on the eigenvalue that was overtaken.
+    """Fewer products than a cold start, and never the eigenvalue that was overtaken.
 
-    From the sum v1 + 0.3 v2 + 0.3 v3 this answered the overtaken one, converged, until the end.
+    From the sum v1 + 0.3 v2 + 0.3 v3 the overtaken one was returned as converged until the end.
     """
     previous, warm, cold = None, 0, 0
     for matrix, expected in film(pace, seed):
@@ -467,7 +467,7 @@ def test_warm_start_of_several(pace):
 
 
 @pytest.mark.parametrize("cap", [2, 3, 4])
-def test_warm_start_keeps_the_cap(cap):
+def test_warm_start_respects_the_cap(cap):
     """Also where the start vectors alone would be more."""
     matrices = [matrix for matrix, _ in film(0.1, frames=2)]
     start = top_eigenvalues(Matrix(matrices[0]), 2)
@@ -490,7 +490,7 @@ def test_warm_start_from_another_k(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_warm_start_from_a_result_that_is_not_finite(method):
-    """After a measurement that blew up the next one starts afresh."""
+    """After a result that is not finite the next solve starts cold."""
     matrix = symmetric(spread([5.0, 4.0], 20))
     bad = top_eigenvalues(Matrix(matrix * math.nan), 2, method=method)
     result = top_eigenvalues(Matrix(matrix), 2, method=method, max_hvps=300, init=bad)
@@ -534,7 +534,7 @@ def test_infinite_preconditioner_leaves_a_parameter_out():
     assert result.eigenvectors[0]["stands"].abs().max() < 1e-9
 
 
-# -- what is not a number is data -----------------------------------------------------------------
+# -- operators that are not finite ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -610,8 +610,8 @@ def test_quadratic_through_an_objective():
     assert result.eigenvectors[0]["b"].shape == ()
 
 
-def test_an_operator_that_is_not_symmetric_shows():
-    """A kernel with a wrong second derivative: nothing else gives it away."""
+def test_asymmetric_operator_is_detected():
+    """As with a kernel whose second derivative is wrong."""
     matrix = symmetric([3.0, 2.0, 1.0, 0.5, 0.1])
     broken = matrix.clone()
     broken[0, 1] += 1.0
@@ -619,8 +619,8 @@ def test_an_operator_that_is_not_symmetric_shows():
     assert top_eigenvalues(Matrix(broken)).asymmetry > 0.1
 
 
-def test_a_random_start_has_not_converged_after_a_few_products():
-    """One that holds next to nothing of the top eigenvector: its neighbour has no residual."""
+def test_random_start_has_not_converged_after_a_few_products():
+    """The start is nearly orthogonal to the top eigenvector, so a small residual is not enough."""
     w = Parameter(torch.zeros(2000, dtype=F64))
     spectrum = torch.full((2000,), -1.0, dtype=F64)
     spectrum[7] = 1e-3

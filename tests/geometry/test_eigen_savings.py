@@ -1,4 +1,4 @@
-"""What saves products and memory: stopping on the estimated error, and a bounded basis."""
+"""Saving products and memory: stopping on the estimated error, and a bounded basis."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TOL, RTOL = 1e-3, 5e-3
 
 @pytest.mark.parametrize("pace", [0.003, 0.01, 0.03, 0.1, 0.2])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_estimated_error_is_enough_through_a_crossing(pace, seed):
-    """Every value within the tolerance, for fewer products than the residual asks for."""
+def test_stopping_on_the_estimated_error_through_a_crossing(pace, seed):
+    """Every value is within the tolerance, with fewer products than the residual needs."""
     previous, loose, strict = None, 0, 0
     last = None
     for matrix, expected in film(pace, seed):
@@ -39,20 +39,20 @@ def test_errors_of_moved_starts_are_below_the_tolerance(k, rtol):
         noise = 0.02 * torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
         start = top_eigenvalues(Matrix(matrix), k, tol=1e-6, max_hvps=200)
         turned = matrix + noise + noise.T
-        # The residual alone would have it go on.
+        # The residual alone would not stop here.
         moved = top_eigenvalues(Matrix(turned), k, tol=1e-12, init=start, rtol=rtol)
         exact = np.linalg.eigvalsh(turned.numpy())[::-1][:k]
         assert moved.converged
         np.testing.assert_allclose(moved.eigenvalues, exact, atol=rtol * exact[0])
 
 
-def test_without_a_tolerance_of_the_error_the_residual_decides():
+def test_residual_decides_without_a_tolerance_of_the_error():
     for matrix, _ in film(0.03, frames=6):
         result = top_eigenvalues(Matrix(matrix), tol=1e-3)
         assert float(result.residuals) <= 1e-3 * float(np.abs(np.linalg.eigvalsh(matrix)).max())
 
 
-def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
+def test_no_early_stop_if_another_eigenvalue_may_be_larger():
     """Started on the second eigenvector, with half of the first: the pair itself has converged."""
     values = torch.tensor([5.0, 4.0, 1.0, 0.5], dtype=torch.float64)
     operator = Matrix(torch.diag(values))
@@ -70,10 +70,10 @@ def test_a_runner_up_that_may_be_larger_forbids_the_early_stop():
         ([5.0, 4.0, 1.0], [0.1, 0.5], [0.01 / 0.5]),  # the next is at most 4.5
         ([5.0, 4.9, 1.0], [0.1, 0.2], [np.inf]),  # it may be 5.1
         ([5.0, 4.0, 3.0, 1.0], [0.1, 0.2, 0.5], [0.01 / 1.5, 0.04 / 0.5]),
-        ([5.0, 4.0], [0.1, 0.2], [np.inf, np.inf]),  # nothing is known of a third
+        ([5.0, 4.0], [0.1, 0.2], [np.inf, np.inf]),  # no information about a third
     ],
 )
-def test_an_estimated_error(values, residuals, expected):
+def test_estimated_error_of_a_value(values, residuals, expected):
     values, residuals = (torch.tensor(x, dtype=torch.float64) for x in (values, residuals))
     found = lanczos.estimated_errors(values, residuals, len(expected))
     np.testing.assert_allclose(found, expected)
@@ -81,7 +81,7 @@ def test_an_estimated_error(values, residuals, expected):
 
 @pytest.mark.parametrize("most", [6, 8, 16])
 @pytest.mark.parametrize("tol", [1e-2, 1e-8])
-def test_a_bounded_basis_costs_few_products(most, tol):
+def test_bounded_basis_needs_few_more_products(most, tol):
     """Down to six vectors: a slowly converging problem restarts many times."""
     bounded, free = 0, 0
     for seed in range(5):
@@ -96,7 +96,7 @@ def test_a_bounded_basis_costs_few_products(most, tol):
     assert bounded <= 1.3 * free
 
 
-def test_the_basis_is_no_larger_than_allowed(monkeypatch):
+def test_basis_is_within_its_bound(monkeypatch):
     largest = 0
     append = subspace._Rows.append
 

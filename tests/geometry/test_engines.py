@@ -1,4 +1,4 @@
-"""Where a function has no double backward: differences of gradients, and who is told."""
+"""Functions without a double backward: differences of gradients, and the warning."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.oracles import F64, close, flat, named, normal, seven_weights
 # -- no double backward ---------------------------------------------------------------------------
 
 
-def test_falls_back_to_finite_differences_and_says_so():
+def test_falls_back_to_finite_differences_with_a_warning():
     smooth, once = without_double_backward()
     objective = Objective(once.loss, once.params)
     assert (objective.engine_used, objective.engine_note) == ("double_backward", "")
@@ -26,8 +26,8 @@ def test_falls_back_to_finite_differences_and_says_so():
     assert objective.gradients - gradients <= 3
 
 
-def test_the_last_function_of_the_loss_has_no_double_backward():
-    """What flows into its backward is constant: its gradient looks like that of a linear loss."""
+def test_last_function_of_the_loss_has_no_double_backward():
+    """The input of its backward is constant, so its gradient looks like that of a linear loss."""
     w = Parameter(normal(4))
     objective = Objective(lambda: OnceTanh.apply(w).sum(), {"w": w})
     v, y = normal(4, seed=1), w.detach().tanh()
@@ -47,7 +47,7 @@ def test_engine_double_backward_does_not_fall_back():
 
 
 class Eats(torch.autograd.Function):
-    """A backward that works and a double backward for which the memory is not enough."""
+    """A backward that works, and a double backward that runs out of memory."""
 
     @staticmethod
     def forward(ctx, x, order):
@@ -62,7 +62,7 @@ class Eats(torch.autograd.Function):
 
 
 def test_out_of_memory_is_not_a_missing_double_backward():
-    """Nor a loss that wants a graph: either answer would ask for more."""
+    """Nor a loss that needs a graph: either fallback would need more memory."""
     w = Parameter(torch.ones(3))
     objective = Objective(lambda: Eats.apply(w**2, 1).sum().square(), {"w": w})
     with pytest.raises(torch.OutOfMemoryError):
@@ -103,7 +103,7 @@ def test_finite_differences_from_zero():
     assert flat(objective.hvp({})).count_nonzero() == 0
 
 
-def test_finite_differences_cost_two_gradients():
+def test_finite_differences_need_two_gradients():
     q = seven_weights()
     objective = Objective(q.loss, q.params, engine="finite_difference", check_deterministic=False)
     objective.hvp(q.named(normal(7)))

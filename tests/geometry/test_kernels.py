@@ -1,4 +1,4 @@
-"""Kernels that are replaced while a loss is evaluated: the same function, the true Hessian."""
+"""Kernels that are replaced while a loss is evaluated: same function, correct Hessian."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def test_products_through_checkpoints(reentrant):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_reentrant_checkpoint_of_the_data_trains_nothing_inside():
-    """Torch warns and gives the first layer no gradient; then that is what is measured too."""
+def test_reentrant_checkpoint_of_the_data_has_no_gradient():
+    """Torch warns and computes no gradient for the first layer; the measurement agrees."""
     module = Blocks(True, first=True)
     module.loss().backward()
     assert module.inner.weight.grad is None
@@ -133,7 +133,7 @@ def test_top_eigenvalue_under_autocast(dtype, engine, rtol):
     assert float(found.eigenvalues[0]) == pytest.approx(float(exact.eigenvalues[0]), rel=rtol)
 
 
-def test_saved_dtypes_sees_through_autocast():
+def test_saved_dtypes_under_autocast():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         _, loss, _ = half(dtype)
         assert dtype in saved_dtypes(loss)
@@ -149,10 +149,10 @@ PRECISIONS = [
 ]  # fmt: skip
 
 
-def told(ask):
-    """What torch says, or that it refuses: older and newer switches that contradict each other."""
+def read(setting):
+    """A setting of torch, or "refused" if older and newer switches contradict each other."""
     try:
-        return ask()
+        return setting()
     except RuntimeError:
         return "refused"
 
@@ -160,9 +160,9 @@ def told(ask):
 def precisions():
     return [
         *(place.fp32_precision for place in PRECISIONS),
-        told(torch.get_float32_matmul_precision),
-        told(lambda: BACKENDS.cuda.matmul.allow_tf32),
-        told(lambda: BACKENDS.cudnn.allow_tf32),
+        read(torch.get_float32_matmul_precision),
+        read(lambda: BACKENDS.cuda.matmul.allow_tf32),
+        read(lambda: BACKENDS.cudnn.allow_tf32),
         BACKENDS.fp32_precision,
     ]
 
@@ -180,7 +180,7 @@ def any_precision():
 
 # What users set: the place and its attribute, or a function, and the value.
 SETTINGS = {
-    "as it comes": lambda: None,
+    "default": lambda: None,
     "high": lambda: torch.set_float32_matmul_precision("high"),
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "matmul, older": lambda: setattr(BACKENDS.cuda.matmul, "allow_tf32", True),
@@ -203,7 +203,7 @@ def test_full_float32_and_back(setting, any_precision, monkeypatch):
             inside += precisions()
             with full_float32():
                 assert precisions() == inside
-            # A module may use these itself, which read the older switch.
+            # A module may use this context manager, which reads the older switch.
             if "refused" not in before:
                 with BACKENDS.cudnn.flags(enabled=False):
                     pass
@@ -251,8 +251,8 @@ def test_differences_of_losses_are_as_precise_as_float32(any_precision):
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_no_known_loss_that_is_less_precise(any_precision):
-    """The graph of a product has the loss at its end, for nothing where that is full float32."""
+def test_known_loss_is_reused_only_in_full_float32(any_precision):
+    """The graph of a product ends in the loss, which is reused if it is in full float32."""
     torch.manual_seed(0)
     net, x = nn.Linear(4, 3), torch.randn(8, 4)
     params, evaluated = dict(net.named_parameters()), []
@@ -270,8 +270,8 @@ def test_no_known_loss_that_is_less_precise(any_precision):
         assert evaluated == again
 
 
-def test_a_solver_turns_its_vectors_in_full_float32(any_precision):
-    """Its own have nothing to do with those of training.  Seen where a CPU has bfloat16."""
+def test_solver_rotates_its_vectors_in_full_float32(any_precision):
+    """Independent of the precision of training.  Visible only if the CPU has bfloat16."""
     spectrum = torch.cat([torch.tensor([5.0, 4.0, 3.0, -4.5]), torch.linspace(-1, 1, 4092)])
     w = nn.Parameter(torch.zeros(4096))
 
@@ -307,7 +307,7 @@ class OnGpu:
     ],
 )
 def test_cudnns_own_random_numbers(before_weights, dropout, training, on_gpu, draws, monkeypatch):
-    """It is asked for dropout between layers by torch's four functions alone."""
+    """Only torch's four functions request dropout between layers from cuDNN."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     seen = []
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
@@ -323,7 +323,7 @@ def test_cudnns_own_random_numbers(before_weights, dropout, training, on_gpu, dr
     assert torch.backends.cudnn.enabled
 
 
-# -- nothing stays exchanged ----------------------------------------------------------------------
+# -- kernels are restored ------------------------------------------------------------------------
 
 
 def sdpa_flags():

@@ -1,6 +1,6 @@
-"""Graphs within bounds: how many are there at once, what a full memory leads to, what it all says.
+"""Bounded memory of graphs: how many exist at once, handling of a full memory, and messages.
 
-The network is one whose dense Hessian is known, so that a bound can never buy a wrong number.
+The dense Hessian of the network is known, so that wrong results under a bound are detected.
 """
 
 import itertools
@@ -29,16 +29,16 @@ FULL_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memo
 
 
 class Saved:
-    """What a graph keeps for one tensor, alive as long as the graph is."""
+    """What a graph saves for one tensor; alive as long as the graph."""
 
     def __init__(self, tensor):
         self.tensor = tensor
 
 
 class Watched:
-    """A network's loss in batches; sees how many examples' graphs are alive at once.
+    """A network's loss in batches; counts the examples whose graphs are alive at once.
 
-    A graph that would make more than ``room`` of them raises ``error``.
+    A graph that would exceed ``room`` examples raises ``error``.
     """
 
     def __init__(self, sizes, room=float("inf"), error=FULL, loss=F.cross_entropy):
@@ -86,19 +86,19 @@ class Watched:
         edges = [*range(start, stop, most), stop]
         return [self.term(slice(a, b)) for a, b in itertools.pairwise(edges)]
 
-    def objective(self, limit=None, cut=False, told=None, **options):
-        told = [] if told is None else told
+    def objective(self, limit=None, cut=False, messages=None, **options):
+        messages = [] if messages is None else messages
         return Objective(
             [self.term(part) for part in self.parts],
             self.problem.params,
             check_deterministic=False,
-            memory=GraphMemory(limit, tell=told.append),
+            memory=GraphMemory(limit, tell=messages.append),
             cut=self.cut if cut else None,
             **options,
         )
 
     def check(self, objective, products=3):
-        """Everything an objective gives is the truth, whatever there was room for."""
+        """Compare products, gradient and loss with the exact ones."""
         exact, whole = self.problem.hessian, self.problem
         for seed in range(products):
             v = normal(83, seed=seed)
@@ -113,11 +113,11 @@ class Watched:
 
 @pytest.fixture
 def unknown(monkeypatch):
-    """Nobody can tell how much memory is free."""
+    """The amount of free memory is unknown."""
     monkeypatch.setattr(batches, "free_memory", lambda device: None)
 
 
-# -- what is kept ---------------------------------------------------------------------------------
+# -- retained graphs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_graphs_cover_at_most_the_examples_allowed(limit, kept, unknown):
     assert watched.alive() == 0
 
 
-def test_the_one_batch_there_is_stays(unknown):
-    """It is there at each product anyway."""
+def test_graph_of_a_single_batch_is_retained(unknown):
+    """It exists during each product anyway."""
     watched = Watched([EXAMPLES])
     watched.check(watched.objective(2))
     assert sum(watched.built.values()) <= 2  # one to count its bytes
@@ -149,7 +149,7 @@ def test_the_one_batch_there_is_stays(unknown):
 
 
 @pytest.mark.parametrize(("spare", "kept"), [(1.01, True), (0.99, False)])
-def test_more_is_kept_only_where_memory_is_known_to_hold_it(spare, kept, monkeypatch):
+def test_more_graphs_are_retained_only_if_memory_is_known(spare, kept, monkeypatch):
     """At most half of what is free; the bytes of a graph are counted, not guessed."""
     watched = Watched([2] * 4)
     weight, fn = watched.term(watched.parts[0])
@@ -160,7 +160,7 @@ def test_more_is_kept_only_where_memory_is_known_to_hold_it(spare, kept, monkeyp
         needed = saved() / weight * EXAMPLES + 4 * 8 * 83  # four gradients at the end of graphs
     del graph, loss, fn
     monkeypatch.setattr(batches, "free_memory", lambda device: int(2 * needed * spare))
-    plain = Watched([2] * 4)  # its own hooks would hide what is saved from the count
+    plain = Watched([2] * 4)  # its own hooks would hide saved tensors from the count
     plain_terms = [
         (
             2.0,
@@ -176,7 +176,7 @@ def test_more_is_kept_only_where_memory_is_known_to_hold_it(spare, kept, monkeyp
 
 
 @pytest.mark.parametrize(("free", "kept"), [(2**24 + 2**16, 32), (2**22 + 2**16, 7), (2**17, 0)])
-def test_gradients_at_the_end_of_kept_graphs_count(free, kept, monkeypatch):
+def test_gradients_of_retained_graphs_are_counted(free, kept, monkeypatch):
     """With single examples they are most of it: 2^16 weights, of which a loss saves next to none.
 
     A quarter megabyte each: of four megabytes half may be used, by seven graphs and one in work.
@@ -205,7 +205,7 @@ def test_gradients_at_the_end_of_kept_graphs_count(free, kept, monkeypatch):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_the_bytes_of_a_graph_are_counted_once_a_run(monkeypatch):
+def test_bytes_of_a_graph_are_counted_once_per_run(monkeypatch):
     asked = []
     monkeypatch.setattr(batches, "free_memory", lambda device: asked.append(1) or 10**12)
     watched = Watched([2] * 4)
@@ -223,22 +223,22 @@ def test_the_bytes_of_a_graph_are_counted_once_a_run(monkeypatch):
     assert len(asked) == 3  # how much is free may have changed
 
 
-# -- cutting --------------------------------------------------------------------------------------
+# -- splitting ------------------------------------------------------------------------------------
 
 
-def test_a_batch_without_room_is_cut(unknown):
-    told = []
+def test_batch_that_does_not_fit_is_split(unknown):
+    messages = []
     watched = Watched([EXAMPLES])
-    objective = watched.objective(2, cut=True, told=told)
+    objective = watched.objective(2, cut=True, messages=messages)
     watched.check(objective)
     assert watched.peak == 2
     assert watched.forwards[0, 8] == 2  # its loss was compared with that of the pieces, twice
     assert watched.built[0, 8] == 0
-    assert "in pieces" in told[0]
-    assert len(told) == 1
+    assert "in pieces" in messages[0]
+    assert len(messages) == 1
 
 
-def test_a_batch_with_room_is_not_cut(monkeypatch):
+def test_batch_that_fits_is_not_split(monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
     watched = Watched([EXAMPLES])
     watched.check(watched.objective(2, cut=True))
@@ -250,22 +250,22 @@ def of_the_batch(outputs, targets):
     return F.cross_entropy(outputs - outputs.mean(0), targets)
 
 
-def test_a_batch_whose_pieces_are_another_loss_is_not_cut(unknown):
-    told = []
+def test_batch_is_not_split_if_its_pieces_are_another_loss(unknown):
+    messages = []
     watched = Watched([EXAMPLES], loss=of_the_batch)
-    objective = watched.objective(2, cut=True, told=told)
+    objective = watched.objective(2, cut=True, messages=messages)
     for _ in range(2):
         product = objective.hvp(watched.named(normal(83)))
     whole = Watched([EXAMPLES], loss=of_the_batch)
     assert torch.equal(flat(product), flat(whole.objective().hvp(whole.named(normal(83)))))
-    assert watched.built[0, 8] == 2  # anew after the comparison, which moves the weights
+    assert watched.built[0, 8] == 2  # again after the comparison, which changes the weights
     assert watched.forwards[0, 8] == 2
-    assert len(told) == 1
-    assert "not split: the pieces give losses of" in told[0]
+    assert len(messages) == 1
+    assert "not split: the pieces give losses of" in messages[0]
 
 
-def test_a_piece_that_the_loss_does_not_take(unknown):
-    told = []
+def test_loss_that_does_not_accept_pieces(unknown):
+    messages = []
 
     def picky(outputs, targets):
         if len(targets) != EXAMPLES:
@@ -273,15 +273,15 @@ def test_a_piece_that_the_loss_does_not_take(unknown):
         return F.cross_entropy(outputs, targets)
 
     watched = Watched([EXAMPLES], loss=picky)
-    watched.check(watched.objective(2, cut=True, told=told))
-    assert [("not be measured" in text, "not split" in text) for text in told] == [
+    watched.check(watched.objective(2, cut=True, messages=messages))
+    assert [("not be measured" in text, "not split" in text) for text in messages] == [
         (True, False),
         (False, True),
     ]
 
 
-def test_batches_taken_alone_are_the_given_ones(unknown):
-    """Also where they are evaluated in pieces."""
+def test_batches_evaluated_alone_are_the_given_ones(unknown):
+    """Also if they are evaluated in pieces."""
     watched = Watched([4, 4])
     objective = watched.objective(2, cut=True)
     watched.check(objective)
@@ -308,7 +308,7 @@ def test_batches_taken_alone_are_the_given_ones(unknown):
     [([1] * EXAMPLES, False, 1), ([1] * EXAMPLES, False, 5), ([8], True, 3), ([5, 3], True, 1)],
     ids=str,
 )
-def test_out_of_memory_is_met_with_less_at_once(sizes, cut, room, error, monkeypatch):
+def test_out_of_memory_reduces_the_graphs(sizes, cut, room, error, monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)  # and that was wrong
     watched = Watched(sizes, room, error)
     objective = watched.objective(max(sizes), cut)
@@ -316,7 +316,7 @@ def test_out_of_memory_is_met_with_less_at_once(sizes, cut, room, error, monkeyp
     assert 0 < watched.peak <= room
 
 
-def test_a_run_does_not_try_again_what_did_not_fit(monkeypatch):
+def test_failed_sizes_are_not_tried_again_in_a_run(monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
     watched = Watched([1] * EXAMPLES, room=3)
     shared, refused = GraphMemory(), []
@@ -335,8 +335,8 @@ def test_a_run_does_not_try_again_what_did_not_fit(monkeypatch):
     assert refused[1] == 0
 
 
-def test_what_another_objective_of_the_run_has_learned_is_used(monkeypatch):
-    """Shrunk for a batch taken alone: the whole tries that before it goes further."""
+def test_objectives_of_a_run_share_the_limit(monkeypatch):
+    """After a reduction for a single batch the whole objective tries that limit first."""
     monkeypatch.setattr(batches, "free_memory", lambda device: 10**12)
     watched = Watched([4, 4])
     objective = watched.objective(cut=True)
@@ -352,7 +352,7 @@ def test_what_another_objective_of_the_run_has_learned_is_used(monkeypatch):
 
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("call", ["gradient", "hvp"])
-def test_when_the_smallest_does_not_fit_the_error_comes_out(call, cut, unknown):
+def test_error_is_raised_if_the_smallest_graph_does_not_fit(call, cut, unknown):
     watched = Watched([EXAMPLES], room=0)
     objective = watched.objective(cut=cut)
     before = flat(watched.problem.params).clone()
@@ -366,8 +366,8 @@ def test_when_the_smallest_does_not_fit_the_error_comes_out(call, cut, unknown):
     watched.check(objective)
 
 
-def test_the_graph_makes_room_for_others(monkeypatch):
-    """A product leaves a graph behind; what comes next finds no room, drops it and goes on."""
+def test_graph_is_dropped_if_memory_is_needed(monkeypatch):
+    """A product retains a graph; if the next evaluation does not fit, the graph is dropped."""
     watched = Watched([4, 4])
     objective = watched.objective()
     objective.hvp(watched.named(normal(83)))
@@ -380,8 +380,8 @@ def test_the_graph_makes_room_for_others(monkeypatch):
     close(displaced, flat(objective.gradient()), 1e-10)
 
 
-def test_processes_go_smaller_together(unknown):
-    """It was the memory of one of them."""
+def test_processes_reduce_their_graphs_together(unknown):
+    """Only one of them runs out of memory."""
 
     def work(rank, reduce):
         watched = Watched([4, 4], room=4 if rank == 1 else 100)
@@ -390,12 +390,12 @@ def test_processes_go_smaller_together(unknown):
         return watched.built.total(), objective.gradients
 
     (first, second) = Ranks().run(work)
-    # One try with both graphs, one with one at once; then two products that build them anew.
+    # One try with both graphs, one with one at a time; then two products that rebuild them.
     assert first == (2 + 3 * 2, 4)
     assert second == (1 + 3 * 2, 4)
 
 
-def test_processes_give_up_together(unknown):
+def test_processes_raise_together(unknown):
     def work(rank, reduce):
         watched = Watched([4, 4], room=0 if rank == 1 else 100)
         objective = watched.objective(8, reduce=reduce)
@@ -404,13 +404,13 @@ def test_processes_give_up_together(unknown):
             objective.hvp(watched.named(normal(83)))
         watched.room = 100
         watched.check(objective)
-        return "went on"
+        return "continued"
 
-    assert Ranks().run(work) == ["went on", "went on"]
+    assert Ranks().run(work) == ["continued", "continued"]
 
 
-def test_what_failed_is_gone_before_anything_else_is_tried(unknown):
-    """The error's frames hold the graph that was too large, as a user's own do here."""
+def test_failed_graph_is_freed_before_the_next_attempt(unknown):
+    """The frames of the error keep the graph that was too large alive."""
     watched = Watched([EXAMPLES])
     left = []
 
@@ -438,8 +438,8 @@ def test_what_failed_is_gone_before_anything_else_is_tried(unknown):
     assert left == [0] * 6  # the whole and two pieces, to be compared at two points
 
 
-def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown):
-    """The last way out: a graph that goes as the product is made takes less than one that stays."""
+def test_graph_of_a_batch_that_cannot_be_split_is_rebuilt_per_product(unknown):
+    """The last resort: a graph that is freed during the product takes less memory."""
     watched = Watched([EXAMPLES])
     objective = watched.objective()
     v, exact = watched.named(normal(83)), watched.problem.hessian @ normal(83)
@@ -457,7 +457,7 @@ def test_one_batch_that_cannot_be_cut_is_given_its_graph_at_each_product(unknown
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
-def test_a_memory_that_is_really_full():
+def test_real_out_of_memory():
     """Address space for the graph of one example, not of four: torch raises the error itself."""
     program = """
         import resource, torch
@@ -489,7 +489,7 @@ def test_a_memory_that_is_really_full():
     assert done.stdout.split() == ["full:", "True", "same:", "True"], done.stderr[-2000:]
 
 
-# -- what is counted, what is free ----------------------------------------------------------------
+# -- counted bytes and free memory ----------------------------------------------------------------
 
 
 def test_bytes_saved_in_closed_form():
@@ -539,7 +539,7 @@ def test_free_memory_of_devices(monkeypatch):
     assert free_memory(torch.device("mps")) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is available")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/meminfo of Linux")
 def test_free_memory_here():
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
 
@@ -552,6 +552,6 @@ def test_free_memory_here():
         ({"share": 1.5}, r"share=1\.5"),
     ],
 )
-def test_graph_memory_refuses(arguments, message):
+def test_invalid_arguments_of_graph_memory(arguments, message):
     with pytest.raises(ValueError, match=message):
         GraphMemory(**arguments)

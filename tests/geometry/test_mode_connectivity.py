@@ -1,4 +1,4 @@
-"""The way between weights, and its barrier, against closed forms and explicit copies."""
+"""Lines between weights and their barriers, against closed forms and explicit copies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def weights(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
-def test_the_barrier_of_the_scalar_chain():
+def test_barrier_of_the_scalar_chain():
     """From (a, b) to (-a, -b), both minima: L(t) = c^2 E[x^2] ((1-2t)^2 - 1)^2 / 2."""
     a, b, x = 1.5, 0.8, normal(50).double()
     c = a * b
@@ -72,7 +72,7 @@ def test_the_barrier_of_the_scalar_chain():
     assert line.metadata["norms"] == [pytest.approx(2 * np.hypot(a, b))]
 
 
-def test_a_way_that_goes_nowhere_has_no_barrier():
+def test_line_of_zero_length_has_no_barrier():
     net, x, y = network(), normal(20, 6).float(), torch.arange(20) % 3
     line = line_between(Objective(loss_of(net, x, y), dict(net.named_parameters())), weights(net))
     assert loss_barrier(line) == 0.0
@@ -81,7 +81,7 @@ def test_a_way_that_goes_nowhere_has_no_barrier():
 
 
 @pytest.mark.parametrize("given_end", [False, True])
-def test_a_line_is_that_of_explicit_copies(given_end):
+def test_line_equals_explicit_copies(given_end):
     one, other, away = (network(seed).double() for seed in (1, 2, 3))
     x, y = normal(20, 6).double(), torch.arange(20) % 3
     live = away if given_end else other
@@ -97,15 +97,15 @@ def test_a_line_is_that_of_explicit_copies(given_end):
     assert all(torch.equal(p, before[n]) for n, p in live.named_parameters())
 
 
-def test_at_the_end_stand_the_weights_bit_for_bit():
+def test_end_has_bitwise_the_given_weights():
     net, x, y = network(), normal(20, 6).float(), torch.arange(20) % 3
     objective = Objective(loss_of(net, x, y), dict(net.named_parameters()))
     line = line_between(objective, weights(network(5)), resolution=3)
     assert line.losses[-1] == float(objective.loss())
 
 
-def test_a_permutation_makes_a_barrier_and_undoing_it_removes_it():
-    """The same function twice, its hidden units in another order: far apart and a hill between."""
+def test_permutation_of_units_causes_a_barrier():
+    """The same function with permuted hidden units: distant weights with a barrier between."""
     torch.manual_seed(0)
     x = torch.randn(200, 6, dtype=F64)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
@@ -149,7 +149,7 @@ def test_both_definitions_of_a_barrier(losses, linear, mean):
     np.testing.assert_equal(loss_barrier(line, "mean"), mean)
 
 
-def test_the_plane_goes_through_all_three():
+def test_plane_goes_through_all_three_points():
     nets = [network(seed).double() for seed in range(3)]
     x, y = normal(20, 6).double(), torch.arange(20) % 3
     objective = Objective(loss_of(nets[0], x, y), dict(nets[0].named_parameters()))
@@ -184,7 +184,7 @@ def test_the_plane_goes_through_all_three():
     np.testing.assert_allclose(corners.losses[0], expected, rtol=1e-12)
 
 
-def test_three_on_a_line_span_no_plane():
+def test_collinear_points_raise():
     one, two = network(1), network(2)
     x, y = normal(20, 6).float(), torch.arange(20) % 3
     objective = Objective(loss_of(one, x, y), dict(one.named_parameters()))
@@ -197,7 +197,7 @@ def test_three_on_a_line_span_no_plane():
         plane_through(objective, weights(one), weights(one))
 
 
-def test_a_thin_triangle_spans_a_plane():
+def test_thin_triangle_spans_a_plane():
     """The third point is 1e-3 of the distance off the line: far above rounding in float32."""
     one, two = network(1), network(2)
     x, y = normal(20, 6).float(), torch.arange(20) % 3
@@ -225,7 +225,7 @@ def with_norm(seed: int) -> nn.Module:
     return net
 
 
-def test_re_estimated_statistics_are_those_of_torch():
+def test_re_estimated_statistics_equal_update_bn():
     net = with_norm(0)
     batches = [normal(16, 6, seed=seed).float() for seed in range(3)]
     twin = copy.deepcopy(net)
@@ -237,8 +237,8 @@ def test_re_estimated_statistics_are_those_of_torch():
     assert net[1].training
 
 
-def test_a_module_in_eval_mode_is_put_in_train_mode_and_back():
-    """As ``update_bn`` does; otherwise nothing would be estimated at all."""
+def test_module_in_eval_mode_is_re_estimated_in_train_mode():
+    """As in ``update_bn``; otherwise nothing would be estimated."""
     net = with_norm(0).eval()
     batches = [normal(16, 6, seed=seed).float() for seed in range(3)]
     twin = copy.deepcopy(net)
@@ -251,7 +251,7 @@ def test_a_module_in_eval_mode_is_put_in_train_mode_and_back():
     assert not any(m.training for m in net.modules())
 
 
-def test_layers_in_eval_mode_keep_their_statistics_and_all_is_put_back_after_a_fault():
+def test_statistics_of_layers_in_eval_mode_and_after_an_error():
     net = with_norm(0)
     net[1].eval()
     before = copy.deepcopy(net[1].state_dict())

@@ -21,7 +21,7 @@ from tests.oracles import F64, generator, normal
 
 
 def normalized(module):
-    """The parameters by name, a random direction, and what becomes of it."""
+    """The parameters by name, a random direction, and the normalized direction."""
     params = {name: p.detach() for name, p in module.named_parameters()}
     direction = random_direction(params, generator=generator(1))
     return (
@@ -58,7 +58,7 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize(("kind", "groups"), CONVOLUTIONS)
 @pytest.mark.parametrize("outputs", [4, 8])
-def test_a_filter_is_what_reaches_one_output_channel(kind, groups, outputs):
+def test_filter_is_what_reaches_one_output_channel(kind, groups, outputs):
     """With four inputs, four groups are a depthwise convolution."""
     layer = kind(4, outputs, 2, groups=groups, dtype=F64)
     params, direction, found = normalized(layer)
@@ -105,7 +105,7 @@ def test_grouped_transposed_convolution_by_hand():
         nn.MultiheadAttention(4, 2, kdim=3, vdim=2),
     ],
 )
-def test_elsewhere_a_filter_is_a_row(layer):
+def test_filters_of_other_layers_are_rows(layer):
     """A neuron, a token, a gate of a unit, a row of a projection."""
     params, direction, found = normalized(layer.to(F64))
     assert filter_dims_of(layer) == {}
@@ -215,7 +215,7 @@ LAYERS = {
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("under", UNDER)
 def test_weights_under_other_names(under, layer):
-    """Normalised as the weight of the plain layer is; everything else gets 0."""
+    """Normalised like the weight of the plain layer; everything else gets 0."""
     wrap, names = UNDER[under]
     layer = LAYERS[layer]()
     masks = filters(layer)
@@ -233,7 +233,7 @@ def test_weights_under_other_names(under, layer):
 @pytest.mark.parametrize("dim", [0, 1, None])
 @pytest.mark.parametrize("hook", [False, True])
 def test_magnitudes_of_weight_norm_have_no_filters(hook, dim):
-    """Whatever the layer; and beside a bias they are the only ones at zero."""
+    """For any layer; besides biases they are the only zero entries."""
     for layer, tensor in (
         (nn.Linear(3, 2), "weight"),
         (nn.ConvTranspose1d(3, 2, 2), "weight"),
@@ -324,7 +324,7 @@ def test_tied_weights_follow_the_layer_that_names_them(transposed_first):
     torch.testing.assert_close(found["0.weight"].norm(dim=rest), params["0.weight"].norm(dim=rest))
 
 
-def test_a_module_used_twice_is_named_once():
+def test_module_used_twice_is_named_once():
     up = parametrizations.weight_norm(nn.ConvTranspose1d(2, 2, 2, groups=2))
     module = nn.ModuleDict({"a": up, "b": up})
     assert filter_dims_of(module) == {
@@ -384,7 +384,7 @@ def test_dimensions_groups_and_none(given, expected):
 @pytest.mark.parametrize(
     "given", [2, -1, True, "0", 1.0, (1,), (1, 2, 3), (2, 1), (1, 0), (1, -1), (1, 3), (1, True)]
 )
-def test_what_does_not_fit_is_refused(given):
+def test_invalid_filter_dims_raise(given):
     w = {"w": torch.ones(4, 2)}
     with pytest.raises(
         ValueError, match=r"filter_dims\['w'\]=.* from 0 to 1, .* of size 4, or None"

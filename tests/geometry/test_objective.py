@@ -1,4 +1,4 @@
-"""Loss, gradient and Hessian-vector products against closed forms, and what must not change."""
+"""Loss, gradient and Hessian-vector products against closed forms; no side effects."""
 
 import gc
 import math
@@ -53,7 +53,7 @@ def test_losses_at_combines_directions():
 
 
 def test_no_loss_of_one_point_takes_memory_while_the_next_is_computed():
-    """Each would lie in the middle of what the next forward had used; numpy tells who is alive."""
+    """They would fragment the memory of the next forward; live objects are counted via numpy."""
     w = Parameter(torch.tensor([1.0, 2.0]))
     losses = []
 
@@ -163,10 +163,10 @@ def test_weights_of_terms_are_relative():
     close(objective.hvp(q.named(normal(7))), q.A @ normal(7))
 
 
-# -- nothing else is touched ----------------------------------------------------------------------
+# -- no side effects ------------------------------------------------------------------------------
 
 
-def test_touches_nothing_else():
+def test_no_side_effects():
     problem = mlp()
     problem.module[0].weight.grad = torch.ones_like(problem.module[0].weight)
     objective = Objective(problem.loss, problem.params)
@@ -193,7 +193,7 @@ def test_works_inside_no_grad():
     assert not any(tensor.requires_grad for tensor in objective.gradient().values())
 
 
-def test_results_belong_to_the_caller():
+def test_results_are_copies():
     q = seven_weights()
     objective = Objective(q.loss, q.params)
     objective.loss().zero_()
@@ -204,7 +204,7 @@ def test_results_belong_to_the_caller():
     close(objective.gradient(), q.g())
 
 
-# -- work done once -------------------------------------------------------------------------------
+# -- amount of work -------------------------------------------------------------------------------
 
 
 def counts(objective):
@@ -242,7 +242,7 @@ def test_exact_counts_of_work():
     assert (calls.count(False), calls.count(True)) == (6, 4)
 
 
-def test_graph_gives_loss_and_gradient_for_nothing():
+def test_loss_and_gradient_are_reused_from_the_graph():
     q = seven_weights()
     objective = Objective(q.loss, q.params, check_deterministic=False)
     objective.hvp(q.named(normal(7)))
@@ -255,19 +255,19 @@ def test_graph_gives_loss_and_gradient_for_nothing():
     assert counts(objective) == (0, 2, 2)
 
 
-# -- losses that cannot be, and messages ----------------------------------------------------------
+# -- invalid losses and arguments -----------------------------------------------------------------
 
 
-def test_loss_that_varies_is_refused():
+def test_nondeterministic_loss_raises():
     w = Parameter(torch.ones(3))
     steps = iter(range(100))
     objective = Objective(lambda: w.sum() * (1 + 1e-4 * next(steps)), {"w": w})
-    for _ in range(2):  # and again: refused is not the same as checked
+    for _ in range(2):  # and again: a failed check does not count as a check
         with pytest.raises(ValueError, match=r"not deterministic: .*check_deterministic=False"):
             objective.loss()
 
 
-def test_loss_that_varies_is_accepted_when_asked_for():
+def test_nondeterministic_loss_without_the_check():
     w = Parameter(torch.ones(3))
     steps = iter(range(100))
     objective = Objective(lambda: w.sum() * (1 + next(steps)), {"w": w}, check_deterministic=False)
@@ -276,7 +276,7 @@ def test_loss_that_varies_is_accepted_when_asked_for():
     assert objective.forwards == 2
 
 
-def test_check_is_made_up_for_after_a_failed_call():
+def test_check_is_repeated_after_a_failed_call():
     w = Parameter(torch.ones(3))
     steps = iter(range(100))
 
@@ -292,7 +292,7 @@ def test_check_is_made_up_for_after_a_failed_call():
         objective.loss()
 
 
-def test_a_loss_that_is_not_a_number_is_data():
+def test_loss_that_is_not_finite_is_returned():
     w = Parameter(torch.tensor([1.0, 0.0]))
     for value in (math.nan, math.inf):
         objective = Objective(lambda value=value: (w * value).sum(), {"w": w})
@@ -310,7 +310,7 @@ BAD_LOSSES = [
 
 @pytest.mark.parametrize(("loss", "kind", "message"), BAD_LOSSES)
 @pytest.mark.parametrize("check", [True, False])
-def test_loss_that_is_no_scalar_tensor(loss, kind, message, check):
+def test_loss_that_is_not_a_scalar_tensor(loss, kind, message, check):
     w = Parameter(torch.ones(2))
     for call in ("loss", "gradient", "hvp"):
         objective = Objective(lambda: loss(w), {"w": w}, check_deterministic=check)
@@ -354,7 +354,7 @@ def test_loss_of_one_entry_is_a_scalar():
         ({"loss_fn": [(1.0, 2.0)]}, ValueError, r"holds \(1.0, 2.0\)"),
     ],
 )
-def test_constructor_refuses(arguments, kind, message):
+def test_invalid_arguments(arguments, kind, message):
     w = Parameter(torch.ones(2))
     arguments = {"loss_fn": w.sum, "params": {"w": w}, **arguments}
     with pytest.raises(kind, match=message):
@@ -370,7 +370,7 @@ def test_constructor_refuses(arguments, kind, message):
         ({"w": torch.ones(())}, r"has shape \(\)"),  # would broadcast
     ],
 )
-def test_vector_that_does_not_fit(vector, message):
+def test_invalid_vector(vector, message):
     w = Parameter(torch.ones(2))
     objective = Objective(lambda: w.square().sum(), {"w": w})
     for call in (objective.hvp, objective.loss_at, objective.gradient_at):
@@ -412,7 +412,7 @@ def test_gradient_penalty():
 
 
 def test_error_of_the_loss_is_not_hidden():
-    """A RuntimeError without a graph is tried with one; what fails both ways is the user's."""
+    """After a RuntimeError the loss is evaluated with a graph; a second error is raised."""
     w = Parameter(torch.ones(2))
 
     def loss():
@@ -460,7 +460,7 @@ class Saved:
 
 @pytest.fixture
 def no_collector():
-    """Reference counts alone must free everything: on a GPU nobody calls the collector in time."""
+    """Reference counts alone must free everything: on a GPU the collector would run too late."""
     gc.collect()
     gc.disable()
     yield
@@ -468,7 +468,7 @@ def no_collector():
 
 
 @pytest.mark.parametrize("end", ["release", "delete", "loss_at", "moved"])
-def test_the_graph_is_freed(end, no_collector):
+def test_graph_is_freed(end, no_collector):
     problem = mlp()
     alive = weakref.WeakSet()
 
@@ -543,8 +543,8 @@ def test_nothing_grows_after_errors(reduce, no_collector):
     assert counted[1:] == [counted[1]] * 3
 
 
-def test_oracle_of_this_file_agrees_with_differences_of_losses():
-    """The dense Hessian of the networks, once more without any derivative."""
+def test_dense_hessian_equals_differences_of_losses():
+    """The dense Hessian of the networks, computed without derivatives."""
     problem, hessian = mlp(), mlp().hessian
     w, step = [p.detach().clone() for p in problem.params.values()], 1e-3
 

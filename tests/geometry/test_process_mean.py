@@ -1,4 +1,4 @@
-"""A loss shared out among processes: one answer, faults and engines in common."""
+"""A loss distributed over processes: one result, shared errors and engines."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.oracles import F64, bits, close, flat, named, normal
 
 @pytest.mark.parametrize("engine", ["double_backward", "finite_difference"])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (F64, 1e-12)])
-def test_two_processes_are_one(engine, dtype, rtol):
+def test_two_processes_equal_one(engine, dtype, rtol):
     v = {n: normal(*p.shape, seed=3).to(dtype) for n, p in mlp().params.items()}
 
     def ask(objective):
@@ -55,8 +55,8 @@ CALLS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_fault_in_one_process_stops_both(call, dtype):
-    """And neither waits: the barrier would time out.  Afterwards both can go on."""
+def test_error_in_one_process_raises_in_both(call, dtype):
+    """Neither waits, or the barrier would time out.  Both can continue afterwards."""
 
     def work(rank, reduce):
         problem = mlp(dtype)
@@ -103,8 +103,8 @@ def test_processes_change_engine_together(which):
         close(product, mlp().hessian @ v, 1e-7)
 
 
-def test_processes_refuse_a_loss_that_varies_together():
-    """It varies in one of them only."""
+def test_nondeterministic_loss_raises_in_both():
+    """It is nondeterministic in only one of them."""
 
     def work(rank, reduce):
         w = Parameter(torch.ones(2))

@@ -1,4 +1,4 @@
-"""Many products at one place: the same as one by one, and nothing left behind."""
+"""Many products at the same weights: equal to single products, without side effects."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ from tests.oracles import close, flat, named, normal, seven_weights
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_they_are_the_dense_hessian(name):
+def test_products_equal_the_dense_hessian(name):
     problem = NETWORKS[name]()
     identity = torch.eye(len(problem.hessian), dtype=torch.float64)
     with Objective(problem.loss, problem.params).products() as product:
         close(torch.stack([product(row) for row in identity]), problem.hessian, 1e-11)
 
 
-def test_several_batches_of_unlike_weight():
+def test_batches_of_different_weights():
     first, second = seven_weights(seed=0), seven_weights(seed=3)
     second.params.update(first.params)
     objective = Objective([(1.0, first.loss), (3.0, second.loss)], first.params)
@@ -33,7 +33,7 @@ def test_several_batches_of_unlike_weight():
     assert (objective.hvps, objective.gradients) == (3, 1)
 
 
-def test_parameters_of_unlike_type():
+def test_parameters_of_different_dtypes():
     a, b = Parameter(normal(3).float()), Parameter(normal(2, seed=1))
     x = normal(3, seed=3)
 
@@ -47,7 +47,7 @@ def test_parameters_of_unlike_type():
     close(found, torch.cat([x * (x @ v[:3]), 2 * v[3:]]), 1e-6)
 
 
-def test_weights_that_moved_in_between_are_noticed():
+def test_weights_moved_between_products_are_detected():
     w = Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
     objective = Objective(lambda: w.exp().sum(), {"w": w})
     ones = torch.ones(2, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_finite_differences_take_over_inside():
     objective = Objective(once.loss, once.params)
     v, own = normal(83, seed=9), F.conv2d
     with objective.products() as product:
-        assert F.conv2d is not own  # the kernels are exchanged as long as they serve
+        assert F.conv2d is not own  # kernels are replaced inside the context
         for _ in range(2):
             close(product(v), smooth.hessian @ v, 1e-7)
         assert F.conv2d is own
@@ -70,7 +70,7 @@ def test_finite_differences_take_over_inside():
     assert F.conv2d is own
 
 
-def test_kernels_are_exchanged_once_and_come_back():
+def test_kernels_are_replaced_once_and_restored():
     net, x = nn.Conv1d(2, 3, 2), torch.randn(4, 2, 5)
     objective = Objective(lambda: net(x).pow(3).mean(), dict(net.named_parameters()))
     own, v = torch.conv1d, torch.ones(15)
@@ -86,8 +86,8 @@ def test_kernels_are_exchanged_once_and_come_back():
     close(flat(objective.hvp(named(v, objective.params))), product(v), 1e-6)
 
 
-def test_after_a_fault_inside_all_is_as_before():
-    """Attention has its fused kernel back, and for the next product the plain one again."""
+def test_state_is_restored_after_an_error():
+    """The fused attention kernel is restored, and replaced again for the next product."""
     problem = NETWORKS["attention"]()
     objective = Objective(problem.loss, problem.params, engine="double_backward")
     own = torch.conv1d
@@ -104,14 +104,14 @@ def test_after_a_fault_inside_all_is_as_before():
 
 
 class Damped(Objective):
-    """Somebody's own Hessian."""
+    """A subclass with its own Hessian."""
 
     def hvp(self, vector):
         return {n: t + 10 * vector[n] for n, t in super().hvp(vector).items()}
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_somebodys_own_products_are_used(patched):
+def test_overridden_products_are_used(patched):
     """By inheritance or put into the object; top eigenvalue 7, trace 6.5 over 7 directions."""
     q = seven_weights()
     objective = (Objective if patched else Damped)(q.loss, q.params)

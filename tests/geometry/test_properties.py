@@ -1,4 +1,4 @@
-"""What must hold for any problem, on random ones."""
+"""Properties that hold for any problem, tested on random ones."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_eigenvalues_of_random_matrices(spectrum, scale, method, which, seed, da
 
 @pytest.mark.parametrize("spectrum", [(0, 1, 2), (0, 1, 3, 5), (1, 3, 5)])
 @pytest.mark.parametrize("seed", range(4))
-def test_power_iteration_does_not_settle_before_the_wanted_end(spectrum, seed):
-    """Lifted from a vector that had lost the wanted end, it called the next one converged."""
+def test_power_iteration_does_not_converge_to_another_eigenvalue(spectrum, seed):
+    """From a start orthogonal to the wanted eigenvector it returned the next one as converged."""
     positive = Matrix(symmetric(spectrum, seed))
     smallest = top_eigenvalues(positive, which="SA", method="power", tol=1e-6, max_hvps=3000)
     negative = Matrix(-symmetric(spectrum, seed))
@@ -188,7 +188,7 @@ def test_filters_have_the_norms_of_the_weights(shape, dim, seed, scale):
         assert float(made @ given_) == pytest.approx(float(made.norm() * given_.norm()), rel=1e-9)
 
 
-def test_trace_is_covered_at_the_rate_of_its_error():
+def test_coverage_of_the_error_of_the_trace():
     """``value +- 2 stderr`` holds the truth 92 to 94 % of the time, as the docstring says."""
     matrix = symmetric(normal(20, seed=1).tolist(), 2)
     truth, operator, trials = float(matrix.trace()), Matrix(matrix), 600
@@ -200,10 +200,10 @@ def test_trace_is_covered_at_the_rate_of_its_error():
     assert 0.92 - 3 * (0.92 * 0.08 / trials) ** 0.5 < hits / trials < 0.9545 + 3 * 0.0085
 
 
-def test_the_norm_of_weights_warns_of_nothing():
+def test_norm_of_live_weights_does_not_warn():
     """Found by random trainings: a path's principal directions are taken from the live weights."""
     before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)  # torch says it once a process
+    torch.set_warn_always(True)  # torch warns once per process
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -53,7 +53,7 @@ def test_default_radius():
     assert adaptive.value == pytest.approx(expected, rel=1e-9)
 
 
-def test_weights_stay_and_work_is_counted():
+def test_weights_are_restored_and_work_is_counted():
     q, objective = quadratic()
     before = q.w()
     sam_sharpness(objective)
@@ -65,7 +65,7 @@ def test_weights_stay_and_work_is_counted():
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("factor", [0.1, 3.0, 10.0])
-def test_asam_does_not_see_a_rescaled_relu_network(adaptive, factor):
+def test_asam_is_invariant_to_rescaling(adaptive, factor):
     """Biases too: the first layer's are scaled with its weights."""
     module, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(F64), normal(10, 4)
     for seed, p in enumerate(module.parameters()):
@@ -87,7 +87,7 @@ def test_asam_does_not_see_a_rescaled_relu_network(adaptive, factor):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_zero_gradient_is_zero_sharpness(adaptive):
-    """At a minimum, and at a saddle: one ascent step has nowhere to go."""
+    """At a minimum and at a saddle point: there is no ascent direction."""
     for sign in (1.0, -1.0):
         w = Parameter(torch.zeros(3, dtype=F64))
         objective = Objective(lambda sign=sign, w=w: sign * w.square().sum(), {"w": w})
@@ -161,7 +161,7 @@ def test_curvature_along_the_gradient_of_a_network(name):
     assert sam_sharpness(objective, rho).value == pytest.approx(series, rel=1e-5)
 
 
-def test_curvature_along_nothing_is_nan():
+def test_curvature_along_zero_is_nan():
     _, objective = quadratic()
     assert math.isnan(curvature_along(objective, {}))
     assert math.isnan(curvature_along(objective, {"b": torch.zeros(4)}))

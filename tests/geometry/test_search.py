@@ -1,4 +1,4 @@
-"""What a solution claims rests on what it looked at: films of known spectra, tolerances, scales."""
+"""The search for missed eigenvalues: sequences of known spectra, tolerances, scales."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def blocks(tops, size=40):
 
 
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
-def test_an_entry_that_jumps_is_found_at_the_third_solution_at_the_latest(settings):
-    """Nothing of its direction is in the vectors that were kept."""
+def test_entry_that_jumps_is_found_within_three_solutions(settings):
+    """Its direction is orthogonal to all retained vectors."""
     diagonal = 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=F64)
     diagonal[:3] = torch.tensor([5.0, 4.0, 3.0])
     result = top_eigenvalues(Matrix(torch.diag(diagonal)), **settings)
@@ -43,8 +43,8 @@ def test_an_entry_that_jumps_is_found_at_the_third_solution_at_the_latest(settin
 
 
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
-def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
-    """The second of four blocks overtakes slowly, the third in a jump; each answer within 5 %."""
+def test_eigenvalue_that_rises_in_a_decoupled_block(settings):
+    """The second of four blocks overtakes slowly, the third in a jump; all within 5 %."""
     result, off = None, 0
     for frame in range(30):
         tops = (5.0, 0.4 + 0.3 * frame, 0.2 if frame < 20 else 20.0, 2.0)
@@ -55,8 +55,8 @@ def test_an_eigenvalue_that_rises_in_a_decoupled_block(settings):
 
 
 @pytest.mark.parametrize(("second", "ends"), [(0.5, True), (4.9, False)])
-def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
-    """It has five products: enough where all else is far below, and not in a crowd."""
+def test_unfinished_search_is_not_marked_as_checked(second, ends):
+    """Five products are enough if all other eigenvalues are far below, but not in a cluster."""
     others = torch.linspace(-second, second, 59, dtype=torch.float64).tolist()
     matrix = symmetric([5.0, *others])
     start = top_eigenvalues(Matrix(matrix), tol=1e-6, max_hvps=60)
@@ -69,8 +69,8 @@ def test_a_solution_does_not_claim_a_search_that_has_not_ended(second, ends):
     assert later.checked is ends
 
 
-def test_a_value_that_has_moved_is_searched_for_longer():
-    """The kept vectors say little of a matrix that has changed so much."""
+def test_search_is_longer_after_a_value_has_moved():
+    """The retained vectors contain little information about a matrix that has changed so much."""
     values = [5.0, *torch.linspace(-0.5, 0.5, 59, dtype=torch.float64).tolist()]
     start = top_eigenvalues(Matrix(symmetric(values)), tol=1e-6, max_hvps=60)
     for scale, fewest in ((1.0, 2), (1.2, 2), (1.5, 5), (0.6, 5)):
@@ -79,7 +79,7 @@ def test_a_value_that_has_moved_is_searched_for_longer():
         assert float(found.eigenvalues[0]) == pytest.approx(5.0 * scale, rel=1e-6)
 
 
-def test_two_equal_solutions_draw_other_random_vectors():
+def test_equal_solutions_draw_different_random_vectors():
     """A search that began at the same vector each time would miss the same things each time."""
     values = [5.0, *torch.linspace(-0.5, 0.5, 59, dtype=F64).tolist()]
     first = top_eigenvalues(Matrix(symmetric(values)), tol=1e-6, max_hvps=60)
@@ -98,8 +98,8 @@ def test_two_equal_solutions_draw_other_random_vectors():
     assert abs(float(drawn[1] @ drawn[half + 1])) < 0.5
 
 
-def test_the_hint_is_looked_at():
-    """A direction in 2,000 dimensions that a random vector holds next to nothing of."""
+def test_hint_is_used():
+    """A direction in 2,000 dimensions, to which random vectors are nearly orthogonal."""
     diagonal = torch.zeros(2000, dtype=F64)
     diagonal[0] = 1.0
     first = top_eigenvalues(Matrix(torch.diag(diagonal)))
@@ -109,7 +109,7 @@ def test_the_hint_is_looked_at():
     assert float(found.eigenvalues) == pytest.approx(1.2, rel=1e-2)
 
 
-# -- the tolerance is that of the eigenvalue asked for --------------------------------------------
+# -- tolerances ----------------------------------------------------------------------------------
 
 
 def long_end(random):
@@ -132,7 +132,7 @@ def multiple(random):
     return values
 
 
-def test_tolerances_are_of_each_value_or_the_floor():
+def test_tolerances_are_relative_to_each_value_or_the_floor():
     tolerance = Tolerance(tol=1e-2, rtol=5e-3)
     values = torch.tensor([50.0, -3.0, 0.01], dtype=F64)
     # 1e-2 of 50; of the others less than 1e-3 of 100, the largest in magnitude.
@@ -150,14 +150,14 @@ class Pairs:
         self.values, self.lengths = (torch.tensor(v, dtype=F64) for v in (values, lengths))
 
     def solve(self, count):
-        """They are there."""
+        """The pairs are given."""
 
     def residuals(self, indices):
         return torch.diag(self.lengths)[list(indices)]
 
 
 @pytest.mark.parametrize(("length", "converged"), [(0.55, True), (0.65, False)])
-def test_no_error_is_estimated_of_a_vector_that_is_hardly_known(length, converged):
+def test_no_error_estimate_for_an_inaccurate_vector(length, converged):
     """The estimate residual^2 / gap is below 5e-3 of 3 in both, because of the gap of 103."""
     tolerance = Tolerance(tol=1e-2, rtol=5e-3)
     assert length**2 / 103 < 5e-3 * 3
@@ -169,8 +169,8 @@ def test_no_error_is_estimated_of_a_vector_that_is_hardly_known(length, converge
     ("spectrum", "k", "which"),
     [(long_end, 1, "LA"), (below_a_long_end, 1, "SA"), (multiple, 5, "LA")],
 )
-def test_converged_means_to_its_own_size(spectrum, k, which):
-    """No answer is more than 5 % off; 12 of 12 converge."""
+def test_converged_is_relative_to_the_value(spectrum, k, which):
+    """No result is more than 5 % off; 12 of 12 converge."""
     for seed in range(12):
         values = spectrum(np.random.default_rng(seed))
         matrix = symmetric(values, seed).float()
@@ -180,8 +180,8 @@ def test_converged_means_to_its_own_size(spectrum, k, which):
         np.testing.assert_allclose(found.eigenvalues, exact, rtol=0.05)
 
 
-def test_the_floor_is_said():
-    """A crowded end near zero beside -100 is known to 1e-3 of that, not to its own size."""
+def test_floor_is_reported():
+    """A cluster near zero beside -100 is accurate to 1e-3 of 100, not to its own size."""
     matrix = symmetric([-100.0, *np.linspace(-0.3, 0.3, 200)])
     coarse = top_eigenvalues(Matrix(matrix), max_hvps=60)
     assert coarse.converged
@@ -197,7 +197,7 @@ def test_the_floor_is_said():
 
 @pytest.mark.parametrize("method", ["lanczos", "power"])
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
-def test_a_hessian_of_any_scale(method, scale):
+def test_hessian_of_any_scale(method, scale):
     values = [5.0, 4.0, 3.0, *spread([0.5], 60)[1:]]
     matrix = (symmetric(values) * scale).float()
     found = top_eigenvalues(Matrix(matrix), 2, method=method, max_hvps=200)

@@ -24,7 +24,7 @@ from tests.oracles import F64, flat, normal
 
 @pytest.fixture(autouse=True, params=["explicit", "small"])
 def _large_enough(request, monkeypatch):
-    """Small inputs are otherwise partly left to torch."""
+    """Otherwise torch's functions are used for small inputs."""
     if request.param == "explicit":
         monkeypatch.setattr(operation, "_MIN_NUMEL", {})
 
@@ -141,7 +141,7 @@ class Problem:
         return (y - 0.3).square().mean() + y.pow(3).mean()
 
     def critic(self):
-        """With a gradient penalty as critics have it: the loss holds a gradient by the data."""
+        """With the gradient penalty of a critic: the loss contains a gradient by the data."""
         x = self.x.clone().requires_grad_()
         y = self.net(x)
         (slope,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
@@ -223,7 +223,7 @@ def test_products_with_and_without(name):
     assert relative(found, expected) < (1e-12 if exact else 1e-6)
 
 
-def test_the_switch_covers_all_of_them():
+def test_switch_covers_all_functions():
     places = [(place, name) for place, name, _ in second_derivatives._EXPLICIT]
     own = [getattr(place, name) for place, name in places]
     with torch_second_derivatives(), explicit_second_derivatives():
@@ -233,8 +233,8 @@ def test_the_switch_covers_all_of_them():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_products_where_part_is_frozen(name):
-    """Then some of the derivatives are not asked for."""
+def test_products_with_frozen_parameters(name):
+    """Some of the derivatives are not needed then."""
     for frozen in range(len(Problem(name).params)):
         problem = Problem(name)
         list(problem.net.parameters())[frozen].requires_grad_(False)
@@ -248,7 +248,7 @@ def test_products_where_part_is_frozen(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_products_along_part_of_the_weights(name):
-    """Then some of the cotangents are not there."""
+    """Some of the cotangents are missing then."""
     problem = Problem(name)
     whole = direction(problem.params)
     objective = Objective(problem.loss, problem.params)
@@ -299,7 +299,7 @@ def test_products_with_a_gradient_inside_the_loss(name, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_and_gradients_are_torchs_own(name, monkeypatch):
+def test_values_and_gradients_equal_torch(name, monkeypatch):
     """Bit for bit, the running statistics too; on CUDA those without cuDNN."""
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     mine, theirs = Problem(name, torch.float32), Problem(name, torch.float32)
@@ -314,7 +314,7 @@ def test_values_and_gradients_are_torchs_own(name, monkeypatch):
     assert all(map(torch.equal, mine.net.buffers(), theirs.net.buffers()))
 
 
-# -- what it is for -------------------------------------------------------------------------------
+# -- work and memory ------------------------------------------------------------------------------
 
 
 class Written(TorchDispatchMode):
@@ -334,8 +334,8 @@ class Written(TorchDispatchMode):
 
 @only_explicit
 @pytest.mark.parametrize(("name", "share"), [("batch norm", 0.5), ("conv2d", 0.9)])
-def test_a_product_writes_less(name, share):
-    """On examples enough that the weights do not count."""
+def test_product_writes_less(name, share):
+    """With enough examples that the weights are negligible."""
     problem = Problem(name)
     problem.x = problem.x.repeat(20, *[1] * (problem.x.dim() - 1))
     params, vector = problem.params, direction(problem.params)
@@ -350,7 +350,7 @@ def test_a_product_writes_less(name, share):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_graph_takes_no_more_memory(name):
+def test_graph_takes_no_more_memory(name):
     problem = Problem(name)
     params = list(problem.params.values())
     with counting_saved(params) as theirs:
@@ -364,11 +364,11 @@ def test_the_graph_takes_no_more_memory(name):
     del kept
 
 
-# -- where it steps aside -------------------------------------------------------------------------
+# -- unsupported cases ----------------------------------------------------------------------------
 
 
 @only_explicit
-def test_a_third_derivative_of_the_graph_is_refused():
+def test_third_derivative_of_the_graph_raises():
     problem = Problem("batch norm")
     params = list(problem.params.values())
     with explicit_second_derivatives() as state:
@@ -390,7 +390,7 @@ def is_torchs(y):
     return True
 
 
-def test_it_stands_for_what_it_knows_only():
+def test_only_supported_calls_are_replaced():
     norm, x = nn.LayerNorm(4), torch.randn(3, 4, requires_grad=True)
     with explicit_second_derivatives():
         assert not is_torchs(norm(x))
@@ -413,7 +413,7 @@ def test_it_stands_for_what_it_knows_only():
 
 
 def test_torch_func_inside_a_loss():
-    """Its transforms do not take functions of the kind that is used here."""
+    """The transforms of torch.func do not support this kind of autograd function."""
     problem = Problem("layer norm")
     norm, x = problem.net[1], normal(6, 5)
 
@@ -439,8 +439,8 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_checkpoint_finds_at_a_product_what_it_found_before(depth):
-    """It evaluates its part again then, with the same kernels or not at all."""
+def test_checkpoint_recomputes_with_the_same_kernels(depth):
+    """A checkpoint recomputes its part during a product, and must use the same kernels."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(3, 8, 1), *[Attention() for _ in range(depth)]).double()
     x = normal(4, 3, 5)

@@ -1,4 +1,4 @@
-"""Slices: every point where it belongs, the centre exactly the loss, files that can be read."""
+"""Slices: positions of the points, the loss at the centre, and files."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from tests.oracles import F64, Quadratic, normal, symmetric
 
 
 def separable():
-    """L = f(x) + g(y), f and g with no symmetry: a swap, a flip or a shift of rows shows."""
+    """L = f(x) + g(y) without symmetries, so that swapped, flipped or shifted rows are detected."""
     w = Parameter(torch.zeros(2, dtype=F64))
     objective = Objective(lambda: w[0].exp() + 10 * w[1] ** 3 + w[1], {"w": w})
     return objective, {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
@@ -45,7 +45,7 @@ def test_line_runs_along_the_direction():
 @pytest.mark.parametrize("resolution", [(7, 4), [4, 7], (2, 9), 5])
 @pytest.mark.parametrize("span", [((-1.0, 2.0), (0.5, 0.75)), (-0.5, 1.0), [[-2, 1], [0, 1]]])
 def test_plane_orientation(resolution, span):
-    """Rows are y, columns x, on grids that are not square and spans that are not alike."""
+    """Rows are y and columns x, on grids that are not square, with different spans."""
     objective, dx, dy = separable()
     plane = plane_slice(objective, dx, dy, span=span, resolution=resolution)
     nx, ny = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -177,7 +177,7 @@ def relu_net(bias):
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 @pytest.mark.parametrize("bias", [False, True])
-def test_filter_normalised_slices_do_not_see_a_rescaled_relu_network(factor, bias):
+def test_filter_normalised_slices_are_invariant_to_rescaling(factor, bias):
     module, x = relu_net(bias), normal(10, 4, seed=5)
     objective = Objective(lambda: module(x).square().mean(), dict(module.named_parameters()))
     directions = [
@@ -203,7 +203,7 @@ def test_filter_normalised_slices_do_not_see_a_rescaled_relu_network(factor, bia
 # -- cost -----------------------------------------------------------------------------------------
 
 
-def test_one_forward_a_point():
+def test_one_forward_per_point():
     calls = []
     w = Parameter(torch.zeros(2, dtype=F64))
 
@@ -224,11 +224,11 @@ def test_one_forward_a_point():
     assert (objective.gradients, objective.hvps) == (0, 0)
 
 
-# -- what is not a number -------------------------------------------------------------------------
+# -- values that are not finite --------------------------------------------------------------------
 
 
-def test_losses_that_are_not_numbers_stay_so(tmp_path):
-    """Where the loss is NaN or infinite the slice says so, also after a file."""
+def test_losses_that_are_not_finite_are_kept(tmp_path):
+    """NaN and infinite losses are kept, also when saved and loaded."""
     w = Parameter(torch.ones(1, dtype=F64))
     objective = Objective(lambda: w.log().sum(), {"w": w})
     line = line_slice(objective, {"w": torch.ones(1)}, span=(-2.0, 2.0), resolution=5)
@@ -247,7 +247,7 @@ def test_losses_that_are_not_numbers_stay_so(tmp_path):
 @pytest.mark.parametrize("name", ["plane.npz", "plane", "plane.dat"])
 @pytest.mark.parametrize("as_text", [True, False])
 def test_saved_and_loaded(tmp_path, name, as_text):
-    """Bit for bit, under the name that was asked for."""
+    """Bitwise equal, under the given name."""
     objective, x, y = separable()
     facts = {"step": 3, "names": ["a", "b"], "mode": "eval", "ratio": 0.1, "none": None}
     plane = plane_slice(objective, x, y, ((-1, 1), (0, 1 / 3)), (5, 3), metadata=facts)
@@ -280,7 +280,7 @@ def test_metadata_that_cannot_be_written_leaves_no_file(tmp_path):
 
 
 class Boom:
-    """Its pickle runs code."""
+    """Runs code when unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))
@@ -310,13 +310,13 @@ DAMAGED = {
     "no_metadata": lambda path: write_npz(path, metadata=None),
     "no_json": lambda path: write_npz(path, metadata=np.array("{")),
     "other_shape": lambda path: write_npz(path, losses=np.zeros(3)),
-    "words": lambda path: write_npz(path, losses=np.array(["a", "b"])),
+    "strings": lambda path: write_npz(path, losses=np.array(["a", "b"])),
     "two_centres": lambda path: write_npz(path, center_loss=np.zeros(2)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_file_that_is_no_slice(tmp_path, damage):
+def test_file_that_is_not_a_slice(tmp_path, damage):
     path = tmp_path / "slice.npz"
     DAMAGED[damage](path)
     with pytest.raises(ValueError, match=r"path='.*slice.npz': not a saved Slice"):
@@ -335,7 +335,7 @@ def test_truncated_file(tmp_path):
 
 
 def test_flipped_bytes(tmp_path):
-    """The archive's checksum notices damage inside the numbers."""
+    """The archive's checksum detects damaged numbers."""
     objective, x, _ = separable()
     path = tmp_path / "slice.npz"
     line_slice(objective, x, resolution=50).save(path)
@@ -348,7 +348,7 @@ def test_flipped_bytes(tmp_path):
             Slice.load(path)
 
 
-def test_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         Slice.load(tmp_path / "none.npz")
 
@@ -389,6 +389,6 @@ def test_second_axis_out_of_range(arguments):
     ("axes", "shape"),
     [((3,), (4,)), ((3, 4), (3, 4)), ((3, 4), (12,)), ((), ()), ((2, 2, 2), (2, 2, 2))],
 )
-def test_losses_that_do_not_fit_the_axes(axes, shape):
+def test_losses_of_the_wrong_shape(axes, shape):
     with pytest.raises(ValueError, match=r"losses have shape .*expected \(len\(x\),\) for a line"):
         Slice(tuple(np.zeros(n) for n in axes), np.zeros(shape), 0.0)

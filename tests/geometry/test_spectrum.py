@@ -74,7 +74,7 @@ def test_few_steps_are_a_gauss_rule(steps):
         )
 
 
-def test_a_krylov_space_that_ends_early():
+def test_krylov_space_that_ends_early():
     # Three distinct eigenvalues: three steps find them all, with their multiplicities as weights.
     found = spectral_density(diagonal([0.0] * 5 + [1.0] * 3 + [4.0] * 2), samples=2, steps=8)
     assert found.hvps == 6
@@ -106,7 +106,7 @@ def test_scaling_the_loss_scales_the_axis():
 
 
 @pytest.mark.slow
-def test_a_full_hessian_within_its_error_bars_over_200_seeds():
+def test_full_hessian_is_within_its_error_bars():
     problem = Matrix(symmetric(SPECTRUM))
     at = torch.tensor([-0.5, 0.5, 1.5, 5.0, 7.5, 10.0], dtype=F64)
     inside, seen = [], []
@@ -130,7 +130,7 @@ def test_a_full_hessian_within_its_error_bars_over_200_seeds():
     assert bool(((torch.stack(seen).mean(0) - exact).abs() < 3 * error).all())
 
 
-def test_more_samples_come_closer_and_too_few_steps_do_not():
+def test_error_decreases_with_samples_but_not_with_too_few_steps():
     problem = Matrix(symmetric(SPECTRUM))
     assert distance(spectral_density(problem, 40), SPECTRUM) < 0.1
     assert distance(spectral_density(problem, 4), SPECTRUM) > 0.1
@@ -152,7 +152,7 @@ def test_softmax_regression():
     assert zero / float(found.density.sum()) == pytest.approx(1 / classes, abs=0.03)
 
 
-# -- what the steps resolve ------------------------------------------------------------------------
+# -- resolution ------------------------------------------------------------------------------------
 
 MIDDLES = (np.arange(500) + 0.5) / 500
 SPREAD_OUT = {
@@ -181,7 +181,7 @@ def test_spread_out_spectra_lie_within_two_standard_errors(name, dtype):
 
 
 @pytest.mark.parametrize("name", SPREAD_OUT)
-def test_what_too_few_steps_leave_lies_within_two_standard_errors(name):
+def test_error_of_too_few_steps_is_within_two_standard_errors(name):
     # Random signs on a diagonal Hessian have no error of their own.
     spectrum = SPREAD_OUT[name]
     found = spectral_density(diagonal(spectrum), samples=2)
@@ -193,7 +193,7 @@ def test_what_too_few_steps_leave_lies_within_two_standard_errors(name):
 
 
 @pytest.mark.parametrize("size", [500, 10_000])
-def test_the_resolution_of_a_uniform_spectrum(size):
+def test_resolution_of_a_uniform_spectrum(size):
     # In the middle the nodes are pi / (2 steps) of the width apart: the ripple of Gaussians there
     # is 2 exp(-2 (steps sigma / (width / 2))^2), whatever the number of eigenvalues.
     spectrum = torch.linspace(-1, 1, size, dtype=F64)
@@ -207,7 +207,7 @@ def test_the_resolution_of_a_uniform_spectrum(size):
         assert 1e-3 < ripple < 1e-2
 
 
-def test_a_sigma_and_steps_that_are_named_are_kept():
+def test_given_sigma_and_steps_are_used():
     spectrum = SPREAD_OUT["uniform"]
     found = spectral_density(diagonal(spectrum), samples=2, steps=30, sigma=0.02)
     assert found.sigma == 0.02
@@ -222,7 +222,7 @@ def test_a_sigma_and_steps_that_are_named_are_kept():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_an_exact_rule_resolves_all(dtype):
+def test_exact_rule_resolves_all(dtype):
     matrix = torch.diag(torch.tensor([0.0] * 5 + [1.0] * 3 + [4.0] * 2, dtype=dtype))
     for steps in (3, 8):  # the third is the last that there is
         found = spectral_density(Matrix(matrix), samples=2, steps=steps, sigma=0.01)
@@ -257,7 +257,7 @@ def test_counts_shapes_and_weights_in_place():
     assert not torch.equal(other.ritz_values, found.ritz_values)
 
 
-def test_a_file_holds_all_of_it(tmp_path):
+def test_file_holds_all_fields(tmp_path):
     found = spectral_density(diagonal(SPECTRUM), samples=2, steps=5)
     found.save(tmp_path / "density.npz")
     with np.load(tmp_path / "density.npz", allow_pickle=False) as file:
@@ -276,7 +276,7 @@ def test_a_file_holds_all_of_it(tmp_path):
     assert again.note == ""
 
 
-def test_a_span_cuts_the_grid():
+def test_span_limits_the_grid():
     found = spectral_density(diagonal(SPECTRUM), 2, len(SPECTRUM), span=(4.0, 6.0))
     assert (float(found.grid[0]), float(found.grid[-1])) == (4.0, 6.0)
     assert mass(found) == pytest.approx(2 / len(SPECTRUM), rel=1e-3)  # the two at 5
@@ -291,7 +291,7 @@ def test_float32():
     assert float(wide.ritz_values.max()) == pytest.approx(exact, rel=1e-9)
 
 
-def test_what_is_not_finite_gives_nan():
+def test_loss_that_is_not_finite_gives_nan():
     found = spectral_density(Matrix(torch.full((5, 5), math.nan, dtype=F64)), samples=2)
     assert found.density.isnan().all()
     assert found.hvps == 2
@@ -300,7 +300,7 @@ def test_what_is_not_finite_gives_nan():
     assert spectral_density(infinite, samples=2, sigma=1.0).density.isnan().all()
 
 
-def test_weights_are_back_after_a_loss_that_raises_half_way():
+def test_weights_are_restored_after_an_error():
     problem = Quadratic(symmetric(SPECTRUM))
     before = bits(problem.params)
     objective = Objective(
@@ -327,14 +327,14 @@ def test_weights_are_back_after_a_loss_that_raises_half_way():
         ({"span": (0.0, math.inf)}, "span=(0.0, inf): expected two finite numbers"),
     ],
 )
-def test_refuses(wrong, message):
+def test_invalid_arguments(wrong, message):
     problem = diagonal(SPECTRUM)
     with pytest.raises(ValueError, match=re.escape(message)):
         spectral_density(problem, **wrong)
     assert problem.hvps == 0
 
 
-def test_refuses_a_grid_too_coarse_for_its_gaussian():
+def test_grid_too_coarse_for_its_gaussian_raises():
     with pytest.raises(ValueError, match=r"the grid's spacing .* is above sigma=0.001") as caught:
         spectral_density(diagonal([0.0, 1.0]), samples=2, sigma=0.001, points=500)
     enough = int(re.search(r"at least (\d+) points", str(caught.value)).group(1))

@@ -30,7 +30,7 @@ def diverges(build, hessian, steps=400):
     """Whether the optimizers that ``build()`` sets up blow up on w'Hw/2.
 
     Judged by the second difference of w, in which slow smooth modes do not hide the one of period
-    two, over the last half of the run: a growth of 1 + 1e-7 per step is told from decay.
+    two, over the last half of the run: a growth of 1 + 1e-7 per step is distinguished from decay.
     """
     params, optimizers = build()
     trail = []
@@ -174,7 +174,7 @@ def test_edges_known_from_the_literature():
     assert midway == pytest.approx(20 / (1 - 0.5178 + 0.5178 / 19), rel=1e-3)
 
 
-# -- P, read off the size of a real step -----------------------------------------------------------
+# -- P from the size of a real step ----------------------------------------------------------------
 
 STEPPERS = {
     "adam": (Adam, {}),
@@ -344,7 +344,7 @@ def test_groups_that_agree_share_an_edge():
     assert stability_edge(pair, named).edge == pytest.approx(30)
 
 
-def test_weight_decay_on_one_group_only_has_no_single_edge_for_sgd():
+def test_sgd_with_weight_decay_on_one_group_has_no_single_edge():
     a, b, _ = three()
     sgd = SGD([{"params": [a], "weight_decay": 5.0}, {"params": [b]}], lr=0.1)
     found = stability_edge(sgd, {"a": a, "b": b})
@@ -359,7 +359,7 @@ def test_weight_decay_on_one_group_only_has_no_single_edge_for_sgd():
 
 
 def test_maximize_climbs_the_negated_loss():
-    """On L = -w'Hw/2 the climber sees the gradient -Hw; weight decay still pulls to zero."""
+    """On L = -w'Hw/2 gradient ascent uses -Hw; weight decay still acts towards zero."""
     w = Parameter(torch.ones(1, dtype=F64))
     sgd = SGD([w], lr=0.1, momentum=0.5, weight_decay=2.0, maximize=True)
     found = stability_edge(sgd, {"w": w})
@@ -427,7 +427,7 @@ def test_reading_changes_nothing():
 # -- parameters that do not move -------------------------------------------------------------------
 
 
-def test_parameter_without_an_optimizer_does_not_count():
+def test_parameter_without_an_optimizer_is_left_out():
     a, b, c = three()
     found = stability_edge(SGD([a, b], lr=0.5), {"a": a, "b": b, "c": c})
     assert found.scale == {"a": 0.5, "b": 0.5, "c": 0.0}
@@ -438,7 +438,7 @@ def test_parameter_without_an_optimizer_does_not_count():
     )
 
 
-def test_group_with_learning_rate_zero_does_not_count():
+def test_group_with_learning_rate_zero_is_left_out():
     a, b, _ = three()
     groups = [{"params": [a]}, {"params": [b], "lr": 0.0, "weight_decay": 1.0}]
     found = stability_edge(SGD(groups, lr=0.5), {"a": a, "b": b})
@@ -447,7 +447,7 @@ def test_group_with_learning_rate_zero_does_not_count():
     assert "1 of 2 parameters do not move" in found.note
 
 
-def test_infinite_preconditioner_leaves_out_what_adam_does_not_move():
+def test_infinite_preconditioner_of_parameters_without_updates():
     """b never had a gradient, c is in no optimizer: the edge is one on the Hessian over a."""
     a, b, c = three()
     adam = Adam([a, b], lr=0.1, betas=(0.9, 0.5), eps=0.0)
@@ -562,7 +562,7 @@ def test_preconditioner_where_one_gradient_doubles_the_second_moment(kind, optio
     assert found.edge == now.edge
 
 
-def test_amsgrad_keeps_the_step_of_a_coordinate_whose_second_moment_has_faded():
+def test_amsgrad_with_a_second_moment_that_underflows():
     """After 10^5 steps without a gradient the running average is 0 in float32, its maximum not."""
     w = Parameter(torch.ones(2))
     adam = stepped(Adam([w], amsgrad=True))
@@ -611,7 +611,7 @@ def test_gradient_longer_than_all_before_is_shortened(kind, options):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_gradient_that_is_not_finite_does_not_count(bad):
+def test_gradient_that_is_not_finite_is_ignored(bad):
     w = Parameter(torch.ones(2, dtype=F64))
     adam = stepped(Adam([w]), 3)
     found = stability_edge(adam, {"w": w}, gradient={"w": torch.tensor([bad, 1.0])})
@@ -634,7 +634,7 @@ def test_gradient_concerns_adaptive_optimizers_only():
     refused(foreign, w, "Foreign has no known stability edge", gradient={"w": w})
 
 
-def test_gradient_that_does_not_fit_the_parameters():
+def test_gradient_of_other_parameters_raises():
     w = Parameter(torch.ones(2))
     adam = stepped(Adam([w]))
     with pytest.raises(TypeError, match=r"gradient=3.*: expected a mapping"):
@@ -647,7 +647,7 @@ def test_gradient_that_does_not_fit_the_parameters():
         stability_edge(adam, {"w": w}, gradient={"w": torch.ones(3)})
 
 
-def test_optimizer_of_other_parameters_does_not_matter():
+def test_optimizer_of_other_parameters_is_ignored():
     a, b, _ = three()
     optimizers = [SGD([a], lr=0.5), torch.optim.Adagrad([b]), Adam([Parameter(torch.ones(1))])]
     found = stability_edge(optimizers, {"a": a})
@@ -697,7 +697,7 @@ def test_lightning_optimizer():
     assert found.note.startswith("SGD: ")
 
 
-def test_subclass_counts_as_long_as_it_keeps_step(monkeypatch):
+def test_edge_of_subclasses(monkeypatch):
     w = Parameter(torch.ones(1))
     assert stability_edge(Keeps([w], lr=0.5), {"w": w}).edge == pytest.approx(4)
     # Where a subclass is the first SGD of the process, torch wraps `step` on the subclass alone.
@@ -742,7 +742,7 @@ class SAM(torch.optim.Optimizer):
     ],
 )
 @pytest.mark.parametrize("curvature", [9.0, 14.0])
-def test_sam_settles_where_its_edge_is_the_curvature(options, curvature):
+def test_sam_converges_to_its_edge(options, curvature):
     """Below 2/lr SAM ends in an orbit w, -w, that is at its edge: the gradient norm is then the one
     whose edge is the curvature."""
     w = Parameter(torch.ones(1, dtype=F64))
@@ -767,7 +767,7 @@ def test_sam_settles_where_its_edge_is_the_curvature(options, curvature):
     assert "SGD under SAM: at this gradient norm the edge is" in found.note
 
 
-def test_sam_edge_is_long_and_bartletts():
+def test_sam_edge_equals_long_and_bartlett():
     w = Parameter(torch.ones(1))
     lr, rho, norm = 0.1, 0.05, 0.7
     found = stability_edge(SAM([w], SGD, lr=lr, rho=rho), {"w": w}, gradient_norm=norm)
@@ -777,7 +777,7 @@ def test_sam_edge_is_long_and_bartletts():
     assert without.edge == pytest.approx(20)
 
 
-# -- no edge, and why ------------------------------------------------------------------------------
+# -- reasons for no edge ---------------------------------------------------------------------------
 
 
 def refused(optimizers, w, reason, **kwargs):
@@ -882,7 +882,7 @@ def test_climbing_and_descending_at_once():
     refused(duel, {"w": w, "u": u}, "some parameters climb while others descend")
 
 
-def test_nobody_or_two_hold_the_parameters():
+def test_parameters_in_no_or_two_optimizers():
     w, u = Parameter(torch.ones(2)), Parameter(torch.ones(2))
     refused(SGD([u]), w, "No optimizer holds any of these parameters")
     refused([], w, "No optimizer holds any of these parameters")

@@ -1,4 +1,4 @@
-"""Trace and Frobenius norm, whole and by block, against closed forms; are the error bars true?"""
+"""Trace and Frobenius norm, in total and by block, against closed forms; coverage of errors."""
 
 import math
 import re
@@ -37,7 +37,7 @@ def diagonal(values, shapes=None):
 # -- exactly ---------------------------------------------------------------------------------------
 
 
-def test_a_diagonal_hessian_leaves_no_error():
+def test_diagonal_hessian_has_no_error():
     found = hessian_trace(diagonal(SPECTRUM), samples=2)
     assert found.value == pytest.approx(math.fsum(SPECTRUM), rel=1e-12)
     assert found.stderr <= 1e-12
@@ -46,7 +46,7 @@ def test_a_diagonal_hessian_leaves_no_error():
     assert found.frobenius.stderr <= 1e-12
 
 
-def test_blocks_are_modules_and_sum_to_the_whole():
+def test_blocks_are_modules_and_sum_to_the_trace():
     found = hessian_trace(diagonal(SPECTRUM, SPLIT), samples=2)
     assert list(found.blocks) == ["a", "b"]
     assert found.blocks["a"].value == pytest.approx(math.fsum(SPECTRUM[:20]), rel=1e-12)
@@ -104,7 +104,7 @@ def test_softmax_regression():
     truth = float(x.square().sum(1).mean()) * (1 - 1 / classes)
     spectrum = softmax_at_zero_spectrum(x, classes)
     assert truth == pytest.approx(spectrum.sum(), rel=1e-12)
-    assert found.stderr < 0.03 * truth  # or the next line would say little
+    assert found.stderr < 0.03 * truth  # otherwise the next check would be weak
     assert abs(found.value - truth) <= 3 * found.stderr
     norm = math.sqrt((spectrum**2).sum())
     assert found.frobenius.stderr < 0.03 * norm
@@ -145,7 +145,7 @@ def test_scalar_chain_by_block():
         assert abs(block.value - truth) <= 3 * block.stderr
 
 
-# -- are the error bars true? ----------------------------------------------------------------------
+# -- coverage of the error bars --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", [5, 10, 30])
@@ -165,7 +165,7 @@ def test_two_standard_errors_cover_95_percent(samples):
     assert (0.91 if samples > 5 else 0.89) <= covered(norms, truth) <= 0.985
 
 
-def test_a_hessian_of_rank_one_is_covered_as_the_docstring_says():
+def test_coverage_for_a_hessian_of_rank_one():
     u = normal(40)
     problem = Matrix(torch.outer(u, u))
     truth = float(u @ u)
@@ -175,7 +175,7 @@ def test_a_hessian_of_rank_one_is_covered_as_the_docstring_says():
     assert 0.80 <= covered(few, truth) <= 0.92
 
 
-def test_the_mean_over_many_seeds_is_unbiased():
+def test_mean_over_many_seeds_is_unbiased():
     problem = Matrix(symmetric(SPECTRUM), SPLIT)
     values = torch.tensor(
         [hessian_trace(problem, 10, generator=generator(s)).value for s in range(200)], dtype=F64
@@ -188,7 +188,7 @@ def test_the_mean_over_many_seeds_is_unbiased():
 # -- costs and contracts ---------------------------------------------------------------------------
 
 
-def test_one_product_a_sample_and_the_norm_comes_free():
+def test_one_product_per_sample_gives_trace_and_norm():
     problem = Quadratic(symmetric(SPECTRUM), shapes=SPLIT)
     objective = Objective(problem.loss, problem.params, check_deterministic=False)
     before = bits(problem.params)
@@ -211,7 +211,7 @@ def test_same_signs_without_a_generator_others_with_one():
     assert hessian_trace(problem, samples=3, generator=generator(1)).value != first.value
 
 
-def test_the_order_of_the_parameters_does_not_matter():
+def test_order_of_the_parameters_does_not_matter():
     u = {"a": normal(3, seed=0), "b": normal(4, seed=1)}
 
     def found(names):
@@ -230,7 +230,7 @@ def test_scaling_the_loss_scales_everything():
     assert three.frobenius.value == pytest.approx(3 * one.frobenius.value, rel=1e-12)
 
 
-def test_no_curvature_and_no_number():
+def test_zero_and_nan_curvature():
     flat = hessian_trace(Matrix(torch.zeros(4, 4, dtype=F64)), samples=3)
     assert (flat.value, flat.stderr, flat.frobenius.value, flat.frobenius.stderr) == (0, 0, 0, 0)
     broken = hessian_trace(Matrix(torch.full((2, 2), math.nan, dtype=F64)), samples=3)
@@ -238,7 +238,7 @@ def test_no_curvature_and_no_number():
     assert math.isnan(broken.frobenius.value)
 
 
-def test_weights_are_back_after_a_loss_that_raises_with_differences():
+def test_weights_are_restored_after_an_error_with_differences():
     problem = Quadratic(symmetric(SPECTRUM))
     before = bits(problem.params)
     objective = Objective(

@@ -1,4 +1,4 @@
-"""Paths whose plane is known; copies that never grow in number."""
+"""Principal planes of known paths, and a bounded number of copies."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_copies_are_evenly_spaced_and_few(capacity):
     assert taken <= capacity * (2 + math.log2(100_000 / capacity) / 2)
 
 
-def test_steps_that_are_left_out_do_not_matter():
+def test_skipped_steps_do_not_matter():
     path = Trajectory(4)
     for step in (7, 9, 100, 1000, 1001, 1003, 5000):
         path.add(step, {"w": torch.zeros(1)})
@@ -57,7 +57,7 @@ def test_steps_that_are_left_out_do_not_matter():
     assert not path.due(5000)
 
 
-def test_a_copy_is_a_copy():
+def test_weights_are_copied():
     w = torch.zeros(2)
     path = Trajectory()
     path.add(0, {"w": w})
@@ -74,7 +74,7 @@ def test_capacity_is_checked(capacity):
 # -- the plane of a path --------------------------------------------------------------------------
 
 
-def test_a_path_in_a_known_plane():
+def test_path_in_a_known_plane():
     x, y, off = frame(3)
     ts = torch.linspace(-4.0, -0.5, 12, dtype=F64).tolist()
     path = [place(CENTER, (x, y), (t, 0.2 * math.cos(3 * t) - 0.2)) for t in ts]
@@ -130,7 +130,7 @@ def test_axes_at_an_angle():
 
 @pytest.mark.parametrize("length", [1.0, 1e-4])  # rounding is not a direction of the path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_straight_path_has_one_direction(dtype, length):
+def test_straight_path_has_one_direction(dtype, length):
     center = {name: t.to(dtype) for name, t in CENTER.items()}
     (x,) = frame(1)
     path = [
@@ -142,7 +142,7 @@ def test_a_straight_path_has_one_direction(dtype, length):
     assert inner(found[0], {n: t.to(dtype) for n, t in x.items()}) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_path_that_does_not_move_has_none():
+def test_constant_path_has_no_direction():
     assert pca_directions([CENTER, CENTER], CENTER) == []
     assert pca_directions([], CENTER) == []
     x, y = frame(2)
@@ -166,8 +166,8 @@ def test_points_that_are_not_finite():
     assert pca_directions(good, bad) == []
 
 
-def test_a_parameter_that_began_to_train_later():
-    """Until then it stood where it was first seen."""
+def test_parameter_unfrozen_later():
+    """Before that it has its first recorded value."""
     early = {"a": CENTER["a"] + 1.0}
     late = {"a": CENTER["a"] + 0.5, "b": CENTER["b"] - 2.0}
     whole = [{**early, "b": late["b"]}, late]
@@ -177,7 +177,7 @@ def test_a_parameter_that_began_to_train_later():
         torch.testing.assert_close(got, expected)
 
 
-def test_the_chunks_add_up(monkeypatch):
+def test_chunks_add_up(monkeypatch):
     x, y = frame(2)
     path = [place(CENTER, (x, y), c) for c in ((-2.0, 1.0), (-1.0, 0.5), (0.0, 3.0))]
     whole = project(path, CENTER, [x, y])

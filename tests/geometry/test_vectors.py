@@ -82,7 +82,7 @@ def test_seed_from():
     assert seed_from(generator(3)) == seed_from(generator(3)) != seed_from(generator(4))
     assert torch.equal(torch.get_rng_state(), state)
     shared = generator(3)
-    assert seed_from(shared) != seed_from(shared)  # it moves on
+    assert seed_from(shared) != seed_from(shared)  # its state advances
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_draws_come_in_the_working_type(dtype, working):
 PARAMS = {"a": torch.zeros(2, 3), "b": torch.zeros(()), "c": torch.zeros(2), "none": torch.zeros(0)}
 
 
-def test_layout_goes_there_and_back():
+def test_layout_round_trip():
     layout, flat = Layout(PARAMS), torch.arange(9.0)
     vector = layout.unflatten(flat)
     assert {name: tensor.shape for name, tensor in vector.items()} == layout.shapes
@@ -137,12 +137,12 @@ def test_layout_takes_the_widest_type():
         ({"a": torch.zeros(3, 2)}, r"vector\['a'\] has shape \(3, 2\): .* shape \(2, 3\)"),
     ],
 )
-def test_layout_refuses(vector, message):
+def test_invalid_vectors_of_a_layout(vector, message):
     with pytest.raises(ValueError, match=message):
         Layout(PARAMS).flatten(vector)
 
 
-def test_long_lists_of_names_are_cut():
+def test_long_lists_of_names_are_shortened():
     many = Layout({f"layer{i}": torch.zeros(1) for i in range(10)})
     with pytest.raises(ValueError, match=r"'layer3'\] and 6 more$"):
         many.flatten({"x": 1.0})

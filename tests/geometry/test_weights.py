@@ -1,4 +1,4 @@
-"""The weights: put back bit for bit, known to be others, and which of them count."""
+"""The weights: restored bitwise, changes detected, and which parameters are used."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from lightning_landscape.geometry.objective import Objective
 from tests.oracles import F64, bits, close, flat, normal, seven_weights
 
-# -- they come back -------------------------------------------------------------------------------
+# -- restoring ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
@@ -63,11 +63,11 @@ def test_weights_are_restored_after_an_exception(call, fail_at):
         method(*arguments)
     assert bits(q.params) == before
     countdown[0] = math.inf
-    close(objective.gradient_at(v), q.g() + q.A @ flat(v))  # and it goes on working
+    close(objective.gradient_at(v), q.g() + q.A @ flat(v))  # still correct
 
 
 def test_training_between_two_calls_is_not_undone():
-    """The copy that is put back is of the weights as they are now, not of an earlier call."""
+    """The weights are restored to their current values, not to those of an earlier call."""
     q = seven_weights()
     objective = Objective(q.loss, q.params)
     objective.loss_at(q.named(normal(7)))
@@ -78,7 +78,7 @@ def test_training_between_two_calls_is_not_undone():
     assert bits(q.params) == before
 
 
-# -- moved by someone else ------------------------------------------------------------------------
+# -- changed elsewhere ----------------------------------------------------------------------------
 
 
 SGD, ADAM = torch.optim.SGD, torch.optim.Adam
@@ -98,7 +98,7 @@ SGD, ADAM = torch.optim.SGD, torch.optim.Adam
     ids=["sgd", "fused_sgd", "adam", "fused_adam", "data", "new_data", "sign"],
 )
 @pytest.mark.parametrize("warm", ["loss", "gradient", "hvp"])
-def test_weights_moved_by_someone_else_are_noticed(move, warm):
+def test_weights_changed_elsewhere_are_detected(move, warm):
     """Quartic, so that loss, gradient and curvature all change."""
     w = Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=F64))
     ones = {"w": torch.ones(3, dtype=F64)}

@@ -1,4 +1,4 @@
-"""The ascent against exact maxima over balls and boxes, and what it promises on any loss."""
+"""The ascent against exact maxima over balls and boxes, and its guarantees for any loss."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def objective_of(problem, **settings):
 
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
 @pytest.mark.parametrize("rho", [0.05, 1.0, 20.0])
-def test_the_maximum_over_a_ball(spectrum, rho):
+def test_maximum_over_a_ball(spectrum, rho):
     problem = problem_of(spectrum)
     truth = ball_maximum(problem.A, problem.g(), rho)
     found = worst_case_sharpness(objective_of(problem), rho, steps=400)
@@ -54,13 +54,13 @@ def test_the_maximum_over_a_ball(spectrum, rho):
         found.value, rel=1e-9
     )
     short = worst_case_sharpness(objective_of(problem), rho)
-    # Twenty steps: where eigenvalues crowd the direction is not there yet, the value nearly is.
+    # Twenty steps: with clustered eigenvalues only the value has nearly converged.
     assert 0.998 * truth <= short.value <= truth * (1 + 1e-12)
     # What a multi-step ascent is for: one step falls short of it.
     assert found.value >= sam_sharpness(objective_of(problem), rho).value * (1 - 1e-12)
 
 
-def test_near_a_stationary_point_it_finds_the_curvature_that_one_step_misses():
+def test_curvature_near_a_stationary_point():
     problem = problem_of(SPECTRA["convex"])
     minimum = torch.linalg.lstsq(problem.A, -problem.b[:, None]).solution[:, 0]
     problem.A += 1e-3 * torch.eye(6, dtype=F64)
@@ -87,7 +87,7 @@ def test_at_a_stationary_point(spectrum, norm):
     assert found.value == pytest.approx(truth, rel=1e-6)
 
 
-def test_a_long_climb_between_eigenvalues_that_nearly_agree():
+def test_long_ascent_with_nearly_equal_eigenvalues():
     # The moves stay above a millionth of the radius for thousands of steps, ever longer ones.
     w = torch.nn.Parameter(torch.zeros(2, dtype=F64))
     values = torch.tensor([1.0, 0.998], dtype=F64)
@@ -97,13 +97,13 @@ def test_a_long_climb_between_eigenvalues_that_nearly_agree():
     found = ascent.climb(Endpoint(ascent.rise(start), start), 2.0, 4000)
     assert found.height == pytest.approx(0.5, rel=1e-6)
     assert objective.gradients > 1000
-    assert objective.forwards <= objective.gradients + 2  # no point tried in vain
-    # From the eigenvector it is a matter of some steps.
+    assert objective.forwards <= objective.gradients + 2  # no unnecessary evaluations
+    # From the eigenvector a few steps are enough.
     whole = Objective(lambda: (values * w**2).sum() / 2, {"w": w})
     assert worst_case_sharpness(whole, 1.0).value == pytest.approx(0.5, rel=1e-6)
 
 
-def test_at_a_maximum_it_is_zero_and_stays():
+def test_zero_at_a_maximum():
     w = torch.nn.Parameter(torch.zeros(3, dtype=F64))
     values = torch.tensor([3.0, 2.0, 1.0], dtype=F64)
     for norm in ("l2", "linf"):
@@ -113,7 +113,7 @@ def test_at_a_maximum_it_is_zero_and_stays():
         assert not found.displacement["w"].any()
 
 
-def test_a_step_of_sam_that_overshoots():
+def test_sam_step_that_overshoots():
     # sin(10) < 0 = sin(0): the ascent from the weights finds the top at pi/2 all the same.
     w = torch.nn.Parameter(torch.zeros((), dtype=F64))
     objective = Objective(lambda: torch.sin(w), {"w": w}, check_deterministic=False)
@@ -123,7 +123,7 @@ def test_a_step_of_sam_that_overshoots():
         assert found.value == pytest.approx(1.0, rel=1e-6)
 
 
-def test_never_negative_and_never_below_one_step():
+def test_never_negative_and_at_least_one_sam_step():
     torch.manual_seed(0)
     for seed in range(20):
         x = normal(8, seed=seed)
@@ -143,7 +143,7 @@ def test_never_negative_and_never_below_one_step():
 # -- the box ---------------------------------------------------------------------------------------
 
 
-def test_the_maximum_over_a_box_with_diagonal_curvature():
+def test_maximum_over_a_box_with_diagonal_curvature():
     problem = Quadratic(torch.diag(torch.tensor(SPECTRA["convex"], dtype=F64)))
     for rho in (0.01, 0.3, 3.0):
         truth = box_maximum(problem.A, problem.g(), torch.full((6,), rho, dtype=F64))
@@ -155,7 +155,7 @@ def test_the_maximum_over_a_box_with_diagonal_curvature():
             assert found.value == pytest.approx(truth, rel=1e-6)
 
 
-def test_the_maximum_over_a_small_box_by_enumeration():
+def test_maximum_over_a_small_box_by_enumeration():
     exact = 0
     for seed in range(20):
         problem = problem_of(SPECTRA["convex"], seed)
@@ -170,7 +170,7 @@ def test_the_maximum_over_a_small_box_by_enumeration():
     assert exact >= 16
 
 
-def test_a_box_where_the_loss_bends_down():
+def test_box_with_negative_curvature():
     # Separable: each weight moves to its own best place, -g/a, or to the side of the box.
     a = torch.tensor([-1.0, -4.0, 2.0], dtype=F64)
     problem = Quadratic(torch.diag(a))
@@ -185,7 +185,7 @@ def test_a_box_where_the_loss_bends_down():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_a_top_eigenvector_that_the_gradient_does_not_hold(norm):
+def test_top_eigenvector_orthogonal_to_the_gradient(norm):
     # The gradient is along the second axis for good: its ascent ends at curvature 1.
     w = torch.nn.Parameter(torch.tensor([0.0, 1e-3, 0.0], dtype=F64))
     values = torch.tensor([5.0, 1.0, -1.0], dtype=F64)
@@ -198,7 +198,7 @@ def test_a_top_eigenvector_that_the_gradient_does_not_hold(norm):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_higher_side_of_the_top_eigenvector(norm, adaptive):
+def test_higher_side_of_the_top_eigenvector(norm, adaptive):
     # v^2 - v^3 + v/100: the gradient points to the lower of the two sides, .19 for .29 at 1/2.
     w = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=F64))
     start = w.detach().clone()
@@ -324,8 +324,8 @@ def rise_of(loss, size, radius, norm="l2", steps=20):
     return largest_rise(objective, torch.ones_like(w), radius, norm, steps)
 
 
-def test_not_settled_where_every_start_ends_elsewhere():
-    # A box and a flat spectrum: hardly two ways up end at one corner.
+def test_not_settled_if_every_start_ends_elsewhere():
+    # A box and a flat spectrum: hardly two ascents end at the same corner.
     A = normal(60, 60)
     found = rise_of(lambda w: w @ (A @ A.T) @ w, 60, 1.0, "linf")
     assert found.height > 0
@@ -341,12 +341,12 @@ def test_not_settled_where_every_start_ends_elsewhere():
     ],
     ids=["cubic", "flat at the weights only", "steep at the end only"],
 )
-def test_not_settled_where_the_hessian_tells_nothing_of_the_ball(loss):
+def test_not_settled_if_the_hessian_does_not_describe_the_ball(loss):
     assert not rise_of(loss, 1, 1.0).settled
     assert rise_of(loss, 1, 0.005).settled
 
 
-def test_not_settled_before_the_ascent_has_come_to_rest():
+def test_not_settled_before_the_ascent_has_converged():
     A = torch.diag(torch.tensor([1.0, 0.3, 0.1], dtype=F64))
     problem = Quadratic(A)
     with torch.no_grad():
@@ -366,13 +366,13 @@ def test_not_settled_before_the_ascent_has_come_to_rest():
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_one_ascent_is_never_settled(steps):
+def test_single_ascent_is_never_settled(steps):
     problem = problem_of(SPECTRA["convex"], constant=10.0)
     assert worst_case_sharpness(objective_of(problem), 0.1, steps=steps).settled is False
     assert keskar_sharpness(objective_of(problem), steps=steps).settled is False
 
 
-def test_keskar_is_settled_as_the_box_is():
+def test_keskar_is_settled_like_the_box():
     problem = problem_of(SPECTRA["convex"], constant=10.0)
     assert keskar_sharpness(objective_of(problem), 0.01).settled is True
     w = torch.nn.Parameter(torch.zeros(60, dtype=F64))
@@ -380,7 +380,7 @@ def test_keskar_is_settled_as_the_box_is():
     assert keskar_sharpness(Objective(lambda: w @ (A @ A.T) @ w, {"w": w}), 1.0).settled is False
 
 
-def test_per_batch_is_settled_where_every_batch_is():
+def test_per_batch_is_settled_if_every_batch_is():
     w, A, slope = torch.nn.Parameter(torch.zeros(60, dtype=F64)), normal(60, 60), normal(60, seed=1)
     terms = {"linear": (1.0, lambda: slope @ w), "rough": (1.0, lambda: w @ (A @ A.T) @ w)}
     for names, settled in ((["linear", "linear"], True), (["linear", "rough"], False)):
@@ -389,7 +389,7 @@ def test_per_batch_is_settled_where_every_batch_is():
         assert found.settled is settled
 
 
-# -- each batch on its own -------------------------------------------------------------------------
+# -- per batch ------------------------------------------------------------------------------------
 
 
 def test_per_batch_is_the_weighted_mean_of_each_batch():
@@ -429,7 +429,7 @@ def test_per_batch_over_processes():
         return tensor
 
     share(1, keep)
-    # Of the rises, and of whether they are settled: no process waits for decisions of another.
+    # Reductions of the rises and of whether they are settled: no process waits for another one.
     assert len(carried) == 2
     others = iter(carried)
     found = share(0, lambda tensor: tensor + next(others))
@@ -441,7 +441,7 @@ def test_per_batch_over_processes():
     assert share(0, lambda tensor: tensor + next(others)).settled is False
 
 
-def test_per_batch_reaches_the_reduction_even_when_it_fails():
+def test_per_batch_reduces_even_after_an_error():
     problem = problem_of(SPECTRA["crowded"])
     carried = []
 
@@ -461,7 +461,7 @@ def test_per_batch_reaches_the_reduction_even_when_it_fails():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_adaptive_does_not_see_a_rescaled_network(norm):
+def test_adaptive_is_invariant_to_rescaling(norm):
     network = ReluNetwork()
     objective = Objective(network.loss, network.params)
 
@@ -530,7 +530,7 @@ def test_keskar_by_enumeration():
     assert keskar_sharpness(objective_of(problem), 0.01).value == pytest.approx(truth, rel=1e-6)
 
 
-def test_keskar_of_a_loss_below_minus_one_says_why_there_is_none():
+def test_keskar_of_a_loss_below_minus_one_has_a_reason():
     problem = problem_of(SPECTRA["convex"], constant=-100.0)
     found = keskar_sharpness(objective_of(problem))
     assert math.isnan(found.value)
@@ -565,7 +565,7 @@ def test_costs():
 
     objective = objective_of(problem)
     worst_case_sharpness(objective, rho=0.05, steps=1000)
-    assert objective.forwards < 30  # it ends where it moves no more
+    assert objective.forwards < 30  # it ends when the point no longer changes
 
     corner = Quadratic(torch.diag(torch.tensor([4.0, 2.0], dtype=F64)))
     objective = objective_of(corner)
@@ -574,7 +574,7 @@ def test_costs():
     assert (objective.forwards, objective.gradients) == (2, 2)
 
 
-def test_a_loss_that_is_not_finite():
+def test_loss_that_is_not_finite():
     w = torch.nn.Parameter(torch.ones(2, dtype=F64))
     for broken in (math.nan, math.inf):
         objective = Objective(lambda b=broken: (w**2).sum() * b, {"w": w})
@@ -584,7 +584,7 @@ def test_a_loss_that_is_not_finite():
             assert found.note == "the loss or its gradient at the weights is not finite"
 
 
-def test_a_wall_is_an_infinite_rise_and_a_hole_none():
+def test_infinite_losses_in_the_ball():
     w = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
     before = bits({"w": w})
     # -log(1.04 - w) beyond the wall is NaN: the ascent keeps to this side of it.
@@ -598,7 +598,7 @@ def test_a_wall_is_an_infinite_rise_and_a_hole_none():
 
 @pytest.mark.parametrize("call", [2, 3, 4, 8])
 @pytest.mark.parametrize("per_batch", [False, True])
-def test_weights_are_back_after_a_loss_that_raises_half_way(call, per_batch):
+def test_weights_are_restored_after_an_error(call, per_batch):
     problem = problem_of(SPECTRA["convex"])
     before = bits(problem.params)
     loss = RaisesAt(problem.loss, call)
@@ -608,7 +608,7 @@ def test_weights_are_back_after_a_loss_that_raises_half_way(call, per_batch):
     assert bits(problem.params) == before
 
 
-def test_definitions_name_what_was_measured():
+def test_definitions_describe_the_arguments():
     objective = objective_of(problem_of(SPECTRA["convex"], constant=10.0))
     plain = worst_case_sharpness(objective, 0.1, steps=3).definition
     assert plain == "worst case in an l2 ball of radius 0.1, 3 ascent steps"
@@ -628,7 +628,7 @@ def test_definitions_name_what_was_measured():
         ({"steps": 2.5}, "steps=2.5: expected an integer >= 1"),
     ],
 )
-def test_refuses(wrong, message):
+def test_invalid_arguments(wrong, message):
     objective = objective_of(problem_of(SPECTRA["convex"]))
     with pytest.raises(ValueError, match=re.escape(message)):
         worst_case_sharpness(objective, **wrong)
@@ -642,6 +642,6 @@ def test_refuses(wrong, message):
         ({"steps": 0}, "steps=0: expected an integer >= 1"),
     ],
 )
-def test_keskar_refuses(wrong, message):
+def test_invalid_arguments_of_keskar(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keskar_sharpness(objective_of(problem_of(SPECTRA["convex"])), **wrong)

@@ -1,1 +1,1 @@
-"""What only a GPU can show; skipped without one.  ``make test-gpu`` runs these and more."""
+"""Tests that need a GPU, skipped without one.  ``make test-gpu`` runs these and more."""

@@ -1,4 +1,4 @@
-"""Networks whose kernels on a GPU are others than on the CPU, and their Hessians in float64."""
+"""Networks with different kernels on a GPU and on the CPU, and their Hessians in float64."""
 
 from __future__ import annotations
 

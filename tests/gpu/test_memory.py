@@ -1,4 +1,4 @@
-"""A GPU that is really full, and memory that stays what it was."""
+"""A full GPU, and constant memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def examples(count: int) -> TensorDataset:
 
 @pytest.fixture
 def room():
-    """``room(bytes)``: this process may take so much of the device from now on."""
+    """``room(bytes)`` limits the device memory of this process."""
     total = torch.cuda.get_device_properties(0).total_memory
 
     def allow(size: float) -> None:
@@ -68,8 +68,8 @@ def measured(tmp_path):
     return ours, run
 
 
-def test_a_probe_that_does_not_fit(tmp_path, room, recwarn):
-    """Whole it takes gigabytes; in a corner of the device the same values, and the same weights."""
+def test_probe_that_does_not_fit_into_memory(tmp_path, room, recwarn):
+    """As a whole it takes gigabytes; with little memory the values and weights are the same."""
     free, truth = measured(tmp_path / "a")
     without = train(
         Deep, DataLoader(examples(192), batch_size=16), [], tmp_path / "b", **ON_GPU
@@ -91,8 +91,8 @@ def test_a_probe_that_does_not_fit(tmp_path, room, recwarn):
                     assert row[key] == pytest.approx(whole[key], rel=1e-2)
 
 
-def test_nothing_fits_at_all(tmp_path, room, recwarn):
-    """Measuring is given up in words, and training goes on."""
+def test_not_enough_memory_for_any_measurement(tmp_path, room, recwarn):
+    """Measuring stops with a warning, and training continues."""
     without = train(
         Deep, DataLoader(examples(192), batch_size=16), [], tmp_path / "b", **ON_GPU
     ).state
@@ -101,12 +101,12 @@ def test_nothing_fits_at_all(tmp_path, room, recwarn):
     room(torch.cuda.memory_allocated() + 100 * MEGABYTE)
     ours, run = measured(tmp_path / "c")
     assert differences(without, run.state) == []
-    said = " ".join(str(w.message) for w in recwarn)
-    assert all(m.failed for m in ours if not m.history), said
-    assert "memory" in said
+    messages = " ".join(str(w.message) for w in recwarn)
+    assert all(m.failed for m in ours if not m.history), messages
+    assert "memory" in messages
 
 
-def test_free_memory_counts_what_is_cached():
+def test_free_memory_includes_cached_memory():
     device = torch.device("cuda", torch.cuda.current_device())
     before = free_memory(device)
     held = torch.empty(256 * MEGABYTE, dtype=torch.uint8, device=device)
@@ -117,7 +117,7 @@ def test_free_memory_counts_what_is_cached():
 
 @pytest.mark.slow
 def test_memory_is_flat(tmp_path):
-    """After 300 measurements as after 80, to the byte."""
+    """The same number of bytes after 300 measurements as after 80."""
     seen = []
 
     class Watch(pl.Callback):

@@ -1,4 +1,4 @@
-"""Runs on a GPU end in the same weights, bit for bit, by kernels that only a GPU has."""
+"""Runs on a GPU end in bitwise the same weights, with kernels that only a GPU has."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check(make, name, tmp_path, mode="train", **settings):
         return train(make, lambda: data(name), callbacks, tmp_path / folder, **ON_GPU, **settings)
 
     without, again = run([], "a"), run([], "b")
-    assert differences(without.state, again.state) == []  # else nothing can be said
+    assert differences(without.state, again.state) == []  # otherwise runs are not reproducible
     ours = monitors(probe_mode=mode)
     found = run(ours, "c")
     assert differences(without.state, found.state) == []
@@ -111,8 +111,8 @@ def test_channels_last(tmp_path):
     check(make, "images", tmp_path)
 
 
-def test_the_random_numbers_of_the_device_go_on(tmp_path):
-    """Also where a measurement raises half-way, after it has drawn."""
+def test_random_state_of_the_device_is_restored(tmp_path):
+    """Also if a measurement raises after it has drawn random numbers."""
 
     class Fails(Module):
         def training_step(self, batch, batch_idx):

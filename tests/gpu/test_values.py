@@ -46,7 +46,7 @@ def test_hessian_in_float64(name):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_monitors_measure(name, dtype):
+def test_values_of_monitors(name, dtype):
     exact = trained(name)
     matrix, (loss_of, w) = hessian(exact), flat_loss(exact)
     (gradient,) = torch.autograd.grad(loss_of(w.requires_grad_()), w)
@@ -79,8 +79,8 @@ def test_what_monitors_measure(name, dtype):
     assert line.losses.tolist() == pytest.approx(expected, rel=rel_loss / 100)
 
 
-def test_estimates_agree_with_what_they_estimate():
-    """Within three of the standard errors that they tell."""
+def test_estimates_agree_with_exact_values():
+    """Within three of their standard errors."""
     exact = trained("images")
     matrix = hessian(exact)
     problem = exact.to("cuda", torch.float32)
@@ -130,7 +130,7 @@ def waits(call):
     return len([w for w in caught if "synchronizing" in str(w.message)])
 
 
-def test_the_points_of_a_slice_stay_on_the_device():
+def test_slice_does_not_read_losses_per_point():
     problem = trained("images").to("cuda", torch.float32)
     objective = Objective(problem.loss, problem.params)
     direction = random_direction(problem.params)
@@ -142,8 +142,8 @@ def test_the_points_of_a_slice_stay_on_the_device():
     assert points(30) == points(3)
 
 
-def test_a_product_waits_once_for_the_device():
-    """To see that the weights have not moved."""
+def test_product_synchronizes_once():
+    """To check that the weights have not changed."""
     problem = trained("images").to("cuda", torch.float32)
     objective = Objective(problem.loss, problem.params)
     vector = objective.gradient(products_follow=True)

@@ -6,7 +6,7 @@ from tests.conftest import TABLES
 
 @pytest.fixture
 def one_thread():
-    """Small kernels spend most of their time waiting for the other threads."""
+    """Use one thread: small kernels would spend most of their time on synchronization."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

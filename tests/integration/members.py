@@ -1,4 +1,4 @@
-"""Four networks as people train them, to be trained by two processes in every way there is.
+"""Four typical networks, to be trained by two processes with every supported strategy.
 
 As a script (Lightning's ``ddp`` starts its processes by running one):
 ``python -m tests.integration.members FOLDER`` trains all, with and without our callbacks, and
@@ -31,7 +31,7 @@ _DEFAULTS = {"max_epochs": 2}
 
 
 class Member(pl.LightningModule):
-    """A classifier; ``noisy`` ones draw random numbers or let the examples of a batch interact."""
+    """A classifier; ``noisy`` ones use random numbers or let the examples of a batch interact."""
 
     settings: dict[str, Any] = {}  # noqa: RUF012
 
@@ -98,7 +98,7 @@ class Mlp(Member):
 
 
 class Conv(Member):
-    """BatchNorm keeps other statistics on each process."""
+    """BatchNorm has different statistics on each process."""
 
     settings = {"accumulate_grad_batches": 2}  # noqa: RUF012
 
@@ -175,7 +175,7 @@ MEMBERS: tuple[type[Member], ...] = (Mlp, Conv, Transformer, Recurrent)
 
 
 class Quartet(Member):
-    """All four at once, where each run costs a launch."""
+    """All four at once, for strategies that launch processes for each run."""
 
     def __init__(self) -> None:
         pl.LightningModule.__init__(self)
@@ -224,7 +224,7 @@ def end_of(
     may_fail: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train; what this process ended with.  Measurements that fail are an error."""
+    """Train; return the final state of this process.  A failed measurement is an error."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -241,7 +241,7 @@ def end_of(
 
 
 def plain(value: Any) -> Any:
-    """Shards as this process's own tensors, which can be compared and pickled."""
+    """Replace shards by local tensors, which can be compared and pickled."""
     known = (int, float, str, bool, bytes, type(None), np.ndarray, np.integer)
     if isinstance(value, Tensor):
         value = value.detach()
@@ -262,7 +262,7 @@ def fsdp2() -> ModelParallelStrategy:
 
 
 class Save(pl.Callback):
-    """What each process ended with, as a file: a parent sees nothing else."""
+    """Saves the final state of each process to a file for the parent process."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)

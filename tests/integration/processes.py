@@ -1,4 +1,4 @@
-"""Run a function in two processes, under a time limit that a deadlock runs into."""
+"""Run a function in two processes, with a time limit in case of a deadlock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-LIMIT = 120.0  # seconds; a process that waits for ever is killed then
+LIMIT = 120.0  # seconds, after which waiting processes are killed
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -29,8 +29,8 @@ def on_two(work: Callable[[int], Any], limit: float = LIMIT) -> list[Any]:
     """
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    # Where the two meet stays open in this process, as under torchrun: of a port that is closed, to
-    # be opened by one of them, another test might have made its own.
+    # This process keeps the rendezvous port open, as torchrun does: another test could take a port
+    # that is closed here and opened by one of the processes.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def body(rank: int) -> None:
@@ -77,7 +77,7 @@ def on_two(work: Callable[[int], Any], limit: float = LIMIT) -> list[Any]:
 
 
 def both(work: Callable[[int], Any]) -> list[Any]:
-    """As :func:`on_two`, and neither may raise."""
+    """Like :func:`on_two`, but raises the exception of either process."""
     answers = on_two(work)
     for answer in answers:
         if isinstance(answer, BaseException):

@@ -1,4 +1,4 @@
-"""Research code's ways to keep state: a run with callbacks ends as one without."""
+"""For every way to keep state, a run with callbacks ends in the state of one without."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def monitors():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_run_with_callbacks_ends_as_one_without(name, tmp_path):
+def test_callbacks_do_not_change_the_run(name, tmp_path):
     make = CONSTRUCTS[name]
     without, _, _ = run(make, list, tmp_path / "without")
     again, _, _ = run(make, list, tmp_path / "again")
@@ -64,7 +64,7 @@ def test_a_run_with_callbacks_ends_as_one_without(name, tmp_path):
         assert noisy == []
 
 
-def test_what_a_loss_freezes_is_constant(tmp_path):
+def test_parameter_frozen_by_the_loss_is_constant(tmp_path):
     """At odd steps the gate is frozen already; at even ones the evaluation freezes it."""
     common = {"every_n_train_steps": 5, "max_overhead": None, "probe_samples": 24}
     common |= {"tol": 1e-4, "rtol": 0.0, "max_hvps": 100}
@@ -80,8 +80,8 @@ def test_what_a_loss_freezes_is_constant(tmp_path):
 @pytest.mark.parametrize(
     "options", [{"maxsize": 4}, {"maxsize": None}, {"maxsize": 4, "typed": True}]
 )
-def test_known_results_of_a_cached_function_are_read_unseen(options):
-    """Whatever its arguments are; the one that training would forget next stays the next."""
+def test_cache_hits_do_not_change_the_cache(options):
+    """For any arguments; also the order of eviction is unchanged."""
     made = []
 
     @functools.lru_cache(**options)
@@ -103,7 +103,7 @@ def test_known_results_of_a_cached_function_are_read_unseen(options):
     assert cached(2, b=3) is known[3]
 
 
-def test_the_table_is_as_long_as_promised():
+def test_number_of_constructs():
     assert len(CONSTRUCTS) >= 120
     assert sum(not make.refused for make in CONSTRUCTS.values()) >= 100
     assert len(FIFTH) >= len(CONSTRUCTS) / 5

@@ -1,4 +1,4 @@
-"""The edge ratio of full-batch training settles where each optimizer's theory says: at about 1.
+"""The edge ratio of full-batch training converges to about 1, as theory predicts per optimizer.
 
 The ranges were measured in plain torch, over five seeds; here a Trainer trains and
 ``HessianMonitor`` measures.
@@ -25,7 +25,7 @@ def test_training_settles_at_the_edge(row, record_property):
     assert all(within), figures
 
 
-def test_a_small_learning_rate_stays_far_from_the_edge(record_property):
+def test_small_learning_rate_is_far_from_the_edge(record_property):
     ratios = edge_ratios(lambda p: SGD(p, lr=0.05), 1500, seed=0)
     assert len(ratios) == 76
     figures = f"SGD lr .05: largest ratio {max(ratios.values()):.3f}, table below .21"

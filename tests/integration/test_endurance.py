@@ -1,4 +1,4 @@
-"""2,000 steps with a measurement each: nothing grows but what is meant to, by counts."""
+"""2,000 steps with a measurement each: only the history grows."""
 
 import gc
 import io
@@ -48,9 +48,9 @@ evaluations = Mock(count=0)  # isolation restores all other state
 
 
 class Watch(pl.Callback):
-    """What there is at some steps, and how much is called in the ten steps before each.
+    """Records the state at some steps, and the calls in the ten steps before each.
 
-    It stands behind the others in the list.
+    It must be the last callback in the list.
     """
 
     def __init__(self, monitors):
@@ -110,11 +110,11 @@ def test_two_thousand_measurements(tmp_path):
         settings = {"max_steps": STEPS, "max_epochs": -1, "logger": logger}
         return train(Net, regression(2000, 20), callbacks, tmp_path, **settings)
 
-    with pytest.warns(match="SharpnessEarlyStopping") as told:
+    with pytest.warns(match="SharpnessEarlyStopping") as caught:
         watched = run([*monitors, stopper, watch], loggers)
-    assert sum("SharpnessEarlyStopping" in str(warning.message) for warning in told) == 1
+    assert sum("SharpnessEarlyStopping" in str(warning.message) for warning in caught) == 1
 
-    # In memory: nothing but the rows of the history, which are the last 10,000.
+    # Memory: only the rows of the history grow, up to 10,000.
     assert watch.tensors == [watch.tensors[0]] * 3
     assert max(watch.objects) - min(watch.objects) <= 50, watch.objects
     assert max(watch.states) < 4096
@@ -128,7 +128,7 @@ def test_two_thousand_measurements(tmp_path):
     assert sum(products[-third:]) <= sum(products[:third])
     assert watch.called[-1] <= 1.1 * watch.called[0], watch.called
 
-    # On disk: all rows, a few bytes for each number, and no file but those that are told of.
+    # On disk: all rows, a few bytes per number, and only the documented files.
     board = tmp_path / "board"
     rows = read_history(board / "history.jsonl")
     at = {m.prefix: [row["step"] for row in rows if row["monitor"] == m.prefix] for m in monitors}

@@ -1,6 +1,6 @@
-"""Whatever goes wrong while measuring: the run goes on, in the state it had, and the fault is said.
+"""After any error while measuring the run continues in the same state, with a warning.
 
-A fault at the probe only is compared, bit for bit, with the run without callbacks.
+Runs with errors only at the probe are compared bitwise with a run without callbacks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.small import Linear, regression
 
 
 class Net(Linear):
-    """A curved loss with every kind of state that a fault could leave behind."""
+    """A nonlinear model with every kind of state that an error could leave changed."""
 
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
 
@@ -56,7 +56,7 @@ class Net(Linear):
 
     @property
     def probing(self):
-        """Whether a callback asks, not the run."""
+        """Whether a callback evaluates the loss, not training."""
         return self.log.__name__ == "_log_nothing"
 
     def training_step(self, batch, batch_idx):
@@ -137,7 +137,7 @@ class NoLoss(Net):
 
 
 class Displaced(Net):
-    """Fails as soon as the weights are not the run's: half way through moving them."""
+    """Fails as soon as the weights are perturbed."""
 
     def at_the_probe(self, loss):
         if not torch.equal(self.layer[0].weight, self.trainer.own_weight):
@@ -160,8 +160,8 @@ def monitors(**extra):
 
 
 @contextlib.contextmanager
-def told():
-    """The warnings given inside, as one text."""
+def recorded_warnings():
+    """The messages of all warnings in the context."""
     messages = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -174,7 +174,7 @@ def without(tmp_path_factory):
     return train(Net, regression, (), tmp_path_factory.mktemp("without"), max_epochs=3).state
 
 
-# -- a fault at the probe only --------------------------------------------------------------------
+# -- errors at the probe only ---------------------------------------------------------------------
 
 GENERAL = "pass a fixed probe=... that fits it, or loss_fn="
 MEMORY = "To use less memory, pass probe=... in smaller batches, or engine='finite_difference'"
@@ -193,9 +193,9 @@ MEMORY = "To use less memory, pass probe=... in smaller batches, or engine='fini
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_the_run_is_bitwise_the_same(without, tmp_path, module, reason, remedy, measuring):
+def test_run_is_bitwise_equal(without, tmp_path, module, reason, remedy, measuring):
     callbacks = monitors()
-    with told() as messages:
+    with recorded_warnings() as messages:
         run = train(module, regression, [NoteWeights(), *callbacks], tmp_path, max_epochs=3)
     # Which module and callbacks they were is not part of the state.
     found = differences(without, {**run.state, "callbacks": []})
@@ -213,29 +213,29 @@ def test_the_run_is_bitwise_the_same(without, tmp_path, module, reason, remedy, 
         assert "it failed 3 times in a row and stops measuring; training continues" in ours[2]
 
 
-def _refuses(words):
-    raise ValueError(words)
+def _raise(message):
+    raise ValueError(message)
 
 
 @pytest.mark.parametrize(
     ("raises", "advised"),
     [
-        # Our own say what to pass, in whatever words.
+        # Messages of this package contain advice already.
         (lambda: Objective(lambda: 0, {"w": torch.ones(1)}), False),
         (lambda: SharpnessEarlyStopping("hessian/edge", 1.0, stop_when="below"), False),
-        (lambda: _refuses("expected another batch"), True),
+        (lambda: _raise("expected another batch"), True),
     ],
 )
-def test_advice_where_the_fault_gives_none(raises, advised):
+def test_advice_is_added_to_errors_without_advice(raises, advised):
     with pytest.raises((TypeError, ValueError), match="") as caught:
         raises()
-    with pytest.warns() as told:
+    with pytest.warns() as caught_warnings:
         count_failure(HessianMonitor(), caught.value, rank=0)
-    assert (GENERAL in str(told[0].message)) == advised
+    assert (GENERAL in str(caught_warnings[0].message)) == advised
 
 
-def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
-    """Nothing was changed yet; all who are due are told so."""
+def test_out_of_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
+    """Nothing has been changed yet; every callback that is due warns."""
     copy = module_state.ModuleState.__init__
     left = [2]
 
@@ -247,7 +247,7 @@ def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module_state.ModuleState, "__init__", fails_twice)
     callbacks = monitors()
-    with told() as messages:
+    with recorded_warnings() as messages:
         run = train(Net, regression, callbacks, tmp_path, max_epochs=3)
     assert differences(without, run.state) == []
     assert [(m.failed, m.measured, m.disabled) for m in callbacks] == [(2, 6, False)] * 3
@@ -268,7 +268,7 @@ def test_no_memory_for_the_copy_of_the_module(without, tmp_path, monkeypatch):
     ],
     ids=["for the probe", "of the last batch"],
 )
-def test_no_memory_for_the_copy_of_a_batch(
+def test_out_of_memory_for_the_copy_of_a_batch(
     without, tmp_path, monkeypatch, owner, name, faults, reason
 ):
     copy = getattr(owner, name)
@@ -291,7 +291,7 @@ def test_no_memory_for_the_copy_of_a_batch(
     assert math.isfinite(monitor.history[-1]["hessian/batch_edge_ratio"])
 
 
-def test_disabled_after_three_in_a_row_only(tmp_path):
+def test_disabled_only_after_three_failures_in_a_row(tmp_path):
     class Sometimes(Net):
         def at_the_probe(self, loss):
             if self.global_step in (3, 4, 6, 7, 8):
@@ -299,14 +299,14 @@ def test_disabled_after_three_in_a_row_only(tmp_path):
             return loss
 
     callbacks = monitors()
-    with told():
+    with recorded_warnings():
         train(Sometimes, regression, callbacks, tmp_path, max_epochs=4)
     for monitor in callbacks:
         assert [row["step"] for row in monitor.history] == [2, 5]
         assert (monitor.failed, monitor.disabled) == (5, True)
 
 
-def test_one_failing_monitor_takes_no_other_along(tmp_path):
+def test_failing_monitor_does_not_affect_others(tmp_path):
     def fails(module, batch):
         raise RuntimeError("only here")
 
@@ -315,7 +315,7 @@ def test_one_failing_monitor_takes_no_other_along(tmp_path):
     )
     alone, beside = monitors(), monitors()
     train(Plain, regression, alone, tmp_path / "alone", max_epochs=3)
-    with told():
+    with recorded_warnings():
         callbacks = [beside[0], broken, *beside[1:]]
         train(Plain, regression, callbacks, tmp_path / "beside", max_epochs=3)
     assert broken.disabled
@@ -323,8 +323,8 @@ def test_one_failing_monitor_takes_no_other_along(tmp_path):
         assert first.history == second.history
 
 
-def test_nothing_stays_alive_after_a_fault(tmp_path):
-    """Neither the graph nor the module hangs on the exception, with the collector off."""
+def test_nothing_stays_alive_after_an_error(tmp_path):
+    """The exception keeps neither the graph nor the module alive, with the collector off."""
     graphs, alive = Mock(), Mock()  # isolation restores all other state
 
     class Fails(NoMemoryForProducts):
@@ -350,7 +350,7 @@ def test_nothing_stays_alive_after_a_fault(tmp_path):
     gc.collect()
     gc.disable()
     try:
-        with told():
+        with recorded_warnings():
             train(Fails, regression, [monitor, beside, Check()], tmp_path)
     finally:
         gc.enable()
@@ -364,7 +364,7 @@ def test_nothing_stays_alive_after_a_fault(tmp_path):
 
 @pytest.fixture
 def own_sigint():
-    """Lightning ignores Ctrl-C from the first one on."""
+    """Restore the handler of SIGINT, which Lightning replaces after the first Ctrl-C."""
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
@@ -372,8 +372,8 @@ def own_sigint():
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("where", ["displaced", "putting back"])
-def test_an_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, where):
-    """The checkpoint that is written then holds the run's weights, and so does the module."""
+def test_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, where):
+    """The checkpoint written afterwards and the module have the weights of the run."""
 
     class Interrupted(Plain):
         def at_the_probe(self, loss):
@@ -419,8 +419,8 @@ def test_an_interrupted_measurement(tmp_path, monkeypatch, own_sigint, kind, whe
 # -- a probe or a network that no longer fits -----------------------------------------------------
 
 
-def test_a_probe_that_no_longer_fits(tmp_path):
-    """A network whose input grows: what was captured at the small size cannot be measured."""
+def test_probe_that_no_longer_fits(tmp_path):
+    """A network whose input grows: the captured probe has the previous size."""
 
     class Resized(Plain):
         def on_train_batch_start(self, batch, batch_idx):
@@ -435,7 +435,7 @@ def test_a_probe_that_no_longer_fits(tmp_path):
 
     callbacks = monitors()
     without = train(Resized, regression, (), tmp_path / "without", max_epochs=3).state
-    with told() as messages:
+    with recorded_warnings() as messages:
         run = train(Resized, regression, callbacks, tmp_path / "with", max_epochs=3)
     assert differences(without, run.state) == []
     assert [m.disabled for m in callbacks] == [True] * 3
@@ -444,7 +444,7 @@ def test_a_probe_that_no_longer_fits(tmp_path):
 
 
 def test_layers_that_grow(tmp_path):
-    """The same names with other shapes: warm starts of before are of no use, and do no harm."""
+    """The same names with other shapes: previous warm starts are ignored."""
 
     class Grows(Plain):
         def on_train_epoch_start(self):
@@ -472,7 +472,7 @@ def test_layers_that_grow(tmp_path):
 
 
 @pytest.mark.pictures
-def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
+def test_errors_in_all_outputs(tmp_path, monkeypatch):
     class BadLogger(MemoryLogger):
         def log_metrics(self, metrics, step=None):
             if any("hessian" in key or "sharpness" in key for key in metrics):
@@ -500,9 +500,9 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 1e9)
     plain = train(BadLog, regression, (), tmp_path / "plain").state
     loggers = [BadLogger(), MemoryLogger()]
-    with told() as messages:
+    with recorded_warnings() as messages:
         run = train(BadLog, regression, [*callbacks, stopper], tmp_path, logger=loggers)
-    said = [m for m in messages if "could not be" in m]
+    warned = [m for m in messages if "could not be" in m]
     for reason in (
         "BadLogger could not be written (ConnectionError: the server is away)",
         "trainer.callback_metrics could not be written (KeyError: 'no slashes here')",
@@ -512,10 +512,10 @@ def test_a_fault_in_each_place_that_values_go_to(tmp_path, monkeypatch):
         "the probe could not be written (ValueError: cannot be drawn)",
         "SharpnessEarlyStopping(monitor='hessian/edge_ratio') could not be informed of a",
     ):
-        assert sum(reason in m for m in said) == 1, reason
-    assert all(m.endswith("training and measuring continue") for m in said)
+        assert sum(reason in m for m in warned) == 1, reason
+    assert all(m.endswith("training and measuring continue") for m in warned)
     assert differences(plain["parameters"], run.state["parameters"]) == []
-    # Everything else is where it belongs.
+    # All other outputs are written.
     assert [(m.measured, m.failed) for m in callbacks] == [(5, 0)] * 3
     assert len(loggers[1].values("hessian/top_eigenvalue")) == 5
     folder = tmp_path / "landscape"
@@ -539,19 +539,19 @@ def strict_rows(path):
 
 @pytest.mark.pictures
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
-    class Spoilt(Net):
+def test_loss_that_is_not_finite_at_the_probe_only(without, tmp_path, value):
+    class Broken(Net):
         def at_the_probe(self, loss):
             return loss * value
 
     callbacks = monitors()
-    run = train(Spoilt, regression, callbacks, tmp_path, max_epochs=3)
+    run = train(Broken, regression, callbacks, tmp_path, max_epochs=3)
     assert differences(without, run.state) == []
     rows = [row for m in callbacks for row in m.history]
     found = [row[key] for row in rows for key in row if key.rpartition("/")[2] in SCALARS]
     assert len(found) == 8 * len(SCALARS)
     assert all(math.isnan(number) for number in found)
-    # Loggers get NaN, the file null, and whoever reads it NaN again.
+    # Loggers get NaN; the file has null, which is read as NaN.
     assert all(math.isnan(x) for _, x in run.logger.values("hessian/top_eigenvalue"))
     kept = strict_rows(tmp_path / "history.jsonl")
     assert [r["hessian/edge_ratio"] for r in kept if "hessian/edge_ratio" in r] == [None] * 8
@@ -582,7 +582,7 @@ class ExplodesWithAdam(Explodes):
 
 @pytest.mark.parametrize("module", [Explodes, ExplodesWithAdam])
 def test_training_that_becomes_nan(tmp_path, module):
-    """Every quantity is NaN then: no number is made up, no solver runs on for ever."""
+    """Every quantity is NaN, and all solvers terminate."""
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe_samples": 40}
     callbacks = [
         HessianMonitor(
@@ -606,7 +606,7 @@ def test_training_that_becomes_nan(tmp_path, module):
             name="steep", directions="gradient", resolution=2, line_resolution=3, **common
         ),
     ]  # fmt: skip
-    with told():
+    with recorded_warnings():
         run = train(module, regression, callbacks, tmp_path, max_epochs=3)
     plain = train(module, regression, (), tmp_path / "plain", max_epochs=3)
     assert differences(plain.state["parameters"], run.state["parameters"]) == []
@@ -617,9 +617,9 @@ def test_training_that_becomes_nan(tmp_path, module):
     }
     for monitor in callbacks:
         assert (monitor.measured >= 2, monitor.failed) == (True, 0)
-        spoilt = [row for row in monitor.history if row["step"] > 3]
-        assert spoilt
-        for row in spoilt:
+        broken = [row for row in monitor.history if row["step"] > 3]
+        assert broken
+        for row in broken:
             values = {k: v for k, v in row.items() if "/" in k and not k.endswith("hvps")}
             assert {key for key in values if not math.isnan(values[key])} <= finite_still
             assert math.isnan(row.get("center_loss", math.nan))
@@ -630,28 +630,28 @@ def test_training_that_becomes_nan(tmp_path, module):
 @pytest.mark.parametrize("module", [Explodes, ExplodesWithAdam])
 def test_early_stopping_stops_at_once(tmp_path, module):
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", 1e9, patience=100)
-    with told():
+    with recorded_warnings():
         run = train(module, regression, [*monitors(), stopper], tmp_path, max_epochs=3)
     assert run.trainer.global_step == 4
     assert stopper.stopping_reason == "hessian/edge_ratio is nan at step 4"
 
 
 def test_measuring_recovers_from_nan(tmp_path):
-    """Weights that are NaN at one measurement and come back poison none of the later ones."""
+    """NaN weights at one measurement do not affect later measurements with finite weights."""
 
-    class Spoils(pl.Callback):
+    class Breaks(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             self.kept = [p.detach().clone() for p in pl_module.parameters()]
             if trainer.global_step in (2, 5):
                 for p in pl_module.parameters():
                     p.data.fill_(math.nan)
 
-    class PutsBack(pl.Callback):
-        def __init__(self, spoils):
-            self.spoils = spoils
+    class Restores(pl.Callback):
+        def __init__(self, breaks):
+            self.breaks = breaks
 
         def on_train_batch_end(self, trainer, pl_module, *_):
-            for p, kept in zip(pl_module.parameters(), self.spoils.kept, strict=True):
+            for p, kept in zip(pl_module.parameters(), self.breaks.kept, strict=True):
                 p.data.copy_(kept)
 
     def callbacks():
@@ -665,24 +665,24 @@ def test_measuring_recovers_from_nan(tmp_path):
             ),
         ]
 
-    good, spoilt = callbacks(), callbacks()
+    good, broken = callbacks(), callbacks()
     train(Plain, regression, good, tmp_path / "good", max_epochs=3)
-    spoils = Spoils()
-    with told():
-        order = [spoils, *spoilt, PutsBack(spoils)]
-        train(Plain, regression, order, tmp_path / "spoilt", max_epochs=3)
-    for a, b in zip(good[0].history, spoilt[0].history, strict=True):
+    breaks = Breaks()
+    with recorded_warnings():
+        order = [breaks, *broken, Restores(breaks)]
+        train(Plain, regression, order, tmp_path / "broken", max_epochs=3)
+    for a, b in zip(good[0].history, broken[0].history, strict=True):
         if b["step"] in (2, 5):
             assert math.isnan(b["hessian/top_eigenvalue"])
             continue
         bound = a["hessian/residual"] + b["hessian/residual"] + 1e-6
         assert abs(a["hessian/top_eigenvalue"] - b["hessian/top_eigenvalue"]) <= bound
-    for a, b in zip(good[1].history, spoilt[1].history, strict=True):
+    for a, b in zip(good[1].history, broken[1].history, strict=True):
         assert b["step"] in (2, 5) or a == b
     for part in ("line-1", "line-2", "top-line-1", "top-line-2"):
         for step in (3, 4, 6, 7, 8):
             name = f"landscape/landscape-{part}-step{step:08d}.npz"
-            a, b = (Slice.load(tmp_path / run / name) for run in ("good", "spoilt"))
+            a, b = (Slice.load(tmp_path / run / name) for run in ("good", "broken"))
             assert b.losses == pytest.approx(a.losses, rel=0.05)  # the same sign of a vector too
             assert b.metadata["directions"] == a.metadata["directions"]
-    assert spoilt[2]._limits.keys() == good[2]._limits.keys()
+    assert broken[2]._limits.keys() == good[2]._limits.keys()

@@ -1,6 +1,6 @@
-"""A fault on one process ends the measurement on both, and training goes on the same.
+"""An error on one process ends the measurement on both, and training is not affected.
 
-Everything here runs under a time limit: a process that waits for the other fails the test.
+All tests have a time limit: a process that waits for the other one fails the test.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def strategy(name):
 
 
 class Kind(Mlp):
-    """``fault(calls, loss)`` sees every loss that is computed to be measured."""
+    """``fault(calls, loss)`` is called with every loss that is evaluated for a measurement."""
 
     fault = staticmethod(lambda calls, loss: loss)
 
@@ -103,7 +103,7 @@ def without(tmp_path_factory):
 
 
 def check(found, without, name="ddp"):
-    """The same weights as without us, and both processes have counted the same."""
+    """Same weights as without callbacks, and equal counts on both processes."""
     for (end, *_), plain in zip(found, without[name], strict=True):
         assert differences(plain, end) == []
     (_, counts, rows), (_, others, other_rows) = found
@@ -138,7 +138,7 @@ def failing_times(function, times, error, after=0):
     return wrapped
 
 
-OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
@@ -167,14 +167,14 @@ def test_always_in_training_step(tmp_path, without):
     assert not list(tmp_path.rglob("history.jsonl"))
 
 
-def test_what_one_process_refuses_all_refuse(tmp_path, without):
+def test_rejection_on_one_process_applies_to_all(tmp_path, without):
     """Such as a queue that rank one alone writes to."""
     fault = raising(TouchedError("the loss uses self.losses"), 1)
     found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
     assert check(found, without) == [(0, 1, True)] * 2
 
 
-def test_what_one_process_does_not_have_yet_is_measured_later_by_all(tmp_path, without):
+def test_measurement_is_postponed_on_all_if_one_is_not_ready(tmp_path, without):
     fault = raising(NotYetError("training has drawn nothing"), 1, 1)
     found = run(tmp_path, patches=on_rank_one(Kind, "fault", fault))
     counts = check(found, without)
@@ -182,7 +182,7 @@ def test_what_one_process_does_not_have_yet_is_measured_later_by_all(tmp_path, w
     assert all(measured >= 2 for measured, _, _ in counts)
 
 
-def test_a_change_on_one_process_stops_all(tmp_path, without):
+def test_change_on_one_process_stops_all(tmp_path, without):
     error = TrainingChangedError("an evaluation changed self.bank")
     restore = ModuleState.restore
 
@@ -216,7 +216,7 @@ PLACES = {  # outside the objective, whose reductions carry its own faults
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_elsewhere(place, tmp_path, without):
+def test_error_outside_of_the_objective(place, tmp_path, without):
     owner, attribute = PLACES[place]
     broken = failing_times(getattr(owner, attribute), 1, OUT_OF_MEMORY, after=1)
     counts = check(run(tmp_path, patches=on_rank_one(owner, attribute, broken)), without)
@@ -292,8 +292,8 @@ def test_recording(where, owner, attribute, tmp_path, without):
     assert all(measured >= 2 and failed == 0 for measured, failed, _ in counts)
 
 
-def test_going_different_ways(tmp_path, without):
-    """One process is done while the other still wants a sum of both."""
+def test_different_collectives(tmp_path, without):
+    """One process has finished while the other waits for an all-reduce."""
 
     class Hasty(SharpnessMonitor):
         def measure(self, this_round):
@@ -341,7 +341,7 @@ def test_lists_of_different_lengths(tmp_path, without):
 
 
 @pytest.mark.parametrize("empty", [0, 1])
-def test_a_loader_without_batches_is_refused_on_both(empty, tmp_path):
+def test_loader_without_batches_raises_on_both(empty, tmp_path):
     """(A list without any is refused where it is given, before the processes have met.)"""
 
     def work(rank):

@@ -1,4 +1,4 @@
-"""Random trainings end bit for bit as without us, and every value is there or explained."""
+"""Random runs end bitwise as without callbacks; every missing value is explained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz import Network, Recipe, monitors, profile, recipes
 from tests.runs import DataOrder, Outcome, differences, train
 
 _OURS = re.compile(r"^(hessian|sharpness|landscape|generalization|interpolation)/[abc]: ")
-# All that our callbacks may say in such runs: pattern -> the tags that may be missing for it.
+# Warnings that callbacks may give in such runs: pattern -> tags that may be missing then.
 _EDGES = (
     "edge", "edge_ratio", "batch_edge_ratio", "preconditioned_eigenvalue", "inactive_share",
 )  # fmt: skip
@@ -51,7 +51,7 @@ _ADAPTIVE = ("adam", "adamw", "rmsprop")
 
 
 def run(recipe: Recipe, ours: list[Monitor]) -> tuple[Outcome, list[str]]:
-    """The run, and all that was warned of, without the numbers."""
+    """The run, and the messages of all warnings."""
     order = [DataOrder()]
     callbacks = [*ours, *order] if recipe.callbacks_first else [*order, *ours]
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as root:
@@ -67,25 +67,25 @@ def run(recipe: Recipe, ours: list[Monitor]) -> tuple[Outcome, list[str]]:
 
 
 def check(recipe: Recipe) -> None:
-    """Without callbacks, with them; what differs and what is missing."""
+    """Compare runs with and without callbacks; check that missing values are explained."""
     plain, usual = run(recipe, [])
     ours = monitors(recipe)
     stopping = [SharpnessEarlyStopping(m.keys[0], threshold=1e30) for m in ours if m.keys]
     watched, messages = run(recipe, [*ours, *stopping])
     assert differences(plain.state, watched.state) == []
 
-    said = [m for m in messages if _OURS.match(m)]
-    words = [_without_numbers(message) for message in said]
-    assert len(set(words)) == len(words), said
+    warned = [m for m in messages if _OURS.match(m)]
+    unique = {_without_numbers(message) for message in warned}
+    assert len(unique) == len(warned), warned
     others = [m for m in messages if not _OURS.match(m)]
-    if recipe.batch in _OWN_CLASSES:  # the probe cannot be kept for a resume, which is said
+    if recipe.batch in _OWN_CLASSES:  # a warning: the probe cannot be saved
         others = [m for m in others if not _NOT_KEPT.search(m)]
     strange = {_without_numbers(m) for m in others} - {_without_numbers(m) for m in usual}
     assert not strange, strange
-    for message in said:
+    for message in warned:
         assert any(re.search(pattern, message) for pattern in _EXPLAINED), message
     for monitor in ours:
-        about = [m for m in said if m.startswith(f"{monitor.prefix}: ")]
+        about = [m for m in warned if m.startswith(f"{monitor.prefix}: ")]
         assert monitor.failed == 0, about
         if any("nothing is measured" in message for message in about):
             assert monitor.measured == 0
@@ -100,13 +100,13 @@ def check(recipe: Recipe) -> None:
 
 
 def _rows_about(tag: str, monitor: Monitor) -> list[dict]:
-    """Critical sharpness is that of the step before, in a row of its own or beside other values."""
+    """Critical sharpness is that of the previous step, in a row with or without other values."""
     tags = {"critical"} if tag == "critical" else set(monitor.tags) - {"critical"}
     return [row for row in monitor.history if any(monitor.key(t) in row for t in tags)]
 
 
 def _excused(tag: str, recipe: Recipe, about: list[str]) -> bool:
-    """Whether a message says why it is not there, or the documentation."""
+    """Whether a message or the documentation explains a missing value."""
     if tag == "gap_stderr":  # probes of one batch have no spread
         return True
     if tag in ("preconditioned_eigenvalue", "inactive_share") and recipe.optimizer not in _ADAPTIVE:

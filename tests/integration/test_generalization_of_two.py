@@ -1,4 +1,4 @@
-"""Two processes with unlike numbers of validation batches: one gap, and nobody waits."""
+"""Two processes with different numbers of validation batches: one gap, no deadlock."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_one_gap(tmp_path, unlike):
         assert sizes[0] == sizes[1]
 
 
-def test_a_fault_of_one_leaves_nobody_waiting(tmp_path):
+def test_error_on_one_process_does_not_block_the_other(tmp_path):
     def work(rank):
         def loss(pl_module, batch):
             if rank == 1 and pl_module.global_step % 3 == 0:
@@ -140,7 +140,7 @@ def test_a_fault_of_one_leaves_nobody_waiting(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_the_same_bit_for_bit(name, tmp_path):
+def test_training_is_bitwise_equal(name, tmp_path):
     """Captured from a module's own validation loop, with BatchNorm-free layers and a metric."""
 
     def work(rank):
@@ -156,8 +156,8 @@ def test_the_same_bit_for_bit(name, tmp_path):
         assert measured >= 3
 
 
-def test_resumed_by_both(tmp_path):
-    """Each process finds its own share again."""
+def test_resumed_on_both(tmp_path):
+    """Each process loads its own share."""
 
     def work(rank):
         def run(monitor, folder, **more):

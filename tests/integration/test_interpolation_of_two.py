@@ -1,4 +1,4 @@
-"""Two processes: one reference, one series, and the same weights as without us."""
+"""Two processes: one reference, one series, and the same weights as without callbacks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loss_on_the_way(start, now, t: float) -> float:
         return float(nn.functional.cross_entropy(made(x.double()), y))
 
 
-def test_ddp_has_the_line_of_one_process(tmp_path):
+def test_ddp_equals_one_process(tmp_path):
     """Each process measures its half of the probe; the values are those of all of it."""
     x, y = data()
 
@@ -87,7 +87,7 @@ def test_ddp_with_re_estimated_statistics(tmp_path):
     assert all(math.isfinite(row["interpolation/barrier"]) for row in rows)
 
 
-def test_ddp_goes_on_from_one_file(tmp_path):
+def test_ddp_resumes_from_one_file(tmp_path):
     """Only rank zero writes the reference; both read it."""
 
     def work(rank):
@@ -116,7 +116,7 @@ def test_ddp_goes_on_from_one_file(tmp_path):
     assert files == ["interpolation-reference.pt"]
 
 
-def test_a_reference_that_one_process_cannot_read_ends_both(tmp_path):
+def test_reference_that_one_process_cannot_read_raises_on_both(tmp_path):
     given = tmp_path / "given.pt"
     torch.save(Mlp().state_dict(), given)
 
@@ -134,7 +134,7 @@ def test_a_reference_that_one_process_cannot_read_ends_both(tmp_path):
 
 
 def test_fsdp2(tmp_path):
-    """Shards: no copy of the weights is kept, which is said; a given state dict will do."""
+    """No copy of sharded weights is kept, with a warning; a given state dict is used."""
     torch.manual_seed(5)
     given = copy.deepcopy(Mlp(noisy=False).state_dict())
 
@@ -148,21 +148,21 @@ def test_fsdp2(tmp_path):
         def run(callbacks):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                state = end_of_loud(callbacks, tmp_path / str(len(callbacks)))
+                state = end_of_with_warnings(callbacks, tmp_path / str(len(callbacks)))
             return state, [str(w.message) for w in caught]
 
         without, _ = run([])
-        with_ours, told = run(live)
-        return without, with_ours, told, [m.history for m in live]
+        with_ours, messages = run(live)
+        return without, with_ours, messages, [m.history for m in live]
 
     found = both(work)
-    told = found[0][2]
+    messages = found[0][2]
     for name, reference in (("a", "initial"), ("b", "last_epoch")):
-        words = (
+        message = (
             f"interpolation/{name}: nothing is measured, there is no reference={reference!r}: "
             f"under FSDP2 no copy of the weights is kept; pass a checkpoint file or a state dict"
         )
-        assert told.count(words) == 1
+        assert messages.count(message) == 1
     parts = [f["parameters"] for _, f, _, _ in found]
     # FSDP2 cuts along the first dimension.
     now = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -176,8 +176,8 @@ def test_fsdp2(tmp_path):
         assert last["interpolation/c/barrier"] == pytest.approx(barrier, abs=2e-6)
 
 
-def end_of_loud(callbacks, root):
-    """As ``end_of``, which silences warnings."""
+def end_of_with_warnings(callbacks, root):
+    """Like ``end_of``, without suppressing warnings."""
     from tests.runs import train
 
     run = train(lambda: Mlp(noisy=False), None, callbacks, root, strategy=fsdp2(), devices=2,

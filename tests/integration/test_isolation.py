@@ -1,6 +1,6 @@
-"""Training ends in bit-for-bit the same state with our callbacks as without.
+"""Training ends in bitwise the same state with callbacks as without.
 
-`make mutations` takes out the guards one by one and sees these tests fail.
+`make mutations` removes the guards one by one and checks that these tests fail.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.runs import differences, train
 
 
 class Scorer:
-    """A loss object that has kept the module's bound ``log``."""
+    """A loss object that holds the module's bound ``log``."""
 
     def __init__(self, log):
         self.log = log
@@ -158,7 +158,7 @@ def test_bitwise_equal(without, tmp_path, mode):
 
 
 def test_values_repeat_at_the_same_weights(tmp_path):
-    """Each evaluation starts from the same state, so a loss with noise and memory has a Hessian."""
+    """Each evaluation starts from the same state, so a stateful noisy loss has a Hessian."""
     first, second = (
         HessianMonitor(every_n_train_steps=2, max_overhead=None, probe_samples=24),
         SharpnessMonitor(
@@ -190,7 +190,7 @@ def test_bitwise_equal_when_a_measurement_raises_half_way(without, tmp_path):
     assert differences(without, run.state) == []
 
 
-def test_gradients_in_flight_survive(tmp_path):
+def test_gradients_in_flight_are_kept(tmp_path):
     """`.grad` is the same object with the same content, and None stays None."""
     kept: list[dict[str, Tensor | None]] = []
 
@@ -205,7 +205,7 @@ def test_gradients_in_flight_survive(tmp_path):
 
 
 class Meddles(pl.LightningModule):
-    """A training_step that leaves flags, attributes and gradients behind."""
+    """A training_step that changes flags, attributes and gradients."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ class Meddles(pl.LightningModule):
 
 @pytest.mark.parametrize("batches", [3, 4])
 def test_flags_attributes_and_gradients_of_its_own(tmp_path, batches):
-    """The run ends inside an epoch: the probe holds batches that training has yet to see."""
+    """The run ends within an epoch: the probe contains batches not yet used for training."""
     loader = DataLoader(data(), batch_size=8)
     ahead = list(loader)[4:7]
     settings = {"max_epochs": 1, "limit_train_batches": batches, "accumulate_grad_batches": 2}

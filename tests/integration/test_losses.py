@@ -1,4 +1,4 @@
-"""Losses as people write them: the live eigenvalue is that of the loss as it is stated in words."""
+"""Typical losses: the logged eigenvalue is that of the loss by its definition."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def two_tasks(share: Callable[[Any, int], Any]) -> LossFn:
 
 @dataclass(frozen=True)
 class Loss:
-    """``joined``: all batches as one have the same loss; ``exact``: ``of`` in other words."""
+    """``joined``: all batches as one have the same loss; ``exact``: another form of ``of``."""
 
     of: LossFn
     joined: bool = False
@@ -152,16 +152,16 @@ LOSSES = {
 
 
 class Module(pl.LightningModule):
-    """Trains one of them; a head of zeros gives all examples the same loss at first."""
+    """Trains with one of the losses; with a zero head all examples start with the same loss."""
 
     evaluated = Mock()  # examples of each evaluation; isolation restores all other state
 
     def __init__(self, loss: Loss, head: str):
         super().__init__()
-        words = loss.layer is nn.Embedding
-        body = [nn.Embedding(6, 5) if words else nn.Linear(4, 5)]
+        tokens = loss.layer is nn.Embedding
+        body = [nn.Embedding(6, 5) if tokens else nn.Linear(4, 5)]
         body += [nn.BatchNorm1d(5)] if loss.layer is nn.BatchNorm1d else []
-        self.net = nn.Sequential(*body, nn.Tanh(), nn.Linear(5, 6 if words else 3))
+        self.net = nn.Sequential(*body, nn.Tanh(), nn.Linear(5, 6 if tokens else 3))
         if head == "zero":
             nn.init.zeros_(self.net[-1].weight)
             nn.init.zeros_(self.net[-1].bias)
@@ -300,7 +300,7 @@ CASES = [
 
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize(("name", "head"), CASES)
-def test_the_eigenvalue_is_that_of_the_loss(name, head, column, runs):
+def test_eigenvalue_is_that_of_the_loss(name, head, column, runs):
     """At the initial weights, after 12 steps, and after about 200."""
     steps = []
     for truth, monitors in runs(name, head):
@@ -312,7 +312,7 @@ def test_the_eigenvalue_is_that_of_the_loss(name, head, column, runs):
     assert monitor.state_dict()["concat"] is (LOSSES[name].joined and column != "apart")
 
 
-# -- losses that become other ones ----------------------------------------------------------------
+# -- losses that change ---------------------------------------------------------------------------
 
 
 def wrong(reason: str, *values: Any) -> Any:
@@ -334,7 +334,7 @@ LATE, SLOWLY = (two_tasks(f) for f in (lambda m, t: float(t >= 80), lambda m, t:
     ids=["late", "late, ends before", "slowly", "tilted", "tilted, measured once"],
 )
 def test_rows_that_are_not_superseded(of, head, steps, tmp_path):
-    """Batches are evaluated as one only as long as that is the same."""
+    """Batches are evaluated as one only as long as that is the same loss."""
     loss = Loss(of)
     monitor = hessian(9, loss)
     truth, _ = fit(loss, head, [monitor], tmp_path, max_steps=steps)
@@ -354,8 +354,8 @@ def test_rows_that_are_not_superseded(of, head, steps, tmp_path):
         ),
     ],
 )
-def test_one_large_batch_and_little_memory(name, tmp_path, monkeypatch):
-    """In pieces where these have the same loss, else as it is; the head is zero at first."""
+def test_one_large_batch_with_little_memory(name, tmp_path, monkeypatch):
+    """Evaluated in pieces if these have the same loss; the head starts at zero."""
     monkeypatch.setattr(batches, "free_memory", lambda device: 10)
     loss = LOSSES[name]
     monitor = hessian(9, loss, probe=[WHOLE])
@@ -377,8 +377,8 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("name", "head"), RESUMED)
-def test_a_run_resumed_at_step_10(name, head, tmp_path):
-    """Bit for bit, but for the eigenvalue: its solver starts anew."""
+def test_run_resumed_at_step_10(name, head, tmp_path):
+    """Bitwise equal except for the eigenvalue, whose solver starts cold."""
     loss = LOSSES[name]
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe_samples": HELD}
     whole, begun, resumed = ([hessian(3, loss), SharpnessMonitor(**common)] for _ in range(3))

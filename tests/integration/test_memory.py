@@ -1,4 +1,4 @@
-"""Bounded memory and work in a run: nothing twice, nothing that grows, a full device is met."""
+"""Bounded memory and work in a run: no repeated work, no growth, and a full device."""
 
 import gc
 import math
@@ -21,7 +21,7 @@ from tests.small import regression
 
 
 class Net(pl.LightningModule):
-    """Counts what is asked of it while it is measured; ``most`` examples fit into a graph."""
+    """Counts its evaluations while it is measured; ``most`` examples fit into a graph."""
 
     most = math.inf
     norm = False
@@ -76,11 +76,9 @@ def measured(make, tmp_path, monkeypatch, free, callbacks=None):
 @pytest.mark.parametrize(
     ("make", "free", "largest"),
     [(Net, 2**40, 20), (Net, None, 6), (Tight, 2**40, 4), (Tight, None, 4)],
-    ids=["room", "nobody knows", "full", "full and nobody knows"],
+    ids=["enough", "unknown", "full", "full and unknown"],
 )
-def test_graphs_are_no_larger_than_what_there_is_room_for(
-    make, free, largest, tmp_path, monkeypatch, recwarn
-):
+def test_graphs_fit_into_memory(make, free, largest, tmp_path, monkeypatch, recwarn):
     reference, _ = measured(Net, tmp_path / "a", monkeypatch, 2**40)
     seen.reset_mock()
     monitor, outcome = measured(make, tmp_path / "b", monkeypatch, free)
@@ -90,18 +88,18 @@ def test_graphs_are_no_larger_than_what_there_is_room_for(
     for row, truth in zip(monitor.history, reference.history, strict=True):
         for key in ("hessian/top_eigenvalue", "hessian/edge_ratio"):
             assert row[key] == pytest.approx(truth[key], rel=1e-4)
-    said = [str(w.message) for w in recwarn if "in pieces" in str(w.message)]
-    assert len(said) == (largest < 20)
+    messages = [str(w.message) for w in recwarn if "in pieces" in str(w.message)]
+    assert len(messages) == (largest < 20)
     without = train(Net, regression(60, 6), [], tmp_path / "c", max_epochs=1)
     assert not differences(without.state, outcome.state)
 
 
-def test_batchnorm_is_not_cut_and_fails_in_words(tmp_path, recwarn):
+def test_batchnorm_is_not_split_and_fails_with_advice(tmp_path, recwarn):
     monitor = HessianMonitor(probe=probe(), every_n_train_steps=2, max_overhead=None)
     outcome = train(TightNorm, regression(60, 6), [monitor], tmp_path, max_epochs=1)
-    said = " ".join(str(warning.message) for warning in recwarn)
-    assert said.count("not split: the pieces give losses of") == 1
-    assert re.search("OutOfMemoryError.*stops measuring.*use less memory", said)
+    messages = " ".join(str(warning.message) for warning in recwarn)
+    assert messages.count("not split: the pieces give losses of") == 1
+    assert re.search("OutOfMemoryError.*stops measuring.*use less memory", messages)
     assert monitor.history == []
     assert monitor.failed == 3
     without = train(TightNorm, regression(60, 6), [], tmp_path, max_epochs=1)
@@ -134,7 +132,7 @@ def test_nothing_is_computed_twice_in_a_round(tmp_path, monkeypatch):
 
 
 def test_sharpness_alone_builds_one_graph(tmp_path, monkeypatch):
-    """Its gradient is taken from the graph that its product is made on."""
+    """Its gradient is computed from the graph of its product."""
     train(Net, regression(60, 6), [SharpnessMonitor(probe=probe(), **EXACT)], tmp_path, max_steps=1)
     # Two forwards to see that the loss does not vary; a graph of 6 to count its bytes.
     assert arguments(seen) == [(20, False)] * 2 + [(6, True), (20, True), (20, False)]
@@ -146,7 +144,7 @@ def test_sharpness_alone_builds_one_graph(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["kept", "bounded"])
 def test_nothing_grows_over_a_thousand_measurements(memory, monkeypatch):
-    """Exact counts of what is alive, not the process's size; without the collector's help."""
+    """Exact counts of live objects instead of the process's memory, with the collector off."""
     monkeypatch.setattr(batches, "free_memory", lambda device: 2**40 if memory == "kept" else None)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -206,7 +204,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_product_and_a_slice_read_nothing_back():
+def test_product_and_slice_do_not_read_from_the_device():
     """Reading a number waits for the device: once a call for the guard of the weights, once at the
     end of a slice for its losses; never once a point, never a copy."""
     torch.manual_seed(0)

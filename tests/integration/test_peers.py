@@ -1,6 +1,6 @@
-"""The same Hessian seen by independent libraries, curvlinops and hessian-eigenthings.
+"""The same Hessian by independent libraries, curvlinops and hessian-eigenthings.
 
-Both make their products another way than this package: curvlinops forward over reverse,
+Both compute products in another way than this package: curvlinops forward over reverse,
 hessian-eigenthings on a graph rebuilt at every product.
 """
 
@@ -64,7 +64,7 @@ def objective(problem):
 
 @pytest.mark.parametrize("which", ["LA", "SA"])
 def test_extreme_eigenvalues(problem, which):
-    """We agree with the dense Hessian and with both, each by its own products and solver."""
+    """Agreement with the dense Hessian and with both, each by its own products and solver."""
     ours = top_eigenvalues(objective(problem), K, which=which, tol=1e-6, max_hvps=200)
     assert ours.converged
     exact = torch.linalg.eigvalsh(problem.hessian)
@@ -104,7 +104,7 @@ def test_trace(problem):
     exact = float((operator @ torch.eye(operator.shape[1], dtype=torch.float64)).trace())
     assert exact == pytest.approx(float(problem.hessian.trace()), rel=1e-9)
     ours = hessian_trace(objective(problem), SAMPLES)
-    assert ours.stderr < 0.2 * abs(exact)  # or what follows would say little
+    assert ours.stderr < 0.2 * abs(exact)  # otherwise the check would be weak
     assert abs(ours.value - exact) <= 3 * ours.stderr
     peer, other = by_eigenthings(problem)
     theirs = peer.hutchinson(other, num_samples=SAMPLES, seed=0)

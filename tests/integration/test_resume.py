@@ -32,7 +32,7 @@ from tests.small import Linear, regression
 
 
 class Network(Linear):
-    """A curved one: with dropout, so that the probe's random numbers matter too."""
+    """A nonlinear network with dropout, so that the probe's random numbers matter too."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
 
 
 def resume(checkpoint, resumed, root, make_module=Network, data=regression, **settings):
-    """Train on to epoch 6; whatever random state the new process starts with does not matter."""
+    """Continue to epoch 6; the random state of the new process must not matter."""
     pl.seed_everything(99, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -81,7 +81,7 @@ def resume(checkpoint, resumed, root, make_module=Network, data=regression, **se
     return trainer
 
 
-def test_the_schedule_goes_on(runs):
+def test_schedule_continues(runs):
     uninterrupted, first, resumed, _ = runs
     whole = [row["step"] for row in uninterrupted[0].history]
     parts = [row["step"] for row in first[0].history] + [row["step"] for row in resumed[0].history]
@@ -96,7 +96,7 @@ def test_same_probe_and_directions_and_limits(runs):
     assert resumed[0].measured == uninterrupted[0].measured
 
 
-def test_values_at_the_same_weights_are_the_same(tmp_path):
+def test_values_at_the_same_weights_are_equal(tmp_path):
     """Without dropout in training both runs pass through the same weights: bitwise equal rows."""
     whole, resumed = callbacks(), callbacks()
     train(Linear, regression, whole, tmp_path / "whole", max_epochs=6)
@@ -122,7 +122,7 @@ def test_values_at_the_same_weights_are_the_same(tmp_path):
     assert (a.losses == b.losses).all()
 
 
-def test_the_checkpoint_is_small_and_plain(runs):
+def test_checkpoint_is_small_and_plain(runs):
     _, _, _, (_, begun, _) = runs
     checkpoint = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)
     ours = {k: v for k, v in checkpoint["callbacks"].items() if "Checkpoint" not in k}
@@ -144,7 +144,7 @@ def leaves(value):
         yield value
 
 
-def test_a_missing_probe_starts_a_new_series_and_says_so(runs, tmp_path):
+def test_missing_probe_starts_a_new_series_with_a_warning(runs, tmp_path):
     _, _, _, (_, begun, _) = runs
     kept = begun / "landscape"
     hidden = begun / "elsewhere"
@@ -158,7 +158,7 @@ def test_a_missing_probe_starts_a_new_series_and_says_so(runs, tmp_path):
     assert fresh[0].history[0]["step"] == 11  # 40 examples after two more batches
 
 
-def test_an_altered_probe_is_noticed(runs, tmp_path):
+def test_altered_probe_is_detected(runs, tmp_path):
     _, _, _, (_, begun, _) = runs
     path = next((begun / "landscape").glob("training-examples-*.pt"))
     content = path.read_bytes()
@@ -175,18 +175,18 @@ def test_an_altered_probe_is_noticed(runs, tmp_path):
         path.write_bytes(content)
 
 
-def probe_told(checkpoint):
-    """Where the checkpoint says that each callback's probe lies, and their one hash."""
+def probe_files(checkpoint):
+    """The files of all callbacks' probes in the checkpoint, and their common hash."""
     states = torch.load(checkpoint, weights_only=True)["callbacks"]
-    told = [state["probe"] for state in states.values() if state.get("probe")]
-    assert len(told) == 3
-    (digest,) = {each["hash"] for each in told}
-    return [Path(each["file"]) for each in told], digest
+    entries = [state["probe"] for state in states.values() if state.get("probe")]
+    assert len(entries) == 3
+    (digest,) = {entry["hash"] for entry in entries}
+    return [Path(entry["file"]) for entry in entries], digest
 
 
 @pytest.mark.parametrize("damage", ["deleted", "other data"])
-def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
-    """The checkpoint after the new series has begun names its probe, and resumes it."""
+def test_new_probe_is_saved_in_the_next_checkpoint(runs, tmp_path, damage):
+    """A checkpoint of the new series contains its probe, and resumes it."""
     _, _, _, (_, begun, _) = runs
     shutil.copytree(begun, tmp_path / "a")
     first = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -197,7 +197,7 @@ def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
     path = tmp_path / "a" / "landscape" / "training-examples-40-rank0.pt"
     if damage == "deleted":
         path.unlink()
-    else:  # in whose place the new one is written
+    else:  # the new probe replaces this file
         rows = torch.load(path, weights_only=True)
         rows[0]["batch"][0][0, 0] += 1.0
         torch.save(rows, path)
@@ -208,7 +208,7 @@ def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
             tmp_path / "first.ckpt", [*second, saver], tmp_path / "a", max_epochs=5,
             enable_checkpointing=True,
         )  # fmt: skip
-    files, digest = probe_told(tmp_path / "second.ckpt")
+    files, digest = probe_files(tmp_path / "second.ckpt")
     assert files == [path] * 3
     assert digest == second[0].loss.probe.fingerprint()
     third = callbacks()
@@ -219,8 +219,8 @@ def test_a_new_probe_is_kept_in_its_turn(runs, tmp_path, damage):
     assert all(len(m.history) >= 1 for m in third[:3])
 
 
-def test_a_probe_that_was_moved_is_told_of_where_it_is(runs, tmp_path):
-    """Found beside the checkpoint; the next checkpoint may lie anywhere."""
+def test_moved_probe_is_saved_with_its_new_path(runs, tmp_path):
+    """Found beside the checkpoint; the next checkpoint may be anywhere."""
     _, _, _, (_, begun, _) = runs
     moved = tmp_path / "moved"
     shutil.copytree(begun, moved)
@@ -233,7 +233,7 @@ def test_a_probe_that_was_moved_is_told_of_where_it_is(runs, tmp_path):
         )  # fmt: skip
     finally:
         hidden.rename(begun)
-    files, _ = probe_told(tmp_path / "second.ckpt")
+    files, _ = probe_files(tmp_path / "second.ckpt")
     assert files == [moved / "landscape" / "training-examples-40-rank0.pt"] * 3
 
 
@@ -241,7 +241,7 @@ def test_a_probe_that_was_moved_is_told_of_where_it_is(runs, tmp_path):
 
 
 class Batches:
-    """Six batches in order; goes on where it was, which Lightning asks of a loader."""
+    """Six batches in order; stateful, as Lightning requires to resume within an epoch."""
 
     def __init__(self):
         self.dataset = regression().dataset
@@ -264,7 +264,7 @@ class Batches:
 
 
 class Steady(Linear):
-    """Dropout and BatchNorm; what dropout draws depends on the batch's number alone."""
+    """Dropout and BatchNorm; the dropout mask depends only on the batch's number."""
 
     def __init__(self):
         super().__init__()
@@ -335,7 +335,7 @@ def steady(tmp_path_factory):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_checkpoint_in_the_middle_of_an_epoch(steady, tmp_path, accumulate):
+def test_checkpoint_within_an_epoch(steady, tmp_path, accumulate):
     """Written at step 10 (5 with accumulation), right after the measurement there."""
     settings = {"accumulate_grad_batches": accumulate, "max_epochs": 4 * accumulate}
     whole, root = steady
@@ -384,7 +384,7 @@ def test_killed_while_measuring_and_resumed_in_the_same_folder(steady, tmp_path)
     assert all(row.get("hessian/top_eigenvalue", 0.0) >= 0.0 for row in rows)
 
 
-def test_a_callback_that_is_new_after_the_resume_leaves_the_history_alone(runs, tmp_path):
+def test_new_callback_after_a_resume_keeps_the_history(runs, tmp_path):
     _, _, _, (_, begun, _) = runs
     file = tmp_path / "history.jsonl"
     file.write_bytes((begun / "history.jsonl").read_bytes())
@@ -394,8 +394,8 @@ def test_a_callback_that_is_new_after_the_resume_leaves_the_history_alone(runs, 
     assert steps == [2, 4, 8, 12, 16]
 
 
-def test_a_checkpoint_written_before_the_probe_was_complete(steady, tmp_path):
-    """It names no probe: a new one is taken from the next batches, and this is said."""
+def test_checkpoint_before_the_probe_is_complete(steady, tmp_path):
+    """It contains no probe: a new one is captured from the next batches, with a warning."""
     saver = ModelCheckpoint(tmp_path, filename="saved", every_n_train_steps=2)
     stopped = {"max_steps": 2, "enable_checkpointing": True}
     train(Steady, Batches, [*frequent(), saver], tmp_path / "begun", **stopped)
@@ -406,7 +406,7 @@ def test_a_checkpoint_written_before_the_probe_was_complete(steady, tmp_path):
     assert resumed[0].history[0]["probe_samples"] == 40
 
 
-def test_a_probe_that_was_not_saved(tmp_path, caplog):
+def test_probe_that_was_not_saved(tmp_path, caplog):
     caplog.set_level("INFO")
     settings = {"every_n_train_steps": 2, "max_overhead": None, "probe_samples": 40}
     saver = ModelCheckpoint(tmp_path, filename="saved", every_n_train_steps=6)
@@ -423,11 +423,11 @@ def test_a_probe_that_was_not_saved(tmp_path, caplog):
     assert resumed[0].history[0]["probe_samples"] == 40
     (path,) = tmp_path.rglob("*.pt")
     assert path.name == "training-examples-40-rank0.pt"
-    said = [m for m in caplog.messages if "training-examples-40-rank0.pt holds training" in m]
-    assert len(said) == 1
+    messages = [m for m in caplog.messages if "training-examples-40-rank0.pt holds training" in m]
+    assert len(messages) == 1
 
 
-# -- what else may be in a file -------------------------------------------------------------------
+# -- states and histories -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,8 +438,8 @@ def test_a_probe_that_was_not_saved(tmp_path, caplog):
         {"last_step": "six", "measured": 2, "skipped": 0, "probe": None},
     ],
 )
-def test_a_state_of_another_version(runs, tmp_path, state):
-    """Ignored as a whole, with a message; not a KeyError in the middle of loading."""
+def test_state_of_another_version(runs, tmp_path, state):
+    """Ignored completely, with a warning, instead of a KeyError while loading."""
     _, _, _, (_, begun, _) = runs
     checkpoint = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)
     ours = [key for key in checkpoint["callbacks"] if "Checkpoint" not in key]
@@ -449,12 +449,12 @@ def test_a_state_of_another_version(runs, tmp_path, state):
     with pytest.warns() as caught:
         resume(tmp_path / "other.ckpt", fresh, tmp_path)
     for name in ("hessian", "sharpness", "landscape", "SharpnessEarlyStopping"):
-        said = f"{name}: the state in the checkpoint does not have the format of this version"
-        assert sum(str(w.message).startswith(said) for w in caught) == 1
+        message = f"{name}: the state in the checkpoint does not have the format of this version"
+        assert sum(str(w.message).startswith(message) for w in caught) == 1
     assert fresh[0].history[0]["step"] == 11
 
 
-def test_a_state_without_the_limits_of_pictures(runs):
+def test_state_without_colour_limits(runs):
     _, first, _, _ = runs
     state = first[2].state_dict()
     del state["limits"]
@@ -485,7 +485,7 @@ def test_read_history(tmp_path):
     assert read[4] == {"step": 3, "a/x": 8.0}
 
 
-def test_a_torn_line_is_completed_before_the_next_row(tmp_path):
+def test_incomplete_line_is_ended_before_the_next_row(tmp_path):
     trainer = pl.Trainer(logger=MemoryLogger(), default_root_dir=tmp_path, accelerator="cpu")
     file = tmp_path / "history.jsonl"
     file.write_text('{"step": 1}\n{"st')

@@ -1,4 +1,4 @@
-"""Two processes with a share of the probe each measure what one process with all of it does."""
+"""Two processes with a share of the probe each give the values of one process with all of it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batches(kind, sizes, begin):
 
 
 def measured(kind, probe, root, **settings):
-    """Figure -> its values along a short run that is the same run on one process and on two."""
+    """Figure -> its values in a short run that is equal on one and on two processes."""
     common = {"every_n_train_steps": 3, "max_overhead": None, "probe": probe}
     monitors: list[pl.Callback] = [
         # So exact that it does not matter when each looks at the residual and stops.

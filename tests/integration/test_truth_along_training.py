@@ -1,4 +1,4 @@
-"""Along a real minibatch run the reported eigenvalue is ARPACK's at the same weights.
+"""During minibatch training the logged eigenvalue is ARPACK's at the same weights.
 
 One measurement is easy; a warm start must not stay with a vector whose eigenvalue has been
 overtaken, and only a run with crossings shows that.
@@ -19,7 +19,7 @@ series_of = functools.cache(along_training)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_eigenvalue_is_true_all_along(dataset, record_property):
+def test_eigenvalue_during_training(dataset, record_property):
     series = series_of(dataset)
     figures = f"{dataset}, {series}"
     print(figures)
@@ -32,10 +32,10 @@ _MORE = pytest.mark.xfail(strict=False, reason="6.5 on a processor without AVX-5
 
 
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist1d", marks=_MORE)])
-def test_the_products_at_the_median(dataset):
+def test_median_number_of_products(dataset):
     assert statistics.median(series_of(dataset).hvps) <= 6, series_of(dataset)
 
 
-def test_the_products_at_the_median_of_both_runs():
+def test_median_number_of_products_of_both_runs():
     hvps = [count for dataset in DATASETS for count in series_of(dataset).hvps]
     assert statistics.median(hvps) <= 6, [series_of(dataset) for dataset in DATASETS]

@@ -1,4 +1,4 @@
-"""Two processes train the same weights, bit for bit, with our callbacks as without them."""
+"""Two processes end in bitwise the same weights with callbacks as without."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measured(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_ddp(tmp_path):
-    """As a user starts it: a script that Lightning runs again for the second process."""
+    """Started as a script, which Lightning runs again for the second process."""
     root = Path(__file__).parents[2]
     subprocess.run(
         [sys.executable, "-m", "tests.integration.members", str(tmp_path)],
@@ -50,7 +50,7 @@ def test_ddp_fork_and_ddp_spawn(tmp_path):
         end_of(Quartet, [*callbacks, Save(folder)], folder, **settings)
         ends[folder.name] = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
         assert measured(folder) >= 2 * len(callbacks) - 1
-        # The user's own objects, in a process that has not trained, know what was measured.
+        # The callbacks of the main process, which has not trained, have the measured rows.
         for callback in callbacks:
             rows = [
                 r for r in read_history(folder / "history.jsonl") if r["monitor"] in callback.prefix
@@ -59,7 +59,7 @@ def test_ddp_fork_and_ddp_spawn(tmp_path):
             assert callback.history == rows
     without, fork, spawn = ends.values()
     assert differences(without, fork) == []
-    assert differences(without, spawn) == []  # how the processes come to be changes nothing
+    assert differences(without, spawn) == []  # independent of how the processes are started
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_fsdp2_in_mixed_precision(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_stopping_stops_both(name, tmp_path):
+def test_early_stopping_stops_both(name, tmp_path):
     def work(rank):
         stopper = SharpnessEarlyStopping("sharpness/gradient_norm", 0.0, patience=2)
         strategy = fsdp2() if name == "fsdp2" else name

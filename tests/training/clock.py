@@ -1,4 +1,4 @@
-"""Runs on a clock that only the test advances."""
+"""A clock that only the test advances, and runs that use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.small import Linear
 
 
 class Clock(Mock):
-    """Time that passes only where a test sets it; isolation leaves mocks alone."""
+    """Time that only the test advances; a Mock, because isolation does not restore mocks."""
 
     def __init__(self):
         super().__init__()
@@ -20,9 +20,9 @@ class Clock(Mock):
 
 
 class Timed:
-    """Every training step takes 1 s, every measurement ``cost`` s of the clock.
+    """Training steps take 1 s on the clock, measurements ``cost`` s.
 
-    ``evaluation`` is what one evaluation of the loss on a batch takes when measuring.
+    ``evaluation``: seconds for one evaluation of the loss on a batch while measuring.
     """
 
     def __init__(self, monkeypatch, clock, costs, evaluation=0.0):

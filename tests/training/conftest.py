@@ -1,4 +1,4 @@
-"""What tests of several files need."""
+"""Fixtures of several files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.training.clock import Clock
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of the package; idle hooks take no time by it."""
+    """Replaces the clock of the package; idle hooks take no time on it."""
     clock = Clock()
     monkeypatch.setattr(costs.time, "perf_counter", clock)
     monkeypatch.setattr(session, "HOOK_SECONDS", 0.0)

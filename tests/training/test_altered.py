@@ -1,4 +1,4 @@
-"""Files and states that were cut, altered, or are another's: read rightly or refused cleanly."""
+"""Truncated, altered and foreign files and states: read correctly, or rejected with a message."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def test_altered_slices(slice_, altered, tmp_path_factory):
 @pytest.mark.parametrize(
     "content", [{"metadata": np.array("[1]")}, {"x": np.zeros((2, 2))}, {"x": np.zeros((2, 0))}]
 )
-def test_foreign_arrays_are_no_slice(content, tmp_path):
-    """Found by altering files: these came back as slices that no picture could be made of."""
+def test_foreign_arrays_are_rejected(content, tmp_path):
+    """Found by altering files: these were loaded as slices that could not be drawn."""
     path = tmp_path / "foreign.npz"
     whole = {"x": np.zeros(2), "losses": np.zeros(2), "center_loss": 0.0, "metadata": "{}"}
     np.savez(path, **{**whole, **content})
@@ -143,13 +143,13 @@ def test_altered_history(rows, altered, tmp_path_factory):
         assert math.isfinite(row["step"])
 
 
-def test_a_line_that_is_nested_too_deeply_is_left_out(tmp_path):
+def test_too_deeply_nested_line_is_skipped(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 1}\n' + b"[" * 100_000 + b'\n{"step": 2}\n')
     assert read_history(path) == [{"step": 1}, {"step": 2}]
 
 
-# -- the kept probe --------------------------------------------------------------------------------
+# -- the saved probe -------------------------------------------------------------------------------
 
 
 class Boom:
@@ -157,9 +157,9 @@ class Boom:
         return (pytest.fail, ("unpickled",))
 
 
-def read_back(folder: Path, told: dict) -> tuple[Probe, str]:
+def read_back(folder: Path, entry: dict) -> tuple[Probe, str]:
     kept, probe = StoredProbe("training"), Probe()
-    kept.entry = told
+    kept.entry = entry
     trainer = types.SimpleNamespace(
         global_rank=0,
         ckpt_path=None,
@@ -188,8 +188,8 @@ def test_altered_probe_files(altered, tmp_path_factory):
         assert differences(vars(found.batches[0]), vars(probe.batches[0])) == []
 
 
-def test_a_name_that_was_altered_in_a_kept_probe(tmp_path):
-    """Found by flipping bits: its hash is one of the tensors, and torch looks at no checksum."""
+def test_altered_name_in_a_saved_probe(tmp_path):
+    """Found by flipping bits: the hash is of the tensors, and torch does not check a checksum."""
     path, probe = tmp_path / "probe-4-rank0.pt", Probe()
     probe.offer((torch.arange(4.0), {"names": ["a"]}), 0, lambda _: 4)
     probe.save(path)
@@ -210,8 +210,8 @@ def test_foreign_probe_files(content, tmp_path):
     assert not found.complete
 
 
-def test_a_probe_that_another_process_lacks_is_kept_anew(tmp_path):
-    """This process has read its share, in vain: what it captures next lies in its own file."""
+def test_probe_that_another_process_lacks_is_saved_again(tmp_path):
+    """This process has read its share for nothing; the next capture has its own file."""
     path, probe = tmp_path / "a" / "probe-4-rank0.pt", Probe(samples=4)
     path.parent.mkdir()
     probe.offer((torch.arange(4.0),), 0, lambda _: 4)
@@ -251,7 +251,7 @@ def callbacks():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of a run with all of them, and how it goes on without."""
+    """A checkpoint of a run with all callbacks, and the final state when resumed without them."""
     root = tmp_path_factory.mktemp("whole")
     saver = ModelCheckpoint(root, "half", save_top_k=-1)
     with warnings.catch_warnings():
@@ -304,8 +304,8 @@ class Record:
     x: torch.Tensor
 
 
-def test_a_probe_of_a_class_of_ones_own(tmp_path):
-    """It cannot be kept; the reason is one line, and not torch's advice to unpickle."""
+def test_probe_of_a_custom_class(tmp_path):
+    """It cannot be saved; the reason is one line, without torch's advice to unpickle."""
     probe = Probe()
     probe.offer(Record(torch.ones(4)), 0, lambda _: 4)
     with pytest.raises(ValueError, match=r"GLOBAL tests.training.test_altered.Record") as caught:

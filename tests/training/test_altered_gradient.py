@@ -24,7 +24,7 @@ class Reversed(torch.autograd.Function):
 
 
 class Two(Linear):
-    """Two layers; ``between`` acts on what goes from one to the other."""
+    """Two layers; ``between`` acts on the activations."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class StraightThrough(Two):
 
 
 class Detached(Two):
-    """Predicts from inputs that are scaled by what it predicts."""
+    """Predicts from inputs that are scaled by a detached prediction."""
 
     def between(self, x):
         return x * (1 + x.norm().detach())
@@ -74,7 +74,7 @@ class Detached(Two):
 @pytest.mark.parametrize(
     "module", [ActivationHook, ModuleHook, Reversal, StraightThrough, Detached]
 )
-def test_no_edge_and_a_reason(module, tmp_path):
+def test_no_edge_and_a_warning(module, tmp_path):
     monitor = HessianMonitor(every_n_train_steps=3, max_overhead=None, batch_edge_ratio=True)
     with pytest.warns(UserWarning, match="no stability edge is logged: the gradient that autograd"):
         with_us = train(module, regression, [monitor], tmp_path)
@@ -86,7 +86,7 @@ def test_no_edge_and_a_reason(module, tmp_path):
         assert "the gradient that autograd gives" in row["altered_gradient"]
 
 
-def test_an_ordinary_network_keeps_its_edge(tmp_path):
+def test_ordinary_network_has_an_edge(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=3, max_overhead=None)
     train(Two, regression, [monitor], tmp_path)
     assert all("hessian/edge_ratio" in row for row in monitor.history)
@@ -94,7 +94,7 @@ def test_an_ordinary_network_keeps_its_edge(tmp_path):
 
 
 @pytest.mark.parametrize(("factor", "mismatch"), [(1.0, 0.0), (2.0, 0.5), (0.5, 1.0), (-1.0, 2.0)])
-def test_the_mismatch_of_a_scaled_gradient(factor, mismatch):
+def test_mismatch_of_a_scaled_gradient(factor, mismatch):
     """Along ``f g`` instead of ``g`` the derivative is ``f |g|^2``, and not ``f^2 |g|^2``."""
     w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     scales = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
@@ -111,6 +111,6 @@ def test_the_mismatch_of_a_scaled_gradient(factor, mismatch):
 
 
 @pytest.mark.parametrize("loss", [lambda w: 0 * w.sum(), lambda w: (w / 0).sum()])
-def test_nothing_is_seen_without_a_finite_gradient(loss):
+def test_no_mismatch_without_a_finite_gradient(loss):
     w = nn.Parameter(torch.ones(3))
     assert gradient_mismatch(Objective(lambda: loss(w), {"w": w})) is None

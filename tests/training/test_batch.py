@@ -1,4 +1,4 @@
-"""Batches are cut and concatenated: what can be, what is shared, what cannot be."""
+"""Splitting and concatenating batches."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ Pair = namedtuple("Pair", "x y")
     ],
     ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
 )
-def test_tensors_are_cut_along_the_examples(batch, get):
+def test_tensors_are_split_along_the_examples(batch, get):
     pieces = cut_batch(ProbeBatch(batch, 7, 5), 2)
     assert [piece.size for piece in pieces] == [2, 2, 1]
     assert [piece.index for piece in pieces] == [7, 7, 7]
     assert {type(piece.batch) for piece in pieces} == {type(batch)}
     assert torch.equal(torch.cat([get(piece.batch) for piece in pieces]), X)
-    assert torch.equal(get(batch), X)  # the whole is as it was
+    assert torch.equal(get(batch), X)  # the batch is unchanged
 
 
-def test_labels_go_with_their_inputs():
+def test_labels_are_split_with_their_inputs():
     for piece in cut_batch(ProbeBatch((X, {"y": Y}), 0, 5), 3):
         assert torch.equal(piece.batch[0][:, 0], 2.0 * piece.batch[1]["y"])
 
 
-def test_what_is_not_as_long_as_the_batch_is_shared():
+def test_values_of_other_lengths_are_shared():
     weights, scale = torch.ones(3), torch.tensor(2.0)
     for piece in cut_batch(ProbeBatch((X, weights, scale, "text", None), 0, 5), 2):
         assert piece.batch[1] is weights
@@ -90,7 +90,7 @@ def test_what_is_not_as_long_as_the_batch_is_shared():
     ],
     ids=["graphs", "graphs within", "packed", "no tensor", "another length", "sparse"],
 )
-def test_what_cannot_be_cut(batch):
+def test_batches_that_cannot_be_split(batch):
     assert cut_batch(ProbeBatch(batch, 0, 5), 2) == []
 
 
@@ -102,13 +102,13 @@ def test_what_cannot_be_cut(batch):
     [X, (X, Y), [X, Y], {"x": X, "y": [Y]}, Pair(X, Y), Example(X)],
     ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass"],
 )
-def test_the_pieces_of_a_batch_make_the_batch(batch):
+def test_concatenated_pieces_equal_the_batch(batch):
     whole = concat_batches(cut_batch(ProbeBatch(batch, 7, 5), 2))
     assert (whole.index, whole.size, type(whole.batch)) == (7, 5, type(batch))
     assert repr(whole.batch) == repr(batch)
 
 
-def test_words_go_with_their_examples_and_constants_stay():
+def test_strings_are_concatenated_and_constants_kept():
     weights = torch.ones(7)
     held = [
         ProbeBatch({"x": X[:2], "words": ["a", "b"], "weights": weights, "name": "n"}, 0, 2),
@@ -141,6 +141,6 @@ def test_words_go_with_their_examples_and_constants_stay():
         "sparse", "packed",
     ],
 )  # fmt: skip
-def test_what_cannot_be_concatenated(first, second):
+def test_batches_that_cannot_be_concatenated(first, second):
     with pytest.raises(NotConcatenable):
         concat_batches([ProbeBatch(first, 0, 5), ProbeBatch(second, 1, 5)])

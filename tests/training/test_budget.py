@@ -1,4 +1,4 @@
-"""How much longer a run may become, and what that allows."""
+"""The time budget of a run, and which measurements it allows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.short_runs
 
 
 def budget_of(callbacks, **known):
-    """A budget, and its costs, whose stopwatch has been started."""
+    """A budget and its costs, with the stopwatch started."""
     found = Costs()
     vars(found).update(known)
     return Budget(callbacks, found), found
 
 
 def complete(*callbacks, probe=None):
-    """The callbacks, with their data there."""
+    """The callbacks, with complete probes."""
     for callback in callbacks:
         data = Probe((torch.zeros(60, 2),)) if probe is None else probe
         if not data.complete:
@@ -49,7 +49,7 @@ def complete(*callbacks, probe=None):
     return list(callbacks)
 
 
-# -- how much longer -------------------------------------------------------------------------------
+# -- the limit -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def complete(*callbacks, probe=None):
         (None, 30.0, 10, float("inf")),
     ],
 )
-def test_how_much_longer_a_run_may_become(clock, limit, grace, ahead, seconds):
+def test_seconds_of_the_budget(clock, limit, grace, ahead, seconds):
     monitor = HessianMonitor(max_overhead=limit, grace_seconds=grace)
     budget, costs = budget_of([monitor], batches=10)
     clock.now = 10.0
@@ -77,7 +77,7 @@ def test_how_much_longer_a_run_may_become(clock, limit, grace, ahead, seconds):
     assert budget.left == pytest.approx(seconds - 3.0)
 
 
-def test_the_smallest_limits_count(clock):
+def test_smallest_limits_are_used(clock):
     budget, _ = budget_of(
         [
             HessianMonitor(max_overhead=0.2, grace_seconds=7.0),
@@ -88,7 +88,7 @@ def test_the_smallest_limits_count(clock):
     assert (budget.limit, budget.grace_seconds) == (0.1, 7.0)
 
 
-# -- which ones ------------------------------------------------------------------------------------
+# -- priorities ------------------------------------------------------------------------------------
 
 
 def known_costs(monitors, seconds, measured=2):
@@ -108,7 +108,7 @@ def known_costs(monitors, seconds, measured=2):
         (0.5, ["exact"]),
     ],
 )
-def test_values_come_first_and_among_them_those_that_are_watched(clock, grace, names):
+def test_values_come_first_and_among_them_monitored_ones(clock, grace, names):
     exact = SharpnessMonitor(name="exact", max_overhead=None)
     common = {"grace_seconds": grace, "every_n_train_steps": 10}
     monitors = complete(
@@ -133,7 +133,7 @@ def test_values_come_first_and_among_them_those_that_are_watched(clock, grace, n
         (18.0, 11.0, 11.0),
     ],
 )
-def test_values_leave_what_the_last_pictures_take(clock, picture, value, seconds):
+def test_values_leave_time_for_the_last_pictures(clock, picture, value, seconds):
     monitors = complete(HessianMonitor(grace_seconds=20.0), LandscapeMonitor(grace_seconds=20.0))
     known_costs(monitors, [value, picture], measured=0)
     budget, _ = budget_of(monitors, batches=10)
@@ -141,7 +141,7 @@ def test_values_leave_what_the_last_pictures_take(clock, picture, value, seconds
     assert budget.left_for_values == pytest.approx(seconds)
 
 
-def test_a_value_that_lightning_reads_is_made_the_first_time(clock):
+def test_first_value_that_lightning_reads_is_measured(clock):
     (monitor,) = complete(HessianMonitor(grace_seconds=0.0))
     budget, _ = budget_of([monitor], batches=10)
     clock.now, budget.batches_ahead = 10.0, 10
@@ -160,8 +160,8 @@ def spread_of(steps):
 @pytest.mark.parametrize(
     ("cost", "least", "most"), [(1.0, 11, 21), (3.0, 4, 7), (6.0, 3, 3), (0.1, 100, 100)]
 )
-def test_what_is_affordable_is_spread_over_the_run(tmp_path, monkeypatch, clock, cost, least, most):
-    """300 steps of 1 s may become 30 s longer; 70 % of that for values."""
+def test_affordable_values_are_spread_over_the_run(tmp_path, monkeypatch, clock, cost, least, most):
+    """300 steps of 1 s have a budget of 30 s, of which 70 % are for values."""
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: cost / 2, SharpnessMonitor: cost / 2})
     callbacks = [HessianMonitor(every_n_train_steps=3), SharpnessMonitor(every_n_train_steps=3)]
@@ -178,7 +178,7 @@ def test_what_is_affordable_is_spread_over_the_run(tmp_path, monkeypatch, clock,
     assert sum(q.seconds_spent for q in callbacks) <= 0.7 * 30
 
 
-def test_in_a_run_of_unknown_length_the_schedule_thins(tmp_path, monkeypatch, clock):
+def test_schedule_becomes_sparser_in_a_run_of_unknown_length(tmp_path, monkeypatch, clock):
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: 2.0})
     monitor = HessianMonitor(every_n_train_steps=3)
@@ -187,19 +187,19 @@ def test_in_a_run_of_unknown_length_the_schedule_thins(tmp_path, monkeypatch, cl
     assert 6 <= len(steps) <= 15  # 900 s allow 45 s
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert max(gaps[: len(gaps) // 2]) <= max(gaps[len(gaps) // 2 :]) <= 450
-    for spent, step in enumerate(steps):  # never more than a run that ends now may spend
+    for spent, step in enumerate(steps):  # never more than the budget of a run that ends now
         assert 2.0 * (spent + 1) <= max(0.05 * step, min(max(step, 10), 30))
 
 
-def test_one_value_is_the_last(tmp_path, monkeypatch, clock):
-    """A forward of 0.08 s, 63 of them for a value: 10 s longer, 7 s for values."""
+def test_single_affordable_value_is_the_last(tmp_path, monkeypatch, clock):
+    """A forward takes 0.08 s and a value 63 of them: of the budget of 10 s, 7 s are for values."""
     Timed(monkeypatch, clock, {HessianMonitor: 4.0}, evaluation=0.08)
     monitor = HessianMonitor(every_n_train_steps=2)
     train(Linear, regression, [monitor], tmp_path, max_epochs=3)  # 9 steps
     assert [row["step"] for row in monitor.history] == [8]
 
 
-def test_where_none_is_affordable_a_warning_says_what_one_costs(tmp_path, monkeypatch, clock):
+def test_warning_with_the_cost_if_no_value_is_affordable(tmp_path, monkeypatch, clock):
     Timed(monkeypatch, clock, {}, evaluation=1.0)  # a value takes a minute
     monitor = HessianMonitor()
     with pytest.warns(match="measured 0 times in 9 steps: one takes about 63 s, and of the 10 s"):
@@ -207,7 +207,7 @@ def test_where_none_is_affordable_a_warning_says_what_one_costs(tmp_path, monkey
     assert monitor.history == []
 
 
-def test_one_without_a_limit_is_exact(tmp_path, monkeypatch, clock):
+def test_callback_without_a_limit_is_on_schedule(tmp_path, monkeypatch, clock):
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: 5.0, SharpnessMonitor: 5.0})
     callbacks = [
@@ -221,15 +221,15 @@ def test_one_without_a_limit_is_exact(tmp_path, monkeypatch, clock):
     assert callbacks[1].measured < 4
 
 
-def test_a_forward_is_timed_before_it_refuses(tmp_path, monkeypatch, clock):
-    """Steps of 1 s, as of a slow data loader, and forwards of 10 ms."""
+def test_forward_is_timed_before_a_value_is_skipped(tmp_path, monkeypatch, clock):
+    """Steps take 1 s, as with a slow data loader, and forwards 10 ms."""
     Timed(monkeypatch, clock, {}, evaluation=0.01)
     monitor = HessianMonitor(every_n_train_steps=3)
     train(Linear, regression, [monitor], tmp_path, max_epochs=3)
     assert [row["step"] for row in monitor.history] == [3, 6, 9]
 
 
-def test_a_forward_that_was_slow_once_does_not_refuse_for_ever(tmp_path, monkeypatch, clock):
+def test_forward_that_was_slow_once_does_not_skip_all_values(tmp_path, monkeypatch, clock):
     """The first forwards take 10 s each, by load on the machine; later ones next to nothing."""
     step = Linear.training_step
 
@@ -247,7 +247,7 @@ def test_a_forward_that_was_slow_once_does_not_refuse_for_ever(tmp_path, monkeyp
 # -- the first value -------------------------------------------------------------------------------
 
 
-def test_no_value_that_has_not_converged_is_logged(tmp_path, monkeypatch, clock):
+def test_value_that_has_not_converged_is_not_logged(tmp_path, monkeypatch, clock):
     """An evaluation takes 1 s, which leaves products for three of five dimensions."""
     Timed(monkeypatch, clock, {}, evaluation=1.0)
     monkeypatch.setattr(HessianMonitor, "forwards", 1)
@@ -269,7 +269,7 @@ def test_no_value_that_has_not_converged_is_logged(tmp_path, monkeypatch, clock)
     assert exact.history[0]["hessian/hvps"] == 5
 
 
-def test_without_time_for_two_products_nothing_is_begun(tmp_path, monkeypatch, clock):
+def test_nothing_is_started_without_time_for_two_products(tmp_path, monkeypatch, clock):
     Timed(monkeypatch, clock, {}, evaluation=1.0)
     monkeypatch.setattr(HessianMonitor, "forwards", 1)
     monitor = HessianMonitor(grace_seconds=4.0, probe=regression().dataset.tensors)
@@ -281,7 +281,7 @@ def test_without_time_for_two_products_nothing_is_begun(tmp_path, monkeypatch, c
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def test_the_first_estimate_comes_from_the_steps(clock):
+def test_first_estimate_is_from_the_steps(clock):
     monitor = LandscapeMonitor(resolution=5, line_resolution=0)
     probe = Probe((torch.zeros(60, 2),))
     complete(monitor, probe=probe)
@@ -304,7 +304,7 @@ def test_the_first_estimate_comes_from_the_steps(clock):
     assert budget.seconds_of(line) == pytest.approx(0.5)
 
 
-def test_pictures_are_spread_and_the_last_one_is_at_the_end(tmp_path, monkeypatch, clock):
+def test_pictures_are_spread_with_the_last_at_the_end(tmp_path, monkeypatch, clock):
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: 0.5, LandscapeMonitor: 4.0}, evaluation=1e-3)
     callbacks = [
@@ -320,7 +320,7 @@ def test_pictures_are_spread_and_the_last_one_is_at_the_end(tmp_path, monkeypatc
     assert longest <= 2 * shortest + 60
 
 
-def test_the_last_picture_is_as_fine_as_what_is_left(tmp_path, monkeypatch, clock, caplog):
+def test_last_picture_has_the_resolution_that_fits(tmp_path, monkeypatch, clock, caplog):
     # .05 s a forward: of the 10 s four fifths are planned with, for 121 points, not for 169.
     Timed(monkeypatch, clock, {}, evaluation=0.05)
     monitor = LandscapeMonitor(line_resolution=0)
@@ -333,19 +333,19 @@ def test_the_last_picture_is_as_fine_as_what_is_left(tmp_path, monkeypatch, cloc
     assert "Above" not in closing_line_of(caplog)
 
 
-def test_no_picture_has_less_than_11_x_11_points(tmp_path, monkeypatch, clock, caplog):
+def test_pictures_have_at_least_11_x_11_points(tmp_path, monkeypatch, clock, caplog):
     Timed(monkeypatch, clock, {}, evaluation=0.15)  # 121 points do not fit
     monitor = LandscapeMonitor(line_resolution=0)
     with pytest.warns(match="landscape: measured 0 times in 9 steps: one takes about 34 s"):
         train(Linear, regression, [monitor], tmp_path, max_epochs=3)
     assert not list(tmp_path.rglob("*.npz"))
     assert "Above" not in closing_line_of(caplog)
-    small = LandscapeMonitor(line_resolution=0, resolution=5)  # as asked for
+    small = LandscapeMonitor(line_resolution=0, resolution=5)  # as requested
     train(Linear, regression, [small], tmp_path / "small", max_epochs=3)
     assert len(small.history) == 1
 
 
-def test_within_the_limit_nothing_is_left_out(tmp_path, monkeypatch, clock, caplog):
+def test_nothing_is_skipped_within_the_limit(tmp_path, monkeypatch, clock, caplog):
     Timed(monkeypatch, clock, {HessianMonitor: 0.5})
     callbacks = [
         HessianMonitor(every_n_train_steps=40),
@@ -357,7 +357,7 @@ def test_within_the_limit_nothing_is_left_out(tmp_path, monkeypatch, clock, capl
     assert (tmp_path / "landscape" / "landscape-plane.gif").exists()
 
 
-def test_pictures_beside_values_leave_the_reserve_alone(clock):
+def test_pictures_with_values_do_not_use_the_reserve(clock):
     both = complete(HessianMonitor(grace_seconds=0.0), LandscapeMonitor(grace_seconds=0.0))
     budget, _ = budget_of(both, drawing=1.0)
     monitor = both[1]
@@ -373,10 +373,10 @@ def test_pictures_beside_values_leave_the_reserve_alone(clock):
     assert not beside(5.1)
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
-def test_the_closing_line(clock):
+def test_closing_line(clock):
     monitors = [HessianMonitor(grace_seconds=0.0), SharpnessMonitor(max_overhead=None)]
     budget, costs = budget_of(monitors)
     budget.batches_ahead = 0
@@ -399,7 +399,7 @@ def test_the_closing_line(clock):
     assert closing_line(monitors, budget, costs, trains=False) == f"{start}{counts}"
 
 
-def test_fast_dev_run_has_no_grace(tmp_path, monkeypatch, clock):
+def test_fast_dev_run_has_no_budget(tmp_path, monkeypatch, clock):
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: 5.0}, evaluation=0.1)
     monitor = HessianMonitor()
@@ -407,7 +407,7 @@ def test_fast_dev_run_has_no_grace(tmp_path, monkeypatch, clock):
     assert monitor.measured == 0
 
 
-def test_a_stopper_with_too_few_values_is_warned_of(tmp_path, monkeypatch, clock):
+def test_early_stopping_with_too_few_values_warns(tmp_path, monkeypatch, clock):
     monkeypatch.setattr(session.time, "perf_counter", clock)
     Timed(monkeypatch, clock, {HessianMonitor: 3.0})
     monitor = HessianMonitor(every_n_train_steps=3)
@@ -417,7 +417,7 @@ def test_a_stopper_with_too_few_values_is_warned_of(tmp_path, monkeypatch, clock
     assert re.search("[1-3]", str(monitor.measured))
 
 
-def test_the_products_of_a_short_run_are_shared_by_all_eigenvalues(tmp_path, monkeypatch, clock):
+def test_products_of_a_short_run_are_shared_by_all_eigenvalues(tmp_path, monkeypatch, clock):
     # As above: products for ten samples of the trace, and three problems together.
     Timed(monkeypatch, clock, {}, evaluation=1.0)
     monkeypatch.setattr(HessianMonitor, "forwards", 1)

@@ -1,4 +1,4 @@
-"""Steps whose gradient was clipped are seen, whoever clipped it."""
+"""Steps with clipped gradients are detected, however they are clipped."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def fit(module, options, path, **more):
 
 
 @pytest.mark.parametrize("case", CLIPPED)
-def test_no_ratio_where_steps_are_clipped(case, tmp_path):
+def test_no_ratio_if_steps_are_clipped(case, tmp_path):
     with pytest.warns(UserWarning, match=r"gradient clipping is active \(100%"):
         monitor, with_us = fit(*CLIPPED[case], tmp_path, max_epochs=8)
     plain = train(CLIPPED[case][0], regression, [], tmp_path / "plain", max_epochs=8,
@@ -99,7 +99,7 @@ def test_no_ratio_where_steps_are_clipped(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", RARELY)
-def test_a_threshold_that_is_not_reached_leaves_the_ratio(case, tmp_path):
+def test_ratio_if_the_threshold_is_not_reached(case, tmp_path):
     monitor, _ = fit(*RARELY[case], tmp_path, max_epochs=8)
     x = regression().dataset.tensors[0].double()
     exact = float(torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1])
@@ -109,7 +109,7 @@ def test_a_threshold_that_is_not_reached_leaves_the_ratio(case, tmp_path):
 
 
 def test_one_step_of_many_may_be_clipped(tmp_path):
-    """Of the first 50 seen steps only the last is clipped: 1 of 20 keeps the ratio, 2 do not."""
+    """One clipped step of 20 keeps the ratio; two do not."""
 
     class Sometimes(Linear):
         def on_before_optimizer_step(self, optimizer):
@@ -124,7 +124,7 @@ def test_one_step_of_many_may_be_clipped(tmp_path):
         assert last["step"] == 105
         return last["hessian/clipped_share"], "hessian/edge_ratio" in last
 
-    # Steps 1, 10, 15, ..., 105 are looked at, and of these the last 20 count.
+    # Steps 1, 10, 15, ..., 105 are checked, and of these the last 20 count.
     assert ratios(first=10**6) == (0.0, True)
     assert ratios(first=104) == (0.05, True)
     assert ratios(first=99) == (0.1, False)

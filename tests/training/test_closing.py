@@ -1,4 +1,4 @@
-"""The summary at the end of a fit, and the warnings of what is missing."""
+"""The summary at the end of a fit, and warnings about missing values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def monitor_with(ratios, first=10, every=10, **more):
 
 
 @pytest.mark.parametrize(
-    ("ratios", "words"),
+    ("ratios", "expected"),
     [
         ([0.2, 0.5, 0.9, 1.05, 0.97, 1.1], "stayed near 1 from step 30: this learning rate is at"),
         ([1.0, 1.0, 1.0], "stayed near 1 from step 10"),
@@ -37,16 +37,16 @@ def monitor_with(ratios, first=10, every=10, **more):
         ([math.nan], "was not finite at step 10"),
     ],
 )
-def test_judgement(ratios, words):
-    assert judgement([monitor_with(ratios)]).startswith(f"hessian/edge_ratio {words}")
+def test_judgement(ratios, expected):
+    assert judgement([monitor_with(ratios)]).startswith(f"hessian/edge_ratio {expected}")
 
 
 @pytest.mark.parametrize("ratios", [[], [1.0, 1.0], [None, 1.0, None, 1.0]])
-def test_no_judgement_of_fewer_than_three_values(ratios):
+def test_no_judgement_from_fewer_than_three_values(ratios):
     assert judgement([monitor_with(ratios)]) == ""
 
 
-def test_only_values_that_can_be_relied_on():
+def test_judgement_uses_converged_values_only():
     key = "hessian/edge_ratio"
     assert judgement([monitor_with([1.0] * 5, unconverged=[key])]) == ""
     assert summary([monitor_with([1.0] * 5, superseded=True)]) == []
@@ -70,7 +70,7 @@ def test_summary():
     assert len(as_lines(summary(many), "a sentence")) <= 7  # eight with the closing line
 
 
-def test_as_text():
+def test_summary_as_text():
     rows = [("a/b", "1 at step 2"), ("longer/key", "3")]
     assert as_lines(rows, "so.") == ["  a/b         1 at step 2", "  longer/key  3", "  so."]
     assert as_markdown(rows, "so.", "line").split("\n\n") == [
@@ -80,14 +80,14 @@ def test_as_text():
     ]
 
 
-def test_it_is_printed_and_logged_as_text(tmp_path, caplog):
+def test_summary_is_printed_and_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     settings = {"every_n_train_steps": 2, "max_overhead": None, "probe_samples": 4}
     callbacks = landscape_callbacks(**settings)
     logger = TensorBoardLogger(tmp_path)
     train(Quartic, ones, callbacks, tmp_path, max_epochs=1, logger=logger)
-    (said,) = [m for m in caplog.messages if m.startswith("lightning_landscape: measured")]
-    lines = said.splitlines()
+    (message,) = [m for m in caplog.messages if m.startswith("lightning_landscape: measured")]
+    lines = message.splitlines()
     assert len(lines) <= 8
     first, last = callbacks[0].history[0], callbacks[0].history[-1]
     value = f"{first['hessian/top_eigenvalue']:.3g} at step {first['step']}"
@@ -99,7 +99,7 @@ def test_it_is_printed_and_logged_as_text(tmp_path, caplog):
     assert value in text.tensor_proto.string_val[0].decode()
 
 
-def test_a_fit_without_a_value_says_so(tmp_path):
+def test_fit_without_values_warns(tmp_path):
     monitor = HessianMonitor(every_n_epochs=5, every_n_train_steps=None, max_overhead=None)
     stopper = SharpnessEarlyStopping("hessian/edge_ratio", threshold=1.0)
     with pytest.warns(match=r"got [01] values? in 10 steps and needs 3: it could not have stopped"):

@@ -1,4 +1,4 @@
-"""What was measured, skipped and spent is said once, however training ends."""
+"""The closing line is printed once, however training ends."""
 
 import re
 import signal
@@ -40,7 +40,7 @@ class FailsAfterwards(Quartic):
 
 @pytest.fixture
 def own_sigint():
-    """Lightning ignores Ctrl-C from the first one on."""
+    """Restore the handler of SIGINT, which Lightning replaces after the first Ctrl-C."""
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
@@ -67,7 +67,7 @@ def closing_lines(caplog):
     ],
     ids=["to the end", "exception", "interrupted", "exception afterwards", "max_time"],
 )
-def test_said_once(module, ends, settings, times, tmp_path, caplog):
+def test_closing_line_is_printed_once(module, ends, settings, times, tmp_path, caplog):
     caplog.set_level("INFO")
     if ends is None:
         train(module, ones, monitors(), tmp_path, **settings)
@@ -87,7 +87,7 @@ def test_early_stopping(tmp_path, caplog):
     assert "measured hessian 2, sharpness 2 times" in line
 
 
-def test_not_said_where_nothing_began(tmp_path, caplog):
+def test_no_closing_line_if_training_did_not_start(tmp_path, caplog):
     class Refuses(Quartic):
         def configure_optimizers(self):
             raise ValueError("no optimizer")
@@ -102,10 +102,10 @@ def test_not_said_where_nothing_began(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("module", "ends"), [(Fails, pytest.raises(ValueError, match="enough")), (Stops, nullcontext())]
 )
-def test_what_was_skipped_is_said_where_a_run_ends_early(
+def test_skipped_values_of_a_run_that_ends_early(
     module, ends, tmp_path, monkeypatch, clock, caplog
 ):
-    """The first values take 6 of the 7 s that there are for values: all others are skipped."""
+    """The first values take 6 of the 7 s for values; all others are skipped."""
     caplog.set_level("INFO")
     Timed(monkeypatch, clock, {HessianMonitor: 6.0})
     monitor = HessianMonitor(every_n_train_steps=1, probe_samples=4)

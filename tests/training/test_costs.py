@@ -1,4 +1,4 @@
-"""Time spent on measuring, and estimates before anything was timed."""
+"""Time spent on measuring, and estimates before anything has been timed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_time_is_divided_into_measuring_and_training(clock):
     assert (time.spent, time.trained, time.share) == (0.0, 0.0, 0.0)
 
 
-def test_the_first_batch_is_not_an_estimate_of_the_others(clock):
+def test_first_batch_is_excluded_from_estimates(clock):
     known = Costs()
     clock.now = 30.0  # with one-time work
     known.count_batches(1)
@@ -38,7 +38,7 @@ def test_the_first_batch_is_not_an_estimate_of_the_others(clock):
     assert known.forward_seconds(probe) == 2.0  # a third of a step, on three times the examples
 
 
-def test_the_first_drawing_includes_the_import(monkeypatch, clock):
+def test_first_drawing_includes_the_import(monkeypatch, clock):
     known = Costs()
     monkeypatch.setitem(costs.sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(costs.sys.modules, "matplotlib.figure")

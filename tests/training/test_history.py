@@ -1,4 +1,4 @@
-"""The rows that a callback keeps, and those of a process that was launched for the fit."""
+"""The rows of a callback, and those measured in a process launched for the fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_landscape import HessianMonitor
 from lightning_landscape.training.output.history import History
 
 
-def test_ten_thousand_rows_are_kept(tmp_path):
+def test_last_ten_thousand_rows_are_kept(tmp_path):
     monitor = HessianMonitor()
     for step in range(10_050):
         monitor._bookkeeping.history.add({"step": step})
@@ -16,7 +16,7 @@ def test_ten_thousand_rows_are_kept(tmp_path):
 
 
 def test_rows_of_another_process_are_read_once(tmp_path, monkeypatch):
-    """Those of the same callback since the first one that it measured."""
+    """Only rows of the same callback, from the first that it measured."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     rows = [
         {"step": 2, "monitor": "hessian"},  # of the run before

@@ -1,4 +1,4 @@
-"""Lightning is spared the calls of hooks that do nothing, and only of those."""
+"""Lightning does not call hooks that would do nothing, and calls all others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.small import Linear, regression
 
 
 class Recording(Profiler):
-    """Counts what Lightning calls."""
+    """Counts the hooks that Lightning calls."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def of_every_batch(profiler, callback):
     return {hook: calls[hook] for hook in EVERY_BATCH if hook in calls}
 
 
-def test_only_the_first_is_called_and_only_at_the_end_of_a_batch(tmp_path):
+def test_only_the_first_callback_is_called_per_batch(tmp_path):
     profiler = Recording()
     callbacks = [
         HessianMonitor(every_n_train_steps=10**6),
@@ -59,7 +59,7 @@ def test_only_the_first_is_called_and_only_at_the_end_of_a_batch(tmp_path):
     assert [callbacks[0].measured, callbacks[1].measured] == [1, 1]
 
 
-def test_the_start_of_a_batch_is_called_where_copies_are_wanted(tmp_path):
+def test_start_of_a_batch_is_called_if_weights_are_copied(tmp_path):
     profiler = Recording()
     monitor = HessianMonitor(every_n_train_steps=10, update_curvature=True)
     train(Linear, regression, [monitor], tmp_path, max_epochs=10, profiler=profiler)
@@ -85,7 +85,7 @@ def test_hooks_of_a_subclass_are_called(tmp_path):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_after_the_fit_they_are_as_before(tmp_path, fails):
+def test_hooks_are_restored_after_the_fit(tmp_path, fails):
     class Failing(Linear):
         def training_step(self, batch, batch_idx):
             if fails and self.global_step == 4:

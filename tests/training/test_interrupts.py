@@ -1,4 +1,4 @@
-"""What a signal handler raises during a measurement ends the run, with the weights in place."""
+"""An exception of a signal handler during a measurement ends the run, with restored weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.small import Linear, regression
 
 
 class TimeLimit(Exception):
-    """A scheduler's."""
+    """The exception of a job scheduler's handler."""
 
 
 def by_function(number, frame):
@@ -52,7 +52,7 @@ def sigusr1():
 
 
 class Limited(Monitor):
-    """The signal comes while the weights are moved."""
+    """Receives the signal while the weights are perturbed."""
 
     kind = "limited"
 
@@ -78,7 +78,7 @@ class Quiet(Linear):
 
 
 @pytest.mark.parametrize("kind", HANDLERS)
-def test_the_run_ends_as_without_a_measurement(kind, sigusr1, tmp_path):
+def test_interrupt_during_a_measurement(kind, sigusr1, tmp_path):
     sigusr1(HANDLERS[kind])
     modules = []
 
@@ -96,8 +96,8 @@ def test_the_run_ends_as_without_a_measurement(kind, sigusr1, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["log_metrics", "save_dir"])
-def test_while_results_are_written(name, sigusr1, tmp_path):
-    """An error of a logger never ends a run; one of a signal handler meanwhile does."""
+def test_interrupt_while_results_are_written(name, sigusr1, tmp_path):
+    """An error of a logger does not end the run; an exception of a signal handler does."""
 
     class Slow(MemoryLogger):
         def log_metrics(self, metrics, step=None):

@@ -1,4 +1,4 @@
-"""Which packages of Lightning there are, and which of them a Trainer or a module is from."""
+"""Which packages of Lightning are installed, and which of them a Trainer or module is from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_classes_are_of_each_package(name):
     assert type(misconfiguration(trainer, "so")) is exceptions.MisconfigurationException
 
 
-def test_what_the_second_import_sets_is_put_back(monkeypatch):
+def test_settings_changed_by_the_second_import_are_restored(monkeypatch):
     def imports(name):
         rank_zero.log = name
         return types.ModuleType(name)
@@ -56,7 +56,7 @@ def failing(monkeypatch, error):
     monkeypatch.setattr(namespaces.importlib, "import_module", fails)
 
 
-def test_a_second_package_that_is_broken_is_told_and_left_out(monkeypatch):
+def test_broken_second_package_warns_and_is_ignored(monkeypatch):
     failing(monkeypatch, ModuleNotFoundError("No module named 'torch.gone'", name="torch.gone"))
     with pytest.warns(UserWarning, match=r"lightning.pytorch is installed but.*'torch.gone'"):
         assert namespaces._import("lightning.pytorch") is None
@@ -64,7 +64,7 @@ def test_a_second_package_that_is_broken_is_told_and_left_out(monkeypatch):
         namespaces._import("pytorch_lightning")
 
 
-def test_without_the_second_package_nothing_is_said(monkeypatch, recwarn):
+def test_missing_second_package_does_not_warn(monkeypatch, recwarn):
     failing(monkeypatch, ModuleNotFoundError("No module named 'lightning'", name="lightning"))
     assert namespaces._import("lightning.pytorch") is None
     assert not recwarn.list

@@ -1,4 +1,4 @@
-"""The number of examples in a batch is what the module says, not the length of a tensor."""
+"""The number of examples in a batch is the logged batch size, not the length of a tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pooled(atoms, index, count):
 class Molecules(pl.LightningModule):
     """A linear model of sums over atoms: the Hessian of a batch is 2 S'S / molecules."""
 
-    says_size = True
+    logs_size = True
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Molecules(pl.LightningModule):
         atoms, index, target = batch
         output = self.layer(pooled(atoms, index, len(target)))
         loss = nn.functional.mse_loss(output, target)
-        self.log("loss", loss, batch_size=len(target) if self.says_size else None)
+        self.log("loss", loss, batch_size=len(target) if self.logs_size else None)
         return loss
 
     def configure_optimizers(self):
@@ -59,7 +59,7 @@ class Molecules(pl.LightningModule):
 
 
 class Silent(Molecules):
-    says_size = False
+    logs_size = False
 
 
 def loader():
@@ -76,7 +76,7 @@ def exact(weights):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["captured", "given"])
-def test_the_size_that_is_logged(given, tmp_path):
+def test_logged_size_is_used(given, tmp_path):
     monitor = HessianMonitor(
         every_n_train_steps=2, max_overhead=None, tol=1e-4, rtol=0,
         **({"probe": BATCHES} if given else {"probe_samples": sum(EXAMPLES)}),
@@ -91,7 +91,7 @@ def test_the_size_that_is_logged(given, tmp_path):
         assert row["hessian/top_eigenvalue"] == pytest.approx(exact(EXAMPLES), rel=1e-3)
 
 
-def test_lengths_that_differ_are_said(tmp_path):
+def test_different_lengths_warn(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=2, max_overhead=None, tol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match=r"lengths of \[9, 3\].* counts as 9 .*batch_size=\.\.\."):
         train(Silent, loader, [monitor], tmp_path)
@@ -100,7 +100,7 @@ def test_lengths_that_differ_are_said(tmp_path):
     assert row["hessian/top_eigenvalue"] == pytest.approx(exact(ATOMS), rel=1e-3)
 
 
-def test_lengths_that_differ_in_a_given_probe(tmp_path):
+def test_different_lengths_in_a_given_probe_warn(tmp_path):
     monitor = HessianMonitor(
         every_n_train_steps=2, max_overhead=None, tol=1e-4, rtol=0, probe=BATCHES
     )
@@ -109,8 +109,8 @@ def test_lengths_that_differ_in_a_given_probe(tmp_path):
     assert monitor.history[-1]["hessian/top_eigenvalue"] == pytest.approx(exact(ATOMS), rel=1e-3)
 
 
-def test_a_resumed_run_counts_the_same_examples(tmp_path):
-    """Of a given probe, which is read anew, while other decisions are those of the run before."""
+def test_resumed_run_counts_the_same_examples(tmp_path):
+    """A given probe is read again, while other decisions are restored from the checkpoint."""
     begun, resumed = (
         HessianMonitor(every_n_train_steps=2, max_overhead=None, tol=1e-4, rtol=0, probe=BATCHES)
         for _ in range(2)
@@ -125,7 +125,7 @@ def test_a_resumed_run_counts_the_same_examples(tmp_path):
         assert row["hessian/top_eigenvalue"] == pytest.approx(exact(EXAMPLES), rel=1e-3)
 
 
-def test_the_size_of_a_piece_is_not_that_of_the_batch(tmp_path, monkeypatch):
+def test_size_of_a_piece_is_not_that_of_the_batch(tmp_path, monkeypatch):
     class Logged(Linear):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -146,14 +146,14 @@ def test_the_size_of_a_piece_is_not_that_of_the_batch(tmp_path, monkeypatch):
 class Validated(Molecules):
     """``validation_step`` logs the number of molecules, or only ``training_step`` does."""
 
-    validation_says_size = True
+    validation_logs_size = True
 
     def loss_of(self, batch):
         atoms, index, target = batch
         return nn.functional.mse_loss(self.layer(pooled(atoms, index, len(target))), target)
 
     def validation_step(self, batch, batch_idx):
-        size = len(batch[2]) if self.validation_says_size else None
+        size = len(batch[2]) if self.validation_logs_size else None
         self.log("val_loss", self.loss_of(batch), batch_size=size)
 
     def val_dataloader(self):
@@ -161,15 +161,15 @@ class Validated(Molecules):
 
 
 class OnlyInTraining(Validated):
-    validation_says_size = False
+    validation_logs_size = False
 
 
 class OnlyInValidation(Validated):
-    says_size = False
+    logs_size = False
 
 
 class Nowhere(OnlyInTraining):
-    says_size = False
+    logs_size = False
 
 
 class Graph:
@@ -187,7 +187,7 @@ class Graph:
 
 
 class OfGraphs(Nowhere):
-    """Logs nothing in validation: Lightning itself would ask for the size."""
+    """Logs nothing in validation, where Lightning itself would need the size."""
 
     def training_step(self, graph, batch_idx):
         return super().training_step(tuple(vars(graph).values()), batch_idx)
@@ -217,7 +217,7 @@ def loss_at(weights, held, sizes):
 
 
 def fit_validated(module, tmp_path, **arguments):
-    """A run with a callback, which must be as one without; rows, and messages about sizes."""
+    """A run that must equal one without callbacks; returns rows, and messages about sizes."""
 
     def data():
         whole = [Graph(*batch) for batch in BATCHES] if module is OfGraphs else BATCHES
@@ -246,15 +246,15 @@ def check(rows, weights, train_sizes, val_sizes):
 
 
 @pytest.mark.parametrize("module", [Validated, OnlyInTraining, OfGraphs])
-def test_validation_batches_that_are_captured(module, tmp_path):
+def test_captured_validation_batches(module, tmp_path):
     rows, weights, messages = fit_validated(module, tmp_path)
     assert messages == []
     check(rows, weights, EXAMPLES, EXAMPLES[::-1])
 
 
 @pytest.mark.parametrize("module", [Validated, OnlyInTraining])
-def test_validation_batches_that_are_given(module, tmp_path):
-    """``validation_step`` never sees them: the size is that of ``training_step``."""
+def test_given_validation_batches(module, tmp_path):
+    """``validation_step`` does not get them: the size is that in ``training_step``."""
     rows, weights, messages = fit_validated(
         module, tmp_path, validation_probe=HELD_OUT, probe=BATCHES
     )
@@ -262,8 +262,8 @@ def test_validation_batches_that_are_given(module, tmp_path):
     check(rows, weights, EXAMPLES, EXAMPLES[::-1])
 
 
-def test_validation_step_alone_states_the_size(tmp_path):
-    """Of the validation batches, and the training batches are in doubt, which is said."""
+def test_size_logged_in_validation_step_only(tmp_path):
+    """It is used for validation batches; for training batches there is a warning."""
     rows, weights, (message,) = fit_validated(OnlyInValidation, tmp_path, probe_samples=11)
     assert "the tensors of a training batch have lengths of [9, 3]: it counts as 9" in message
     assert {row["validation_samples"] for row in rows} == {sum(EXAMPLES)}
@@ -274,7 +274,7 @@ def test_validation_step_alone_states_the_size(tmp_path):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["captured", "given"])
-def test_sizes_of_validation_batches_in_doubt(given, tmp_path):
+def test_ambiguous_sizes_of_validation_batches(given, tmp_path):
     arguments = {"validation_probe": HELD_OUT} if given else {}
     rows, weights, messages = fit_validated(Nowhere, tmp_path, **arguments)
     assert len(messages) == 2

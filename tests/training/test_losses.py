@@ -38,8 +38,8 @@ class Logged(Linear):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "32-true", "bf16-mixed"])
-def test_the_loss_is_that_of_the_trainers_precision(tmp_path, precision):
-    """One batch, so that what training logs at a step is the loss of the probe there, to the bit.
+def test_loss_has_the_trainers_precision(tmp_path, precision):
+    """With one batch the loss that training logs at a step is bitwise that of the probe.
 
     bfloat16 is some 1e-3 away from the others.
     """

@@ -1,4 +1,4 @@
-"""What is restored, what is left alone, and what is said where that is impossible."""
+"""Restoring the state of modules: what is restored, and warnings where that is impossible."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def evaluations(state, change, count=2, kind="loss"):
             state.end_evaluation()
 
 
-def test_a_dict_is_written_to_only_where_it_changed():
+def test_only_changed_keys_of_a_dict_are_written():
     module = nn.Linear(2, 2)
-    module.words = {"a": 1, "b": 2}
-    reading = iter(module.words)
+    module.counts = {"a": 1, "b": 2}
+    reading = iter(module.counts)
     next(reading)
     evaluations(ModuleState(module), lambda: None)
     assert next(reading) == "b"  # it would raise if the dict had been refilled
 
     def change():
-        module.words["a"], module.words["c"] = 5, 3
+        module.counts["a"], module.counts["c"] = 5, 3
 
     evaluations(ModuleState(module), change)
-    assert module.words == {"a": 1, "b": 2}
+    assert module.counts == {"a": 1, "b": 2}
 
     def reorder():
-        module.words["a"] = module.words.pop("a")
+        module.counts["a"] = module.counts.pop("a")
 
     evaluations(ModuleState(module), reorder)
-    assert list(module.words) == ["a", "b"]
+    assert list(module.counts) == ["a", "b"]
 
 
-def test_a_tuple_that_is_replaced_at_each_evaluation_is_restored_after_each():
+def test_tuple_replaced_at_each_evaluation_is_restored_after_each():
     module = nn.Linear(2, 2)
     module.holder = SimpleNamespace(pair=(torch.zeros(2), 1))
     pair = module.holder.pair
@@ -60,7 +60,7 @@ def test_a_tuple_that_is_replaced_at_each_evaluation_is_restored_after_each():
         assert module.holder.pair is pair
 
 
-def test_a_large_tensor_outside_of_modules_is_watched(monkeypatch):
+def test_change_of_a_large_tensor_outside_of_modules_warns(monkeypatch):
     monkeypatch.setattr(module_state, "_LARGE_OUTSIDE", 32)
     module = nn.Linear(2, 2)
     module.small, module.banks = torch.zeros(100), {"keys": [torch.zeros(100), torch.zeros(4)]}
@@ -70,10 +70,10 @@ def test_a_large_tensor_outside_of_modules_is_watched(monkeypatch):
     assert not module.banks["keys"][1].any()
     with pytest.raises(TrainingChangedError, match=r"self\.banks\['keys'\]\[0\]"):
         evaluations(state, lambda: module.banks["keys"][0].add_(1), kind="another loss")
-    assert module.banks["keys"][0].all()  # that is why it is said
+    assert module.banks["keys"][0].all()  # not restored, hence the warning
 
 
-def test_what_only_a_later_evaluation_changes_is_restored_at_the_end():
+def test_change_by_a_later_evaluation_is_restored_at_the_end():
     module = nn.Linear(2, 2)
     module.rows, module.scale = [], torch.ones(2)
     state = ModuleState(module)
@@ -84,7 +84,7 @@ def test_what_only_a_later_evaluation_changes_is_restored_at_the_end():
     assert module.scale.tolist() == [1.0, 1.0]
 
 
-def test_a_change_that_cannot_be_restored_is_named_at_the_end(monkeypatch):
+def test_change_that_cannot_be_restored_is_reported_at_the_end(monkeypatch):
     monkeypatch.setattr(module_state, "_LARGE_OUTSIDE", 32)
     module = nn.Linear(2, 2)
     module.banks = [torch.zeros(100)]
@@ -94,7 +94,7 @@ def test_a_change_that_cannot_be_restored_is_named_at_the_end(monkeypatch):
     assert "self.banks[0]" in str(state.restore())
 
 
-def test_tensors_that_share_memory_have_copies_that_share_it():
+def test_copies_of_tensors_that_share_memory_share_memory():
     module = nn.Linear(2, 2)
     module.register_buffer("whole", torch.zeros(2, 3))
     module.row = module.whole[1]
@@ -121,7 +121,7 @@ def test_each_evaluation_starts_from_the_same_state():
     assert seen == [0, 0, 0]
 
 
-def test_the_mode_is_restored_and_no_dict_is_refilled(monkeypatch):
+def test_mode_is_restored_without_refilling_dicts(monkeypatch):
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     monkeypatch.setattr(Items, "restore", Mock())
     state = ModuleState(module)
@@ -131,7 +131,7 @@ def test_the_mode_is_restored_and_no_dict_is_refilled(monkeypatch):
     Items.restore.assert_not_called()
 
 
-def test_a_copy_of_a_set_is_iterated_in_the_order_of_the_original():
+def test_copy_of_a_set_has_the_order_of_the_original():
     module = nn.Linear(2, 2)
     module.members = set(range(100))
     module.members -= set(range(100)) - {2, 9}
@@ -142,7 +142,7 @@ def test_a_copy_of_a_set_is_iterated_in_the_order_of_the_original():
     assert seen == [[2, 9], [2, 9]]
 
 
-def test_a_graph_that_is_retained_keeps_the_buffers_that_it_used():
+def test_retained_graph_keeps_its_buffers():
     module = nn.Linear(2, 2)
     module.register_buffer("scale", torch.ones(2))
     losses = []
@@ -157,7 +157,7 @@ def test_a_graph_that_is_retained_keeps_the_buffers_that_it_used():
         assert torch.equal(gradient, 4 * module.weight)
 
 
-def test_a_loss_with_a_backward_of_its_own_leaves_the_gradients_of_training():
+def test_loss_with_its_own_backward_keeps_the_gradients_of_training():
     module = nn.Linear(2, 2)
     module.weight.grad = gradient = torch.ones(2, 2)
     state = ModuleState(module)
@@ -168,12 +168,12 @@ def test_a_loss_with_a_backward_of_its_own_leaves_the_gradients_of_training():
     assert module.bias.grad is None
 
 
-def test_signs_of_zeros_and_nan_are_compared_by_their_bits():
+def test_tensors_are_compared_bitwise():
     module = nn.Linear(2, 2)
     module.zero = [torch.zeros(2), torch.tensor([float("nan")])]
     before = [tensor.view(torch.int32).tolist() for tensor in module.zero]
     for tensor in module.zero:
-        evaluations(ModuleState(module), tensor.neg_)  # behind the back of its copy
+        evaluations(ModuleState(module), tensor.neg_)  # not through ``module.zero``
     assert [tensor.view(torch.int32).tolist() for tensor in module.zero] == before
     state = ModuleState(module)
     versions = [tensor._version for tensor in module.zero]
@@ -212,7 +212,7 @@ def made(name):
         *("enumerate", "map", "filter", "accumulate", "product", "permutations", "takewhile"),
     ],
 )
-def test_a_copy_of_an_iterator_starts_where_it_is(name):
+def test_copy_of_an_iterator_has_its_position(name):
     for read in range(3):
         iterator, expected = made(name), list(made(name))[read:]
         for _ in range(read):
@@ -222,7 +222,7 @@ def test_a_copy_of_an_iterator_starts_where_it_is(name):
         assert list(iterator) == expected
 
 
-def test_iterators_that_would_be_read_by_their_copies_have_none():
+def test_iterators_that_cannot_be_copied():
     generator = (i for i in range(3))
     for iterator in (
         generator,
@@ -237,14 +237,14 @@ def test_iterators_that_would_be_read_by_their_copies_have_none():
     assert list(generator) == [0, 1, 2]
 
 
-def test_what_training_drew_is_read_again():
+def test_items_drawn_by_training_are_read_again():
     module = nn.Linear(2, 2)
     module.stream = (torch.full((1,), float(i)) for i in itertools.count())
     generator = module.stream
     recordings = Recordings()
     record_iterators(module, recordings)
     drawn = [next(module.stream) for _ in range(3)]
-    drawn[0].add_(100)  # training edits what it drew
+    drawn[0].add_(100)  # training modifies the item
     state = ModuleState(module, recordings=recordings)
     for index in range(2):
         state.begin_evaluation(index, kind="loss")
@@ -262,7 +262,7 @@ def test_what_training_drew_is_read_again():
     assert next(module.stream).item() == 4.0
 
 
-def test_modules_that_are_not_registered_keep_their_modes():
+def test_unregistered_modules_keep_their_modes():
     module = nn.Sequential(nn.Dropout())
     module.hidden = [nn.Dropout()]
     state = ModuleState(module)
@@ -273,7 +273,7 @@ def test_modules_that_are_not_registered_keep_their_modes():
 
 
 class Table:
-    """As much of a pandas table as isolation uses; its content is not an attribute."""
+    """The methods of a pandas table that isolation uses; its content is not an attribute."""
 
     contents: ClassVar[Mock] = Mock()  # which isolation leaves alone
 
@@ -291,7 +291,7 @@ class Table:
         return self.rows == other.rows
 
 
-def test_tables_of_pandas_are_copied(monkeypatch):
+def test_pandas_tables_are_copied(monkeypatch):
     Table.contents.tables = {}
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Table, Series=Table))
     module = nn.Linear(2, 2)
@@ -308,7 +308,7 @@ def test_tables_of_pandas_are_copied(monkeypatch):
     assert read == [2, 2]
 
 
-def test_an_evaluation_that_fails_teaches_nothing():
+def test_failed_evaluation_is_not_used_for_later_ones():
     module = nn.Linear(2, 2)
     module.rows, module.more = [], {}
     state = ModuleState(module)
@@ -327,14 +327,14 @@ class Unbound:
         raise RuntimeError("outside of its context")
 
 
-def test_an_object_that_cannot_be_looked_at_is_not_entered():
+def test_object_that_cannot_be_inspected_is_skipped():
     module = nn.Linear(2, 2)
     module.proxy, module.rows = Unbound(), []
     evaluations(ModuleState(module), lambda: module.rows.append(1))
     assert module.rows == []
 
 
-def test_recorders_stand_for_iterators_also_in_truth_and_length():
+def test_recorders_have_the_truth_value_and_length_of_iterators():
     module = nn.Linear(2, 2)
     module.stream = (i for i in range(3))
     loader = torch.utils.data.DataLoader(torch.arange(6), batch_size=2)
@@ -354,7 +354,7 @@ def test_recorders_stand_for_iterators_also_in_truth_and_length():
     assert module.batches._num_yielded == 1
 
 
-def test_reading_without_recordings_leaves_iterators_as_they_are():
+def test_iterators_are_unchanged_without_recordings():
     module = nn.Linear(2, 2)
     module.stream = (i for i in range(3))
     generator = module.stream
@@ -364,7 +364,7 @@ def test_reading_without_recordings_leaves_iterators_as_they_are():
     assert module.stream is generator
 
 
-def test_a_set_that_an_evaluation_enlarges_keeps_its_order():
+def test_set_enlarged_by_an_evaluation_keeps_its_order():
     module = nn.Linear(2, 2)
     module.left = {487 * i + 3 for i in range(60)}
     for i in range(7, 60):  # what is left lies in a table of the former size

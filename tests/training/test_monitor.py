@@ -1,4 +1,4 @@
-"""Slips in a callback of one's own: each is named, and the fit goes on."""
+"""Mistakes in custom callbacks: each is reported, and the fit continues."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fails(error):
 
 
 class Odd(BaseException):
-    """Of no class that is usually caught."""
+    """Not a subclass of Exception."""
 
 
 @pytest.mark.parametrize(
@@ -55,26 +55,26 @@ class Odd(BaseException):
         (fails(GeneratorExit), None),
     ],
 )  # fmt: skip
-def test_a_slip_in_measure(measure, message, tmp_path):
-    if message is None:  # asks for the end
+def test_mistake_in_measure(measure, message, tmp_path):
+    if message is None:  # ends the run
         with pytest.raises(GeneratorExit):
             run(measure, tmp_path)
         return
-    with pytest.warns(UserWarning, match=f"mine: a measurement failed .*{message}") as said:
+    with pytest.warns(UserWarning, match=f"mine: a measurement failed .*{message}") as caught:
         monitor = run(measure, tmp_path)
     assert (monitor.measured, monitor.failed, monitor.disabled) == (0, 3, True)
-    assert not any("fixed probe" in str(warning.message) for warning in said)
+    assert not any("fixed probe" in str(warning.message) for warning in caught)
 
 
 @pytest.mark.parametrize("value", [torch.ones(()), torch.ones(1), np.float32(1), np.ones(()), 1])
-def test_any_number_is_a_value(value, tmp_path):
+def test_values_of_any_number_type(value, tmp_path):
     monitor = run(lambda self, _: Measured({self.key("norm"): value}), tmp_path)
     assert [row["mine/norm"] for row in monitor.history] == [1.0] * 3
     assert all(type(row["mine/norm"]) is float for row in monitor.history)
 
 
 @pytest.mark.parametrize("name", ["measured", "failed", "history", "loss", "prefix", "keys"])
-def test_an_attribute_of_the_base_class(name):
+def test_attribute_of_the_base_class_raises(name):
     class Own(Mine):
         def __init__(self):
             super().__init__()
@@ -87,13 +87,13 @@ def test_an_attribute_of_the_base_class(name):
 
 
 @pytest.mark.parametrize("name", ["measure", "key", "owns", "warn_once"])
-def test_a_method_of_the_base_class(name):
+def test_method_of_the_base_class_raises(name):
     with pytest.raises(AttributeError, match=f"'{name}' is an attribute of Monitor itself"):
         setattr(Mine(), name, "a word")
 
 
 @pytest.mark.parametrize("name", ["schedule", "session", "trainer", "listeners", "last_seconds"])
-def test_other_names_are_free(name, tmp_path):
+def test_other_names_are_allowed(name, tmp_path):
     def measure(self, this_round):
         setattr(self, name, object())
         return Measured({self.key("norm"): 1.0})
@@ -104,13 +104,13 @@ def test_other_names_are_free(name, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"), [("displaces", "moves_weights"), ("owes", "measures_at_end")]
 )
-def test_names_of_earlier_versions(old, new):
+def test_names_of_earlier_versions_raise(old, new):
     with pytest.raises(TypeError, match=f"^class Old: '{old}' is now called '{new}'; rename it"):
         type("Old", (Mine,), {old: False})
     with pytest.raises(AttributeError, match=f"^Mine: '{old}' is now called '{new}'; rename it"):
         setattr(Mine(), old, False)
 
 
-def test_only_what_asks_for_the_end_is_an_interrupt():
+def test_which_exceptions_are_interrupts():
     assert [is_interrupt(kind()) for kind in (KeyboardInterrupt, SystemExit)] == [True] * 2
     assert [is_interrupt(kind()) for kind in (ValueError, StopIteration, Odd)] == [False] * 3

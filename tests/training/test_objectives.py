@@ -1,4 +1,4 @@
-"""A probe's batches are evaluated as one where that is the same loss, and only there."""
+"""A probe's batches are evaluated as one only if that is the same loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.small import Linear, regression
 
 
 class Watched(Linear):
-    """Notes how many examples each evaluation of the probe had."""
+    """Records the number of examples of each evaluation of the probe."""
 
     seen = Mock()  # isolation restores all other state
 
@@ -27,7 +27,7 @@ class Watched(Linear):
 
 
 class Normalised(Watched):
-    """Linear regression with BatchNorm: what a batch gives depends on its other examples."""
+    """Linear regression with BatchNorm: an example's loss depends on the rest of its batch."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Normalised(Watched):
 
 
 class OfTwenty(Watched):
-    """Takes batches of 20 and no others."""
+    """Accepts only batches of 20."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step([part.reshape(20, -1) for part in batch], batch_idx)
@@ -48,10 +48,10 @@ def sizes(module, monitors, tmp_path) -> list[int]:
     return arguments(Watched.seen)
 
 
-def test_three_batches_of_twenty_are_one_of_sixty(tmp_path):
+def test_batches_are_evaluated_as_one(tmp_path):
     monitor = HessianMonitor(max_overhead=None)
     seen = sizes(Watched, [monitor], tmp_path)
-    # Twice on the batches, to see that they repeat; compared once at other weights; then as one.
+    # Twice per batch, to check determinism; compared once at other weights; then as one.
     assert seen[:6] == [20] * 6
     assert seen.count(20) == 13  # one more to count the bytes of a graph, twice three to compare
     assert set(seen[-3:]) == {60}
@@ -60,7 +60,7 @@ def test_three_batches_of_twenty_are_one_of_sixty(tmp_path):
     assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(float(exact), rel=1e-5)
 
 
-def test_a_sum_stays_a_sum(tmp_path):
+def test_batches_of_a_summed_loss(tmp_path):
     def summed():
         return Watched(lr=1e-4, reduction="sum")
 
@@ -72,29 +72,29 @@ def test_a_sum_stays_a_sum(tmp_path):
 
 
 @pytest.mark.parametrize("module", [Normalised, OfTwenty])
-def test_batches_that_are_another_loss_together_stay_apart(module, tmp_path):
+def test_batches_that_are_another_loss_together_are_kept_separate(module, tmp_path):
     seen = sizes(module, [LandscapeMonitor(max_overhead=None, resolution=3)], tmp_path)
     assert seen[-30:] == [20] * 30
 
 
-def test_in_eval_mode_normalised_batches_are_one(tmp_path):
+def test_batch_norm_in_eval_mode_is_evaluated_as_one(tmp_path):
     monitor = LandscapeMonitor(max_overhead=None, resolution=3, probe_mode="eval")
     assert sizes(Normalised, [monitor], tmp_path)[-10:] == [60] * 10
 
 
-def test_the_worst_case_of_each_batch_needs_the_batches(tmp_path):
+def test_worst_case_per_batch_keeps_batches_separate(tmp_path):
     monitor = SharpnessMonitor(max_overhead=None, worst_case=True, per_batch=True)
     assert set(sizes(Watched, [monitor], tmp_path)) == {20}
 
 
 @pytest.mark.parametrize("free", [None, 10])
-def test_without_known_room_they_stay_apart(free, tmp_path, monkeypatch):
+def test_batches_are_kept_separate_without_known_memory(free, tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_landscape.geometry.batches.free_memory", lambda device: free)
     seen = sizes(Watched, [HessianMonitor(max_overhead=None)], tmp_path)
     assert set(seen) == {20}
 
 
-def test_batches_of_other_types_stay_apart(tmp_path):
+def test_batches_of_different_types_are_kept_separate(tmp_path):
     batches = [(torch.ones(4, 5), torch.ones(4, 1)), (torch.ones(4, 5).double(), torch.ones(4, 1))]
 
     class Mixed(Watched):
@@ -119,7 +119,7 @@ class ZeroHead(Linear):
         return (kept * squares).sum() / kept.sum()
 
 
-def test_equal_losses_at_the_start_decide_nothing(tmp_path):
+def test_equal_losses_at_the_start_are_not_decisive(tmp_path):
     probe = list(regression())
     monitor = HessianMonitor(
         every_n_train_steps=1, max_overhead=None, tol=1e-4, rtol=0, probe=probe
@@ -152,7 +152,7 @@ class Scheduled(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def test_a_loss_that_stops_to_be_that_of_one_batch(tmp_path):
+def test_loss_that_stops_being_that_of_one_batch(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, tol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match="a new series starts; the earlier rows .* superseded"):
         train(Scheduled, regression, [monitor], tmp_path, max_epochs=8)

@@ -22,7 +22,7 @@ HOOKS = {
 
 @pytest.mark.parametrize("engine", ["double_backward", "finite_difference"])
 @pytest.mark.parametrize("hook", HOOKS)
-def test_the_eigenvalue_is_that_of_the_loss(hook, engine, tmp_path):
+def test_eigenvalue_is_that_of_the_loss(hook, engine, tmp_path):
     class Hooked(Linear):
         def on_fit_start(self):
             self.layer.weight.register_hook(HOOKS[hook])
@@ -45,7 +45,7 @@ def test_the_eigenvalue_is_that_of_the_loss(hook, engine, tmp_path):
     assert not any("hessian/edge_ratio" in row or "hessian/edge" in row for row in rows)
 
 
-def test_hooks_are_as_before_afterwards():
+def test_hooks_are_restored():
     layer, calls = torch.nn.Linear(2, 1), []
     handle = layer.weight.register_hook(lambda gradient: calls.append(1))
 

@@ -35,7 +35,7 @@ def test_parameter_patterns(tmp_path):
         train(Two, data, [wrong], tmp_path)
 
     class Frozen(Two):
-        """What is frozen now may be trained later."""
+        """Frozen parameters may be trained later."""
 
         def __init__(self):
             super().__init__()

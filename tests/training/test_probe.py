@@ -25,7 +25,7 @@ class Graphs:
     ],
     ids=["values", "type", "shape", "name"],
 )
-def test_the_fingerprint_is_of_what_objects_hold(other, tmp_path):
+def test_fingerprint_covers_attributes_of_objects(other, tmp_path):
     def fingerprint(batch):
         probe = Probe()
         probe.offer(batch, 0, lambda _: 512)

@@ -1,4 +1,4 @@
-"""Reading a given probe draws nothing from the sources of random numbers of training."""
+"""Reading a given probe does not change the random numbers of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.runs import DataOrder, differences, train
 
 
 class Noisy(Dataset):
-    """Draws from generators of its own and from the global ones, and counts."""
+    """Draws from its own and from the global generators, and counts items."""
 
     def __init__(self):
         self.data = dataset(64)
@@ -33,7 +33,7 @@ class Noisy(Dataset):
 
 
 class Rotating(Sampler):
-    """Begins with another index each time it is iterated."""
+    """Starts at another index each time it is iterated."""
 
     def __init__(self):
         self.times = 0
@@ -90,7 +90,7 @@ class Transfers(Construct):
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_training_sees_the_same_batches(kind, tmp_path):
+def test_training_gets_the_same_batches(kind, tmp_path):
     states = []
     for watched in (False, True):
         loader, order = LOADERS[kind](), DataOrder()
@@ -109,7 +109,7 @@ def test_training_sees_the_same_batches(kind, tmp_path):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Gives out one generator, from which training reads too."""
+    """Returns the same generator each time, which training reads too."""
 
     def __init__(self):
         self.batches = ((torch.randn(6), i % 3) for i in range(10**6))
@@ -118,7 +118,7 @@ class Stream(torch.utils.data.IterableDataset):
         return self.batches
 
 
-def test_a_source_that_training_would_miss_is_refused(tmp_path):
+def test_source_shared_with_training_raises(tmp_path):
     loader = DataLoader(Stream(), batch_size=8)
     monitor = HessianMonitor(probe=loader, probe_samples=24)
     with pytest.raises(ValueError, match=r"cannot be read without drawing .*pass probe="):

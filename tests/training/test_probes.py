@@ -1,4 +1,4 @@
-"""Which batches are captured, given and shared."""
+"""Captured, given and shared probes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def steps(callback) -> list[int]:
 
 
 @pytest.mark.parametrize(("samples", "first"), [(512, 10), (40, 10), (37, 10), (36, 9), (1, 1)])
-def test_the_capture_ends_with_the_first_epoch(tmp_path, samples, first):
+def test_capture_ends_with_the_first_epoch(tmp_path, samples, first):
     monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None, probe_samples=samples)
     train(Quartic, ones, [monitor], tmp_path)
     assert steps(monitor) == [first]
     assert monitor.history[0]["probe_samples"] == min(4 * math.ceil(samples / 4), 40)
 
 
-def test_the_capture_ends_with_validation(tmp_path):
+def test_capture_ends_with_validation(tmp_path):
     class Validated(Quartic):
         def validation_step(self, batch, batch_idx):
             pass
@@ -54,7 +54,7 @@ def test_the_capture_ends_with_validation(tmp_path):
     assert monitor.history[0]["probe_samples"] == 16
 
 
-def test_batches_without_a_loss_are_left_out(tmp_path):
+def test_batches_without_a_loss_are_skipped(tmp_path):
     class Skips(Linear):
         def training_step(self, batch, batch_idx):
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)
@@ -65,7 +65,7 @@ def test_batches_without_a_loss_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("skipped", [1, 2])
-def test_a_later_batch_without_a_loss_leaves_the_probe_alone(tmp_path, skipped):
+def test_later_batch_without_a_loss_does_not_change_the_probe(tmp_path, skipped):
     """The Hessian of a linear regression is 2 X'X / N, of the first batch at every step."""
 
     class Skips(Linear):
@@ -85,7 +85,7 @@ def test_a_later_batch_without_a_loss_leaves_the_probe_alone(tmp_path, skipped):
     assert without == [1 + skipped, 4 + skipped]
 
 
-def test_callbacks_share_what_they_keep(tmp_path):
+def test_callbacks_share_a_captured_probe(tmp_path):
     callbacks = [HessianMonitor(), SharpnessMonitor(), LandscapeMonitor(probe_samples=20)]
     train(Linear, regression, callbacks, tmp_path)
     assert callbacks[0].loss.probe is callbacks[1].loss.probe
@@ -121,13 +121,13 @@ def test_float64_inputs_stay(tmp_path):
         (60, [0.1, 1.0]),
         (60, [0.1, None]),
         (1000, [0.1]),
-        (-1, [0.1]),  # nobody knows how long it will be
+        (-1, [0.1]),  # unknown length
     ],
 )
-def test_a_probe_is_as_large_as_wanted_however_short_the_run(
+def test_probe_size_does_not_depend_on_the_length_of_the_run(
     tmp_path, monkeypatch, clock, steps, limits
 ):
-    """Where there is little time, there are fewer values, on the same examples."""
+    """A short run has fewer values, on the same examples."""
     Timed(monkeypatch, clock, {})
     monitors = [
         SharpnessMonitor(max_overhead=limit, name=f"at{place}")
@@ -140,16 +140,16 @@ def test_a_probe_is_as_large_as_wanted_however_short_the_run(
 
     data = functools.partial(regression, 1040)
     settings = {"max_epochs": -1, "max_steps": steps, "min_steps": 40}
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(Linear, data, [*monitors, Stop()], tmp_path, **settings)
     for monitor in monitors:  # 512 are wanted, of 20 at a time
         assert {row["probe_samples"] for row in monitor.history} == {520}
-    assert not [w for w in said if "the probe holds" in str(w.message)]
+    assert not [w for w in caught if "the probe holds" in str(w.message)]
 
 
 class Uncopyable:
-    """As an object of a graph library that cannot be copied."""
+    """Like an object of a graph library that cannot be copied."""
 
     def to(self, device):
         return self
@@ -163,7 +163,7 @@ def probes_of(*callbacks):
     return Probes(callbacks, RunState(trainer))
 
 
-def test_a_batch_that_cannot_be_copied_is_a_failure_of_those_that_capture(tmp_path):
+def test_batch_that_cannot_be_copied_fails_the_capturing_callbacks(tmp_path):
     callbacks = [HessianMonitor(), SharpnessMonitor(probe=(torch.ones(2, 1),)), LandscapeMonitor()]
     found = probes_of(*callbacks)
     failures = []
@@ -171,11 +171,11 @@ def test_a_batch_that_cannot_be_copied_is_a_failure_of_those_that_capture(tmp_pa
         found.copy_batch(batch, 0)
         found.add_copied(lambda quantity, error: failures.append((quantity, str(error))))
     assert failures == [(callbacks[0], "no copy of this"), (callbacks[2], "no copy of this")]
-    assert callbacks[0].loss.probe.size == 0  # begins anew
+    assert callbacks[0].loss.probe.size == 0  # starts again
     assert len(found.captured()) == 1
 
 
-def test_a_batch_is_added_once(tmp_path):
+def test_batch_is_added_once(tmp_path):
     monitor = HessianMonitor(probe_samples=8)
     found = probes_of(monitor)
     batch = torch.ones(4, 1)
@@ -190,7 +190,7 @@ def test_a_batch_is_added_once(tmp_path):
     found.add_copied(pytest.fail, size=5)
     assert monitor.loss.probe.complete
     assert monitor.loss.probe.size == 9
-    found.copy_batch(Uncopyable(), 5)  # of no interest any more
+    found.copy_batch(Uncopyable(), 5)  # not copied: the probe is complete
     found.add_copied(pytest.fail)
 
 
@@ -229,7 +229,7 @@ def test_given_probes_are_the_same_data(tmp_path, make):
     assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(exact, rel=1e-6)
 
 
-def test_a_shuffling_probe_loader_does_not_disturb_training(tmp_path):
+def test_shuffling_probe_loader_does_not_affect_training(tmp_path):
     data = regression()
     shuffled = DataLoader(data.dataset, batch_size=20, shuffle=True)
     plain = train(Linear, lambda: DataLoader(data.dataset, batch_size=20, shuffle=True), ())

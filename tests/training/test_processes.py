@@ -1,4 +1,4 @@
-"""The exchange of status between two processes, of which the other one is scripted."""
+"""The exchange of status between two processes; the other process is simulated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_landscape.training.processes import Processes, SyncError
 
 
 class Other:
-    """Stands in for ``all_reduce``: answers each exchange with the next of the other's tensors."""
+    """Replaces ``all_reduce``: reduces each tensor with the next one of the other process."""
 
     def __init__(self, monkeypatch, *answers):
         self.answers, self.sent = list(answers), []
@@ -38,7 +38,7 @@ def of_size(size):
     return [0, 0, 0, size, -size]
 
 
-def test_one_process_sends_nothing(monkeypatch):
+def test_single_process_does_not_communicate(monkeypatch):
     Other(monkeypatch)
     alone = processes(count=1)
     vector = torch.ones(3)
@@ -51,7 +51,7 @@ def test_one_process_sends_nothing(monkeypatch):
         alone.run_on_all_ranks(lambda: {}["gone"])
 
 
-def test_a_sum_and_what_is_gathered(monkeypatch):
+def test_sum_and_gather(monkeypatch):
     own = torch.tensor([1.0, 2.0])
     Other(monkeypatch, of_size(2), [10.0, 20.0])
     assert processes().sum(own).tolist() == [11.0, 22.0]
@@ -71,7 +71,7 @@ def test_a_sum_and_what_is_gathered(monkeypatch):
         (DONE, "the processes took different branches"),
     ],
 )
-def test_no_data_are_sent_unless_all_are_about_to(status, reason, monkeypatch):
+def test_data_are_sent_only_if_all_processes_send(status, reason, monkeypatch):
     other = Other(monkeypatch, status)
     with pytest.raises(SyncError, match=reason):
         processes().sum(torch.ones(2))
@@ -79,7 +79,7 @@ def test_no_data_are_sent_unless_all_are_about_to(status, reason, monkeypatch):
     assert issubclass(SyncError, OtherRankError)
 
 
-def test_a_computation_on_all_processes(monkeypatch):
+def test_run_on_all_ranks(monkeypatch):
     Other(monkeypatch, DONE)
     assert processes().run_on_all_ranks(lambda: 5) == 5
     Other(monkeypatch, FAILED)
@@ -87,14 +87,14 @@ def test_a_computation_on_all_processes(monkeypatch):
         processes().run_on_all_ranks(lambda: 5)
 
 
-def test_the_others_are_informed_of_a_failure(monkeypatch):
+def test_failure_is_sent_to_the_other_processes(monkeypatch):
     other = Other(monkeypatch, of_size(2))  # about to send their data
     with pytest.raises(KeyError):
         processes().run_on_all_ranks(lambda: {}["gone"])
     assert other.sent == [FAILED]
 
 
-def test_who_was_informed_informs_nobody(monkeypatch):
+def test_received_failure_is_not_sent_again(monkeypatch):
     """All processes know of a failure after an exchange of status: no second one is made."""
     other = Other(monkeypatch, FAILED)
     found = processes()
@@ -103,7 +103,7 @@ def test_who_was_informed_informs_nobody(monkeypatch):
     assert len(other.sent) == 1
 
 
-def test_an_interrupt_waits_for_nobody(monkeypatch):
+def test_interrupt_does_not_communicate(monkeypatch):
     other = Other(monkeypatch)
 
     def interrupted():

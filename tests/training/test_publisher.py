@@ -1,4 +1,4 @@
-"""Where values, texts and pictures go, and which pictures are postponed."""
+"""Logging of values, texts and pictures, and postponed pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def steps(callback) -> list[int]:
 
 
 class Module:
-    """As much of a LightningModule as a publisher uses."""
+    """The attributes of a LightningModule that a publisher uses."""
 
     device = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def publisher_of(monitor, tmp_path, affordable=True):
     return publisher.Publisher(trainer, [monitor], budget, Costs()), logger
 
 
-def test_values_of_the_weights_before_the_step_have_a_row_of_their_own(tmp_path):
+def test_values_of_the_previous_weights_have_their_own_row(tmp_path):
     monitor = SharpnessMonitor()
     found, logger = publisher_of(monitor, tmp_path)
     module = Module()
@@ -99,7 +99,7 @@ def test_listeners_get_the_row_of_their_key(tmp_path):
     with pytest.warns(UserWarning, match=r"monitor='sharpness/sam'\) could not be informed of a"):
         found.publish(Module(), monitor, one, 7, 40, final=False)
     assert [(key, row["step"]) for key, row in heard] == [*zip(keys, (6, 7, 7), strict=True)]
-    found.publish(Module(), monitor, one, 8, 40, final=True)  # nothing can be stopped any more
+    found.publish(Module(), monitor, one, 8, 40, final=True)  # training has ended
     assert len(heard) == 3
 
 
@@ -186,7 +186,7 @@ def test_tensorboard_and_csv(tmp_path):
     assert [Slice.load(path).metadata["step"] for path in saved] == steps(callbacks[2])
 
 
-def test_callback_metrics_serve_lightnings_own_callbacks(tmp_path):
+def test_callback_metrics_are_available_to_lightnings_callbacks(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=3, max_overhead=None, probe_samples=4)
     best = ModelCheckpoint(
         tmp_path, monitor="hessian/top_eigenvalue", every_n_train_steps=3, save_top_k=1
@@ -219,8 +219,8 @@ def test_verbose_prints_each_measurement(tmp_path, caplog):
     caplog.set_level("INFO")
     monitor = SharpnessMonitor(every_n_train_steps=5, max_overhead=None, verbose=True)
     train(Quartic, ones, [monitor], tmp_path)
-    told = [m for m in caplog.messages if m.startswith("step ") and "sharpness/sam" in m]
-    assert [line.split(":")[0] for line in told] == [f"step {s}" for s in steps(monitor)]
+    lines = [m for m in caplog.messages if m.startswith("step ") and "sharpness/sam" in m]
+    assert [line.split(":")[0] for line in lines] == [f"step {s}" for s in steps(monitor)]
 
 
 def test_values_in_the_progress_bar(tmp_path):
@@ -253,13 +253,13 @@ class OnceQuartic(Quartic):
 
 
 @pytest.mark.parametrize(
-    ("module", "engine", "told"),
+    ("module", "engine", "text"),
     [
         (Quartic, "double_backward", "exact, by double backward"),
         (OnceQuartic, "finite_difference", "central differences of gradients (no double backward"),
     ],
 )
-def test_the_engine_is_reported_once(tmp_path, module, engine, told):
+def test_engine_is_reported_once(tmp_path, module, engine, text):
     """As text in TensorBoard, in every row of the history, and as a warning where it is not exact.
 
     The gradient is w^3 and the curvature 3 w^2 = 3 g^(2/3) either way.
@@ -282,17 +282,17 @@ def test_the_engine_is_reported_once(tmp_path, module, engine, told):
     events = EventAccumulator(str(tmp_path)).Reload()
     for kind in ("hessian", "sharpness"):
         (event,) = events.Tensors(f"{kind}/engine/text_summary")
-        assert event.tensor_proto.string_val[0].decode().startswith(told)
-    said = [w for w in caught if "Hessian-vector products are" in str(w.message)]
-    assert len(said) == (engine == "finite_difference")
+        assert event.tensor_proto.string_val[0].decode().startswith(text)
+    messages = [w for w in caught if "Hessian-vector products are" in str(w.message)]
+    assert len(messages) == (engine == "finite_difference")
 
 
-# -- pictures of callbacks that are there for values -----------------------------------------------
+# -- pictures of callbacks that measure values -----------------------------------------------------
 
 
 @pytest.fixture
 def slow_pictures(monkeypatch, clock):
-    """Each takes 4 s of the clock, and that is known before."""
+    """Each picture takes 4 s on the clock, which is known in advance."""
     make = publisher.Publisher._make
 
     def slow(self, measured, step):
@@ -310,7 +310,7 @@ def made(folder, kind, suffix):
 
 @pytest.mark.short_runs
 @pytest.mark.pictures
-def test_a_picture_beside_values_waits_until_it_is_affordable(
+def test_picture_of_values_is_postponed_until_affordable(
     tmp_path, monkeypatch, clock, slow_pictures, caplog
 ):
     Timed(monkeypatch, clock, {InterpolationMonitor: 0.5})
@@ -329,9 +329,7 @@ def test_a_picture_beside_values_waits_until_it_is_affordable(
 
 @pytest.mark.short_runs
 @pytest.mark.pictures
-def test_the_last_postponed_picture_is_drawn_at_the_end(
-    tmp_path, monkeypatch, clock, slow_pictures
-):
+def test_last_postponed_picture_is_drawn_at_the_end(tmp_path, monkeypatch, clock, slow_pictures):
     Timed(monkeypatch, clock, {HessianMonitor: 0.1})
     monitor = HessianMonitor(every_n_train_steps=10, density_samples=2, grace_seconds=0.0)
     train(Linear, regression, [monitor], tmp_path, max_epochs=25)  # 75 s allow one of 3.75 s
@@ -340,7 +338,7 @@ def test_the_last_postponed_picture_is_drawn_at_the_end(
 
 
 @pytest.mark.pictures
-def test_without_a_limit_every_picture_is_drawn(tmp_path, monkeypatch, clock, slow_pictures):
+def test_every_picture_is_drawn_without_a_limit(tmp_path, monkeypatch, clock, slow_pictures):
     monitors = [
         InterpolationMonitor(every_n_train_steps=10, max_overhead=None),
         HessianMonitor(density_samples=2, every_n_train_steps=10, max_overhead=None),
@@ -353,7 +351,7 @@ def test_without_a_limit_every_picture_is_drawn(tmp_path, monkeypatch, clock, sl
 
 @pytest.mark.short_runs
 @pytest.mark.pictures
-def test_a_postponed_picture_reduces_the_time_of_the_last_ones(
+def test_postponed_picture_reduces_the_time_of_the_last_ones(
     tmp_path, monkeypatch, clock, slow_pictures, caplog
 ):
     # Of 22 s less 4 for the density four fifths are planned with, less 4 for drawing the plane, and
@@ -376,7 +374,7 @@ def test_a_postponed_picture_reduces_the_time_of_the_last_ones(
 
 
 @pytest.mark.short_runs
-def test_expensive_pictures_of_the_whole_run_are_left_out(tmp_path, monkeypatch, clock, caplog):
+def test_expensive_pictures_of_the_run_are_skipped(tmp_path, monkeypatch, clock, caplog):
     # A picture takes .5 s, so the animation of the two 1.2, the film .7: 6 s less 5 are left.
     picture = publisher.Publisher._make
 

@@ -1,4 +1,4 @@
-"""Random graphs of objects, random parts of which an evaluation changes, are restored."""
+"""Random graphs of objects, of which an evaluation changes random parts, are restored."""
 
 from __future__ import annotations
 

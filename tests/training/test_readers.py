@@ -1,4 +1,4 @@
-"""Callbacks and schedulers of Lightning that monitor our keys."""
+"""Callbacks and schedulers of Lightning that monitor keys of this package."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def fit(module, callbacks, folder, **settings):
         ({}, [3, 6, 9, 12]),  # at the end of the validation
     ],
 )
-def test_each_name_holds_the_value_of_its_step(tmp_path, schedule, settings, steps):
+def test_checkpoint_name_contains_the_value_of_its_step(tmp_path, schedule, settings, steps):
     monitor = HessianMonitor(every_n_train_steps=5, **schedule)
     saved = checkpoint(tmp_path / "saved", **settings)
     messages = fit(WithValidation(), [monitor, saved], tmp_path)
@@ -86,7 +86,7 @@ def test_each_name_holds_the_value_of_its_step(tmp_path, schedule, settings, ste
     assert {5, 10} <= set(measured)  # its own schedule
 
 
-def test_a_validation_within_an_epoch(tmp_path):
+def test_validation_within_an_epoch(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None, probe=regression())
     saved = checkpoint(tmp_path / "saved")
     assert fit(WithValidation(), [monitor, saved], tmp_path, val_check_interval=2) == []
@@ -114,13 +114,13 @@ class WithPlateau(Linear):
         return [optimizer], [{"scheduler": scheduler, "monitor": KEY, **settings}]
 
 
-def test_a_scheduler_reads_new_values(tmp_path):
+def test_scheduler_reads_new_values(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None)
     train(WithPlateau, regression, [monitor], tmp_path, max_epochs=4)
     assert list(values(monitor)) == [3, 6, 9, 12]
 
 
-def test_a_scheduler_that_reads_at_every_step_is_refused(tmp_path):
+def test_scheduler_that_reads_at_every_step_raises(tmp_path):
     class ByStep(WithPlateau):
         interval = "step"
 
@@ -132,7 +132,7 @@ def test_a_scheduler_that_reads_at_every_step_is_refused(tmp_path):
     assert monitor.measured > 0
 
 
-def test_a_probe_that_is_read_before_it_is_complete(tmp_path):
+def test_key_that_is_read_before_the_probe_is_complete(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=100, probe_samples=60)
     saved = checkpoint(tmp_path / "saved", every_n_train_steps=2)
     (message,) = fit(WithValidation(), [monitor, saved], tmp_path)
@@ -142,8 +142,8 @@ def test_a_probe_that_is_read_before_it_is_complete(tmp_path):
 
 
 @pytest.mark.short_runs
-def test_a_stale_value_is_warned_of(tmp_path, monkeypatch):
-    """The first value is made in any case, and no budget is left for others."""
+def test_stale_value_warns(tmp_path, monkeypatch):
+    """The first value is always measured; no budget is left for others."""
     monitor = HessianMonitor(every_n_train_steps=100, max_overhead=1e-9, grace_seconds=0.0)
     saved = checkpoint(tmp_path / "saved", every_n_train_steps=3)
     messages = fit(WithValidation(), [monitor, saved], tmp_path)
@@ -154,7 +154,7 @@ def test_a_stale_value_is_warned_of(tmp_path, monkeypatch):
     assert "SharpnessEarlyStopping" in stale[0]
 
 
-def test_a_checkpoint_by_the_clock_is_warned_of(tmp_path):
+def test_checkpoint_by_time_interval_warns(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=5, max_overhead=None)
     saved = checkpoint(tmp_path / "saved", train_time_interval=timedelta(hours=1))
     (message,) = fit(WithValidation(), [monitor, saved], tmp_path)
@@ -171,7 +171,7 @@ class Watch(pl.Callback):
         self.seen.append(float(trainer.callback_metrics.get(KEY, float("nan"))))
 
 
-def test_values_that_have_not_converged_are_not_acted_on(tmp_path):
+def test_values_that_have_not_converged_are_ignored(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, max_hvps=1, tol=1e-9, rtol=0)
     stopper = SharpnessEarlyStopping(KEY, threshold=0.0, patience=1)
     watch = Watch()
@@ -186,7 +186,7 @@ def test_values_that_have_not_converged_are_not_acted_on(tmp_path):
     assert any("got 0 values" in message for message in messages)
 
 
-def test_a_first_value_that_is_read_is_set_in_any_case(tmp_path):
+def test_first_value_that_is_read_is_always_set(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=1, max_overhead=None, max_hvps=1, tol=1e-9, rtol=0)
     saved = checkpoint(tmp_path / "saved", every_n_train_steps=3)
     messages = fit(WithValidation(), [monitor, saved], tmp_path)
@@ -198,7 +198,7 @@ def test_a_first_value_that_is_read_is_set_in_any_case(tmp_path):
     assert list(named(saved).values()) == pytest.approx([first[KEY]] * 4, rel=1e-6)
 
 
-def test_a_key_of_the_module_is_none_of_ours(tmp_path):
+def test_keys_of_the_module_are_ignored(tmp_path):
     saved = ModelCheckpoint(tmp_path / "saved", monitor="val_loss")
     monitor = SharpnessMonitor(every_n_train_steps=100, max_overhead=None)
     assert fit(WithValidation(), [monitor, saved], tmp_path) == []

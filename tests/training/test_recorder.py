@@ -20,7 +20,7 @@ from tests.small import Linear, Quartic, ones, regression
 
 
 class Records:
-    """As much of a Trainer as a recorder uses."""
+    """The attributes of a Trainer that a recorder uses."""
 
     loggers = (MemoryLogger(),)
     is_global_zero = True
@@ -48,7 +48,7 @@ def test_rows_are_strict_json(tmp_path):
     assert math.isnan(read["lost"])
 
 
-def test_the_file_of_another_run_is_renamed_and_that_of_the_same_one_continued(tmp_path):
+def test_history_of_another_run_is_renamed(tmp_path):
     def steps(name):
         return [row["step"] for row in read_history(tmp_path / name)]
 
@@ -64,7 +64,7 @@ def test_the_file_of_another_run_is_renamed_and_that_of_the_same_one_continued(t
     assert steps("history.jsonl") == [4]
 
 
-def test_an_incomplete_line_spoils_no_other(tmp_path):
+def test_incomplete_line_does_not_affect_others(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "val')
     Recorder(Records(tmp_path)).row({**ROW, "step": 3}, continued=True)
@@ -73,7 +73,7 @@ def test_an_incomplete_line_spoils_no_other(tmp_path):
     assert damaged == 1
 
 
-def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     recorder = Recorder(Records(tmp_path))
     recorder.file("a-step1.txt", lambda path: path.write_text("whole"))
 
@@ -91,7 +91,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"is_global_zero": False}, {"fast_dev_run": True}])
-def test_who_writes_nothing(settings, tmp_path):
+def test_settings_that_write_nothing(settings, tmp_path):
     calls = []
     recorder = Recorder(Records(tmp_path, **settings))
     recorder.row(ROW, continued=False)
@@ -101,7 +101,7 @@ def test_who_writes_nothing(settings, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_layout_of_the_user_is_left_alone(tmp_path):
+def test_custom_layout_of_the_user_is_kept(tmp_path):
     class Own(Linear):
         def on_fit_start(self):
             self.logger.experiment.add_custom_scalars({"mine": {"a": ["Multiline", ["loss"]]}})
@@ -116,7 +116,7 @@ def test_a_layout_of_the_user_is_left_alone(tmp_path):
     assert b"mine" in layouts[0].tensor_proto.string_val[0]
 
 
-def test_a_failing_logger_does_not_fail_the_run(tmp_path):
+def test_failing_logger_does_not_end_the_run(tmp_path):
     class Broken(MemoryLogger):
         def log_metrics(self, metrics, step=None):
             if any(key.startswith("hessian/") for key in metrics):

@@ -1,4 +1,4 @@
-"""What a callback works with that evaluates the module itself."""
+"""The Round interface of callbacks that evaluate the module themselves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plain(Noisy):
 
 
 class ByHand(Monitor):
-    """The mean loss by way of the module, beside the objective's."""
+    """The mean loss computed with the module, and that of the objective."""
 
     kind = "by_hand"
 
@@ -56,7 +56,7 @@ class ByHand(Monitor):
 
 @pytest.mark.parametrize(("kind", "count"), [(Noisy, 3), (Plain, 1)])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_an_evaluation_is_that_of_the_loss(kind, count, mode, tmp_path):
+def test_evaluation_equals_the_objective(kind, count, mode, tmp_path):
     plain = train(kind, regression, [], tmp_path / "plain", max_epochs=3)
     monitor = ByHand(every_n_train_steps=1, max_overhead=None, probe_mode=mode)
     with_us = train(kind, regression, [monitor], tmp_path, max_epochs=3)
@@ -70,7 +70,7 @@ def test_an_evaluation_is_that_of_the_loss(kind, count, mode, tmp_path):
 
 
 def test_callbacks_of_one_loss_share_it(tmp_path, monkeypatch):
-    """Whether the probe's batches can be evaluated as one is found out once, not for each."""
+    """Whether batches can be evaluated as one is determined once, not per callback."""
     count = [0]
     concat = batches._concat
 

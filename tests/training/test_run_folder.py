@@ -1,4 +1,4 @@
-"""No run writes into the files of another one."""
+"""Runs do not write into the files of other runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OFTEN = {"every_n_train_steps": 5, "max_overhead": None, "probe_samples": 4}
 
 
 def rows(folder):
-    """The rows of a file without their runs, and the set of these."""
+    """The rows of a file without their run ids, and the set of these."""
     found = read_history(folder / "history.jsonl")
     return [{k: v for k, v in row.items() if k != "run"} for row in found], {
         row["run"] for row in found
@@ -35,7 +35,7 @@ class Inner(pl.Callback):
             train(Linear, regression, [self.monitor], self.root, max_epochs=2)
 
 
-def test_two_runs_in_one_directory_at_once(tmp_path):
+def test_concurrent_runs_in_one_directory(tmp_path):
     inner, outer = Inner(tmp_path), HessianMonitor(**OFTEN)
     with pytest.warns(match="another run is writing to .*give each run a logger with a version"):
         train(Linear, regression, [outer, inner], tmp_path, max_epochs=10)
@@ -48,7 +48,7 @@ def test_two_runs_in_one_directory_at_once(tmp_path):
     assert (folder / "landscape").is_dir()
 
 
-def test_the_next_run_is_not_thought_to_run_at_once(tmp_path, recwarn):
+def test_next_run_is_not_considered_concurrent(tmp_path, recwarn):
     for _ in range(2):
         train(Linear, regression, [HessianMonitor(**OFTEN)], tmp_path)
     assert not [w for w in recwarn if "another run" in str(w.message)]
@@ -56,7 +56,7 @@ def test_the_next_run_is_not_thought_to_run_at_once(tmp_path, recwarn):
     assert not list(tmp_path.glob("run-*"))
 
 
-def test_without_loggers_runs_are_numbered(tmp_path):
+def test_runs_without_loggers_are_numbered(tmp_path):
     for number in range(2):
         monitor = HessianMonitor(**OFTEN)
         run = train(Linear, regression, [monitor], tmp_path, logger=False)
@@ -69,14 +69,14 @@ def test_without_loggers_runs_are_numbered(tmp_path):
     assert len((folder / "history.jsonl").read_text().splitlines()) == len(monitor.history)
 
 
-def test_a_root_that_cannot_be_written(tmp_path):
+def test_root_that_cannot_be_written(tmp_path):
     (tmp_path / "landscape_logs").write_text("a file")
     folder = run_folder.numbered_folder(tmp_path)
     assert folder == tmp_path / "landscape_logs" / "version_0"
     assert (tmp_path / "landscape_logs").read_text() == "a file"
 
 
-def test_without_locks_runs_share_a_directory(tmp_path, monkeypatch):
+def test_runs_share_a_directory_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "fcntl", None)  # Windows
     monitor = HessianMonitor(**OFTEN)
     train(Linear, regression, [monitor], tmp_path)
@@ -84,14 +84,14 @@ def test_without_locks_runs_share_a_directory(tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in lines] == [r["step"] for r in monitor.history]
 
 
-def test_no_lock_stays_behind(tmp_path, monkeypatch):
+def test_locks_are_removed(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path / "temporary"))
     train(Linear, regression, [HessianMonitor(**OFTEN)], tmp_path / "run")
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_lock_whose_file_was_removed_is_not_held(tmp_path, monkeypatch):
+def test_lock_on_a_removed_file_is_not_used(tmp_path, monkeypatch):
     """Another run removes the file after this one has opened it, and before it is locked."""
     path = run_folder._lock_path(tmp_path)
     locked = []

@@ -50,7 +50,7 @@ def test_auto_with_epochs():
     assert [e for e in range(6) if plan.due(9 + e, e, True)] == [1, 3, 5]
 
 
-def test_what_is_waited_for_is_made_at_the_last_multiple():
+def test_not_before_selects_a_later_multiple():
     plan = Schedule(10, None)
     plan.set_length(237, 50, at_end=False)
     plan.last_step, plan.not_before = 8, 100.5
@@ -66,13 +66,13 @@ def test_what_is_waited_for_is_made_at_the_last_multiple():
     assert at_end.next_step == 240
 
 
-def test_ends_of_epochs_wait_too():
+def test_not_before_with_epochs():
     plan = Schedule(None, 2)
     plan.last_step, plan.not_before = 1, 20
     assert [plan.due(step, 1, True) for step in (19, 20)] == [False, True]
 
 
-def test_multiples_that_were_passed_are_counted():
+def test_skipped_multiples_are_counted():
     plan = Schedule(10, None)
     assert [plan.advance(step) for step in (7, 10, 20, 50, 55, 60)] == [0, 0, 0, 2, 0, 0]
 
@@ -119,7 +119,7 @@ def test_batches_ahead(tmp_path, kind, settings, ahead):
     "settings",
     [{"max_epochs": -1, "max_steps": -1}, {"max_epochs": None}, {"max_time": "00:00:10:00"}],
 )
-def test_nobody_knows_how_long_it_will_be(tmp_path, settings):
+def test_unknown_number_of_batches(tmp_path, settings):
     seen = []
 
     class Look(pl.Callback):
@@ -131,7 +131,7 @@ def test_nobody_knows_how_long_it_will_be(tmp_path, settings):
     assert seen == [float("inf")]
 
 
-def test_a_second_fit_does_not_wait_for_steps_of_the_first():
+def test_second_fit_ignores_steps_of_the_first():
     plan = Schedule(10, None)
     plan.last_step, plan.not_before = 20, 400.0
     plan.set_length(60, 50, at_end=False)

@@ -1,4 +1,4 @@
-"""A callback in a second Trainer starts anew; a second fit of the same one continues."""
+"""A callback starts again in a second Trainer and continues in a second fit of the same one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def everything():
     ]
 
 
-def test_as_a_new_callback(tmp_path):
+def test_second_trainer_equals_a_new_callback(tmp_path):
     reused = fit(everything(), 0, tmp_path / "0")
     assert all(m.measured > 0 for m in reused)
     first = [m.history for m in reused]
@@ -74,8 +74,8 @@ def test_as_a_new_callback(tmp_path):
     assert reused[-1].state_dict()["limits"] == fresh[-1].state_dict()["limits"]
 
 
-def test_a_copy_in_a_second_trainer(tmp_path):
-    """As cross-validation makes them: copied after the first fold."""
+def test_copied_callback_in_a_second_trainer(tmp_path):
+    """As in cross-validation: copied after the first fold."""
     (used,) = fit([HessianMonitor(**EXACTLY)], 0, tmp_path / "0")
     (fresh,) = fit([HessianMonitor(**EXACTLY)], 1, tmp_path / "1")
     for number, copied in enumerate((copy.deepcopy(used), pickle.loads(pickle.dumps(used)))):
@@ -84,7 +84,7 @@ def test_a_copy_in_a_second_trainer(tmp_path):
         assert copied.history == fresh.history
 
 
-def test_another_module_in_the_same_trainer(tmp_path):
+def test_another_module_in_the_same_trainer_starts_again(tmp_path):
     monitor = HessianMonitor(**EXACTLY)
     same = trainer([monitor], tmp_path)
     same.fit(Linear(lr=1e-3), fold(0))
@@ -96,7 +96,7 @@ def test_another_module_in_the_same_trainer(tmp_path):
     assert monitor.history[0]["hessian/top_eigenvalue"] == pytest.approx(expected, rel=1e-2)
 
 
-def test_a_second_fit_of_the_same_trainer_and_module_continues(tmp_path):
+def test_second_fit_of_the_same_trainer_and_module_continues(tmp_path):
     monitor, module = HessianMonitor(**EXACTLY), Linear(lr=1e-3)
     same = trainer([monitor], tmp_path)
     same.fit(module, fold(0))
@@ -108,7 +108,7 @@ def test_a_second_fit_of_the_same_trainer_and_module_continues(tmp_path):
     assert len(monitor.history) > len(rows)
 
 
-def test_a_resumed_run_continues(tmp_path):
+def test_resumed_run_continues(tmp_path):
     first = HessianMonitor(**EXACTLY)
     fit([first], 0, tmp_path, enable_checkpointing=True)
     (path,) = tmp_path.rglob("*.ckpt")
@@ -120,7 +120,7 @@ def test_a_resumed_run_continues(tmp_path):
     assert first.history[0]["step"] < 8 < first.history[-1]["step"]
 
 
-def test_a_probe_of_the_users_own_is_shared_by_all_runs(tmp_path):
+def test_given_probe_is_shared_by_all_runs(tmp_path):
     x = torch.randn(10, 5)
     shared = Probe((x, x.sum(1, keepdim=True)))
     monitor = HessianMonitor(**EXACTLY, probe=shared)
@@ -131,7 +131,7 @@ def test_a_probe_of_the_users_own_is_shared_by_all_runs(tmp_path):
     assert shared.batches is batches
 
 
-def test_what_came_from_an_iterator_is_kept(tmp_path):
+def test_probe_from_an_iterator_is_kept(tmp_path):
     x = torch.randn(10, 5)
     monitor = HessianMonitor(**EXACTLY, probe=iter([(x, x.sum(1, keepdim=True))]))
     fit([monitor], 0, tmp_path / "0")
@@ -139,12 +139,12 @@ def test_what_came_from_an_iterator_is_kept(tmp_path):
     assert [row["probe_samples"] for row in monitor.history] == [10] * len(monitor.history)
 
 
-def test_a_stopper_counts_anew_and_the_other_runs_do_not_hear_of_it(tmp_path):
+def test_early_stopping_starts_again_and_ignores_other_runs(tmp_path):
     monitor = HessianMonitor(**EXACTLY)
     stopper = SharpnessEarlyStopping("hessian/top_eigenvalue", 0.0, patience=2)
     fit([monitor, stopper], 0, tmp_path / "0")
     assert stopper.stopped_step is not None
     fit([monitor], 1, tmp_path / "1")
-    assert [row["step"] for row in monitor.history] == [2, 4, 8]  # nobody stops it
+    assert [row["step"] for row in monitor.history] == [2, 4, 8]  # not stopped
     fit([monitor, stopper], 1, tmp_path / "2")
     assert (stopper.stopped_step, len(monitor.history)) == (4, 2)

@@ -1,4 +1,4 @@
-"""When callbacks measure, at which weights, and what a step without a measurement does."""
+"""When callbacks measure, at which weights, and the work of steps without a measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def steps(callback) -> list[int]:
     return [row["step"] for row in callback.history]
 
 
-def test_first_when_the_probe_is_complete_then_at_multiples(tmp_path):
+def test_first_measurement_when_the_probe_is_complete(tmp_path):
     captured = HessianMonitor(every_n_train_steps=5, max_overhead=None, probe_samples=12)
     given = HessianMonitor(
         every_n_train_steps=4, max_overhead=None, probe=(torch.ones(3, 1),), name="given"
@@ -48,7 +48,7 @@ def test_accumulation_counts_optimizer_steps(tmp_path):
     assert steps(monitor) == [1, 2, 4, 6, 8]
 
 
-def test_manual_optimisation_counts_batches_not_optimizer_steps(tmp_path):
+def test_manual_optimization_counts_batches(tmp_path):
     class Two(Quartic):
         automatic_optimization = False
 
@@ -79,7 +79,7 @@ def test_manual_optimisation_counts_batches_not_optimizer_steps(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_label_belongs_to_the_weights_of_the_training_loss_logged_there(tmp_path, accumulate):
+def test_step_of_a_value_is_that_of_the_training_loss(tmp_path, accumulate):
     """H = 6 sqrt(L): the logged loss at step s gives the eigenvalue that must stand at s."""
     monitor = HessianMonitor(every_n_train_steps=3, max_overhead=None, probe_samples=4)
     run = train(Quartic, ones, [monitor], tmp_path, accumulate_grad_batches=accumulate)
@@ -120,7 +120,7 @@ def test_batches_of_the_last_step_of_an_epoch(batches, accumulated, first):
         ({"max_epochs": None, "max_steps": -1}, 1, []),
     ],
 )
-def test_the_last_step_by_the_limits(limits, optimizers, last):
+def test_last_step_by_the_limits(limits, optimizers, last):
     """``last``: of 12 batches in epochs of 4, one step each."""
     found = [
         step
@@ -148,7 +148,7 @@ def test_barebones(tmp_path):
 # -- steps without a measurement -------------------------------------------------------------------
 
 
-def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
+def test_no_work_where_nothing_is_due(tmp_path, monkeypatch):
     counts = {}
 
     def counted(owner, name):
@@ -191,14 +191,14 @@ def test_nothing_is_done_where_nothing_is_due(tmp_path, monkeypatch):
     assert set(more.values()) == {0}, more
 
 
-def test_the_time_of_idle_hooks_is_counted(tmp_path, monkeypatch, clock, caplog):
+def test_time_of_idle_hooks_is_counted(tmp_path, monkeypatch, clock, caplog):
     monkeypatch.setattr(session, "HOOK_SECONDS", 0.01)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=40)
     assert "time in 1.2 s" in closing_line_of(caplog)  # 120 steps
 
 
-def test_a_fit_that_ends_before_the_probe_is_complete_measures_once(tmp_path):
+def test_fit_that_ends_before_the_probe_is_complete_measures_once(tmp_path):
     monitor = HessianMonitor(every_n_train_steps=100, max_overhead=None)
     train(Linear, regression, [monitor], tmp_path, max_steps=2, max_epochs=-1)
     assert [(row["step"], row["probe_samples"]) for row in monitor.history] == [(2, 40)]

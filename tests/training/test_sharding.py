@@ -1,4 +1,4 @@
-"""What is done to FSDP2 modules is undone, and what cannot be measured is refused."""
+"""Changes to FSDP2 modules are undone; models that cannot be measured raise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.integration.processes import both, forks, on_two
 
 
 class Net(nn.Module):
-    """With everything that a sharded model may do to its shards in its forward."""
+    """Unshards and reshards parameters in its forward, in all ways that FSDP2 allows."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ def grouped(net, policy):
 
 
 def everything(net):
-    """All that hangs on the modules, on FSDP's states and on their groups of parameters."""
+    """The attributes of the modules, of FSDP's states and of their parameter groups."""
     found = [(name, id(p), p.requires_grad) for name, p in net.named_parameters()]
     for module in net.modules():
         found += [(key, id(value)) for key, value in vars(module).items()]
@@ -78,7 +78,7 @@ def sharded_pair(rank, policy=MixedPrecisionPolicy()):  # noqa: B008
 
 @forks
 @pytest.mark.parametrize("fault", [False, True])
-def test_fsdp_is_left_as_it_was(fault):
+def test_fsdp_state_is_restored(fault):
     def work(rank):
         plain, net = sharded_pair(rank)
         optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
@@ -116,7 +116,7 @@ def test_fsdp_is_left_as_it_was(fault):
 
 
 @forks
-def test_whole_parameters_left_by_an_evaluation_are_gathered_anew():
+def test_unsharded_parameters_are_gathered_again():
     def work(rank):
         _, net = sharded_pair(rank)
         with torch.no_grad():
@@ -135,7 +135,7 @@ def test_whole_parameters_left_by_an_evaluation_are_gathered_anew():
 
 @forks
 def test_mixed_precision():
-    """Autocast in the place of FSDP's casts, around weights as precise as the shards."""
+    """Autocast replaces FSDP's casts, with weights as precise as the shards."""
 
     def work(rank):
         plain, net = sharded_pair(rank, MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -167,7 +167,7 @@ class SplitAndSharded(Split):
 
 @forks
 @pytest.mark.parametrize("kind", [Split, SplitAndSharded])
-def test_tensor_parallelism_is_refused(kind):
+def test_tensor_parallelism_raises(kind):
     def work(rank):
         strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
         trainer = pl.Trainer(
@@ -186,8 +186,8 @@ def test_tensor_parallelism_is_refused(kind):
 @pytest.mark.parametrize(
     "name", ["FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"]
 )
-def test_strategies_that_are_refused(name, monitor):
-    """By name, as those cannot run here; a subclass of one, Ray's say, too."""
+def test_unsupported_strategies_raise(name, monitor):
+    """Detected by name, because they cannot run here; so are subclasses, such as Ray's."""
     strategy = type("Own", (type(name, (), {}),), {})()
     callback = monitor()
     trainer = SimpleNamespace(callbacks=[callback], strategy=strategy)
