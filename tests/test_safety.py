@@ -208,9 +208,10 @@ def test_strings_do_not_escape_their_attributes(text, tmp_path):
 # -- the source -----------------------------------------------------------------------------------
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-PICKLES |= {"yaml", "jsonpickle"}
+PICKLES |= {"jsonpickle"}
 RUNS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 RUNS |= {"torch.jit.load", "torch.hub.load", "torch.package.PackageImporter"}
+RUNS |= {f"yaml.{name}" for name in ("load", "load_all", "full_load", "unsafe_load")}
 SAFE = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 
 
@@ -220,7 +221,8 @@ def unsafe(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [*(alias.name for alias in node.names), getattr(node, "module", None) or ""]
-            if PICKLES & {name.partition(".")[0] for name in names}:
+            forbidden = PICKLES | ({"yaml"} if isinstance(node, ast.ImportFrom) else set())
+            if forbidden & {name.partition(".")[0] for name in names}:
                 found.append(node.lineno)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
@@ -233,7 +235,8 @@ def unsafe(source):
 @pytest.mark.parametrize(
     "line",
     ["torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "eval(x)", "import pickle",
-     "np.load(p, allow_pickle=True)", "from yaml import load", "os.system(x)", "torch.jit.load(p)"],
+     "np.load(p, allow_pickle=True)", "from yaml import load", "yaml.load(x)", "os.system(x)",
+     "torch.jit.load(p)"],
 )  # fmt: skip
 def test_unsafe_lines_are_detected(line):
     assert unsafe(f"x = 1\n{line}") == [2]

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from lightning_landscape.geometry.errors import OtherRankError
-from lightning_landscape.training.budget import Budget
+from lightning_landscape.training.budget import ESTIMATES, Budget
 from lightning_landscape.training.failures import OverBudgetError, count_failure, stop_measuring
 from lightning_landscape.training.interrupts import reraise_interrupt
 from lightning_landscape.training.isolation.errors import (
@@ -99,9 +99,11 @@ class Measuring:
         self, trainer: Trainer, pl_module: LightningModule, quantity: Quantity, step: int
     ) -> None:
         """Time a forward of the callback's probe."""
+        started = self._run.clock(pl_module)
         with self._isolated(trainer, pl_module, [quantity], step) as this_round:
             if this_round is not None:
                 self._attempt(quantity, partial(this_round.time_forward, quantity))
+        self._budget.record(ESTIMATES, self._run.clock(pl_module) - started)
 
     @preserve_rng_state()
     def summarize(

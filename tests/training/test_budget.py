@@ -441,3 +441,11 @@ def test_products_of_a_short_run_are_shared_by_all_eigenvalues(tmp_path, monkeyp
     train(Linear, batches, [monitor], tmp_path, max_epochs=100)
     # 60 s but for those before the solver, 1 s a product; two products at least for each problem.
     assert limits[1] == (pytest.approx(60 - 3 - 10, abs=1), 3, 2)
+
+
+def test_timed_forwards_leave_the_budget_to_values(tmp_path, monkeypatch, clock):
+    # An eigenvalue takes longer than the 30 s allowed, one SAM value does not.
+    Timed(monkeypatch, clock, {}, evaluation=1.0)
+    callbacks = [HessianMonitor(), SharpnessMonitor()]
+    train(Linear, regression, callbacks, tmp_path, max_epochs=100)
+    assert [callback.measured for callback in callbacks] == [0, 1]
