@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_landscape.geometry import top_eigenvalues
-from lightning_landscape.geometry.lanczos import Tolerance, _State
+from lightning_landscape.geometry.lanczos import Start, Tolerance, _State
 from tests.geometry.forms import Matrix, spread
 from tests.oracles import F64, orthogonal, symmetric
 
@@ -204,3 +204,13 @@ def test_hessian_of_any_scale(method, scale):
     assert found.converged
     np.testing.assert_allclose(found.eigenvalues / scale, [5.0, 4.0], rtol=1e-2)
     assert float(found.residuals.max()) <= 1e-2 * 5.0 * scale
+
+
+@pytest.mark.parametrize(("angle", "products"), [(0.0, 1), (0.4, 1), (0.5, 4), (1.5, 4)])
+def test_a_search_takes_more_products_where_the_eigenvectors_have_turned(angle, products):
+    """More than 20 % of the squared length is outside the kept ones from an angle of 0.46 on."""
+    kept, other = torch.eye(5, dtype=F64)[[1, 3]]
+    start = Start(kept=[3.0 * kept], outside=None, hint=None, random=torch.zeros, top=2.0)
+    turned = np.cos(angle) * kept + np.sin(angle) * other
+    assert start.fewest_searches(2.0, turned[None]) == products
+    assert start.fewest_searches(2.0, torch.stack([kept, turned])) == products

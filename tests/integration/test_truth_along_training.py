@@ -28,7 +28,7 @@ def test_eigenvalue_during_training(dataset, record_property):
     assert max(series.errors) < 0.05, figures
 
 
-_MORE = pytest.mark.xfail(strict=False, reason="6.5 on a processor without AVX-512, 6 with it")
+_MORE = pytest.mark.xfail(strict=False, reason="7 products on a processor without AVX-512")
 
 
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist1d", marks=_MORE)])
