@@ -875,7 +875,7 @@ GUARDS = [
     Guard(
         "names of the base class",
         "training/quantity.py",
-        "if is_method or (name in _RESERVED_NAMES and not is_own):",
+        "if is_method or (name in RESERVED and not is_own):",
         "if False:",
         "tests/training/test_monitor.py",
     ),
@@ -889,8 +889,8 @@ GUARDS = [
     Guard(
         "a longer search after a value has moved",
         "geometry/lanczos.py",
-        "return 1 if abs(top - self.top) <= _MOVED * abs(self.top) else _FEWEST_AFTER_A_MOVE",
-        "return 1",
+        "if self.top is None or abs(top - self.top) > _MOVED * abs(self.top):",
+        "if False:",
         f"{SEARCH} -k has_moved",
     ),
     Guard(

@@ -15,7 +15,12 @@ from lightning_landscape.geometry.checks import check_callable
 from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.batch_mean import BatchMean, batch_mean
 from lightning_landscape.training.bookkeeping import VALIDATION, usable_state
-from lightning_landscape.training.data.batch import ProbeBatch, doubtful_sizes, first_examples
+from lightning_landscape.training.data.batch import (
+    ProbeBatch,
+    doubtful_sizes,
+    first_examples,
+    split_in_proportion,
+)
 from lightning_landscape.training.data.probe import Probe, Source, check_source, probe_of
 from lightning_landscape.training.data.stored import StoredProbe, is_entry
 from lightning_landscape.training.hooks import VALIDATION_BATCH_HOOKS, disable_hooks, enable_hooks
@@ -370,22 +375,6 @@ class GeneralizationMonitor(Monitor):
             self.prefix, state_dict, {"validation_probe": is_entry}
         ):
             self._bookkeeping.stored[VALIDATION].entry = state_dict.get("validation_probe")
-
-
-def split_in_proportion(sizes: Sequence[int], count: int) -> list[int]:
-    """Split ``count`` examples in proportion to the ``sizes`` of processes; at least 1 each.
-
-    Example:
-        >>> split_in_proportion([256, 256], 390)
-        [195, 195]
-        >>> split_in_proportion([8, 5], 13), split_in_proportion([0, 40], 20)
-        ([8, 5], [1, 20])
-    """
-    total, before, taken = sum(sizes), 0, []
-    for size in sizes:
-        taken.append((before + size) * count // total - before * count // total)
-        before += size
-    return [max(part, 1) for part in taken]
 
 
 def _sizes(batches: Sequence[ProbeBatch]) -> list[int]:

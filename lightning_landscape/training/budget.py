@@ -208,9 +208,9 @@ class Budget:
     def should_time_forward(self, due: Sequence[Quantity], chosen: Sequence[Quantity]) -> bool:
         """Whether to time a forward, the first or another one, before refusing a measurement."""
         refused = [q for q in due if not q.measured and q not in chosen]
-        seconds = min(
-            (self._costs.forward_seconds(q.loss.probe) for q in refused), default=math.inf
-        )
+        if not refused:
+            return False
+        seconds = min(self._costs.forward_seconds(q.loss.probe) for q in refused)
         if self._costs.forward is None:
             return _FIRST_FORWARDS * seconds <= self.left
         return self.spent_on.get(ESTIMATES, 0.0) + seconds <= _MORE_FORWARDS * self.left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,11 +30,18 @@ class ClippedSteps:
 
     def __init__(self) -> None:
         self.watching = False
+        self._watch: Callable[[bool], None] | None = None
+        self._watched = True  # the hooks are enabled
         self._watched_at = 0
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_WINDOW)
         self._before: dict[int, tuple[Any, Tensor]] = {}  # id of an optimizer -> it, and the norm
         self._stepped = False
         self._waiting = False  # for the end of a step, or for one with a loss
+
+    def start(self, watch: Callable[[bool], None]) -> None:
+        """Watch the first step; ``watch(enabled)`` enables or disables the hooks of a step."""
+        self._watch, self.watching = watch, True
+        watch(True)
 
     def after_backward(self, optimizers: list[Any], scaled: bool) -> None:
         """The gradients before clipping; ``scaled``: not by a GradScaler."""
@@ -61,6 +69,8 @@ class ClippedSteps:
             next_measurement: the step of the next one.
             automatic: whether Lightning steps the optimizer.
         """
+        if self._watch is None:
+            return  # nothing needs them
         if self.watching:
             before, stepped = list(self._before.values()), self._stepped
             self._before.clear()
@@ -75,11 +85,14 @@ class ClippedSteps:
 
     def plan(self, step: int, next_measurement: float) -> None:
         """Decide whether the step after ``step`` is watched."""
-        if self._waiting:
-            return  # it is
+        if self._watch is None or self._waiting:  # nothing needs it, or it is watched already
+            return
         passed = step + 1 - self._watched_at
         due = step + 1 >= next_measurement and passed >= _BEFORE_MEASURING
         self.watching = due or passed >= _EVERY
+        if self.watching is not self._watched:
+            self._watched = self.watching
+            self._watch(self.watching)
 
     def counts(self) -> tuple[int, int]:
         """Steps that were clipped, of how many of the last ones that were seen."""

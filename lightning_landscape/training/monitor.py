@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from lightning_landscape.training.clipping import is_scaled
 from lightning_landscape.training.hooks import (
     BATCH_END,
     BATCH_START,
@@ -164,13 +165,14 @@ class Monitor(Quantity, Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._session:
-            session.on_after_backward(trainer)
+            session.run.clipped_steps.after_backward(trainer.optimizers, is_scaled(trainer))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if session := self._session:
-            session.on_before_optimizer_step(trainer, pl_module.automatic_optimization, optimizer)
+            automatic = pl_module.automatic_optimization
+            session.run.clipped_steps.before_step(optimizer, automatic, is_scaled(trainer))
 
     def on_train_batch_end(
         self,

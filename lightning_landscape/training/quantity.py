@@ -23,6 +23,7 @@ from lightning_landscape.geometry.objective import Engine
 from lightning_landscape.training.bookkeeping import LOSS, STATE, Bookkeeping, usable_state
 from lightning_landscape.training.data.probe import Source, check_source
 from lightning_landscape.training.losses import LossReduction, LossSpec, ProbeMode, UserLoss
+from lightning_landscape.training.names import RENAMED, RESERVED
 from lightning_landscape.training.output.history import read_history
 from lightning_landscape.training.output.measured import Measured
 from lightning_landscape.training.output.recorder import HISTORY_FILE
@@ -30,39 +31,6 @@ from lightning_landscape.training.output.run_files import saved_files
 from lightning_landscape.training.parameters import check_patterns, patterns_of
 from lightning_landscape.training.round import Round
 from lightning_landscape.training.schedule import EveryNSteps, Schedule
-
-# Names of earlier versions -> their names now.
-_RENAMED = {
-    "displaces": "moves_weights",
-    "owes": "measures_at_end",
-    "coarse": "reduced_resolution",
-    "settle_for": "fit_to_budget",
-    "in_retrospect": "run_summary",
-    "joins": "allows_concat",
-    "follows": "wants_weights",
-    "follow": "on_weights",
-    "forget": "reset_warm_start",
-    "say_once": "warn_once",
-}
-# Names that a subclass must not define.
-_RESERVED_NAMES = {
-    "disabled",
-    "failed",
-    "history",
-    "is_watched",
-    "key",
-    "keys",
-    "loss",
-    "measured",
-    "must_measure",
-    "prefix",
-    "run_files",
-    "run_rows",
-    "seconds_spent",
-    "skipped",
-    "warn_once",
-    "_bookkeeping",
-}
 
 
 class Quantity:
@@ -164,24 +132,24 @@ class Quantity:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
-            if name in _RENAMED:
+            if name in RENAMED:
                 raise TypeError(
-                    f"class {cls.__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
+                    f"class {cls.__name__}: {name!r} is now called {RENAMED[name]!r}; rename it"
                 )
-            if name in _RESERVED_NAMES:
+            if name in RESERVED:
                 raise TypeError(
                     f"class {cls.__name__}: {name!r} is an attribute of Monitor itself; choose "
                     f"another name"
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _RENAMED:
+        if name in RENAMED:
             raise AttributeError(
-                f"{type(self).__name__}: {name!r} is now called {_RENAMED[name]!r}; rename it"
+                f"{type(self).__name__}: {name!r} is now called {RENAMED[name]!r}; rename it"
             )
         is_method = callable(getattr(Quantity, name, None)) and not callable(value)
         is_own = name == "_bookkeeping" and isinstance(value, Bookkeeping)
-        if is_method or (name in _RESERVED_NAMES and not is_own):
+        if is_method or (name in RESERVED and not is_own):
             raise AttributeError(
                 f"{type(self).__name__}: {name!r} is an attribute of Monitor itself; choose "
                 f"another name"

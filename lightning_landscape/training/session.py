@@ -19,7 +19,6 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_landscape.geometry.errors import OtherRankError
 from lightning_landscape.training.budget import Budget
-from lightning_landscape.training.clipping import is_scaled
 from lightning_landscape.training.closing import (
     as_lines,
     as_markdown,
@@ -97,8 +96,7 @@ class Session:
         self._rounds.plan(trainer, begins_at)
         self._find_next_step()
         if self._sees_clipping:
-            self.run.clipped_steps.watching = True
-            self._watch(STEP_HOOKS, True)
+            self.run.clipped_steps.start(partial(self._watch, STEP_HOOKS))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Call the callbacks that read the weights at the start of an epoch."""
@@ -245,8 +243,11 @@ class Session:
         batch_idx: int,
     ) -> None:
         """Measure, if an optimizer has stepped and a callback is due."""
-        if self._sees_clipping:
-            self._watch_clipping(trainer, pl_module.automatic_optimization)
+        # The label under which Lightning logs the training loss of the current weights; its own
+        # counter is incremented after this hook.
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        automatic = pl_module.automatic_optimization
+        self.run.clipped_steps.end_batch(step, self._next_step, automatic)
         if self._idle(trainer):
             self._last_global_step = trainer.global_step
             return
@@ -257,11 +258,8 @@ class Session:
         if trainer.global_step == self._last_global_step:
             return  # gradient accumulation, the extra epoch of weight averaging, or a skipped step
         before, self._last_global_step = self._last_global_step, trainer.global_step
-        batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        batches = trainer.accumulate_grad_batches if automatic else 1
         self.run.last_step.end_step(before, batch_idx, batches)
-        # The label under which Lightning logs the training loss of the current weights; its own
-        # counter is incremented after this hook.
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         self._track_weights(trainer, pl_module, step)
         due = self._due(trainer, reading)
         self.probes.complete_validation(trainer, due)
@@ -279,25 +277,7 @@ class Session:
         for reader in reading:
             reader.warn_if_stale(step)
         self._find_next_step()
-        if self._sees_clipping:
-            self.run.clipped_steps.plan(step, self._next_step)
-            self._watch(STEP_HOOKS, self.run.clipped_steps.watching)
-
-    def _watch_clipping(self, trainer: Trainer, automatic: bool) -> None:
-        """Compare the gradients of this step, if they were watched, and watch those of the next."""
-        steps, step = self.run.clipped_steps, trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        watched = steps.watching
-        steps.end_batch(step, self._next_step, automatic)
-        if steps.watching is not watched:
-            self._watch(STEP_HOOKS, steps.watching)
-
-    def on_after_backward(self, trainer: Trainer) -> None:
-        """The gradient before it is clipped."""
-        self.run.clipped_steps.after_backward(trainer.optimizers, is_scaled(trainer))
-
-    def on_before_optimizer_step(self, trainer: Trainer, automatic: bool, optimizer: Any) -> None:
-        """The gradient before Lightning clips it; in manual optimization after that."""
-        self.run.clipped_steps.before_step(optimizer, automatic, is_scaled(trainer))
+        self.run.clipped_steps.plan(step, self._next_step)
 
     def _capture(
         self,
@@ -390,14 +370,7 @@ class Session:
         training: Sequence[Any],
         validation: Sequence[Any],
     ) -> None:
-        """Measure everything once, at the end of a fit without training.
-
-        Args:
-            trainer: its counters give the step.
-            pl_module: the module, restored from its checkpoint.
-            training: batches for probes that would be captured in training.
-            validation: batches for validation probes.
-        """
+        """Measure everything once without training, on these batches where probes are captured."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         with self._measuring_time(pl_module):
             self.probes.fill(trainer, pl_module, training, validation)

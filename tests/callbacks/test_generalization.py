@@ -16,9 +16,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_landscape import GeneralizationMonitor, Probe, SharpnessEarlyStopping
-from lightning_landscape.callbacks.generalization import split_in_proportion
 from lightning_landscape.training.batch_mean import batch_mean
-from lightning_landscape.training.data.batch import ProbeBatch, first_examples
+from lightning_landscape.training.data.batch import ProbeBatch, first_examples, split_in_proportion
 from tests.runs import differences, train
 from tests.small import Linear, regression
 from tests.training.test_hooks import Recording, of_every_batch

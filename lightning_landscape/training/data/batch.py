@@ -67,6 +67,22 @@ def cut_batch(batch: ProbeBatch, most: int) -> list[ProbeBatch]:
     return cut if found else []
 
 
+def split_in_proportion(sizes: Sequence[int], count: int) -> list[int]:
+    """Split ``count`` examples in proportion to the ``sizes`` of processes; at least 1 each.
+
+    Example:
+        >>> split_in_proportion([256, 256], 390)
+        [195, 195]
+        >>> split_in_proportion([8, 5], 13), split_in_proportion([0, 40], 20)
+        ([8, 5], [1, 20])
+    """
+    total, before, taken = sum(sizes), 0, []
+    for size in sizes:
+        taken.append((before + size) * count // total - before * count // total)
+        before += size
+    return [max(part, 1) for part in taken]
+
+
 def first_examples(batches: Sequence[ProbeBatch], count: int) -> list[ProbeBatch]:
     """The first ``count`` examples; if a batch cannot be split, the batches before it.
 
