@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from lightning_landscape.geometry.checks import check_choice, check_count, check_number
 from lightning_landscape.training.bookkeeping import usable_state
 from lightning_landscape.training.hooks import EVERY_BATCH, disable_hooks, enable_hooks
-from lightning_landscape.training.lightning_packages import Callback, misconfiguration
+from lightning_landscape.training.lightning_packages import Callback, StateKey, misconfiguration
 from lightning_landscape.training.monitor import Monitor
 from lightning_landscape.training.run_token import run_token
 
@@ -189,7 +189,7 @@ class SharpnessEarlyStopping(Callback):
         """Values without which it cannot stop."""
         return self.patience
 
-    @property
+    @StateKey
     def state_key(self) -> str:
         """Distinguishes several of these by their monitor and threshold."""
         key: str = self._generate_state_key(

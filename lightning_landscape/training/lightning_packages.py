@@ -70,6 +70,17 @@ else:
         _origin = ""  # in the state keys of those that an environment variable has added
 
 
+class StateKey(property):
+    """A property; read from a class, which is what a Trainer does with one, it names the remedy."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None and owner is not None:
+            raise AttributeError(
+                f"{owner.__name__} is a class: pass an instance, callbacks=[{owner.__name__}(...)]"
+            )
+        return super().__get__(instance, owner)
+
+
 def package_of(thing: object) -> Any:
     """The package that defines the class of a Trainer or a module, or one of its bases."""
     for kind in type(thing).__mro__:

@@ -16,7 +16,7 @@ from lightning_landscape.training.hooks import (
     enable_hooks,
 )
 from lightning_landscape.training.isolation.sharding import refuse_tensor_parallel
-from lightning_landscape.training.lightning_packages import Callback, misconfiguration
+from lightning_landscape.training.lightning_packages import Callback, StateKey, misconfiguration
 from lightning_landscape.training.quantity import Quantity
 from lightning_landscape.training.readers import refuse_step_schedulers
 from lightning_landscape.training.run_token import run_token
@@ -211,7 +211,7 @@ class Monitor(Quantity, Callback):
             self._session = self._trainer = None
             enable_hooks(self)
 
-    @property
+    @StateKey
     def state_key(self) -> str:
         """Distinguishes callbacks of one class by their ``name``."""
         return self._generate_state_key(name=self.name) + self._origin

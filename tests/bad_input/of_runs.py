@@ -128,6 +128,15 @@ class Run:
 
 
 REFUSED = [
+    *(
+        Run(
+            f"callbacks=[{kind.__name__}]: the class",
+            lambda _, kind=kind: [HessianMonitor(name="other"), kind],
+            (rf"{kind.__name__} is a class: pass an instance, callbacks=\[{kind.__name__}\(",),
+            AttributeError,
+        )
+        for kind in (HessianMonitor, SharpnessEarlyStopping)
+    ),
     Run(
         "SharpnessEarlyStopping(monitor='hessian/edge_ration') beside a HessianMonitor",
         lambda _: [HessianMonitor(), SharpnessEarlyStopping("hessian/edge_ration", 1.0)],
