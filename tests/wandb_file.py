@@ -17,17 +17,8 @@ def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
 
     Another process writes them, possibly until after ``wandb.finish`` has returned.
     """
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    deadline = time.monotonic() + patience
-    while True:
-        read = [messages.Record.FromString(data) for data in records(path.read_bytes())]
-        if any(record.WhichOneof("record_type") == "exit" for record in read):
-            break
-        assert time.monotonic() < deadline, f"{path} has no end, {len(read)} records"
-        time.sleep(0.2)
     found = []
-    for record in read:
+    for record in _messages(path, patience):
         if record.WhichOneof("record_type") == "history":
             found.append(
                 {
@@ -36,6 +27,24 @@ def rows(path: Path, patience: float = 60.0) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def artifacts(path: Path, patience: float = 60.0) -> list[tuple[str, str]]:
+    """Type and name of all artifacts."""
+    found = (message.artifact for message in _messages(path, patience) if message.artifact.name)
+    return [(artifact.type, artifact.name) for artifact in found]
+
+
+def _messages(path: Path, patience: float) -> list[Any]:
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    deadline = time.monotonic() + patience
+    while True:
+        read = [messages.Record.FromString(data) for data in records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in read):
+            return read
+        assert time.monotonic() < deadline, f"{path} has no end, {len(read)} records"
+        time.sleep(0.2)
 
 
 def records(data: bytes) -> Iterator[bytes]:

@@ -110,6 +110,7 @@ def test_wandb(tmp_path, wandb):
     (page,) = (folder / "files" / "media" / "html" / "landscape").glob("report_*.html")
     assert_is_report(page, ours)
     assert [r["trainer/global_step"] for r in rows if "landscape/report/path" in r] == [12]
+    assert ("report", f"landscape-report-{version}") in wandb_file.artifacts(file)
     assert [row["step"] for row in read_history(ours / "history.jsonl")][::3] == steps(callbacks[0])
     assert (ours / "landscape").is_dir()
     assert pngs(tmp_path) == []

@@ -174,6 +174,8 @@ def _wandb_report(logger: Any, path: Path, step: int) -> None:
     # As it is: the page does not allow the style sheet that W&B would insert.
     page = import_module("wandb").Html(str(path), inject=False)
     logger.log_metrics({_REPORT: page}, step=step)
+    run = logger.experiment
+    run.log_artifact(str(path), name=f"landscape-report-{run.id}", type="report")
 
 
 # -- MLflow -----------------------------------------------------------------------------------
