@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ _EXPECTED = "1 for landscape_callbacks(), the path of a YAML file with callbacks
 
 
 class FromEnvironment(Callback):
-    """First of the callbacks that the variable adds: they never end a run that does not name them.
+    """First of the callbacks that the variable adds; it removes the others, with a warning.
 
-    They are removed if the Trainer has measuring callbacks of its own, and with a warning if they
-    cannot measure its module.
+    If the Trainer has measuring callbacks of its own, or if they cannot measure its module.
     """
 
     def __init__(self, callbacks: list[Any]) -> None:
@@ -47,17 +46,24 @@ class FromEnvironment(Callback):
         if stage != "fit":
             return
         monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
-        added = [monitor for monitor in monitors if monitor in self.ours]
-        if len(added) < len(monitors):
-            self._remove(trainer)
-            rank_zero_warn(
-                f"{VARIABLE}: the Trainer has measuring callbacks of its own, and no others are "
-                f"added to them"
-            )
+        if all(monitor in self.ours for monitor in monitors):
+            self._check(trainer, lambda monitor: monitor._check_fit(trainer, pl_module))
             return
+        self._remove(trainer)
+        rank_zero_warn(
+            f"{VARIABLE}: the Trainer has measuring callbacks of its own, and no others are added "
+            f"to them"
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same after ``configure_model``."""
+        self._check(trainer, lambda monitor: monitor.on_fit_start(trainer, pl_module))
+
+    def _check(self, trainer: Trainer, check: Callable[[Monitor], None]) -> None:
         try:
-            for monitor in added:
-                monitor._check_fit(trainer, pl_module)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if callback in self.ours and isinstance(callback, Monitor):
+                    check(callback)
         except MISCONFIGURATIONS as error:
             self._remove(trainer)
             rank_zero_warn(f"{VARIABLE}: nothing is measured. {error}")

@@ -595,7 +595,7 @@ GUARDS = [
     Guard(
         "timing forwards leaves the budget to values",
         "training/budget.py",
-        "return self.spent_on.get(ESTIMATES, 0.0) + seconds <= _MORE_FORWARDS * self.left",
+        "return self.spent_on.get(ESTIMATES, 0.0) + seconds <= _TIMINGS * self.left",
         "return 10 * seconds <= self.left",
         "tests/training/test_budget.py -k timed_forwards",
     ),

@@ -44,6 +44,24 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
+class Manual(Linear):
+    """The same with manual optimization."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.before_step(optimizer)
+        optimizer.step()
+
+    def before_step(self, optimizer):
+        """For subclasses."""
+
+
 class Growing(pl.LightningModule):
     """L = x (w_0^2 - w_1^2) / 2 with w_1 pushed out: curvature (x, -x); the loss falls for ever."""
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from lightning_landscape import HessianMonitor, Monitor, environment, landscape_callbacks, measure
-from tests.small import Linear, regression
+from lightning_landscape.training.lightning_packages import misconfiguration
+from tests.small import Linear, Manual, regression
 
 GROUPS = ("pytorch_lightning.callbacks_factory", "lightning.pytorch.callbacks_factory")
 PACKAGES = (pytorch_lightning, lightning.pytorch)
@@ -158,25 +159,27 @@ def test_a_trainer_with_callbacks_of_its_own_keeps_those_alone(tmp_path, monkeyp
     assert len(own.history) >= 1
 
 
-class ByHand(Linear):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        optimizer.step()
-
-
 def test_a_module_that_cannot_be_measured_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_LANDSCAPE", "1")
     run = trainer(tmp_path)
     with pytest.warns(match="LIGHTNING_LANDSCAPE: nothing is measured. .*manual optimisation"):
-        run.fit(ByHand(), regression())
+        run.fit(Manual(), regression())
     assert (names(run), run.global_step) == (["FromEnvironment"], 4)
+
+
+def test_parameters_that_cannot_be_measured(tmp_path, monkeypatch):
+    """That is known after ``configure_model``."""
+
+    def refuse(trainer, pl_module):
+        raise misconfiguration(trainer, "tensor parallelism")
+
+    monkeypatch.setenv("LIGHTNING_LANDSCAPE", "1")
+    monkeypatch.setattr("lightning_landscape.training.monitor.refuse_tensor_parallel", refuse)
+    run = trainer(tmp_path)
+    with pytest.warns(match="LIGHTNING_LANDSCAPE: nothing is measured. tensor parallelism"):
+        run.fit(Linear(), regression())
+    assert (names(run), run.global_step) == (["FromEnvironment"], 4)
+    assert not list(tmp_path.rglob("history.jsonl"))
 
 
 def test_measure_has_its_own_callbacks_alone(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ _VALUES, _VALUES_BESIDE_PICTURES, _FIRST_VALUES = 0.7, 0.35, 3
 # Warm-started measurements take about this much of the first one; more if they are far apart.
 _LATER, _LATER_FAR_APART = 0.6, 0.8
 # A forward is timed before a first measurement is refused, if this many of them fit, and again as
-# long as that takes at most this share of the seconds left.
-_FIRST_FORWARDS, _MORE_FORWARDS = 3, 0.1
+# long as all timings take at most this share of the seconds left.
+_FIRST_FORWARDS, _TIMINGS = 3, 0.1
 # The part of the remaining seconds to plan with at the end of the fit, when no training follows.
 _SAFETY = 0.8
 # The purpose of pictures that callbacks for values draw during the run, and of timed forwards.
@@ -213,7 +213,7 @@ class Budget:
         seconds = min(self._costs.forward_seconds(q.loss.probe) for q in refused)
         if self._costs.forward is None:
             return _FIRST_FORWARDS * seconds <= self.left
-        return self.spent_on.get(ESTIMATES, 0.0) + seconds <= _MORE_FORWARDS * self.left
+        return self.spent_on.get(ESTIMATES, 0.0) + seconds <= _TIMINGS * self.left
 
     def allows_drawing(self, pictures: float, *, beside_last: bool = False) -> bool:
         """Whether there is time for ``pictures`` now.

@@ -22,24 +22,12 @@ from lightning_landscape import (
     SharpnessMonitor,
 )
 from tests.runs import train
-from tests.small import Linear, regression
+from tests.small import Linear, Manual, regression
 
 ALWAYS = {"every_n_train_steps": 1, "max_overhead": None}
 BATCH = next(iter(regression()))
 OLD_ROW = {"step": 7, "monitor": "hessian", "hessian/top_eigenvalue": 3.0}
 EDGE = "hessian/edge_ratio"
-
-
-class Manual(Linear):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
 
 
 class Validated(Linear):

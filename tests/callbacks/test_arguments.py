@@ -21,7 +21,7 @@ from lightning_landscape import (
     landscape_callbacks,
 )
 from tests.runs import train
-from tests.small import Linear, Quartic, ones, regression
+from tests.small import Linear, Manual, Quartic, ones, regression
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,6 @@ def test_probe_arguments(samples):
 
 
 def test_manual_optimisation_needs_a_loss(tmp_path):
-    class Manual(Linear):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
     with pytest.raises(MisconfigurationException, match=r"Pass SharpnessMonitor\(loss_fn=lambda"):
         train(Manual, regression, [SharpnessMonitor()], tmp_path)
 

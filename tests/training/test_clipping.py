@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from lightning_landscape import HessianMonitor
 from tests.runs import differences, train
-from tests.small import Linear, regression
+from tests.small import Linear, Manual, regression
 
 EVERY = {"every_n_train_steps": 3, "max_overhead": None}
 
@@ -37,24 +37,16 @@ class OwnClipping(Linear):
         self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
 
 
-class Manual(Linear):
+class ClippedByHand(Manual):
     """Manual optimization, clipped by Lightning's method."""
 
     limit = 1e-3
 
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
+    def before_step(self, optimizer):
         self.clip_gradients(optimizer, gradient_clip_val=self.limit)
-        optimizer.step()
 
 
-class ManualRarely(Manual):
+class ManualRarely(ClippedByHand):
     limit = 1e9
 
 
@@ -69,7 +61,7 @@ CLIPPED = {
     "hook": (BeforeStep, {}),
     "optimizer_step": (InOptimizerStep, {}),
     "configure_gradient_clipping": (OwnClipping, {}),
-    "manual": (Manual, {}),
+    "manual": (ClippedByHand, {}),
 }
 RARELY = {
     "none": (Linear, {}),
