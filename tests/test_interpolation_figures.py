@@ -56,7 +56,7 @@ def test_line_shows_its_ends_distance_and_barrier():
     text = text_of(figure)
     named = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert named == {"the start": (-1.0, 2.0), "now": (0.0, 1.0)}
-    assert "barrier 3.25: maximum above the grey line" in text
+    assert "from the start, barrier 3.25 above grey line" in text
     assert line_figure(line()).axes[0].get_xlabel() == "from the start (1 = norm 12)"
     plain = Slice((np.linspace(-1, 1, 5),), LOSSES, 3.0)
     assert "grey" not in text_of(line_figure(plain))
@@ -67,7 +67,7 @@ def test_legend_shows_the_barrier_of_each_probe():
     text = text_of(_line_figure({"": line(barrier=3.25), "old": line(LOSSES / 2, barrier=0.5)}))
     assert text.startswith("step 7\n")
     assert "probe, barrier 3.25\nold, barrier 0.5" in text
-    assert "barrier: maximum above" in text
+    assert "from the start, barrier above grey line" in text
 
 
 def test_no_grey_line_if_an_end_is_not_finite():

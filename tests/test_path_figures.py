@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -119,8 +120,7 @@ def test_validation_curves_are_dashed() -> None:
     for limits in (None, LossLimits(0.0, 5.0)):
         figure = line_figure(pieces, limits=limits)
         text = text_of(figure)
-        assert "dashed: validation loss 2.5, 300 examples in eval mode" in text
-        assert "directions fixed" in text
+        assert "directions fixed, dashed: 300 in eval mode\n" in text
         assert f"{TIMES} not finite" in text
         curves = [c for c in figure.axes[0].lines if len(c.get_xdata()) == 3]
         assert [c.get_linestyle() for c in curves] == ["--", "-", "--", "-"]
@@ -147,16 +147,16 @@ def stepped(overshoot: float, lowest: float) -> Slice:
 @pytest.mark.parametrize(
     ("overshoot", "lowest", "expected"),
     [
-        (1.7, -0.41, f"step of length 0.031, 1.7{TIMES} the step to the lowest point"),
-        (0.5, 1.0, f"step of length 0.031, 0.5{TIMES} the step to the lowest point"),
-        (math.nan, 3.0, "step of length 0.031, lowest point not in the picture"),
-        (math.nan, -1.5, "step of length 0.031, uphill from the start"),
-        (math.nan, math.nan, "step of length 0.031, lowest point not in the picture"),
+        (1.7, -0.41, f"1.7{TIMES} the step to the lowest point"),
+        (0.5, 1.0, f"0.5{TIMES} the step to the lowest point"),
+        (math.nan, 3.0, "lowest point not in the picture"),
+        (math.nan, -1.5, "uphill from the start"),
+        (math.nan, math.nan, "lowest point not in the picture"),
     ],
 )
 def test_last_step(overshoot: float, lowest: float, expected: str) -> None:
     figure = line_figure(stepped(overshoot, lowest))
-    assert expected in text_of(figure)
+    assert f"update (taken anew), {expected}\n512 examples in train mode" in text_of(figure)
     before = next(c for c in markers(figure, "o") if c.get_xdata()[0] == -1.0)
     named = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert set(named) == ({"before", "now", "lowest"} if math.isfinite(lowest) else set())
@@ -167,6 +167,27 @@ def test_last_step(overshoot: float, lowest: float, expected: str) -> None:
         assert before.get_ydata()[0] == pytest.approx((-1 - lowest) ** 2)
         (star,) = markers(figure, "*")
         assert star.get_xdata()[0] == lowest
+
+
+def test_captions_have_at_most_three_lines() -> None:
+    """Of a step, of the line to a reference and of a path, each with a validation loss."""
+    x = np.linspace(-2, 3, 21)
+    curve = {"validation": {**VALIDATION, "losses": (x**2).tolist()}}
+    step = stepped(1.7, -0.41)
+    reference = {"directions": ["from the start"], "reference": "the start", "barrier": 12.25}
+    reference |= {**METADATA, **reference, "fixed": [True], **curve}
+    names = {"directions": ["PCA 1 of the path", "PCA 2 of the path"], "fixed": [False, False]}
+    inside = {**PATH, "coordinates": [[-0.9, 0.5], [-0.5, 1.0], [-0.2, 0.9], [-0.1, 0.1]]}
+    surface = {"validation": {**VALIDATION, "losses": plane().losses.tolist()}}
+    path = with_path(inside, **names, normalization="unit", **surface)
+    for figure in (
+        line_figure(dataclasses.replace(step, metadata={**step.metadata, **curve})),
+        line_figure(Slice((x,), x**2, 0.0, reference)),
+        plane_figure(path),
+    ):
+        lines = set(text_of(figure).splitlines())
+        assert len(lines) == 3, lines
+        assert max(map(len, lines)) <= 58
 
 
 def test_legend_shows_which_directions_are_fixed() -> None:

@@ -22,6 +22,7 @@ P = ParamSpec("P")
 WIDTH, DPI = 4.0, 140
 # Points. 9 points at 140 dots an inch are 11 pixels after the reduction from 560 to 350.
 TITLE, TEXT, SMALL = 12.0, 9.5, 9.0
+LENGTH = 58  # characters of a small line of the header
 # Inches: from the top to the first small line of the header, and the line spacing.
 HEADER, PITCH = 0.34, 0.18
 INK, GREY, GRID = "#1a1a1a", "#6b6b6b", "#e2e2e2"
@@ -109,6 +110,24 @@ def figure_to_image(figure: Figure) -> NDArray[np.uint8]:
     return np.array(np.asarray(canvas.buffer_rgba())[..., :3], dtype=np.uint8)
 
 
+def packed(lines: Sequence[str], *further: str) -> list[str]:
+    """Returns the lines, with each further text on the first that has room, or on its own line.
+
+    Example:
+        >>> packed(["random (fixed)", "512 examples in train mode"], "not to scale", "")
+        ['random (fixed), not to scale', '512 examples in train mode']
+    """
+    found = list(filter(None, lines))
+    for text in filter(None, further):
+        room = (row for row, line in enumerate(found) if len(line) + 2 + len(text) <= LENGTH)
+        row = next(room, None)
+        if row is None:
+            found.append(text)
+        else:
+            found[row] += f", {text}"
+    return found
+
+
 def write_header(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """Writes a title and smaller lines at fixed positions, the same in all frames of a film.
 
@@ -121,7 +140,7 @@ def write_header(figure: Figure, title: str, lines: Sequence[str]) -> None:
     )  # fmt: skip
     for row, line in enumerate(filter(None, lines)):
         figure.text(
-            0.03, 1 - (HEADER + PITCH * row) / height, shortened(line, 58),
+            0.03, 1 - (HEADER + PITCH * row) / height, shortened(line, LENGTH),
             ha="left", va="top", fontsize=SMALL,
         )  # fmt: skip
 

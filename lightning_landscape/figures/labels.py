@@ -94,10 +94,10 @@ def directions_line(metadata: Mapping[str, Any], count: int) -> str:
 
 
 def normalization_text(metadata: Mapping[str, Any]) -> str:
-    """Returns 'filter-normalised'."""
-    if "normalization" not in metadata:
+    """Returns 'filter-normalised'; nothing for unit vectors, whose norm is beside their names."""
+    kind = metadata.get("normalization", "unit")
+    if kind == "unit":
         return ""
-    kind = metadata["normalization"]
     return "not normalised" if kind in (None, "", "none") else f"{kind}-normalised"
 
 

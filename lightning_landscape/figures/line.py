@@ -20,6 +20,7 @@ from lightning_landscape.figures.canvas import (
     in_house_style,
     name_mark,
     open_axes,
+    packed,
     set_ticks,
     shortened,
     write_titles,
@@ -136,7 +137,7 @@ def draw_lines(
         title = count_title(len(lines), "line")
         if len(steps) == 1 and "?" not in steps and all("reference" in s.metadata for s in lines):
             title = f"step {steps.pop()}"
-    small += [*_validation_text(dashed), *_update_text(lines), *_reference_text(lines)]
+    small = packed(small, _update_text(lines), _reference_text(lines), _validation_text(dashed))
     entries = len(lines) if len(lines) > 1 or names is not None else 0
     # Inches. Space for the remark is always reserved, so that all frames have the same height.
     legend = HEADER + PITCH * (len(small) + 1)
@@ -348,8 +349,7 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     else:
         title = step_and_loss(first, lines[0].center_loss)
     texts = {
-        (directions_line(line.metadata, 1), normalization_text(line.metadata), _probe(line))
-        for line in lines
+        (directions_line(line.metadata, 1), _normalization(line), _probe(line)) for line in lines
     }
     # For each of the three: the common text, or nothing.
     directions, kind, probe = (
@@ -363,38 +363,37 @@ def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
     return title, [line for line in (directions, comma_joined(kind, probe)) if line]
 
 
-def _validation_text(dashed: Sequence[Slice | None]) -> list[str]:
+def _validation_text(dashed: Sequence[Slice | None]) -> str:
     """Describes the dashed curves."""
     known = [line for line in dashed if line is not None]
     if not known:
-        return []
-    loss = f" {number(known[0].center_loss)}" if not _differ(known, _center) else ""
-    return [f"dashed: validation loss{loss}, {probe_text(known[0].metadata)}"]
+        return ""
+    samples, mode = (known[0].metadata.get(key) for key in ("probe_samples", "probe_mode"))
+    probe = "validation" if samples is None else str(samples)
+    return f"dashed: {probe}" if mode is None else f"dashed: {probe} in {mode} mode"
 
 
-def _update_text(lines: Sequence[Slice]) -> list[str]:
-    """Describes the optimizer's last step: its length, and its overshoot."""
+def _update_text(lines: Sequence[Slice]) -> str:
+    """Describes the overshoot of the optimizer's last step; its length is at the axis."""
     for line in lines:
         known = line.metadata.get("update")
         if known:
             over = float(known["overshoot"])
-            remark = "lowest point not in the picture"
             if np.isfinite(over):
-                remark = f"{number(over, 2)}{TIMES} the step to the lowest point"
-            elif line.coordinates[0][0] < float(known["lowest_along_update"]) <= -1.0:
-                remark = "uphill from the start"
-            return [f"step of length {number(known['update_norm'], 2)}, {remark}"]
-    return []
+                return f"{number(over, 2)}{TIMES} the step to the lowest point"
+            uphill = line.coordinates[0][0] < float(known["lowest_along_update"]) <= -1.0
+            return "uphill from the start" if uphill else "lowest point not in the picture"
+    return ""
 
 
-def _reference_text(lines: Sequence[Slice]) -> list[str]:
+def _reference_text(lines: Sequence[Slice]) -> str:
     """Describes the barrier."""
     for line in lines:
         if "reference" in line.metadata:
             barrier = line.metadata.get("barrier") if len(lines) == 1 else None
             height = "" if barrier is None else f" {number(float(barrier))}"
-            return [f"barrier{height}: maximum above the grey line"]
-    return []
+            return f"barrier{height} above grey line"
+    return ""
 
 
 def _center(line: Slice) -> str:
@@ -417,6 +416,12 @@ def _state(line: Slice) -> str:
 
 def _norm(line: Slice) -> float | None:
     return direction_norms(line.metadata, 1)[0]
+
+
+def _normalization(line: Slice) -> str:
+    """The normalization; a step and the way from a reference have a length of their own."""
+    has_length = line.metadata.get("update") or "reference" in line.metadata
+    return "" if has_length else normalization_text(line.metadata)
 
 
 def _probe(line: Slice) -> str:

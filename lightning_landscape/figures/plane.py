@@ -15,6 +15,7 @@ from lightning_landscape.figures.canvas import (
     in_house_style,
     name_mark,
     open_axes,
+    packed,
     set_ticks,
     shortened,
     write_across,
@@ -137,16 +138,16 @@ def draw_plane(
         ax,
         figure,
         title,
-        [
-            directions_line(first, 2),
-            comma_joined(normalization_text(first), probe_text(first)),
-            comma_joined(
-                "" if validation is None else _validation_text(validation),
-                "" if path is None else path_text(path, axes.get_xlim(), axes.get_ylim()),
-                "" if to_scale else "not to scale",
-                remarks(film),
-            ),
-        ],
+        packed(
+            [
+                directions_line(first, 2),
+                comma_joined(normalization_text(first), probe_text(first)),
+            ],
+            "" if validation is None else _validation_text(validation),
+            "" if path is None else path_text(path, axes.get_xlim(), axes.get_ylim()),
+            "" if to_scale else "not to scale",
+            remarks(film),
+        ),
     )
     return figure
 
