@@ -103,7 +103,7 @@ def test_isolines_show_the_validation_loss() -> None:
     known = {"validation": {**VALIDATION, "losses": (2.5 + along_y).tolist()}}
     piece = Slice((x, x), 2.0 + along_x, 2.0, known)
     figure = plane_figure(piece)
-    assert "lines: validation loss on 300" in text_of(figure)
+    assert "lines: validation, 300" in text_of(figure)
     contours = isolines_of(figure)
     assert len(contours.levels) > 3
     for segments, level in zip(contours.allsegs, contours.levels, strict=True):
@@ -177,9 +177,10 @@ def test_captions_have_at_most_three_lines() -> None:
     reference = {"directions": ["from the start"], "reference": "the start", "barrier": 12.25}
     reference |= {**METADATA, **reference, "fixed": [True], **curve}
     names = {"directions": ["PCA 1 of the path", "PCA 2 of the path"], "fixed": [False, False]}
+    stretched = [1.0, 100.0]
     inside = {**PATH, "coordinates": [[-0.9, 0.5], [-0.5, 1.0], [-0.2, 0.9], [-0.1, 0.1]]}
     surface = {"validation": {**VALIDATION, "losses": plane().losses.tolist()}}
-    path = with_path(inside, **names, normalization="unit", **surface)
+    path = with_path(inside, **names, normalization="unit", norms=stretched, **surface)
     for figure in (
         line_figure(dataclasses.replace(step, metadata={**step.metadata, **curve})),
         line_figure(Slice((x,), x**2, 0.0, reference)),
@@ -188,6 +189,7 @@ def test_captions_have_at_most_three_lines() -> None:
         lines = set(text_of(figure).splitlines())
         assert len(lines) == 3, lines
         assert max(map(len, lines)) <= 58
+    assert f"PCA 1 {TIMES} PCA 2 of the path (taken anew), not to scale" in lines
 
 
 def test_legend_shows_which_directions_are_fixed() -> None:

@@ -89,8 +89,21 @@ def directions_line(metadata: Mapping[str, Any], count: int) -> str:
     states = ["fixed" if flag else "taken anew" for flag in metadata.get("fixed") or ()][:count]
     if len(states) == count and len(set(states)) > 1:
         names = [f"{name} ({state})" for name, state in zip(names, states, strict=True)]
-    line = f" {TIMES} ".join(names)
+    line = f" {TIMES} ".join([*(_without_end(name, names[-1]) for name in names[:-1]), names[-1]])
     return f"{line} ({states[0]})" if len(states) == count and len(set(states)) == 1 else line
+
+
+def _without_end(name: str, last: str) -> str:
+    """Returns the name without the words at its end that the last name has there too.
+
+    Example:
+        >>> _without_end("PCA 1 of the path", "PCA 2 of the path")
+        'PCA 1'
+    """
+    words, others = name.split(), last.split()
+    while words != others and min(len(words), len(others)) > 1 and words[-1] == others[-1]:
+        words, others = words[:-1], others[:-1]
+    return " ".join(words)
 
 
 def normalization_text(metadata: Mapping[str, Any]) -> str:

@@ -204,7 +204,7 @@ def remarks(film: Sequence[Slice]) -> str:
 def _validation_text(validation: Slice) -> str:
     """Describes the isolines of a validation loss."""
     samples = validation.metadata.get("probe_samples")
-    return f"lines: validation loss{'' if samples is None else f' on {samples}'}"
+    return f"lines: validation{'' if samples is None else f', {samples}'}"
 
 
 def mark_center(axes: Axes, size: float = 10.0) -> None:
