@@ -7,8 +7,9 @@ callbacks: how many values and the longest gap between two, the planes and their
 value takes, and the time added to the same training without callbacks (each in its own process, one
 thread), compared with the documented limit:
 ``max(max_overhead * T, min(max(T, 10 s), grace_seconds))``.
-Each logged eigenvalue is then measured again, at ``tol=1e-4`` on the same probe and weights: runs
-with callbacks have the same weights, so a third run writes a checkpoint at each of these steps.
+Logged eigenvalues, 20 of them at most, are then measured again, at ``tol=1e-4`` on the same probe
+and weights: runs with callbacks have the same weights, so a third run writes a checkpoint at each
+of these steps.
 
 The last column compares the probe, 512 examples, with 2,048 examples of the same data in batches of
 the same size: the median of the ratios of their eigenvalues at the first, a middle and the last
@@ -16,7 +17,9 @@ step.
 
     python -m benchmarks.first_run --trainings mlp --lengths 200
 
-``--quick`` runs the shortest one, as a test.
+``--no-grace 3`` instead runs three pairs of each with ``grace_seconds=0``, in which 5 % are the
+limit, and prints the time added to each and the median.  ``--quick`` runs the shortest one, as a
+test.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +41,15 @@ from benchmarks.overhead import _ONE_THREAD, TRAININGS
 
 _MINUTES = 3
 _WIDE = 2048  # examples
+_COMPARED = 20  # values of a run
 _LENGTHS = ("200", "1500", "minutes")
 
 
 def train(name: str, steps: int, folder: str, kind: str) -> None:
     """Train in this process, and print the results for the parent process as one line of JSON.
 
-    ``kind``: "plain", "measured", or "kept" with the steps of checkpoints in ``folder/steps.json``.
+    ``kind``: "plain", "measured", "no grace" (measured as well), or "kept" with the steps of
+    checkpoints in ``folder/steps.json``.
     """
     import pytorch_lightning as pl
     import torch
@@ -74,10 +80,10 @@ def train(name: str, steps: int, folder: str, kind: str) -> None:
     net, data, size = TRAININGS[name]()
     module = Module(net)
     callbacks: list[Any] = [Keep()] if kind == "kept" else []
-    if kind == "measured":
+    if kind in ("measured", "no grace"):
         from lightning_landscape import landscape_callbacks
 
-        callbacks = landscape_callbacks()
+        callbacks = landscape_callbacks(**({"grace_seconds": 0.0} if kind == "no grace" else {}))
     trainer = pl.Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -151,6 +157,9 @@ def _run(name: str, steps: int, folder: str, kind: str) -> tuple[dict[str, Any],
         command, env={**os.environ, **_ONE_THREAD}, check=True, capture_output=True, text=True
     )
     seconds = time.perf_counter() - started
+    for line in done.stderr.splitlines() if kind != "kept" else ():
+        if line.startswith("lightning_landscape: measured hessian"):
+            print(f"{name}, {steps:,} steps: {line}", file=sys.stderr, flush=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result, seconds
 
@@ -158,19 +167,16 @@ def _run(name: str, steps: int, folder: str, kind: str) -> tuple[dict[str, Any],
 def row_of(name: str, length: str) -> list[str]:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        if length == "minutes":
-            tried, _ = _run(name, 300, folder, "plain")
-            steps = max(int(300 * 60 * _MINUTES / tried["seconds"]), 300)
-        else:
-            steps = int(length)
+        steps = _steps_of(name, length, folder)
         alone, plain = _run(name, steps, folder, "plain")
         measured, whole = _run(name, steps, folder, "measured")
         labels = [row["step"] for row in measured["rows"]]
-        Path(folder, "steps.json").write_text(json.dumps(labels))
+        compared = _evenly(measured["rows"], _COMPARED)
+        Path(folder, "steps.json").write_text(json.dumps([row["step"] for row in compared]))
         kept, _ = _run(name, steps, folder, "kept")
         errors = sorted(
             abs(row["hessian/top_eigenvalue"] / kept["exact"][str(row["step"])] - 1)
-            for row in measured["rows"]
+            for row in compared
         )
         biases = [wide / kept["exact"][step] for step, wide in kept["wide"].items()]
         sizes = _plane_sizes(Path(folder))
@@ -191,6 +197,33 @@ def row_of(name: str, length: str) -> list[str]:
     ]
 
 
+def _steps_of(name: str, length: str, folder: str) -> int:
+    if length != "minutes":
+        return int(length)
+    tried, _ = _run(name, 300, folder, "plain")
+    return max(int(300 * 60 * _MINUTES / tried["seconds"]), 300)
+
+
+def _evenly(rows: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of the rows, with the first and the last."""
+    number = min(most, len(rows))
+    return [rows[round(i * (len(rows) - 1) / max(number - 1, 1))] for i in range(number)]
+
+
+def pairs_of(name: str, length: str, pairs: int) -> list[str]:
+    """One row of the table without a grace."""
+    added = []
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _steps_of(name, length, folder)
+        for number in range(pairs):
+            seconds = {}
+            for kind in ("plain", "no grace")[:: 1 if number % 2 else -1]:
+                _, seconds[kind] = _run(name, steps, folder, kind)
+            added.append(seconds["no grace"] / seconds["plain"] - 1)
+    each = ", ".join(f"{share:.1%}" for share in added)
+    return [name, f"{steps:,}", each, f"{statistics.median(added):.1%}"]
+
+
 def _plane_sizes(folder: Path) -> list[tuple[int, int]]:
     import numpy as np
 
@@ -202,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
     parser.add_argument("--lengths", nargs="+", choices=_LENGTHS, default=_LENGTHS)
+    parser.add_argument("--no-grace", type=int, metavar="PAIRS", help="with grace_seconds=0")
     parser.add_argument("--quick", action="store_true", help="the shortest one")
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -213,11 +247,15 @@ def main() -> None:
         chosen.trainings, chosen.lengths = ["mlp"], ["200"]
     columns = ["training", "steps", "values (Hessian + SAM)", "longest gap", "planes", "a value"]
     columns += ["added, of the limit", "error, median", "95 %", "2,048 examples"]
+    row = row_of
+    if chosen.no_grace:
+        columns = ["training", "steps", "added, without a grace", "median"]
+        row = partial(pairs_of, pairs=chosen.no_grace)
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for length in chosen.lengths:
         for name in chosen.trainings:
-            print("| " + " | ".join(row_of(name, length)) + " |", flush=True)
+            print("| " + " | ".join(row(name, length)) + " |", flush=True)
 
 
 if __name__ == "__main__":

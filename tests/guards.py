@@ -985,6 +985,20 @@ GUARDS = [
         f"{BUDGET_TESTS} -k leave_time",
     ),
     Guard(
+        "a part of the limit is not planned with",
+        ACCOUNT,
+        "_PLANNED = 0.95",
+        "_PLANNED = 1.0",
+        f"{BUDGET_TESTS} -k seconds_of",
+    ),
+    Guard(
+        "products leave time for the other callbacks of a round",
+        "training/round.py",
+        "left = max(self._run.deadline - self._run.reserved - self.clock(), 0.0)",
+        "left = max(self._run.deadline - self.clock(), 0.0)",
+        f"{BUDGET_TESTS} -k short_run_are",
+    ),
+    Guard(
         "each eigenvalue problem leaves products for later ones",
         "callbacks/solver.py",
         "most = self._products - self._fewest * max(self._problems - 1, 0)",

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.quantity import Quantity
 
+# The share of the allowance that is planned with.  The rest is for what no clock here sees, such as
+# imports, and for the estimates.
+_PLANNED = 0.95
 # A short run may at least become this much longer, as far as `grace_seconds` allows it.
 _SHORTEST_GRACE = 10.0
-# The share of the whole budget for values: the larger one, and down to the smaller one where the
+# The share of these seconds for values: the larger one, and down to the smaller one where the
 # pictures at the end of the fit need more than the rest.  The first, one in the middle and the last
 # value come before pictures.
 _VALUES, _VALUES_BESIDE_PICTURES, _FIRST_VALUES = 0.7, 0.35, 3
@@ -72,9 +75,13 @@ class Budget:
         return min(max(seconds, _SHORTEST_GRACE), self.grace_seconds)
 
     @property
+    def _planned(self) -> float:
+        return _PLANNED * self.whole
+
+    @property
     def left(self) -> float:
-        """Seconds that may still be spent; negative above the limit."""
-        return self.whole - self._costs.time.spent
+        """Seconds that may still be planned with; negative if more was spent."""
+        return self._planned - self._costs.time.spent
 
     def seconds_of(self, quantity: Quantity) -> float:
         """Estimated seconds of the callback's next measurement."""
@@ -107,7 +114,7 @@ class Budget:
     @property
     def left_for_values(self) -> float:
         """Seconds for values, with the pictures at the end of the fit still to come."""
-        whole, drawing = self.whole, self._drawing
+        whole, drawing = self._planned, self._drawing
         if not math.isfinite(whole):
             return whole
         beside = max(whole - self._sum(drawing), _VALUES_BESIDE_PICTURES * whole)
@@ -224,7 +231,7 @@ class Budget:
         seconds = self._costs.drawing_seconds(pictures)
         if not beside_last:
             return seconds <= self.left
-        reserve = min(self._sum(self._drawing), 0.5 * self.whole)
+        reserve = min(self._sum(self._drawing), 0.5 * self._planned)
         reserve += seconds if self.steps_ahead else 0.0  # the last of these, drawn in any case
         allowed = self.left_for_pictures(self.steps_ahead) - reserve + self._drawn
         return self._drawn + seconds <= self._done * allowed

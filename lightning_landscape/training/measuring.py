@@ -66,7 +66,8 @@ class Measuring:
         with self._isolated(trainer, pl_module, quantities, step) as this_round:
             if this_round is None:
                 return
-            for quantity in quantities:
+            for number, quantity in enumerate(quantities):
+                self._run.reserved = sum(map(self._budget.seconds_of, quantities[number + 1 :]))
                 started, work = clock(), this_round.work
                 measured = self._attempt(
                     quantity, partial(_measure_validated, quantity, this_round)

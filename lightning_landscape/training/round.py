@@ -201,7 +201,7 @@ class Round:
         Computed on rank zero, the same on all processes.
         """
         processes = self._run.processes
-        left = max(self._run.deadline - self.clock(), 0.0)
+        left = max(self._run.deadline - self._run.reserved - self.clock(), 0.0)
         count = left / max(seconds, 1e-9) if processes.rank == 0 else 0.0
         return float(processes.sum(torch.tensor(count, device=processes.device)))
 

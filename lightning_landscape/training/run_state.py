@@ -29,6 +29,7 @@ class RunState:
         concatenated: loss -> whether the whole probe is evaluated as one batch.
         deadline: when a limited callback should have its values, by this process's clock; infinite
             on all processes or on none.
+        reserved: estimated seconds of the measurements after the current one in this round.
         clipped_share: share of the clipped steps among the last ones that were seen; None without
             any.
         batch_kind: the structure of the training batches, for messages.
@@ -49,6 +50,7 @@ class RunState:
         self._rounds = 0
         self.concatenated: dict[Hashable, bool] = {}
         self.deadline = math.inf
+        self.reserved = 0.0
         self.batch_kind = ""
         self.largest_batch = 1
         self.trains = True
