@@ -1952,7 +1952,7 @@ GUARDS = [
     Guard(
         "the copy at the start of an epoch counts as measuring",
         SESSION,
-        "with self._measuring_time(pl_module):",
+        "with self.measuring_time(pl_module):",
         "if True:",
         f"{INTERPOLATION} -k counts_as_measuring",
         within="Session.on_train_epoch_start",

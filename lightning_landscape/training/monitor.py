@@ -165,14 +165,16 @@ class Monitor(Quantity, Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if session := self._session:
-            session.run.clipped_steps.after_backward(trainer.optimizers, is_scaled(trainer))
+            with session.measuring_time():
+                session.run.clipped_steps.after_backward(trainer.optimizers, is_scaled(trainer))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if session := self._session:
             automatic = pl_module.automatic_optimization
-            session.run.clipped_steps.before_step(optimizer, automatic, is_scaled(trainer))
+            with session.measuring_time():
+                session.run.clipped_steps.before_step(optimizer, automatic, is_scaled(trainer))
 
     def on_train_batch_end(
         self,

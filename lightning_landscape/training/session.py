@@ -71,7 +71,6 @@ class Session:
         self._trackers = [q for q in self.quantities if q.tracks_weights]
         self._copies_at_ends = False  # batches for callbacks that measure by epochs
         self._watches_end = any(q.draws and q.needs_update for q in self.quantities)
-        self._hook_seconds = HOOK_SECONDS * len(quantities)
         self._first_batch = 0
         self._last_global_step = -1  # trainer.global_step after the last batch
         self._takes_iterator = False  # training_step takes an iterator instead of a batch
@@ -88,7 +87,7 @@ class Session:
         self._takes_iterator = takes_iterator(pl_module)
         # Lightning saves its counter before incrementing it, and corrects that after this hook.
         begins_at = trainer.fit_loop.epoch_loop._batches_that_stepped + bool(trainer.ckpt_path)
-        with self._measuring_time(pl_module):
+        with self.measuring_time(pl_module):
             self._prepare(trainer, pl_module, begins_at)
         # A checkpoint written at the end of an epoch needs no correction.
         self._track_weights(trainer, pl_module, min(begins_at, trainer.global_step))
@@ -102,7 +101,7 @@ class Session:
         """Call the callbacks that read the weights at the start of an epoch."""
         reading = [q for q in self.quantities if q.tracks_epochs and not q.disabled]
         if reading:
-            with self._measuring_time(pl_module):
+            with self.measuring_time(pl_module):
                 for quantity in reading:
                     quantity.on_epoch_weights(trainer, pl_module)
 
@@ -132,7 +131,7 @@ class Session:
         """Call the callbacks that read the weights along the run."""
         reading = [q for q in self.quantities if not q.disabled and q.wants_weights(step)]
         if reading:
-            with self._measuring_time(pl_module):
+            with self.measuring_time(pl_module):
                 for quantity in reading:
                     quantity.on_weights(trainer, pl_module, step)
 
@@ -167,7 +166,7 @@ class Session:
     def _count_batches(self, trainer: Trainer) -> None:
         """Count the batches since the last call, and the time of idle hooks at them."""
         batches = trainer.fit_loop.total_batch_idx + 1 - self._first_batch
-        self.run.costs.time.add((batches - self.run.costs.batches) * self._hook_seconds)
+        self.run.costs.time.add((batches - self.run.costs.batches) * HOOK_SECONDS)
         self.run.costs.count_batches(batches)
 
     def on_train_batch_start(
@@ -180,7 +179,7 @@ class Session:
         measuring = [*due, *(q for q in self.quantities if q.draws and self._is_last_step(trainer))]
         last_step, copies = self.run.last_step, any(q.needs_update for q in measuring)
         copies = copies and last_step.needs_weights_at(trainer.global_step)
-        with self._measuring_time(pl_module if copies else None):
+        with self.measuring_time(pl_module if copies else None):
             last_step.begin_batch()
             self._logged_size.watch(trainer)
             if not self._takes_iterator:
@@ -252,7 +251,7 @@ class Session:
             self._last_global_step = trainer.global_step
             return
         self._count_batches(trainer)
-        with self._measuring_time():
+        with self.measuring_time():
             size = self._capture(trainer, pl_module, outputs, batch, batch_idx)
         reading = self._reading(trainer)
         if trainer.global_step == self._last_global_step:
@@ -266,7 +265,7 @@ class Session:
         self.probes.complete_for([r for r in reading if r.quantity.must_measure])
         due = [q for q in due if is_ready(q)]
         if due:
-            with self._measuring_time(pl_module):
+            with self.measuring_time(pl_module):
                 self.run.costs.batch_size = size or batch_size(batch)
                 self.run.batch_kind = kind_of(batch)
                 self.run.largest_batch = max(self.run.largest_batch, self.run.costs.batch_size)
@@ -312,7 +311,7 @@ class Session:
         """Make the last measurements and pictures, and print the closing line."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._count_batches(trainer)
-        with self._measuring_time(pl_module):
+        with self.measuring_time(pl_module):
             self.probes.complete()
             self.probes.complete_validation(trainer, self.quantities)
             if step > 0 and self.run.trains:
@@ -372,7 +371,7 @@ class Session:
     ) -> None:
         """Measure everything once without training, on these batches where probes are captured."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        with self._measuring_time(pl_module):
+        with self.measuring_time(pl_module):
             self.probes.fill(trainer, pl_module, training, validation)
             self.probes.complete()
             self.probes.complete_validation(trainer, self.quantities)
@@ -390,7 +389,7 @@ class Session:
         """Writes to the loggers and beside the logs."""
         return self._publisher.recorder
 
-    def _measuring_time(
+    def measuring_time(
         self, pl_module: LightningModule | None = None
     ) -> AbstractContextManager[None]:
         """Count the time inside as measuring; with a module, including work on its device."""

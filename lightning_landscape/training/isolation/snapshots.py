@@ -164,13 +164,12 @@ class Entries:
 
 
 class TensorContent:
-    """The content of a tensor, its storage, and its ``requires_grad``."""
+    """The content of a tensor and its storage."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
         self._data = value.data
         self._content = value.detach().clone()
-        self._requires_grad = value.requires_grad
 
     def changed(self) -> bool:
         return not same_bits(self.value, self._content)
