@@ -559,7 +559,7 @@ GUARDS = [
     Guard(
         "the time of idle hooks is counted",
         SESSION,
-        "self.run.costs.time.add(",
+        "costs.time.add(",
         "abs(",
         f"{SESSION_TESTS} -k idle_hooks",
         within="Session._count_batches",

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 from pytorch_lightning import Callback
 
-# Seconds by which a step is longer where Lightning calls one hook of a callback: 20 to 45
-# microseconds of a step of 1 ms, for one that does nothing as well, although a loop over such calls
-# takes less than 10 each.
-HOOK_SECONDS = 30e-6
+# Seconds by which a step is longer where Lightning calls one hook of a callback: 50 microseconds of
+# a step of 1 ms, although a loop over such calls takes 10 each, because the step itself becomes
+# slower.  On a faster machine both are shorter, so it is at most this share of a step.
+HOOK_SECONDS, HOOK_SHARE = 50e-6, 0.04
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
 # Called at a step, before its gradient is clipped.
