@@ -954,7 +954,7 @@ GUARDS = [
         "callbacks/hessian_measurement.py",
         "this_round.operations_within_budget(seconds) - others",
         "this_round.operations_within_budget(seconds)",
-        f"{BUDGET_TESTS} -k shared_by_all",
+        f"{BUDGET_TESTS} -k short_run_are",
     ),
     Guard(
         "no picture exceeds the budget",
