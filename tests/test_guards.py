@@ -2,9 +2,6 @@
 
 import ast
 import builtins
-import itertools
-import re
-import shlex
 
 import pytest
 
@@ -33,19 +30,6 @@ def test_test_files_of_each_guard_exist():
         assert guard.test_files
         for path in guard.test_files:
             assert (ROOT / path).is_file(), f"{guard.what}: {path}"
-
-
-def test_selections_of_each_guard_name_something():
-    """A test, or something that tests are parametrized with: a module, an argument."""
-    names = ("tests/zoo.py", "tests/constructs/*.py", f"{PACKAGE}/callbacks/*.py")
-    modules = [path for name in names for path in sorted(ROOT.glob(name))]
-    for guard in GUARDS:
-        files = [*modules, *(ROOT / path for path in guard.test_files)]
-        text = "".join(path.read_text(encoding="utf-8") for path in files)
-        arguments = shlex.split(guard.tests)
-        chosen = [b for a, b in itertools.pairwise(arguments) if a == "-k"]
-        words = set(re.findall(r"\w+", " ".join(chosen))) - {"and", "or", "not"}
-        assert not {word for word in words if word not in text}, guard.what
 
 
 def test_descriptions_are_unique():
