@@ -583,6 +583,25 @@ def test_legend_shows_what_differs_between_lines(
     assert len(colors) == 2
 
 
+@pytest.mark.parametrize(
+    ("norm", "labels", "axis"),
+    [
+        (6.7500001, ["random 1", "random 2"], "along the direction (1 = norm 6.8)"),
+        (8.0, ["random 1 (1 = norm 6.8)", "random 2 (1 = norm 8)"], "along the direction"),
+    ],
+)
+def test_norms_of_several_directions_are_shown_once(
+    norm: float, labels: list[str], axis: str
+) -> None:
+    lines = [
+        line([1, 0, 1], directions=["random 1"], norms=[6.75]),
+        line([2, 0, 2], directions=["random 2"], norms=[norm]),
+    ]
+    figure = line_figure(lines)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
+    assert figure.axes[0].get_xlabel() == axis
+
+
 def test_lines_with_different_centers_have_no_loss_in_the_title() -> None:
     assert (
         line_figure([line([1, 0, 1]), line([1, 1, 1], 1.0)]).get_suptitle() == "Loss along a line"

@@ -333,10 +333,8 @@ def _name(index: int, lines: Sequence[Slice]) -> str:
 
 def _shared_axis_label(lines: Sequence[Slice], film: Sequence[Slice]) -> str:
     """Returns the label of the coordinate axis, with what all lines have in common."""
-    if _differ(lines, _direction):
-        return "along the direction"
-    norms = None if _differ(lines, _norm) else norm_ranges(film, 1)[0]
-    return axis_label(_direction(lines[0]), norms)
+    name = "along the direction" if _differ(lines, _direction) else _direction(lines[0])
+    return axis_label(name, None if _differ(lines, _norm) else norm_ranges(film, 1)[0])
 
 
 def _header(lines: Sequence[Slice]) -> tuple[str, list[str]]:
@@ -414,8 +412,10 @@ def _state(line: Slice) -> str:
     return ("fixed" if flags[0] else "taken anew") if len(flags) == 1 else ""
 
 
-def _norm(line: Slice) -> float | None:
-    return direction_norms(line.metadata, 1)[0]
+def _norm(line: Slice) -> str:
+    """The norm of the direction as labels show it."""
+    (norm,) = direction_norms(line.metadata, 1)
+    return "" if norm is None else number(norm, 2)
 
 
 def _normalization(line: Slice) -> str:
