@@ -131,7 +131,7 @@ bench-accuracy: install
 
 # Whole runs beside the same without callbacks; hours in full, see the file for parts.
 bench-overhead: install
-	$(RUN) benchmarks/overhead.py $(BENCH)
+	$(RUN) -m benchmarks.overhead $(BENCH)
 
 bench-first-run: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.first_run $(BENCH)
@@ -155,7 +155,7 @@ bench-blindness: install
 bench-smoke: install
 	$(RUN) -m benchmarks --quick --only eigenvalue-mlp pictures
 	$(RUN) -m benchmarks.accuracy --quick
-	$(RUN) benchmarks/overhead.py --quick
+	$(RUN) -m benchmarks.overhead --quick
 	$(RUN) -m benchmarks.first_run --quick
 	$(RUN) -m benchmarks.memory --quick
 	$(RUN) -m benchmarks.scale --largest 2e4

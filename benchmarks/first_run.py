@@ -4,8 +4,8 @@
 
 Four networks, each trained for 200 steps, for 1,500 steps and for three minutes with the usual
 callbacks: how many values and the longest gap between two, the planes and their resolution, what a
-value takes, and the time added to the same training without callbacks (both at the same time, each
-in its own process on one thread, so two idle cores are needed), compared with the documented limit:
+value takes, and the time added to the same training without callbacks (two processes that run by
+turns, each on one thread), compared with the documented limit:
 ``max(max_overhead * T, min(max(T, 10 s), grace_seconds))``.
 Logged eigenvalues, 20 of them at most, are then measured again, at ``tol=1e-4`` on the same probe
 and weights: runs with callbacks have the same weights, so a third run writes a checkpoint at each
@@ -27,18 +27,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overhead import _ONE_THREAD, TRAININGS
+from benchmarks.trainings import TRAININGS, loader_of
+from benchmarks.turns import Finished, Turns, run_alone, run_by_turns
 
 _MINUTES = 3
 _WIDE = 2048  # examples
@@ -46,7 +44,7 @@ _COMPARED = 20  # values of a run
 _LENGTHS = ("200", "1500", "minutes")
 
 
-def train(name: str, steps: int, folder: str, kind: str) -> None:
+def train(name: str, steps: int, folder: str, kind: str, turns: Turns) -> None:
     """Train in this process, and print the results for the parent process as one line of JSON.
 
     ``kind``: "plain", "measured", "no grace" (measured as well), or "kept" with the steps of
@@ -55,7 +53,6 @@ def train(name: str, steps: int, folder: str, kind: str) -> None:
     import pytorch_lightning as pl
     import torch
     from torch import nn
-    from torch.utils.data import DataLoader
 
     class Module(pl.LightningModule):
         def __init__(self, net: nn.Module) -> None:
@@ -96,11 +93,11 @@ def train(name: str, steps: int, folder: str, kind: str) -> None:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
+    loader = loader_of(data, size, turns)
     started = time.perf_counter()
     trainer.fit(module, loader)
     result: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    result["waited"] = turns.waited
     if kind == "measured":
         hessian, sharpness, landscape = callbacks
         result["rows"] = hessian.history
@@ -142,45 +139,29 @@ def _exact(
     return found
 
 
-def _run(name: str, steps: int, folder: str, kind: str) -> tuple[dict[str, Any], float]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.first_run",
-        "--run",
-        name,
-        str(steps),
-        folder,
-        kind,
-    ]
-    started = time.perf_counter()
-    done = subprocess.run(
-        command, env={**os.environ, **_ONE_THREAD}, check=True, capture_output=True, text=True
-    )
-    seconds = time.perf_counter() - started
-    for line in done.stderr.splitlines() if kind != "kept" else ():
+def _command(name: str, steps: int, folder: str, kind: str) -> list[str]:
+    return ["-m", "benchmarks.first_run", "--run", name, str(steps), folder, kind]
+
+
+def _pair(name: str, steps: int, folder: str, kind: str) -> list[Finished]:
+    """Without and with callbacks, by turns."""
+    pair = run_by_turns(*(_command(name, steps, folder, each) for each in ("plain", kind)))
+    for line in pair[1].messages.splitlines():
         if line.startswith("lightning_landscape: measured hessian"):
             print(f"{name}, {steps:,} steps: {line}", file=sys.stderr, flush=True)
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result, seconds
-
-
-def _pair(name: str, steps: int, folder: str, kind: str) -> list[tuple[dict[str, Any], float]]:
-    """Both runs at the same time, so that the load of the machine is the same for both."""
-    with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(_run, name, steps, folder, each) for each in ("plain", kind)]
-        return [run.result() for run in runs]
+    return pair
 
 
 def row_of(name: str, length: str) -> list[str]:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps_of(name, length, folder)
-        (alone, plain), (measured, whole) = _pair(name, steps, folder, "measured")
+        plain, ours = _pair(name, steps, folder, "measured")
+        measured = ours.result
         labels = [row["step"] for row in measured["rows"]]
         compared = _evenly(measured["rows"], _COMPARED)
         Path(folder, "steps.json").write_text(json.dumps([row["step"] for row in compared]))
-        kept, _ = _run(name, steps, folder, "kept")
+        kept = run_alone(_command(name, steps, folder, "kept")).result
         errors = sorted(
             abs(row["hessian/top_eigenvalue"] / kept["exact"][str(row["step"])] - 1)
             for row in compared
@@ -188,7 +169,7 @@ def row_of(name: str, length: str) -> list[str]:
         biases = [wide / kept["exact"][step] for step, wide in kept["wide"].items()]
         sizes = _plane_sizes(Path(folder))
     gaps = [b - a for a, b in zip([0, *labels], [*labels, steps], strict=True)]
-    trained = alone["seconds"]
+    trained = plain.result["seconds"]
     limit = max(0.05 * trained, min(max(trained, 10.0), 30.0))
     return [
         name,
@@ -197,7 +178,7 @@ def row_of(name: str, length: str) -> list[str]:
         f"{max(gaps) / steps:.0%}",
         f"{len(sizes)} {', '.join(sorted({f'{x} x {y}' for x, y in sizes}))}",
         f"{measured['cost']:.2f} s",
-        f"{whole - plain:.1f} of {limit:.0f} s",
+        f"{ours.seconds - plain.seconds:.1f} of {limit:.0f} s",
         f"{statistics.median(errors):.1%}" if errors else "",
         f"{errors[int(0.95 * (len(errors) - 1))]:.1%}" if errors else "",
         f"{statistics.median(biases):.2f}" if biases else "",
@@ -207,8 +188,8 @@ def row_of(name: str, length: str) -> list[str]:
 def _steps_of(name: str, length: str, folder: str) -> int:
     if length != "minutes":
         return int(length)
-    tried, _ = _run(name, 300, folder, "plain")
-    return max(int(300 * 60 * _MINUTES / tried["seconds"]), 300)
+    tried = run_alone(_command(name, 300, folder, "plain"))
+    return max(int(300 * 60 * _MINUTES / tried.result["seconds"]), 300)
 
 
 def _evenly(rows: list[Any], most: int) -> list[Any]:
@@ -223,8 +204,8 @@ def pairs_of(name: str, length: str, pairs: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps_of(name, length, folder)
         for _ in range(pairs):
-            (_, plain), (_, whole) = _pair(name, steps, folder, "no grace")
-            added.append(whole / plain - 1)
+            plain, ours = _pair(name, steps, folder, "no grace")
+            added.append(ours.seconds / plain.seconds - 1)
     each = ", ".join(f"{share:.1%}" for share in added)
     return [name, f"{steps:,}", each, f"{statistics.median(added):.1%}"]
 
@@ -242,11 +223,11 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", choices=_LENGTHS, default=_LENGTHS)
     parser.add_argument("--no-grace", type=int, metavar="PAIRS", help="with grace_seconds=0")
     parser.add_argument("--quick", action="store_true", help="the shortest one")
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.run:
-        name, steps, folder, kind = chosen.run
-        train(name, int(steps), folder, kind)
+        name, steps, folder, kind, *descriptor = chosen.run
+        train(name, int(steps), folder, kind, Turns(*map(int, descriptor)))
         return
     if chosen.quick:
         chosen.trainings, chosen.lengths = ["mlp"], ["200"]

@@ -957,6 +957,13 @@ GUARDS = [
         f"{BUDGET_TESTS} -k short_run_are",
     ),
     Guard(
+        "products that take longer than the one that was timed are fewer",
+        "callbacks/hessian_measurement.py",
+        "solver.lower_limit(self._products_within_budget(this_round, seconds))",
+        "pass",
+        f"{BUDGET_TESTS} -k become_slower",
+    ),
+    Guard(
         "no picture exceeds the budget",
         ACCOUNT,
         "if draws and self._fits([quantity], left, step):",

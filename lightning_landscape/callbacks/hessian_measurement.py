@@ -63,6 +63,10 @@ class HessianMeasurement(Monitor):
         start = solver.start("top", objective) or solver.gradient(objective)
         result = this_round.top_eigenvalues(self, self.k, init=start, **solver.settings())
         solver.store("top", result)
+        if this_round.is_limited(self) and result.hvps:
+            # They may take longer than the one that was timed, as on a machine under load.
+            seconds = (this_round.clock() - started) / result.hvps
+            solver.lower_limit(self._products_within_budget(this_round, seconds))
         measured = Measured()
         values = measured.values
         if self._is_cut_off(result.converged, float(result.eigenvalues[0])):
@@ -115,8 +119,7 @@ class HessianMeasurement(Monitor):
         named = self.blocks if isinstance(self.blocks, Mapping) else None
         blocks = len(names_by_block(objective.params, named)) if self.blocks else 0
         problems = (1 + preconditioned) * (1 + self.batch_edge_ratio) + self.min_eigenvalue + blocks
-        others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
-        most = this_round.operations_within_budget(seconds) - others
+        most = self._products_within_budget(this_round, seconds)
         fewest = self.k + 1
         if most < problems * fewest:
             raise OverBudgetError(
@@ -126,6 +129,11 @@ class HessianMeasurement(Monitor):
                 f"grace_seconds, max_overhead=None for no limit, or a smaller probe_samples"
             )
         self._solver.limit_products(most, problems, fewest)
+
+    def _products_within_budget(self, this_round: Round, seconds: float) -> float:
+        """Products of ``seconds`` each for all eigenvalue problems together."""
+        others = self.trace_samples + DENSITY_PRODUCTS * self.density_samples
+        return this_round.operations_within_budget(seconds) - others
 
     def run_summary(self, folder: Path, final: bool) -> Measured:
         """The eigenvalue and the edge; at the end of the fit also the densities."""

@@ -47,6 +47,10 @@ class Solver:
         """
         self._products, self._problems, self._fewest = products, problems, fewest
 
+    def lower_limit(self, products: float) -> None:
+        """Limit the products of the remaining problems, if they are limited to more."""
+        self._products = min(self._products, products)
+
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``top_eigenvalues`` for the next problem."""
         most = self._products - self._fewest * max(self._problems - 1, 0)

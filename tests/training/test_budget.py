@@ -451,6 +451,31 @@ def test_products_of_a_short_run_are_shared(tmp_path, monkeypatch, clock, second
     assert limits[1] == (pytest.approx(57 - 3 - 10 - seconds, abs=1), 3, 2)
 
 
+def test_products_that_become_slower_are_fewer(tmp_path, monkeypatch, clock):
+    """Load on the machine begins in the first of two problems, which takes 40 s of 57."""
+    Timed(monkeypatch, clock, {}, evaluation=1.0)
+    monkeypatch.setattr(HessianMonitor, "forwards", 1)
+    limits = {}
+    store = Solver.store
+
+    def slowly(solver, problem, result):
+        limits[problem] = solver.limit
+        clock.now += 40.0 if problem == "top" else 0.0
+        store(solver, problem, result)
+
+    monkeypatch.setattr(Solver, "store", slowly)
+    monitor = HessianMonitor(
+        grace_seconds=60.0,
+        max_overhead=0.6,
+        probe=regression().dataset.tensors,
+        min_eigenvalue=True,
+    )
+    batches = functools.partial(regression, batch_size=60)
+    train(Linear, batches, [monitor], tmp_path, max_epochs=100)
+    assert limits["top"] > 40
+    assert limits["min"] == 2
+
+
 def test_timed_forwards_leave_the_budget_to_values(tmp_path, monkeypatch, clock):
     # An eigenvalue takes longer than the 30 s allowed, one SAM value does not.
     Timed(monkeypatch, clock, {}, evaluation=1.0)
