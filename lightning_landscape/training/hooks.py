@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 from pytorch_lightning import Callback
 
-# Seconds by which a step is longer between measurements, on a machine where it takes 1 to 2 ms.  The
-# hook takes 12 microseconds of them.  After the first measurement all parts of such a step become
-# slower by 2 to 4 %, the data loader and the optimizer too, even where no hook is called any more.
-# The reason is not known: it is not the size of the heap, imports, page faults, garbage collections
-# or attribute dictionaries.  On a faster machine all are shorter, so it is at most this share.
+# Seconds by which a step of 1 to 2 ms is longer between measurements.  The hook takes 12
+# microseconds of them.  After the first measurement all parts of a step become slower by 2 to 4 %,
+# the data loader and the optimizer too, even where no hook is called any more.  The reason is not
+# known; imports, page faults, garbage collections and attribute dictionaries were ruled out.  On a
+# faster machine all are shorter, so it is at most this share of a step.
 HOOK_SECONDS, HOOK_SHARE = 50e-6, 0.04
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
