@@ -558,11 +558,10 @@ GUARDS = [
     ),
     Guard(
         "the time of idle hooks is counted",
-        SESSION,
-        "costs.time.add(",
-        "abs(",
+        "training/costs.py",
+        "self.time.add(idle)",
+        "pass",
         f"{SESSION_TESTS} -k idle_hooks",
-        within="Session._count_batches",
     ),
     Guard(
         "a random start has not converged after a few products",
@@ -962,6 +961,13 @@ GUARDS = [
         "solver.lower_limit(self._products_within_budget(this_round, seconds))",
         "pass",
         f"{BUDGET_TESTS} -k become_slower",
+    ),
+    Guard(
+        "values leave time for idle hooks ahead",
+        ACCOUNT,
+        "idle = self._costs.idle + self._costs.hook_seconds * self._known_ahead",
+        "idle = self._costs.idle",
+        f"{BUDGET_TESTS} -k idle_hooks_ahead",
     ),
     Guard(
         "no picture exceeds the budget",

@@ -67,21 +67,30 @@ class Budget:
         if self.limit is None:
             return math.inf
         trained = self._costs.time.trained
-        known = math.isfinite(self.batches_ahead)
-        ahead = self._costs.seconds_per_batch * self.batches_ahead if known else 0.0
+        ahead = self._costs.seconds_per_batch * self._known_ahead
         return max(self.limit * (trained + ahead), self._grace(trained + ahead))
 
     def _grace(self, seconds: float) -> float:
         return min(max(seconds, _SHORTEST_GRACE), self.grace_seconds)
 
     @property
+    def _known_ahead(self) -> float:
+        return self.batches_ahead if math.isfinite(self.batches_ahead) else 0.0
+
+    @property
     def _planned(self) -> float:
-        return _PLANNED * self.whole
+        """Seconds that are planned with, without those of idle hooks, of batches ahead too."""
+        idle = self._costs.idle + self._costs.hook_seconds * self._known_ahead
+        return _PLANNED * self.whole - idle
+
+    @property
+    def _spent(self) -> float:
+        return self._costs.time.spent - self._costs.idle
 
     @property
     def left(self) -> float:
         """Seconds that may still be planned with; negative if more was spent."""
-        return self._planned - self._costs.time.spent
+        return self._planned - self._spent
 
     def seconds_of(self, quantity: Quantity) -> float:
         """Estimated seconds of the callback's next measurement."""
@@ -121,7 +130,7 @@ class Budget:
         share = min(beside, _VALUES * whole)
         on_pictures = sum(q.seconds_spent - self._spent_before[q.prefix] for q in drawing)
         on_pictures += self._drawn
-        seconds = min(share - (self._costs.time.spent - on_pictures), self.left)
+        seconds = min(share - (self._spent - on_pictures), self.left)
         return max(seconds, self._for_first_values)
 
     @property

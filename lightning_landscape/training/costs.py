@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from lightning_landscape.training.data.probe import Probe
+from lightning_landscape.training.hooks import HOOK_SECONDS, HOOK_SHARE
 
 # Estimates on a slow machine, until they are timed: a picture, the import of the plotting library.
 _DRAWING_SECONDS, _IMPORT_SECONDS = 0.1, 0.6
@@ -73,6 +74,7 @@ class Costs:
         forward: seconds of a forward of the probe; None until one is timed.
         drawing: seconds of a picture; None until one is drawn.
         batches: training batches so far.
+        idle: seconds of idle hooks so far, a part of ``time.spent``.
         batch_size: examples in the training batch before the last measurement.
     """
 
@@ -82,19 +84,28 @@ class Costs:
         self.drawing: float | None = None
         self.batches = 0
         self.batch_size = 1
+        self.idle = 0.0
         self._first_count = 0, 0.0  # batches, and the seconds of training that they took
 
     def count_batches(self, batches: int) -> None:
-        """Set the number of training batches since training began."""
+        """Set the number of training batches since training began, and count their idle hooks."""
         if batches > 0 and self._first_count[0] == 0:
             self._first_count = batches, self.time.trained
-        self.batches = batches
+        since, self.batches = batches - self.batches, batches
+        idle = since * self.hook_seconds
+        self.idle += idle
+        self.time.add(idle)
 
     @property
     def seconds_per_batch(self) -> float:
         """Seconds of training per batch, without the first batch, which includes one-time work."""
         first, seconds = self._first_count if self.batches > self._first_count[0] else (0, 0.0)
         return (self.time.trained - seconds) / max(self.batches - first, 1)
+
+    @property
+    def hook_seconds(self) -> float:
+        """Seconds by which a step without a measurement is longer."""
+        return min(HOOK_SECONDS, HOOK_SHARE * self.seconds_per_batch)
 
     def forward_seconds(self, probe: Probe) -> float:
         """Seconds of a forward of the probe."""

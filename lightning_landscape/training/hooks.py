@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 # the data loader and the optimizer too, even where no hook is called any more.  The reason is not
 # known; imports, page faults, garbage collections and attribute dictionaries were ruled out.  On a
 # faster machine all are shorter, so it is at most this share of a step.
-HOOK_SECONDS, HOOK_SHARE = 50e-6, 0.04
+HOOK_SECONDS, HOOK_SHARE = 90e-6, 0.04
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"
 # Called at a step, before its gradient is clipped.

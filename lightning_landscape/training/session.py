@@ -29,7 +29,7 @@ from lightning_landscape.training.closing import (
 )
 from lightning_landscape.training.data.batch import batch_size
 from lightning_landscape.training.failures import kind_of
-from lightning_landscape.training.hooks import BATCH_START, HOOK_SECONDS, HOOK_SHARE, STEP_HOOKS
+from lightning_landscape.training.hooks import BATCH_START, STEP_HOOKS
 from lightning_landscape.training.isolation.module_state import record_iterators
 from lightning_landscape.training.logged_size import LoggedSize
 from lightning_landscape.training.losses import takes_iterator
@@ -164,11 +164,8 @@ class Session:
         )
 
     def _count_batches(self, trainer: Trainer) -> None:
-        """Count the batches since the last call, and the time of idle hooks at them."""
-        batches = trainer.fit_loop.total_batch_idx + 1 - self._first_batch
-        costs, idle = self.run.costs, batches - self.run.costs.batches
-        costs.count_batches(batches)
-        costs.time.add(idle * min(HOOK_SECONDS, HOOK_SHARE * costs.seconds_per_batch))
+        """Count the batches since the last call."""
+        self.run.costs.count_batches(trainer.fit_loop.total_batch_idx + 1 - self._first_batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_landscape.training import costs, session
+from lightning_landscape.training import costs
 from tests.training.clock import Clock
 
 
@@ -13,5 +13,5 @@ def clock(monkeypatch):
     """Replaces the clock of the package; idle hooks take no time on it."""
     clock = Clock()
     monkeypatch.setattr(costs.time, "perf_counter", clock)
-    monkeypatch.setattr(session, "HOOK_SECONDS", 0.0)
+    monkeypatch.setattr(costs, "HOOK_SECONDS", 0.0)
     return clock

@@ -19,7 +19,7 @@ from lightning_landscape import (
     Slice,
 )
 from lightning_landscape.callbacks.solver import Solver
-from lightning_landscape.training import session
+from lightning_landscape.training import costs, session
 from lightning_landscape.training.bookkeeping import LOSS
 from lightning_landscape.training.budget import Budget
 from lightning_landscape.training.closing import closing_line
@@ -27,7 +27,7 @@ from lightning_landscape.training.costs import Costs
 from lightning_landscape.training.data.probe import Probe
 from tests.runs import train
 from tests.small import Linear, regression
-from tests.training.clock import Timed, closing_line_of
+from tests.training.clock import Timed, closing_line_of, share_in_closing_line
 
 pytestmark = pytest.mark.short_runs
 
@@ -474,6 +474,18 @@ def test_products_that_become_slower_are_fewer(tmp_path, monkeypatch, clock):
     train(Linear, batches, [monitor], tmp_path, max_epochs=100)
     assert limits["top"] > 40
     assert limits["min"] == 2
+
+
+def test_values_leave_time_for_idle_hooks_ahead(tmp_path, monkeypatch, clock, caplog):
+    """Which take 48 of the 60 s that 1,200 steps of 1 s may become longer."""
+    monkeypatch.setattr(costs, "HOOK_SECONDS", 1.0)
+    Timed(monkeypatch, clock, {HessianMonitor: 0.5})
+    monitor = HessianMonitor(grace_seconds=0.0)
+    train(Linear, regression, [monitor], tmp_path, max_epochs=400)
+    assert 0.045 <= share_in_closing_line(caplog) <= 0.0475
+    assert 6 <= monitor.measured <= 12  # of .5 s, with .7 of the 9 s that are left, or more
+    steps = [row["step"] for row in monitor.history]
+    assert steps[-1] > 900
 
 
 def test_timed_forwards_leave_the_budget_to_values(tmp_path, monkeypatch, clock):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_landscape import HessianMonitor, SharpnessMonitor
-from lightning_landscape.training import measuring, probes, session
+from lightning_landscape.training import costs, measuring, probes, session
 from lightning_landscape.training.data import batch as batches
 from lightning_landscape.training.last_step import LastStep
 from lightning_landscape.training.run_state import RunState
@@ -196,7 +196,7 @@ def test_no_work_where_nothing_is_due(tmp_path, monkeypatch):
     [(0.01, 0.01), (1.0, 0.04)],  # at most 4 % of a step of 1 s
 )
 def test_time_of_idle_hooks_is_counted(tmp_path, monkeypatch, clock, caplog, seconds, counted):
-    monkeypatch.setattr(session, "HOOK_SECONDS", seconds)
+    monkeypatch.setattr(costs, "HOOK_SECONDS", seconds)
     Timed(monkeypatch, clock, {})
     train(Linear, regression, [HessianMonitor(every_n_train_steps=10**6)], tmp_path, max_epochs=400)
     assert share_in_closing_line(caplog) == pytest.approx(counted, abs=1e-3)
