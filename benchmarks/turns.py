@@ -23,17 +23,19 @@ _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPEN
 
 
 class Turns:
-    """This process's end of the connection; None: it runs alone.
+    """The turns of this process.  When the other one has ended, it goes on alone.
 
-    ``time.perf_counter`` stops while the process waits.  When the other process has ended, this one
-    goes on alone.
+    ``time.perf_counter`` stops while the process waits.
 
     Attributes:
         waited: seconds.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """Wait for the first turn."""
+        """Wait for the first turn.
+
+        ``descriptor``: of a socket that is connected to the other process; None: there is none.
+        """
         self.waited = 0.0
         self._connection = None if descriptor is None else socket.socket(fileno=descriptor)
         self._clock = clock = time.perf_counter

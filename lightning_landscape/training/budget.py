@@ -79,12 +79,13 @@ class Budget:
 
     @property
     def _planned(self) -> float:
-        """Seconds that are planned with, without those of idle hooks, of batches ahead too."""
+        """Seconds for measurements, without idle hooks, those at the batches ahead too."""
         idle = self._costs.idle + self._costs.hook_seconds * self._known_ahead
         return _PLANNED * self.whole - idle
 
     @property
     def _spent(self) -> float:
+        """Seconds of them that were spent."""
         return self._costs.time.spent - self._costs.idle
 
     @property

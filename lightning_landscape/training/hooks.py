@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pytorch_lightning import Callback
 
 # Seconds by which a step of 1 to 2 ms is longer between measurements.  The hook takes 12
-# microseconds of them.  After the first measurement all parts of a step become slower by 2 to 4 %,
+# microseconds of them.  After the first measurement all parts of a step become slower by 2 to 5 %,
 # the data loader and the optimizer too, even where no hook is called any more.  The reason is not
-# known; imports, page faults, garbage collections and attribute dictionaries were ruled out.  On a
-# faster machine all are shorter, so it is at most this share of a step.
+# known: the numbers of imports, page faults and garbage collections are the same.  On a faster
+# machine all are shorter, so it is at most this share of a step.
 HOOK_SECONDS, HOOK_SHARE = 90e-6, 0.04
 
 BATCH_START, BATCH_END = "on_train_batch_start", "on_train_batch_end"

@@ -421,6 +421,14 @@ def test_early_stopping_with_too_few_values_warns(tmp_path, monkeypatch, clock):
     assert re.search("[1-3]", str(monitor.measured))
 
 
+def two_problems(**settings):
+    """57 s are planned with."""
+    probe = regression().dataset.tensors
+    return HessianMonitor(
+        grace_seconds=60.0, max_overhead=0.6, probe=probe, min_eigenvalue=True, **settings
+    )
+
+
 @pytest.mark.parametrize("seconds", [0.0, 12.0])
 def test_products_of_a_short_run_are_shared(tmp_path, monkeypatch, clock, seconds):
     """By all eigenvalues, and with the callbacks that follow in the same round."""
@@ -436,14 +444,7 @@ def test_products_of_a_short_run_are_shared(tmp_path, monkeypatch, clock, second
         limit_products(solver, products, *of)
 
     monkeypatch.setattr(Solver, "limit_products", noted)
-    monitor = HessianMonitor(
-        grace_seconds=60.0,
-        max_overhead=0.6,
-        probe=regression().dataset.tensors,
-        min_eigenvalue=True,
-        blocks=True,
-        trace_samples=10,
-    )
+    monitor = two_problems(blocks=True, trace_samples=10)
     batches = functools.partial(regression, batch_size=60)
     others = [SharpnessMonitor(grace_seconds=60.0, max_overhead=0.6)] if seconds else []
     train(Linear, batches, [monitor, *others], tmp_path, max_epochs=100)
@@ -464,12 +465,7 @@ def test_products_that_become_slower_are_fewer(tmp_path, monkeypatch, clock):
         store(solver, problem, result)
 
     monkeypatch.setattr(Solver, "store", slowly)
-    monitor = HessianMonitor(
-        grace_seconds=60.0,
-        max_overhead=0.6,
-        probe=regression().dataset.tensors,
-        min_eigenvalue=True,
-    )
+    monitor = two_problems()
     batches = functools.partial(regression, batch_size=60)
     train(Linear, batches, [monitor], tmp_path, max_epochs=100)
     assert limits["top"] > 40
@@ -477,7 +473,7 @@ def test_products_that_become_slower_are_fewer(tmp_path, monkeypatch, clock):
 
 
 def test_values_leave_time_for_idle_hooks_ahead(tmp_path, monkeypatch, clock, caplog):
-    """Which take 48 of the 60 s that 1,200 steps of 1 s may become longer."""
+    """1,200 steps of 1 s may become 60 s longer; idle hooks take 48 s of them."""
     monkeypatch.setattr(costs, "HOOK_SECONDS", 1.0)
     Timed(monkeypatch, clock, {HessianMonitor: 0.5})
     monitor = HessianMonitor(grace_seconds=0.0)
